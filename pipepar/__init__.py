@@ -1,0 +1,1 @@
+"""pipepar: pipeline-parallel inference for PyTorch models on HPC clusters."""

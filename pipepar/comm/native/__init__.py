@@ -1,0 +1,1 @@
+"""The progress engine, in C++."""

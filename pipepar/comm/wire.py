@@ -1,0 +1,281 @@
+"""What stands in front of the tensors on the wire: a fixed-size header, and a spec when it changes.
+
+Nothing here is pickled. Every field is checked before anything is allocated for it: bytes that do
+not fit the protocol are a WireError, never a crash and never a large allocation.
+
+    header  magic version kind generation spec_bytes index checksum        32 bytes, little-endian
+    spec    count, then for each value: a tag and what the tag calls for   spec_bytes bytes
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import torch
+
+from pipepar.errors import WireError
+from pipepar.microbatch import TensorSpec, Value
+
+Entry: TypeAlias = TensorSpec | bool | int | float | complex | str | None
+"""A value as the spec tells it: a tensor by its spec, anything else by itself."""
+
+Spec: TypeAlias = tuple[Entry, ...]
+
+MAGIC: Final = b"PPAR"
+VERSION: Final = 1
+MAX_SPEC_BYTES: Final = 1 << 24
+MAX_TENSOR_BYTES: Final = 1 << 42
+MAX_DIMENSIONS: Final = 64
+
+# A dtype's code is its position: append, never reorder.
+DTYPES: Final = tuple(
+    getattr(torch, name)
+    for name in (
+        "float32 float64 float16 bfloat16 complex64 complex128 complex32 bool "
+        "uint8 int8 int16 int32 int64 uint16 uint32 uint64 "
+        "float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu float4_e2m1fn_x2 "
+        "bits8 bits16 bits1x8 bits2x4 bits4x2 "
+        "int1 int2 int3 int4 int5 int6 int7 uint1 uint2 uint3 uint4 uint5 uint6 uint7"
+    ).split()
+)
+_CODES: Final = {dtype: code for code, dtype in enumerate(DTYPES)}
+
+_HEADER: Final = struct.Struct("<4sHBxIIQ")
+_CHECKSUM: Final = struct.Struct("<II")  # CRC-32 of the fields above, and of the spec
+HEADER_BYTES: Final = _HEADER.size + _CHECKSUM.size
+
+
+class Kind(enum.IntEnum):
+    """What a header announces."""
+
+    MICROBATCH = 1
+    END = 2
+    """The end of a stream; the next one may follow."""
+
+
+class Tag(enum.IntEnum):
+    """What kind of entry follows in a spec."""
+
+    TENSOR = 1
+    NONE = 2
+    FALSE = 3
+    TRUE = 4
+    INT = 5
+    FLOAT = 6
+    COMPLEX = 7
+    STR = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first message of every micro-batch."""
+
+    kind: Kind
+    index: int
+    """Position in the stream, 0-based; for END the number of micro-batches sent."""
+    generation: int
+    """Counts how often the sender has outgrown the receiver's buffers; see comm/mpi.py."""
+    spec_bytes: int = 0
+    """Length of the spec that follows; 0 where the last one still holds."""
+    spec_checksum: int = 0
+    """CRC-32 of that spec."""
+
+    @classmethod
+    def announcing(cls, kind: Kind, index: int, generation: int, spec: bytes) -> Header:
+        """The header in front of an encoded spec, empty where none follows. *Local.*"""
+        return cls(kind, index, generation, len(spec), zlib.crc32(spec))
+
+    def checked(self, spec: bytes | bytearray) -> bytes | bytearray:
+        """The spec that this header announced, if it is that. *Local.*
+
+        Raises:
+            WireError: its checksum differs.
+        """
+        if zlib.crc32(spec) != self.spec_checksum:
+            raise WireError("a spec's checksum does not match its header")
+        return spec
+
+    def pack(self) -> bytes:
+        """Encode to HEADER_BYTES bytes. *Local.*"""
+        fields = _HEADER.pack(
+            MAGIC, VERSION, self.kind, self.generation, self.spec_bytes, self.index
+        )
+        return fields + _CHECKSUM.pack(zlib.crc32(fields), self.spec_checksum)
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray | memoryview) -> Header:
+        """Decode and check HEADER_BYTES bytes. *Local.*
+
+        Raises:
+            WireError: a field is not what the protocol allows.
+        """
+        if len(data) != HEADER_BYTES:
+            raise WireError(f"a header of {len(data)} bytes arrived, expected {HEADER_BYTES}")
+        magic, version, kind, generation, spec_bytes, index = _HEADER.unpack_from(data)
+        checksum, spec_checksum = _CHECKSUM.unpack_from(data, _HEADER.size)
+        if magic != MAGIC:
+            raise WireError(f"a header begins with {bytes(magic)!r}, expected {MAGIC!r}")
+        if version != VERSION:
+            raise WireError(
+                f"a header of protocol version {version} arrived, expected {VERSION}; "
+                "start every rank from the same installation of pipepar"
+            )
+        if zlib.crc32(data[: _HEADER.size]) != checksum:
+            raise WireError("a header's checksum does not match its fields")
+        if kind not in (Kind.MICROBATCH, Kind.END):
+            raise WireError(f"a header of unknown kind {kind} arrived")
+        if spec_bytes > MAX_SPEC_BYTES:
+            raise WireError(f"a spec of {spec_bytes} bytes is announced, limit {MAX_SPEC_BYTES}")
+        if kind == Kind.END and spec_bytes:
+            raise WireError("the end of a stream announces a spec")
+        return cls(Kind(kind), index, generation, spec_bytes, spec_checksum)
+
+
+def describe(value: Value) -> Entry:
+    """The spec entry of a value. *Local.*
+
+    Raises:
+        WireError: the value is of a type that cannot cross, or a tensor that is not plain memory.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            raise WireError(
+                f"a {value.layout} {value.dtype} tensor on {value.device} cannot cross between "
+                "stages; only dense, unquantized tensors can: call .to_dense() or .dequantize()"
+            )
+        return TensorSpec(value.dtype, tuple(value.shape), value.stride())
+    if value is None or isinstance(value, bool | int | float | complex | str):
+        return value
+    raise WireError(
+        f"a value of type {type(value).__name__} cannot cross between stages; "
+        "only tensors, None, bool, int, float, complex and str can"
+    )
+
+
+def same(one: Spec, other: Spec) -> bool:
+    """Whether two specs are the same on the wire; tells True from 1 and 0.0 from -0.0. *Local.*"""
+    return one == other and all(
+        type(a) is type(b) and (isinstance(a, TensorSpec) or repr(a) == repr(b))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def pack_spec(spec: Spec) -> bytes:
+    """Encode a spec. *Local.*
+
+    Raises:
+        WireError: it does not fit into MAX_SPEC_BYTES.
+    """
+    data = b"".join([struct.pack("<I", len(spec)), *map(_pack_entry, spec)])
+    if len(data) > MAX_SPEC_BYTES:
+        raise WireError(
+            f"the values of a micro-batch take {len(data)} bytes beside their tensors, limit "
+            f"{MAX_SPEC_BYTES}; send long strings as uint8 tensors"
+        )
+    return data
+
+
+def _pack_entry(entry: Entry) -> bytes:
+    if isinstance(entry, TensorSpec):
+        dims = (*entry.shape, *entry.stride)
+        head = struct.pack("<BBB", Tag.TENSOR, _CODES[entry.dtype], len(entry.shape))
+        return head + struct.pack(f"<{len(dims)}Q", *dims)
+    if entry is None:
+        return struct.pack("<B", Tag.NONE)
+    if isinstance(entry, bool):
+        return struct.pack("<B", Tag.TRUE if entry else Tag.FALSE)
+    if isinstance(entry, int):
+        digits = entry.to_bytes(entry.bit_length() // 8 + 1, "little", signed=True)
+        return struct.pack("<BI", Tag.INT, len(digits)) + digits
+    if isinstance(entry, float):
+        return struct.pack("<Bd", Tag.FLOAT, entry)
+    if isinstance(entry, complex):
+        return struct.pack("<Bdd", Tag.COMPLEX, entry.real, entry.imag)
+    text = entry.encode("utf-8", "surrogatepass")
+    return struct.pack("<BI", Tag.STR, len(text)) + text
+
+
+def unpack_spec(data: bytes | bytearray | memoryview) -> Spec:
+    """Decode and check a spec. *Local.*
+
+    Raises:
+        WireError: the bytes are not those of a spec.
+    """
+    reader = _Reader(bytes(data))
+    count = reader.number("<I")
+    if count > len(data):  # every entry takes at least one byte
+        raise WireError(f"a spec of {len(data)} bytes announces {count} values")
+    spec = tuple(_unpack_entry(reader) for _ in range(count))
+    if reader.left:
+        raise WireError(f"{reader.left} bytes are left over behind a spec")
+    return spec
+
+
+class _Reader:
+    """Takes fields off the front of a byte string, and never more than it holds."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    @property
+    def left(self) -> int:
+        return len(self._data) - self._at
+
+    def take(self, size: int) -> bytes:
+        if size > self.left:
+            raise WireError(f"a spec ends {size - self.left} bytes too early")
+        self._at += size
+        return self._data[self._at - size : self._at]
+
+    def numbers(self, layout: str) -> tuple[int, ...]:
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))
+
+    def number(self, layout: str) -> int:
+        return self.numbers(layout)[0]
+
+    def real(self) -> float:
+        return float(self.number("<d"))
+
+
+def _unpack_entry(reader: _Reader) -> Entry:
+    tag = reader.number("<B")
+    if tag == Tag.TENSOR:
+        return _unpack_tensor(reader)
+    if tag == Tag.NONE:
+        return None
+    if tag in (Tag.FALSE, Tag.TRUE):
+        return tag == Tag.TRUE
+    if tag == Tag.INT:
+        return int.from_bytes(reader.take(reader.number("<I")), "little", signed=True)
+    if tag == Tag.FLOAT:
+        return reader.real()
+    if tag == Tag.COMPLEX:
+        return complex(reader.real(), reader.real())
+    if tag == Tag.STR:
+        try:
+            return reader.take(reader.number("<I")).decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise WireError(f"a string is not UTF-8: {error}") from error
+    raise WireError(f"a spec holds an entry of unknown tag {tag}")
+
+
+def _unpack_tensor(reader: _Reader) -> TensorSpec:
+    code, dimensions = reader.numbers("<BB")
+    if code >= len(DTYPES):
+        raise WireError(f"a tensor of unknown dtype code {code} is announced")
+    if dimensions > MAX_DIMENSIONS:
+        raise WireError(f"a tensor of {dimensions} dimensions is announced, limit {MAX_DIMENSIONS}")
+    numbers = reader.numbers(f"<{2 * dimensions}Q")
+    spec = TensorSpec(DTYPES[code], numbers[:dimensions], numbers[dimensions:])
+    # The extent counts too: a tensor with holes is laid out again with them.
+    if max(spec.numel, spec.extent, *numbers, 0) * spec.dtype.itemsize > MAX_TENSOR_BYTES:
+        raise WireError(
+            f"a tensor of shape {list(spec.shape)} and stride {list(spec.stride)} is announced, "
+            f"limit {MAX_TENSOR_BYTES} bytes"
+        )
+    return spec

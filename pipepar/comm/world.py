@@ -1,0 +1,201 @@
+"""The ranks of a job: who they are, what they agree on, how they are connected, how they end.
+
+Importing this module starts nothing. MPI is initialised by `World.start`, and not even then in a
+process that no launcher started: a world of one needs no MPI at all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from pipepar.comm.channel import Receiver, Sender
+from pipepar.errors import PipeparError, PlanError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from pipepar.comm.native._progress import Engine
+
+# Set for every rank by Open MPI and PMIx launchers, by MPICH's and Intel's, and by srun's PMI-2.
+_LAUNCHER_VARIABLES: Final = ("PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMI_FD")
+# A job that cannot even abort in order is ended all the same.
+_ABORT_SECONDS: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One channel to be connected."""
+
+    producer: int
+    """Rank that sends."""
+    consumer: int
+    """Rank that receives."""
+    depth: int
+    """How many micro-batches may be under way on each end."""
+
+
+class World:
+    """All ranks of the job, as seen by one of them. Made by `World.start`.
+
+    Attributes:
+        rank: this process, 0-based.
+        size: number of ranks.
+        host: name of this process's machine.
+        cores: for each rank on this machine, by rank, the cores it is bound to.
+    """
+
+    def __init__(self, comm: MPI.Intracomm | None) -> None:
+        self._comm = comm
+        self._engine: Engine | None = None
+        self._next_tag = 0
+        self.rank = comm.rank if comm else 0
+        self.size = comm.size if comm else 1
+        self.host = platform.node()
+        place = json.dumps([self.host, sorted(os.sched_getaffinity(0))])
+        places = [json.loads(text) for text in self.all_gather(place)]
+        self.hosts: list[str] = [host for host, _ in places]
+        self.cores: dict[int, list[int]] = {
+            rank: cores for rank, (host, cores) in enumerate(places) if host == self.host
+        }
+
+    @classmethod
+    def start(cls) -> World:
+        """Join the world that the launcher started. *Collective.*
+
+        Raises:
+            PipeparError: the MPI library does not support threads.
+        """
+        launched = any(name in os.environ for name in _LAUNCHER_VARIABLES)
+        if not launched and "mpi4py.MPI" not in sys.modules:
+            return cls(None)
+        from mpi4py import MPI
+
+        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            raise PipeparError(
+                f"MPI runs at thread level {MPI.Query_thread()}, pipepar needs MPI_THREAD_MULTIPLE "
+                f"({MPI.THREAD_MULTIPLE}): leave mpi4py.rc.thread_level alone, or use an MPI "
+                "library built with thread support"
+            )
+        return cls(MPI.COMM_WORLD.Dup())
+
+    def broadcast(self, text: str) -> str:
+        """Rank 0's text, on every rank. *Collective.*"""
+        if self._comm is None:
+            return text
+        length = bytearray(len(text.encode()).to_bytes(8, "little"))
+        self._comm.Bcast(length)
+        data = bytearray(text.encode() if self.rank == 0 else int.from_bytes(length, "little"))
+        self._comm.Bcast(data)
+        return data.decode()
+
+    def all_gather(self, text: str) -> list[str]:
+        """Every rank's text, by rank, on every rank. *Collective.*"""
+        if self._comm is None:
+            return [text]
+        data = text.encode()
+        lengths = array("q", bytes(8 * self.size))
+        self._comm.Allgather(array("q", [len(data)]), lengths)
+        gathered = bytearray(sum(lengths))
+        self._comm.Allgatherv(data, [gathered, lengths.tolist()])
+        ends = list(itertools.accumulate(lengths))
+        return [gathered[end - n : end].decode() for end, n in zip(ends, lengths, strict=True)]
+
+    def agree(self, what: str, digest: str) -> None:
+        """Check that every rank has come to the same result. *Collective.*
+
+        Raises:
+            PlanError: on every rank, naming the ranks that differ from rank 0.
+        """
+        digests = self.all_gather(digest)
+        other = [rank for rank, found in enumerate(digests) if found != digests[0]]
+        if other:
+            raise PlanError(
+                f"rank 0 and {_ranks(other)} have made different {what}: give every rank the same "
+                "model, inputs and versions of torch, transformers and pipepar"
+            )
+
+    def check(self, problem: PipeparError | None) -> None:
+        """Fail on every rank if any rank has a problem. *Collective.*
+
+        So a problem found before the work starts is told once, by the lowest rank that has it.
+
+        Raises:
+            PipeparError: this rank's own problem, or one that names the rank that has it.
+        """
+        found = self.all_gather("" if problem is None else f"{type(problem).__name__}: {problem}")
+        if problem is not None:
+            raise problem
+        for rank, text in enumerate(found):
+            if text:
+                raise PipeparError(f"rank {rank} on {self.hosts[rank]}: {text}")
+
+    def connect(self, links: Iterable[Link]) -> tuple[dict[int, Receiver], dict[int, Sender]]:
+        """Make this rank's ends of all channels. *Collective*; the same links on every rank.
+
+        Returns:
+            The receivers by the rank they come from, the senders by the rank they go to.
+        """
+        receivers: dict[int, Receiver] = {}
+        senders: dict[int, Sender] = {}
+        if self._comm is None:
+            return receivers, senders
+        from pipepar.comm.mpi import Edge, MpiReceiver, MpiSender
+
+        engine = self._start_engine()
+        for link in links:
+            if link.consumer == self.rank:
+                edge = Edge(self._comm, link.producer, self._next_tag, link.depth)
+                receivers[link.producer] = MpiReceiver(edge, engine)
+            if link.producer == self.rank:
+                edge = Edge(self._comm, link.consumer, self._next_tag, link.depth)
+                senders[link.consumer] = MpiSender(edge, engine)
+            self._next_tag += Edge.tags(link.depth)
+        return receivers, senders
+
+    def close(self) -> None:
+        """Let go of MPI; every channel must be closed. *Collective*, may be called twice."""
+        if self._engine:
+            self._engine.close()
+            self._engine = None
+        if self._comm is not None:
+            self._comm.Free()
+            self._comm = None
+
+    def abort(self, report: str) -> None:
+        """Print a report and end every rank of the job, at once and with exit status 1. *Local.*
+
+        In a world of one it only prints.
+        """
+        sys.stdout.flush()
+        sys.stderr.write(f"\n{report.rstrip()}\n")
+        sys.stderr.flush()
+        if self._comm is None:
+            return
+        timer = threading.Timer(_ABORT_SECONDS, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
+        time.sleep(0.1)  # the launcher forwards our stderr; let it have the report first
+        self._comm.Abort(1)
+
+    def _start_engine(self) -> Engine:
+        if self._engine is None:
+            from mpi4py import MPI
+
+            from pipepar.comm.native._progress import Engine
+
+            self._engine = Engine(MPI.__file__)
+        return self._engine
+
+
+def _ranks(ranks: list[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
