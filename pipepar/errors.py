@@ -30,3 +30,7 @@ class WireError(PipeparError):
 
 class StageError(PipeparError):
     """A stage failed on a micro-batch; the cause is chained to it."""
+
+
+class PeerError(PipeparError):
+    """Another rank has a problem, and will tell it; this one only has to stop."""

@@ -120,10 +120,11 @@ def split(tree: Any, size: int) -> Iterator[Any]:
         size: rows of a micro-batch, at least 1; the last one may have fewer.
 
     Yields:
-        The same nesting over views of shape [b, ...]; 0-d tensors and constants repeat.
+        The same nesting over views of shape [b, ...]; 0-d tensors and constants repeat. A batch
+        without rows gives one micro-batch without rows, so that its output has a shape.
     """
     leaves, structure = pytree.tree_flatten(tree)
-    for begin in range(0, rows(leaves), size):
+    for begin in range(0, max(rows(leaves), 1), size):
         part = [
             leaf[begin : begin + size] if isinstance(leaf, torch.Tensor) and leaf.dim() else leaf
             for leaf in leaves

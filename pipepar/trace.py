@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 Kind = Literal["source", "receive", "compute", "send", "sink"]
 
@@ -34,20 +34,47 @@ class Span:
         return self.end - self.begin
 
 
-class Tracer:
-    """Collects the spans of one stage. *Local.*
+@dataclass(slots=True)
+class Totals:
+    """All that one stage did of one kind, summed up."""
 
-    Reading the clock and keeping a tuple costs well under a microsecond, so it is always on; the
-    spans themselves are made when somebody asks for them.
+    count: int = 0
+    """Micro-batches."""
+    seconds: float = 0.0
+    """Sum over them."""
+    first: float = 0.0
+    """Seconds of the first."""
+    last: float = 0.0
+    """Seconds of the last."""
+
+    def add(self, seconds: float) -> None:
+        """Count one more."""
+        if self.count == 0:
+            self.first = seconds
+        self.count += 1
+        self.seconds += seconds
+        self.last = seconds
+
+
+class Tracer:
+    """Keeps the time of one stage: totals always, every single span only when asked to. *Local.*
+
+    Args:
+        stage: the stage, 0-based.
+        keep: whether to keep the spans, which take memory for every micro-batch.
     """
 
-    def __init__(self, stage: int) -> None:
+    def __init__(self, stage: int, keep: bool = False) -> None:
         self.stage = stage
-        self._records: list[tuple[Kind, int, float, float]] = []
+        self.totals: dict[Kind, Totals] = {kind: Totals() for kind in get_args(Kind)}
+        self.spans: list[Span] = []
+        self._keep = keep
 
     def record(self, kind: Kind, microbatch: int, begin: float, end: float) -> None:
         """Keep one span; times in seconds of `time.perf_counter`."""
-        self._records.append((kind, microbatch, begin, end))
+        self.totals[kind].add(end - begin)
+        if self._keep:
+            self.spans.append(Span(self.stage, kind, microbatch, begin, end))
 
     @contextmanager
     def span(self, kind: Kind, microbatch: int) -> Iterator[None]:
@@ -58,32 +85,22 @@ class Tracer:
         finally:
             self.record(kind, microbatch, begin, time.perf_counter())
 
-    def take(self) -> list[Span]:
-        """The spans since the last call, in the order recorded."""
-        records, self._records = self._records, []
-        return [Span(self.stage, *record) for record in records]
 
-
-def bound(spans: Iterable[Span]) -> float:
-    """Seconds that a perfect pipeline would take for the compute spans given. *Local.*
+def bound(compute: Sequence[Totals]) -> float:
+    """Seconds that a perfect pipeline would take. *Local.*
 
     With equal micro-batches this is sum(t) + (M - 1) max(t) over the stage times t. Where
     micro-batches differ it is the largest, over the stages, of: the first micro-batch on its way
     to the stage, all of the stage's own work, the last micro-batch on its way out.
+
+    Args:
+        compute: the compute totals of each stage, in the order of the pipeline.
     """
-    stages: dict[int, list[Span]] = {}
-    for span in spans:
-        if span.kind == "compute":
-            stages.setdefault(span.stage, []).append(span)
-    if not stages:
-        return 0.0
-    order = sorted(stages)
-    fill, drain = 0.0, sum(stages[stage][-1].seconds for stage in order)
     longest = 0.0
-    for stage in order:
-        drain -= stages[stage][-1].seconds
-        longest = max(longest, fill + sum(span.seconds for span in stages[stage]) + drain)
-        fill += stages[stage][0].seconds
+    for stage, totals in enumerate(compute):
+        fill = sum(earlier.first for earlier in compute[:stage])
+        drain = sum(later.last for later in compute[stage + 1 :])
+        longest = max(longest, fill + totals.seconds + drain)
     return longest
 
 

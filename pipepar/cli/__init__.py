@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command-line door, one short file a verb."""

@@ -1,7 +1,7 @@
 """The MPI channel: micro-batches between two ranks, moved by the progress engine.
 
 Every micro-batch is a header, a spec where the last one no longer holds, and each tensor's own
-bytes, sent from where they lie. Three rules make it flow:
+bytes, sent from where they lie. Two rules make it flow:
 
 - **Posted ahead.** The receiver keeps `depth` headers and the buffers for their tensors posted, so
   that a message has somewhere to land while the stage computes. Headers are sent in synchronous
@@ -9,8 +9,6 @@ bytes, sent from where they lie. Three rules make it flow:
 - **Envelopes.** Buffers posted ahead are made for the largest tensors seen so far, so micro-batches
   whose shapes vary find room. What does not fit opens a new *generation* of larger buffers under
   another tag; both sides grow them by the same rule, and the receiver cancels the old ones.
-- **Holes.** A tensor whose memory is its own (contiguous, transposed, channels-last, expanded) goes
-  as it lies. One with holes (``x[:, ::2]``) is packed once, and laid out again with its strides.
 """
 
 from __future__ import annotations
@@ -18,32 +16,31 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 import torch
 from mpi4py import MPI
 
 from pipepar.comm import wire
+from pipepar.comm.memory import (
+    Envelope,
+    Leg,
+    core,
+    fits,
+    grow,
+    laid_out,
+    legs_of,
+    plain,
+    sizes_of,
+    spans,
+)
 from pipepar.comm.native._progress import Engine, Lane
 from pipepar.comm.wire import Header, Kind, Spec
 from pipepar.errors import WireError
-from pipepar.microbatch import MicroBatch, TensorSpec, Value
+from pipepar.microbatch import MicroBatch, Value
 
-Envelope: TypeAlias = tuple[int, ...]
-"""Bytes of the buffer for each tensor of a micro-batch."""
-
-# MPI counts are C ints: longer tensors travel in pieces.
-PIECE_BYTES: Final = 1 << 30
 # A native wait returns to Python this often, so that signals are handled.
 _WAIT_SECONDS: Final = 0.1
-# A packed view needs a dtype that torch can copy, and any of the same width will do.
-_COPYABLE: Final = {
-    1: torch.uint8,
-    2: torch.int16,
-    4: torch.int32,
-    8: torch.int64,
-    16: torch.complex128,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,83 +76,10 @@ class Edge:
         return self.tag + 2 + generation % (2 * (self.depth + 1))
 
 
-def fits(sizes: Envelope, envelope: Envelope) -> bool:
-    """Whether tensors of these sizes can land in the buffers posted for an envelope. *Local.*"""
-    return len(sizes) == len(envelope) and all(
-        size <= room and pieces(size) == pieces(room)
-        for size, room in zip(sizes, envelope, strict=True)
-    )
-
-
-def grow(envelope: Envelope, sizes: Envelope) -> Envelope:
-    """The next generation's envelope; the same on both sides. *Local.*"""
-    if len(sizes) != len(envelope):
-        return sizes
-    return tuple(
-        max(size, room) if pieces(size) == pieces(room) else size
-        for size, room in zip(sizes, envelope, strict=True)
-    )
-
-
-def pieces(nbytes: int) -> int:
-    """Number of messages for a tensor of that many bytes; none for an empty one. *Local.*"""
-    return -(-nbytes // PIECE_BYTES)
-
-
-def _spans(address: int, nbytes: int) -> Iterator[list[object]]:
-    """MPI buffer specifications for memory at an address, a piece each."""
-    for begin in range(0, nbytes, PIECE_BYTES):
-        size = min(PIECE_BYTES, nbytes - begin)
-        yield [MPI.buffer.fromaddress(address + begin, size), MPI.BYTE]
-
-
-@dataclass(frozen=True, slots=True)
-class _Leg:
-    """One tensor of a micro-batch, worked out once for as long as the spec holds."""
-
-    position: int
-    spec: TensorSpec
-    nbytes: int
-    has_holes: bool
-
-
-def _legs(spec: Spec) -> tuple[_Leg, ...]:
-    return tuple(
-        _Leg(position, entry, entry.nbytes, entry.has_holes)
-        for position, entry in enumerate(spec)
-        if isinstance(entry, TensorSpec)
-    )
-
-
-def _sizes(legs: tuple[_Leg, ...]) -> Envelope:
-    return tuple(leg.nbytes for leg in legs)
-
-
-def _plain(value: Value) -> Value:
-    """A tensor whose memory holds its values: on the host, no lazy conjugation or negation."""
-    if isinstance(value, torch.Tensor) and (value.is_conj() or value.is_neg()):
-        return value.resolve_conj().resolve_neg()
-    return value
-
-
-def _core(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's elements in memory, each once, as a dtype that torch can copy."""
-    for dim, step in enumerate(tensor.stride()):
-        if step == 0:
-            tensor = tensor.narrow(dim, 0, min(tensor.shape[dim], 1))
-    return tensor.view(_COPYABLE[tensor.dtype.itemsize])
-
-
-def _laid_out(leg: _Leg, buffer: torch.Tensor) -> torch.Tensor:
-    """The tensor that a spec describes, over the bytes that arrived in a buffer."""
-    spec = leg.spec
-    if not leg.has_holes:
-        over = torch.empty(0, dtype=spec.dtype)
-        return over.set_(buffer.untyped_storage(), 0, spec.shape, spec.stride)
-    tensor = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype)
-    core = _core(tensor)
-    core.copy_(buffer[: leg.nbytes].view(core.dtype).view(core.shape))
-    return tensor
+def _memory(address: int, nbytes: int) -> Iterator[list[object]]:
+    """MPI buffer specifications for a tensor's memory, a piece each."""
+    for begin, size in spans(address, nbytes):
+        yield [MPI.buffer.fromaddress(begin, size), MPI.BYTE]
 
 
 def _await(lane: Lane, count: int, edge: Edge, what: str) -> None:
@@ -176,7 +100,7 @@ class MpiSender:
         self._lane = engine.lane()
         self._under_way: deque[tuple[object, ...]] = deque()
         self._spec: Spec | None = None
-        self._legs: tuple[_Leg, ...] = ()
+        self._legs: tuple[Leg, ...] = ()
         self._envelope: Envelope = ()
         self._generation = 0
         self._sent = 0
@@ -184,14 +108,14 @@ class MpiSender:
 
     def send(self, microbatch: MicroBatch) -> None:
         """See `Sender.send`."""
-        values = tuple(map(_plain, microbatch.values))
+        values = tuple(map(plain, microbatch.values))
         spec = tuple(map(wire.describe, values))
         announced = b""
         if self._spec is None or not wire.same(spec, self._spec):
             announced = wire.pack_spec(spec)
-            self._spec, self._legs = spec, _legs(spec)
-            if not fits(_sizes(self._legs), self._envelope):
-                self._envelope = grow(self._envelope, _sizes(self._legs))
+            self._spec, self._legs = spec, legs_of(spec)
+            if not fits(sizes_of(self._legs), self._envelope):
+                self._envelope = grow(self._envelope, sizes_of(self._legs))
                 self._generation += 1
         self._admit()
         self._sent += 1
@@ -238,11 +162,11 @@ class MpiSender:
             tag = edge.payload_tag(self._generation)
             for leg in self._legs:
                 tensor: torch.Tensor = values[leg.position]  # type: ignore[assignment]
-                memory = _core(tensor).contiguous() if leg.has_holes else tensor
+                memory = core(tensor).contiguous() if leg.has_holes else tensor
                 kept.append(memory)
                 requests.extend(
                     comm.Isend(span, edge.peer, tag)
-                    for span in _spans(memory.data_ptr(), leg.nbytes)
+                    for span in _memory(memory.data_ptr(), leg.nbytes)
                 )
         self._under_way.append(tuple(kept))
         self._lane.push([MPI._addressof(request) for request in requests])
@@ -267,7 +191,7 @@ class MpiReceiver:
         self._headers: deque[tuple[MPI.Request, bytearray]] = deque()
         self._payloads: deque[_Post] = deque()
         self._spec: Spec = ()
-        self._legs: tuple[_Leg, ...] = ()
+        self._legs: tuple[Leg, ...] = ()
         self._envelope: Envelope = ()
         self._generation = 0
         self._received = 0
@@ -328,7 +252,7 @@ class MpiReceiver:
         requests = [
             edge.comm.Irecv(span, edge.peer, tag)
             for buffer, room in zip(buffers, self._envelope, strict=True)
-            for span in _spans(buffer.data_ptr(), room)
+            for span in _memory(buffer.data_ptr(), room)
         ]
         self._payloads.append(_Post(requests, buffers))
         self._payload_lane.push([MPI._addressof(request) for request in requests])
@@ -353,13 +277,13 @@ class MpiReceiver:
             self._spec = wire.unpack_spec(header.checked(data))
         except WireError as error:
             raise self._error(str(error)) from error
-        self._legs = _legs(self._spec)
+        self._legs = legs_of(self._spec)
 
     def _open_generation(self, generation: int) -> None:
         """Replace the buffers posted ahead by larger ones, under the next generation's tag."""
         self._cancel_payloads()
         self._generation = generation
-        self._envelope = grow(self._envelope, _sizes(self._legs))
+        self._envelope = grow(self._envelope, sizes_of(self._legs))
         for _ in range(self._edge.depth):
             self._post_payload()
 
@@ -371,12 +295,12 @@ class MpiReceiver:
         self._payloads.clear()
 
     def _take_values(self) -> tuple[Value, ...]:
-        sizes = _sizes(self._legs)
+        sizes = sizes_of(self._legs)
         if not fits(sizes, self._envelope):
             raise self._error(f"tensors of {sizes} bytes do not fit the envelope {self._envelope}")
         values: list[Value] = list(self._spec)  # type: ignore[arg-type]
         for leg, buffer in zip(self._legs, self._take_buffers(), strict=True):
-            values[leg.position] = _laid_out(leg, buffer)
+            values[leg.position] = laid_out(leg, buffer)
         return tuple(values)
 
     def _take_buffers(self) -> list[torch.Tensor]:

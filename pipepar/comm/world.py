@@ -14,17 +14,19 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, cast
 
 from pipepar.comm.channel import Receiver, Sender
-from pipepar.errors import PipeparError, PlanError
+from pipepar.errors import PeerError, PipeparError, PlanError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
     from pipepar.comm.native._progress import Engine
+
+T = TypeVar("T")
 
 # Set for every rank by Open MPI and PMIx launchers, by MPICH's and Intel's, and by srun's PMI-2.
 _LAUNCHER_VARIABLES: Final = ("PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMI_FD")
@@ -124,20 +126,28 @@ class World:
                 "model, inputs and versions of torch, transformers and pipepar"
             )
 
-    def check(self, problem: PipeparError | None) -> None:
-        """Fail on every rank if any rank has a problem. *Collective.*
+    def together(self, action: Callable[[], T]) -> T:
+        """Do something on every rank, and go on only if it went well on all. *Collective.*
 
-        So a problem found before the work starts is told once, by the lowest rank that has it.
+        So a problem that every rank runs into is told once, by the lowest rank that has it.
 
         Raises:
-            PipeparError: this rank's own problem, or one that names the rank that has it.
+            PipeparError: this rank's own problem.
+            PeerError: on the other ranks, naming the rank that has it.
         """
-        found = self.all_gather("" if problem is None else f"{type(problem).__name__}: {problem}")
-        if problem is not None:
-            raise problem
-        for rank, text in enumerate(found):
-            if text:
-                raise PipeparError(f"rank {rank} on {self.hosts[rank]}: {text}")
+        problem, result = "", None
+        try:
+            result = action()
+        except PipeparError as error:
+            failure = error
+            problem = str(error)
+        problems = self.all_gather(problem)
+        first = next((rank for rank, text in enumerate(problems) if text), None)
+        if first is None:
+            return cast("T", result)
+        if first == self.rank:
+            raise failure
+        raise PeerError(f"rank {first} on {self.hosts[first]}: {problems[first]}")
 
     def connect(self, links: Iterable[Link]) -> tuple[dict[int, Receiver], dict[int, Sender]]:
         """Make this rank's ends of all channels. *Collective*; the same links on every rank.
@@ -171,21 +181,24 @@ class World:
             self._comm.Free()
             self._comm = None
 
-    def abort(self, report: str) -> None:
+    def abort(self, report: str) -> NoReturn:
         """Print a report and end every rank of the job, at once and with exit status 1. *Local.*
 
-        In a world of one it only prints.
+        An empty report stands for a problem that another rank will tell: wait to be ended by it.
         """
         sys.stdout.flush()
-        sys.stderr.write(f"\n{report.rstrip()}\n")
-        sys.stderr.flush()
         if self._comm is None:
-            return
-        timer = threading.Timer(_ABORT_SECONDS, os._exit, (1,))
-        timer.daemon = True
-        timer.start()
+            sys.stderr.write(f"{report}\n")
+            sys.stderr.flush()
+            os._exit(1)
+        threading.Thread(target=_exit_after, args=(_ABORT_SECONDS,), daemon=True).start()
+        if not report:
+            time.sleep(_ABORT_SECONDS)
+        sys.stderr.write(f"\n{report}\n")
+        sys.stderr.flush()
         time.sleep(0.1)  # the launcher forwards our stderr; let it have the report first
         self._comm.Abort(1)
+        os._exit(1)
 
     def _start_engine(self) -> Engine:
         if self._engine is None:
@@ -199,3 +212,8 @@ class World:
 
 def _ranks(ranks: list[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+
+def _exit_after(seconds: float) -> None:
+    time.sleep(seconds)
+    os._exit(1)

@@ -1,0 +1,6 @@
+"""``python -m pipepar`` is the command `pipepar`."""
+
+from pipepar.cli.app import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Where a rank's messages go: a terminal that can show a moving bar, or a log file."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_PLAIN_SECONDS: Final = 5.0
+
+
+def open_console() -> Console:
+    """A console on stderr that knows the terminal behind it, also through mpirun's pipe. *Local.*
+
+    mpirun reads each rank's stderr and writes it to its own; so a rank has a terminal if mpirun,
+    its parent process, has one.
+    """
+    if sys.stderr.isatty():
+        return Console(stderr=True)
+    width = _launcher_width()
+    return Console(stderr=True, force_terminal=width is not None or None, width=width or 100)
+
+
+def _launcher_width() -> int | None:
+    """Columns of the launcher's terminal, None where it has none."""
+    if "PMIX_RANK" not in os.environ and "PMI_RANK" not in os.environ:
+        return None
+    try:
+        terminal = os.open(f"/proc/{os.getppid()}/fd/2", os.O_WRONLY | os.O_NOCTTY)
+    except OSError:
+        return None
+    try:
+        return os.get_terminal_size(terminal).columns or None
+    except OSError:
+        return None
+    finally:
+        os.close(terminal)
+
+
+@contextmanager
+def progress(console: Console, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how far the work is: a bar on a terminal, else a line every few seconds. *Local.*
+
+    Args:
+        console: where to.
+        total: number of samples.
+
+    Yields:
+        A function to call with the number of samples that have just been done.
+    """
+    if not console.is_terminal:
+        yield _lines(console, total)
+        return
+    columns = (
+        TextColumn("[bold]pipepar"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]:,.0f} samples/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=total, speed=0.0)
+        begin, done = time.monotonic(), 0
+
+        def advance(samples: int) -> None:
+            nonlocal done
+            done += samples
+            speed = done / max(time.monotonic() - begin, 1e-9)
+            bar.update(task, advance=samples, speed=speed)
+
+        yield advance
+
+
+def _lines(console: Console, total: int) -> Callable[[int], None]:
+    begin = shown = time.monotonic()
+    done = 0
+
+    def advance(samples: int) -> None:
+        nonlocal shown, done
+        done += samples
+        now = time.monotonic()
+        if now - shown < _PLAIN_SECONDS and done < total:
+            return
+        shown = now
+        speed = done / max(now - begin, 1e-9)
+        left = (total - done) / speed
+        console.print(
+            f"pipepar: {done:,} of {total:,} samples ({done / total:.0%}), "
+            f"{speed:,.1f} samples/s, {left:,.0f} s left",
+            highlight=False,
+        )
+
+    return advance

@@ -1,0 +1,115 @@
+"""A tensor as bytes: what of its memory travels, and how it is laid out again.
+
+A tensor whose memory is its own (contiguous, transposed, channels-last, expanded) goes as it lies.
+One with holes (``x[:, ::2]``) is packed once by the sender and laid out with its strides by the
+receiver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import torch
+
+from pipepar.comm.wire import Spec
+from pipepar.microbatch import TensorSpec, Value
+
+Envelope: TypeAlias = tuple[int, ...]
+"""Bytes of the buffer for each tensor of a micro-batch."""
+
+# MPI counts are C ints: longer tensors travel in pieces.
+PIECE_BYTES: Final = 1 << 30
+# A packed view needs a dtype that torch can copy, and any of the same width will do.
+_COPYABLE: Final = {
+    1: torch.uint8,
+    2: torch.int16,
+    4: torch.int32,
+    8: torch.int64,
+    16: torch.complex128,
+}
+
+
+def fits(sizes: Envelope, envelope: Envelope) -> bool:
+    """Whether tensors of these sizes can land in the buffers posted for an envelope. *Local.*"""
+    return len(sizes) == len(envelope) and all(
+        size <= room and pieces(size) == pieces(room)
+        for size, room in zip(sizes, envelope, strict=True)
+    )
+
+
+def grow(envelope: Envelope, sizes: Envelope) -> Envelope:
+    """The next generation's envelope; the same on both sides. *Local.*"""
+    if len(sizes) != len(envelope):
+        return sizes
+    return tuple(
+        max(size, room) if pieces(size) == pieces(room) else size
+        for size, room in zip(sizes, envelope, strict=True)
+    )
+
+
+def pieces(nbytes: int) -> int:
+    """Number of messages for a tensor of that many bytes; none for an empty one. *Local.*"""
+    return -(-nbytes // PIECE_BYTES)
+
+
+def spans(address: int, nbytes: int) -> Iterator[tuple[int, int]]:
+    """Address and length of each piece of a tensor's memory. *Local.*"""
+    for begin in range(0, nbytes, PIECE_BYTES):
+        yield address + begin, min(PIECE_BYTES, nbytes - begin)
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """One tensor of a micro-batch, worked out once for as long as the spec holds."""
+
+    position: int
+    """Where it stands among the micro-batch's values."""
+    spec: TensorSpec
+    """What it looks like."""
+    nbytes: int
+    """Bytes that travel."""
+    has_holes: bool
+    """Whether it is packed for the journey."""
+
+
+def legs_of(spec: Spec) -> tuple[Leg, ...]:
+    """The tensors of a spec. *Local.*"""
+    return tuple(
+        Leg(position, entry, entry.nbytes, entry.has_holes)
+        for position, entry in enumerate(spec)
+        if isinstance(entry, TensorSpec)
+    )
+
+
+def sizes_of(legs: tuple[Leg, ...]) -> Envelope:
+    """The bytes of each tensor. *Local.*"""
+    return tuple(leg.nbytes for leg in legs)
+
+
+def plain(value: Value) -> Value:
+    """A tensor whose memory holds its values: no lazy conjugation or negation. *Local.*"""
+    if isinstance(value, torch.Tensor) and (value.is_conj() or value.is_neg()):
+        return value.resolve_conj().resolve_neg()
+    return value
+
+
+def core(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's elements in memory, each once, as a dtype that torch can copy. *Local.*"""
+    for dim, step in enumerate(tensor.stride()):
+        if step == 0:
+            tensor = tensor.narrow(dim, 0, min(tensor.shape[dim], 1))
+    return tensor.view(_COPYABLE[tensor.dtype.itemsize])
+
+
+def laid_out(leg: Leg, buffer: torch.Tensor) -> torch.Tensor:
+    """The tensor that a spec describes, over the bytes that arrived in a buffer. *Local.*"""
+    spec = leg.spec
+    if not leg.has_holes:
+        over = torch.empty(0, dtype=spec.dtype)
+        return over.set_(buffer.untyped_storage(), 0, spec.shape, spec.stride)
+    tensor = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype)
+    inner = core(tensor)
+    inner.copy_(buffer[: leg.nbytes].view(inner.dtype).view(inner.shape))
+    return tensor

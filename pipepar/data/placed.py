@@ -1,0 +1,150 @@
+"""Outputs whose rows are of one size: a header, then each row at its place in the file."""
+
+from __future__ import annotations
+
+import io
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from pipepar.data.partial import write_at
+from pipepar.data.writer import Writer, listed
+from pipepar.errors import InputError
+
+
+class PlacedWriter(Writer):
+    """Writes rows straight to their place, which the first micro-batch tells. Local."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        """Take note of the file.
+
+        Args:
+            path: the output file.
+            count: number of samples.
+        """
+        super().__init__(path, count)
+        self._first: dict[str, torch.Tensor] = {}
+        self._offsets: dict[str, int] = {}
+
+    @abstractmethod
+    def _header(self, first: Mapping[str, torch.Tensor]) -> tuple[bytes, dict[str, int]]:
+        """Return the header, and where each value starts, in bytes, for rows like [1, ...]."""
+
+    @abstractmethod
+    def _empty(self) -> bytes:
+        """Return the whole file for an input without samples."""
+
+    def _store(self, file: FileIO, positions: list[int], rows: dict[str, torch.Tensor]) -> None:
+        if not self._first:
+            first = {name: value.new_empty(1, *value.shape[1:]) for name, value in rows.items()}
+            header, self._offsets = self._header(first)
+            write_at(file, header, 0)
+            self._first = first
+        for name, value in rows.items():
+            self._check_alike(positions[0], name, value)
+            self._place(file, positions, value, self._offsets[name])
+
+    def _place(self, file: FileIO, positions: list[int], value: torch.Tensor, offset: int) -> None:
+        flat = value.resolve_conj().resolve_neg().contiguous().reshape(-1)
+        data = flat.view(torch.uint8).numpy().data
+        size = len(data) // len(positions)
+        for start, stop in _runs(positions):
+            write_at(file, data[start * size : stop * size], offset + positions[start] * size)
+
+    def _finish(self, file: FileIO) -> None:
+        if not self.count:
+            write_at(file, self._empty(), 0)
+
+    def _check_alike(self, sample: int, name: str, value: torch.Tensor) -> None:
+        first = self._first[name]
+        if value.shape[1:] != first.shape[1:] or value.dtype != first.dtype:
+            raise InputError(
+                f"output {self.path}: sample {sample} has a row of {_row(value)} in {name!r}; "
+                f"expected {_row(first)}, like the rows before it. Write to a .jsonl file, whose "
+                "rows may differ."
+            )
+
+
+class NpyWriter(PlacedWriter):
+    """Writes the one output of a model to ``.npy``. Local."""
+
+    def _header(self, first: Mapping[str, torch.Tensor]) -> tuple[bytes, dict[str, int]]:
+        if len(first) != 1:
+            raise InputError(
+                f"output {self.path}: the model returns {len(first)} values, {listed(first)}; "
+                "expected exactly one for .npy. Write to a .safetensors or .jsonl file."
+            )
+        ((name, row),) = first.items()
+        try:
+            dtype = row.numpy().dtype
+        except (TypeError, RuntimeError) as error:
+            raise InputError(
+                f"output {self.path}: {name!r} has dtype {row.dtype}, which NumPy lacks; expected "
+                "one that NumPy has. Write to a .safetensors file, which keeps the dtype."
+            ) from error
+        header = _npy_header(dtype, (self.count, *row.shape[1:]))
+        return header, {name: len(header)}
+
+    def _empty(self) -> bytes:
+        return _npy_header(np.dtype(np.float32), (0,))
+
+
+class SafetensorsWriter(PlacedWriter):
+    """Writes any number of named outputs to ``.safetensors``. Local."""
+
+    def _header(self, first: Mapping[str, torch.Tensor]) -> tuple[bytes, dict[str, int]]:
+        # The library lays out one row. All rows are that layout times the number of samples, so
+        # that the names of dtypes, the order and the alignment stay the library's business.
+        entries = self._layout(first)
+        for name in first:
+            entry = entries[name]
+            entry["shape"][0] *= self.count
+            entry["data_offsets"] = [offset * self.count for offset in entry["data_offsets"]]
+        text = json.dumps(entries).encode()
+        text += b" " * (-len(text) % 8)
+        header = len(text).to_bytes(8, "little") + text
+        return header, {name: len(header) + entries[name]["data_offsets"][0] for name in first}
+
+    def _layout(self, first: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        try:
+            data = save(dict(first), metadata={"format": "pt"})
+        except KeyError as error:
+            dtypes = ", ".join(f"{name!r} {row.dtype}" for name, row in first.items())
+            raise InputError(
+                f"output {self.path}: safetensors lacks the dtype {error}; found {dtypes}, "
+                "expected dtypes it has. Write to a .npy file, or return another dtype."
+            ) from error
+        entries: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return entries
+
+    def _empty(self) -> bytes:
+        return save({}, metadata={"format": "pt"})
+
+
+def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    header = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
+    return header.getvalue()
+
+
+def _runs(positions: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield the parts [start, stop) whose positions follow one another, to write each at once."""
+    start = 0
+    for at in range(1, len(positions) + 1):
+        if at == len(positions) or positions[at] != positions[at - 1] + 1:
+            yield start, at
+            start = at
+
+
+def _row(value: torch.Tensor) -> str:
+    return f"shape {tuple(value.shape[1:])} and dtype {value.dtype}"

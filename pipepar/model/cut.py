@@ -1,0 +1,255 @@
+"""From a graph to its stages: where it may be cut, what crosses there, and each stage by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Protocol
+
+import torch
+from torch import fx
+
+from pipepar.model.aliases import alias_groups, writes
+from pipepar.model.costs import NodeCost, measure
+from pipepar.model.graph import Graph
+from pipepar.model.hollow import hollow
+from pipepar.model.sizes import StageSizes, is_scalar
+
+# Moving a byte through memory takes about as long as this many operations on a modern CPU or GPU.
+# It gives zero-FLOP work a price; a few times more or less moves no cut out of a matrix product.
+_FLOPS_PER_BYTE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CutTable:
+    """What a partition needs to know, by node position."""
+
+    costs: tuple[float, ...]
+    """Work of each node, in FLOPs or their equivalent in bytes moved."""
+    flops: tuple[int, ...]
+    """Floating-point operations of each node."""
+    crossing: tuple[float | None, ...]
+    """Bytes that cross if one cuts before a node, at the example's sizes; None where illegal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A contiguous part of a graph and what it exchanges with the others."""
+
+    begin: int
+    """Position of its first node."""
+    end: int
+    """One past its last node."""
+    inputs: tuple[str, ...]
+    """Names of the values it is called with, in calling order."""
+    outputs: tuple[str, ...]
+    """Names of the values it makes for later parts or for the model's output."""
+    weights: tuple[str, ...]
+    """Names of its weights, each tensor once."""
+    weight_bytes: int
+    """Their size, in bytes."""
+
+
+class Bounds(Protocol):
+    """What `extract` needs to know of a stage; a Part has it, and so has a plan's stage."""
+
+    @property
+    def begin(self) -> int:
+        """Position of its first node."""
+
+    @property
+    def end(self) -> int:
+        """One past its last node."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the values it is called with."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the values it returns."""
+
+
+def cut_table(graph: Graph) -> CutTable:
+    """Costs, and for every position whether and how cheaply one can cut there. *Local.*
+
+    Args:
+        graph: the captured model.
+
+    Returns:
+        The table; as long as `graph.nodes`.
+    """
+    costs = measure(graph)
+    nodes = graph.nodes
+    crossing = _crossing_bytes(graph, costs)
+    illegal = _illegal(graph, costs)
+    return CutTable(
+        costs=tuple(float(_work(costs[node])) for node in nodes),
+        flops=tuple(costs[node].flops for node in nodes),
+        crossing=tuple(
+            None if p == 0 or illegal[p] or crossing[p] is None else crossing[p]
+            for p in range(len(nodes))
+        ),
+    )
+
+
+def _work(cost: NodeCost) -> int:
+    return cost.flops + _FLOPS_PER_BYTE * cost.touched
+
+
+def _lifetimes(graph: Graph) -> Iterable[tuple[fx.Node, int, int]]:
+    """Every tensor value with its position and the last position that reads it.
+
+    Sizes are no use of a tensor: a stage takes them from what it receives anyway.
+    """
+    nodes = graph.nodes
+    position = {node: index for index, node in enumerate(nodes)}
+    results = set(graph.module.graph.output_node().all_input_nodes)
+    for node in (*graph.module.graph.find_nodes(op="placeholder"), *nodes):
+        if is_scalar(node):
+            continue
+        uses = [position[user] for user in node.users if user in position and not is_scalar(user)]
+        last = len(nodes) if node in results else max(uses, default=-1)
+        yield node, position.get(node, -1), last
+
+
+def _crossing_bytes(graph: Graph, costs: dict[fx.Node, NodeCost]) -> list[float | None]:
+    """Bytes of the values alive at each position; None where there is none to send."""
+    change = [0] * (len(graph.nodes) + 2)
+    count = [0] * (len(graph.nodes) + 2)
+    for node, born, last in _lifetimes(graph):
+        if last > born:
+            change[born + 1] += costs[node].size
+            change[last + 1] -= costs[node].size
+            count[born + 1] += 1
+            count[last + 1] -= 1
+    alive = zip(accumulate(change), accumulate(count), strict=True)
+    return [float(size) if values else None for size, values in alive]
+
+
+def _illegal(graph: Graph, costs: dict[fx.Node, NodeCost]) -> list[bool]:
+    """Where a tuple would cross, or memory that is still to be written into."""
+    blocked = [0] * (len(graph.nodes) + 2)
+    for node, born, last in _lifetimes(graph):
+        if last > born and isinstance(node.meta.get("val"), (tuple, list)):
+            blocked[born + 1] += 1
+            blocked[last + 1] -= 1
+    for born, last in _written(graph, costs):
+        blocked[born + 1] += 1
+        blocked[last + 1] -= 1
+    return [number > 0 for number in accumulate(blocked)]
+
+
+def _written(graph: Graph, costs: dict[fx.Node, NodeCost]) -> list[tuple[int, int]]:
+    """For each group of aliases its first member and the last write into it."""
+    nodes = graph.nodes
+    memory = {node: costs[node].memory for node in nodes}
+    group = alias_groups(graph.module.graph.nodes, memory)
+    first: dict[int, int] = {}
+    for position, node in enumerate(nodes):
+        first.setdefault(group[node], position)
+    last = {
+        group[target]: position for position, node in enumerate(nodes) for target in writes(node)
+    }
+    return [(first[number], last[number]) for number in sorted(last) if number in first]
+
+
+def parts(graph: Graph, cuts: Sequence[int]) -> tuple[Part, ...]:
+    """What each stage takes, makes and owns, if one cuts at these positions. *Local.*
+
+    Args:
+        graph: the captured model.
+        cuts: node positions, ascending.
+
+    Returns:
+        One part more than there are cuts.
+    """
+    nodes = graph.nodes
+    results = graph.module.graph.output_node().all_input_nodes
+    wanted = set(results)
+    found: list[Part] = []
+    for begin, end in reversed(list(pairwise([0, *cuts, len(nodes)]))):
+        own = nodes[begin:end]
+        made = [node for node in own if node in wanted]
+        if end == len(nodes):
+            made += [node for node in results if node.op == "get_attr"]
+        needed = _needed(graph, own, made)
+        wanted |= set(needed)
+        found.append(_part(graph, begin, end, needed, made))
+    return tuple(reversed(found))
+
+
+def _needed(graph: Graph, own: list[fx.Node], made: list[fx.Node]) -> list[fx.Node]:
+    """The values that a stage must be given, in the graph's order."""
+    inside = set(own)
+    tensors = {
+        value
+        for node in own
+        if not is_scalar(node)
+        for value in node.all_input_nodes
+        if not is_scalar(value) and value.op != "get_attr" and value not in inside
+    }
+    order = [node for node in graph.module.graph.nodes if node in tensors]
+    sizes = StageSizes(inside, order)
+    asked = [value for node in own if not is_scalar(node) for value in node.all_input_nodes]
+    for value in (*asked, *made):
+        if is_scalar(value):
+            tensors |= set(sizes.missing(value))
+    return [node for node in graph.module.graph.nodes if node in tensors]
+
+
+def _part(graph: Graph, begin: int, end: int, needed: list[fx.Node], made: list[fx.Node]) -> Part:
+    inputs, outputs = tuple(n.name for n in needed), tuple(n.name for n in made)
+    bare = Part(begin, end, inputs, outputs, (), 0)
+    held = set(_tensor_names(extract(graph, bare)))
+    specs = {spec.name: spec for name, spec in graph.weights.items() if name in held}
+    size = sum(spec.nbytes for spec in specs.values())
+    return Part(begin, end, inputs, outputs, tuple(specs), size)
+
+
+def _tensor_names(module: torch.nn.Module) -> list[str]:
+    parameters = module.named_parameters(remove_duplicate=False)
+    buffers = module.named_buffers(remove_duplicate=False)
+    return [name for name, _ in (*parameters, *buffers)]
+
+
+def extract(graph: Graph, part: Bounds) -> fx.GraphModule:
+    """One stage by itself. *Local.*
+
+    Args:
+        graph: the captured model.
+        part: which nodes, what they are given and what they must return.
+
+    Returns:
+        A module that takes `part.inputs` by position and returns a tuple of `part.outputs`. Its
+        weights are on meta, and only its own; buffers that no checkpoint holds are real.
+    """
+    named = {node.name: node for node in graph.module.graph.nodes}
+    received = [named[name] for name in part.inputs]
+    own = graph.nodes[part.begin : part.end]
+    sizes = StageSizes(set(own), received)
+    new = fx.Graph()
+    values = {node: new.placeholder(node.name) for node in received}
+
+    def place(node: fx.Node) -> fx.Node:
+        if node not in values:
+            values[node] = sizes.recompute(node, new, place) or new.node_copy(node, place)
+        return values[node]
+
+    for node in own:
+        if not is_scalar(node):
+            place(node)
+    new.output(tuple(place(named[name]) for name in part.outputs))
+    return _apart(graph.module, new)
+
+
+def _apart(whole: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+    """A module for a graph that shares no child with the whole model's."""
+    graph.lint()
+    for node in graph.nodes:
+        node.meta.clear()  # the fakes of tracing
+    module = fx.GraphModule(whole, graph)
+    for target in {str(node.target) for node in graph.nodes if node.op == "call_module"}:
+        module.set_submodule(target, hollow(module.get_submodule(target)))
+    return module

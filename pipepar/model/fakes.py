@@ -1,0 +1,94 @@
+"""Tensors without memory: how a model is built and traced before its weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+
+@contextmanager
+def params_on_meta() -> Iterator[None]:
+    """Modules built inside have their parameters on meta; buffers keep their values. *Local.*
+
+    Buffers stay real because a checkpoint may not hold them: position ids, rotary frequencies.
+    """
+    register = nn.Module.register_parameter
+
+    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(self, name, None if param is None else meta_parameter(param))
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def meta_parameter(param: nn.Parameter) -> nn.Parameter:
+    """A parameter's shape, strides and dtype without its storage. *Local.*
+
+    Args:
+        param: any parameter; one that is on meta already is returned as it is, so ties survive.
+
+    Returns:
+        A parameter on meta that needs no gradient.
+    """
+    if param.is_meta and not param.requires_grad:
+        return param
+    return nn.Parameter(param.detach().to("meta"), requires_grad=False)
+
+
+@contextmanager
+def faked(module: nn.Module, mode: FakeTensorMode, device: torch.device) -> Iterator[None]:
+    """Inside, the module's parameters and buffers are fakes that claim a device. *Local.*
+
+    Tracing on meta itself would bake the meta device into what the graph creates. Tied tensors
+    stay tied. The module's own tensors are put back at the end, also after an error.
+
+    Args:
+        module: the module; its tensors are exchanged in place.
+        mode: the mode that the fakes belong to.
+        device: the device that they claim to be on.
+    """
+    fakes: dict[int, torch.Tensor] = {}
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in fakes:
+            fakes[id(tensor)] = fake_tensor(tensor, mode, device)
+        return fakes[id(tensor)]
+
+    held = list(_held(module))
+    try:
+        # setattr and not the dictionaries: recurrent layers keep a second list of their weights.
+        for owner, name, tensor in held:
+            setattr(owner, name, fake(tensor))
+        yield
+    finally:
+        for owner, name, tensor in held:
+            setattr(owner, name, tensor)
+
+
+def fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode, device: torch.device) -> torch.Tensor:
+    """A fake of the same shape, strides and dtype that claims a device. *Local.*
+
+    Args:
+        tensor: the tensor to imitate; a parameter gives a parameter.
+        mode: the mode that the fake belongs to.
+        device: the device that it claims to be on.
+
+    Returns:
+        The fake.
+    """
+    fake = FakeTensor(mode, tensor.detach().to("meta"), device)
+    return nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
+
+
+def _held(module: nn.Module) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
+    for owner in module.modules():
+        for name, tensor in {**owner._parameters, **owner._buffers}.items():
+            if tensor is not None:
+                yield owner, name, tensor

@@ -1,0 +1,99 @@
+"""The tensors that a graph refers to: weights on meta, everything else with its values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from pipepar.model.fakes import meta_parameter
+from pipepar.model.graph import get_attribute
+from pipepar.model.weights import WeightSpec
+
+
+def named_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's parameters and persistent buffers by every name they have. *Local.*
+
+    Args:
+        module: the module.
+
+    Returns:
+        The tensors; a tied one appears under each of its names.
+    """
+    passing = set()
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        names = owner._non_persistent_buffers_set
+        passing |= {f"{prefix}.{name}" if prefix else name for name in names}
+    held = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+    return {name: tensor for name, tensor in held.items() if name not in passing}
+
+
+def weight_specs(module: nn.Module, names: Sequence[str]) -> dict[str, WeightSpec]:
+    """What a graph expects of its weights. *Local.*
+
+    Args:
+        module: the model.
+        names: names that the graph refers to; those that are no weights are passed over.
+
+    Returns:
+        A spec for each weight; one tensor has one spec, also under two names.
+    """
+    weights = named_weights(module)
+    tied: dict[int, list[str]] = {}
+    for name, tensor in weights.items():
+        tied.setdefault(id(tensor), []).append(name)
+    specs = {}
+    for name in names:
+        if name in weights:
+            tensor = weights[name]
+            first, *others = tied[id(tensor)]
+            specs[name] = WeightSpec(first, tuple(others), tuple(tensor.shape), tensor.dtype)
+    return specs
+
+
+def graph_state(
+    module: nn.Module, exported: fx.GraphModule, targets: Sequence[str], wrapper: str
+) -> dict[str, Any]:
+    """What each state node of a graph stands for. *Local.*
+
+    Args:
+        module: the model, with its own tensors.
+        exported: export's module, which holds lifted constants and bodies of regions.
+        targets: the names in the graph.
+        wrapper: the prefix by which `exported` names the model's own tensors.
+
+    Returns:
+        For each target a weight on meta, a buffer or constant with its values, or a body.
+    """
+    weights = named_weights(module)
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    parts = {name for name, _ in module.named_modules()}
+    state: dict[str, Any] = {}
+    for target in targets:
+        if target in weights:
+            state[target] = without_values(weights[target])
+        elif target in buffers:
+            state[target] = buffers[target].detach()
+        else:
+            own = target.rpartition(".")[0] in parts - {""}
+            state[target] = get_attribute(exported, wrapper + target if own else target)
+    return state
+
+
+def without_values(tensor: torch.Tensor) -> torch.Tensor:
+    """A weight on meta, of the same shape, strides and dtype. *Local.*
+
+    Args:
+        tensor: a parameter or a buffer.
+
+    Returns:
+        A parameter, or a plain tensor for a buffer.
+    """
+    if isinstance(tensor, nn.Parameter):
+        return meta_parameter(tensor)
+    return tensor.detach().to("meta")

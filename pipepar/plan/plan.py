@@ -1,0 +1,243 @@
+"""The plan: which stage has what, and what crosses between stages."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from pipepar.errors import PlanError
+
+Edge = tuple[int, int]
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage: a contiguous part of the model's graph, owned by one rank."""
+
+    index: int
+    """Position of the stage in the pipeline, from 0."""
+    begin: int
+    """First node of the stage, as a position among the graph's compute nodes."""
+    end: int
+    """One past the last node of the stage; half-open."""
+    inputs: tuple[str, ...]
+    """Names of the values that the stage is called with, in calling order."""
+    outputs: tuple[str, ...]
+    """Names of the values made here that a later stage or the model's output needs."""
+    weights: tuple[str, ...]
+    """Names of the parameters and persistent buffers that the stage owns."""
+    weight_bytes: int
+    """Size of those weights, in bytes."""
+    flops: int
+    """Floating-point operations of one forward pass, at the example's sizes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole model divided into stages; equal on every rank."""
+
+    model: str
+    """Digest of the graph that the plan was made for."""
+    inputs: tuple[str, ...]
+    """The model's flattened input values, in order; they enter at stage 0."""
+    outputs: tuple[str, ...]
+    """Names of the values that the model's output is made of; the last stage hands them out."""
+    stages: tuple[StagePlan, ...]
+    """The stages, in order; their nodes follow one another without a gap."""
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that no pipeline could run."""
+        _check_sequence(self.stages)
+        _check_values(self)
+
+    @property
+    def edges(self) -> dict[Edge, tuple[str, ...]]:
+        """The values that cross, by (producer stage, consumer stage), sorted by that pair.
+
+        A skip goes straight from its producer to its consumer. The model's inputs are produced
+        by stage 0, its outputs are consumed by the last stage.
+        """
+        producer = _producers(self)
+        last = len(self.stages) - 1
+        crossing: dict[Edge, list[str]] = {}
+        for stage in self.stages:
+            needed = stage.inputs + (self.outputs if stage.index == last else ())
+            for name in dict.fromkeys(needed):
+                source = producer[name]
+                if source != stage.index:
+                    crossing.setdefault((source, stage.index), []).append(name)
+        return {edge: tuple(crossing[edge]) for edge in sorted(crossing)}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan's JSON, in hexadecimal digits; ranks compare it."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The plan as text; equal plans give equal text.
+
+        Returns:
+            JSON, indented, ending in a newline. *Local.*
+        """
+        stages = [{f.name: getattr(stage, f.name) for f in fields(stage)} for stage in self.stages]
+        content = {
+            "version": _VERSION,
+            "model": self.model,
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "stages": stages,
+        }
+        return json.dumps(content, indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Read a plan that `to_json` wrote, checked field by field. *Local.*
+
+        Args:
+            text: the JSON.
+
+        Returns:
+            The plan.
+
+        Raises:
+            PlanError: the text is no JSON, or a field is missing, unknown, of another type, or
+                contradicts another.
+        """
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(
+                f"the plan is not valid JSON: {error}; make it again with `pipepar plan`"
+            ) from error
+        record = _record(content, "plan", {"version", "model", "inputs", "outputs", "stages"})
+        version = _integer(record["version"], "plan.version")
+        if version != _VERSION:
+            raise PlanError(
+                f"plan.version is {version}, expected {_VERSION}; make it again with `pipepar plan`"
+            )
+        stages = record["stages"]
+        if not isinstance(stages, list):
+            raise _wrong_type("plan.stages", "a list of stages", stages)
+        return Plan(
+            model=_string(record["model"], "plan.model"),
+            inputs=_names(record["inputs"], "plan.inputs"),
+            outputs=_names(record["outputs"], "plan.outputs"),
+            stages=tuple(_stage(item, f"plan.stages[{i}]") for i, item in enumerate(stages)),
+        )
+
+
+def _stage(content: object, where: str) -> StagePlan:
+    record = _record(content, where, {f.name for f in fields(StagePlan)})
+    return StagePlan(
+        index=_integer(record["index"], f"{where}.index"),
+        begin=_integer(record["begin"], f"{where}.begin"),
+        end=_integer(record["end"], f"{where}.end"),
+        inputs=_names(record["inputs"], f"{where}.inputs"),
+        outputs=_names(record["outputs"], f"{where}.outputs"),
+        weights=_names(record["weights"], f"{where}.weights"),
+        weight_bytes=_integer(record["weight_bytes"], f"{where}.weight_bytes"),
+        flops=_integer(record["flops"], f"{where}.flops"),
+    )
+
+
+def _record(content: object, where: str, expected: set[str]) -> Mapping[str, Any]:
+    if not isinstance(content, dict):
+        raise _wrong_type(where, "an object", content)
+    for name in sorted(expected - content.keys()):
+        raise PlanError(f"{where}.{name} is missing; make the plan again with `pipepar plan`")
+    for name in sorted(content.keys() - expected):
+        raise PlanError(f"{where}.{name} is not a field of a plan; remove it")
+    return content
+
+
+def _integer(content: object, where: str) -> int:
+    if not isinstance(content, int) or isinstance(content, bool) or content < 0:
+        raise _wrong_type(where, "a whole number, 0 or more", content)
+    return content
+
+
+def _string(content: object, where: str) -> str:
+    if not isinstance(content, str):
+        raise _wrong_type(where, "a string", content)
+    return content
+
+
+def _names(content: object, where: str) -> tuple[str, ...]:
+    if not isinstance(content, list):
+        raise _wrong_type(where, "a list of names", content)
+    names = tuple(_string(item, f"{where}[{i}]") for i, item in enumerate(content))
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise PlanError(f"{where} names {twice!r} twice, expected each name once; remove one")
+    return names
+
+
+def _wrong_type(where: str, expected: str, found: object) -> PlanError:
+    return PlanError(
+        f"{where} is {found!r}, expected {expected}; make the plan again with `pipepar plan`"
+    )
+
+
+def _check_sequence(stages: tuple[StagePlan, ...]) -> None:
+    if not stages:
+        raise PlanError("plan.stages is empty, expected one stage or more; plan for 1 rank or more")
+    position = 0
+    for index, stage in enumerate(stages):
+        where = f"plan.stages[{index}]"
+        if stage.index != index:
+            raise PlanError(f"{where}.index is {stage.index}, expected {index}; sort the stages")
+        if stage.begin != position:
+            raise PlanError(
+                f"{where}.begin is {stage.begin}, expected {position}, where the stage before it "
+                f"ends; stages must follow one another without a gap"
+            )
+        if stage.end <= stage.begin:
+            raise PlanError(
+                f"{where}.end is {stage.end}, expected more than its begin, {stage.begin}; "
+                f"plan for fewer ranks"
+            )
+        position = stage.end
+
+
+def _check_values(plan: Plan) -> None:
+    producer = _producers(plan)
+    for stage in plan.stages:
+        for name in stage.inputs:
+            if name not in plan.inputs and producer.get(name, stage.index) >= stage.index:
+                raise PlanError(
+                    f"plan.stages[{stage.index}].inputs names {name!r}, which no earlier stage and "
+                    f"no input of the model provides; make the plan again with `pipepar plan`"
+                )
+    for name in plan.outputs:
+        if name not in producer:
+            raise PlanError(
+                f"plan.outputs names {name!r}, which no stage makes; "
+                f"make the plan again with `pipepar plan`"
+            )
+    fed = {consumer for _, consumer in plan.edges}
+    for stage in plan.stages[1:]:
+        if stage.index not in fed:
+            raise PlanError(
+                f"stage {stage.index} receives nothing from the stages before it, expected at "
+                f"least one value; start fewer than {len(plan.stages)} ranks"
+            )
+
+
+def _producers(plan: Plan) -> dict[str, int]:
+    """The stage where each value comes from; the model's inputs come from stage 0."""
+    producer = dict.fromkeys(plan.inputs, 0)
+    for stage in plan.stages:
+        for name in stage.outputs:
+            if name in producer:
+                raise PlanError(
+                    f"plan.stages[{stage.index}].outputs names {name!r}, which stage "
+                    f"{producer[name]} already provides, expected one source for each value; "
+                    f"make the plan again with `pipepar plan`"
+                )
+            producer[name] = stage.index
+    return producer

@@ -1,0 +1,1 @@
+"""Where the rooms meet: stages, the loop, and everything around a run."""

@@ -1,0 +1,95 @@
+"""Everything that happens before the first micro-batch: capture, plan, load, connect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipepar.comm.world import World
+from pipepar.errors import PlanError
+from pipepar.model.capture import capture
+from pipepar.model.graph import Graph
+from pipepar.model.source import Source
+from pipepar.plan.plan import Plan
+from pipepar.runtime.loop import Program
+from pipepar.runtime.planning import make_plan
+from pipepar.runtime.stage import Stage
+from pipepar.runtime.threads import claim_threads
+from pipepar.runtime.wiring import Wiring, edges_of, wire_up
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """One rank's stage, ready to run."""
+
+    graph: Graph
+    """The whole model, without its weights."""
+    plan: Plan
+    """The same on every rank."""
+    stage: Stage
+    """This rank's part, with its weights."""
+    wiring: Wiring
+    """Its channels."""
+    threads: int
+    """Threads it computes with."""
+
+    @property
+    def program(self) -> Program:
+        """What the loop computes."""
+        return Program(self.stage.inputs, self.stage.outputs, self.stage)
+
+
+def assemble(
+    world: World,
+    source: Source,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    depth: int,
+    plan: Plan | None = None,
+    carried: Sequence[str] = (),
+    results_to_root: bool = False,
+) -> Assembly:
+    """Build this rank's stage and connect it. *Collective.*
+
+    Args:
+        world: rank k will own stage k.
+        source: the model and where its weights lie.
+        args: example of the model's positional inputs; shapes and dtypes count, values do not.
+        kwargs: the same for its keyword inputs.
+        depth: micro-batches under way on each end of a channel, at least 1.
+        plan: a plan to use, rank 0's counts; made here if None.
+        carried: see `wiring.edges_of`.
+        results_to_root: see `wiring.wire_up`.
+
+    Raises:
+        PipeparError: told once, by the lowest rank that has the problem; PeerError elsewhere.
+    """
+    threads = claim_threads(world)
+    graph = world.together(lambda: capture(source.module, tuple(args), dict(kwargs)))
+    world.together(lambda: world.agree("graphs of the model", graph.digest))
+    text = world.together(lambda: _plan_text(world, graph, plan))
+    agreed = Plan.from_json(world.broadcast(text))
+    stage = world.together(lambda: Stage.load(graph, agreed, world.rank, source.weights))
+    edges = edges_of(agreed, carried)
+    wiring = wire_up(world, agreed, edges, depth, results_to_root)
+    return Assembly(graph, agreed, stage, wiring, threads)
+
+
+def _plan_text(world: World, graph: Graph, plan: Plan | None) -> str:
+    if world.rank != 0:
+        return ""
+    if plan is None:
+        plan = make_plan(graph, world.size)
+    if plan.model != graph.digest:
+        raise PlanError(
+            f"the plan was made for another model (digest {plan.model[:12]}, this one has "
+            f"{graph.digest[:12]}); make one with: pipepar plan MODEL --stages {world.size}"
+        )
+    if len(plan.stages) != world.size:
+        raise PlanError(
+            f"the plan has {len(plan.stages)} stages, the job has {world.size} ranks; start it "
+            f"with mpirun -n {len(plan.stages)}, or make a plan for {world.size} stages"
+        )
+    return plan.to_json()

@@ -1,0 +1,72 @@
+"""A job ends together: when one rank fails, it says why and ends all the others."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from types import TracebackType
+
+from pipepar.comm.world import World
+from pipepar.errors import PeerError, PipeparError
+
+
+def report(world: World, error: BaseException) -> str:
+    """The block that is the last thing on the terminal: who failed, on what, and why. *Local.*
+
+    A problem that pipepar explains itself is shown without a traceback; one that has a cause, say
+    in the user's model, with the traceback of the cause.
+    """
+    if isinstance(error, PeerError):
+        return ""
+    lines = [f"### pipepar: rank {world.rank} of {world.size} on {world.host} failed"]
+    cause = error
+    if isinstance(error, PipeparError):
+        lines.append(f"error: {error}")
+        cause = error.__cause__ or error
+    if not isinstance(cause, PipeparError | KeyboardInterrupt):
+        text = "".join(traceback.format_exception(cause)).rstrip()
+        lines.extend("  " + line for line in text.splitlines())
+    return "\n".join(lines)
+
+
+class FailTogether:
+    """``with FailTogether(world):`` ends the whole job when the body, or any thread, fails.
+
+    Without it the ranks that wait for the failed one would wait for ever. In a world of one an
+    exception in the body simply goes on to the caller.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._thread_hook = threading.excepthook
+
+    def __enter__(self) -> FailTogether:
+        """Begin to watch."""
+        threading.excepthook = self._in_thread
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop watching; abort the job if the body failed."""
+        threading.excepthook = self._thread_hook
+        if error is not None:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """End the job because of an error; in a world of one, leave that to the caller. *Local.*"""
+        if self._world.size == 1:
+            return
+        if isinstance(error, SystemExit) and not error.code:
+            message = f"it left early, by sys.exit({error.code})"
+            error = PipeparError(f"{message}, while others still work; let every rank finish")
+        self._world.abort(report(self._world, error))
+
+    def _in_thread(self, args: threading.ExceptHookArgs) -> None:
+        error = args.exc_value or RuntimeError(f"{args.exc_type.__name__} in a thread")
+        sys.stderr.flush()
+        self._world.abort(report(self._world, error))

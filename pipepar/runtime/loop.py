@@ -1,0 +1,126 @@
+"""The loop, the whole of it: for each micro-batch that arrives, compute, send on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pipepar.comm.channel import Receiver, Sender
+from pipepar.errors import PipeparError, StageError, WireError
+from pipepar.microbatch import MicroBatch, Value
+from pipepar.trace import Tracer
+
+Arrival: TypeAlias = tuple[int, dict[str, Value]]
+"""A micro-batch at a stage: its index, and the values known there by name."""
+
+SAMPLES = "#samples"
+"""Name, no model's own, of the rows of a micro-batch where the source numbers them: an int64 tensor
+[b] of positions in the user's input, which travels along."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inlet:
+    """A channel into a stage."""
+
+    names: tuple[str, ...]
+    """What its values are called, in order."""
+    channel: Receiver
+    """Where they come from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlet:
+    """A channel out of a stage."""
+
+    names: tuple[str, ...]
+    """Which values it takes, in order."""
+    channel: Sender
+    """Where they go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a stage computes."""
+
+    inputs: tuple[str, ...]
+    """Names of the values it is called with, in order."""
+    outputs: tuple[str, ...]
+    """Names of the values it returns, in order."""
+    compute: Callable[[tuple[Value, ...]], Sequence[Value]]
+    """The stage itself."""
+
+
+def arrivals(inlets: Sequence[Inlet], tracer: Tracer) -> Iterator[Arrival]:
+    """The micro-batches of one stream, each once all of its values are there. *Local.*
+
+    Raises:
+        WireError: the channels disagree about what comes next.
+    """
+    streams = [inlet.channel.receive() for inlet in inlets]
+    while True:
+        begin = time.perf_counter()
+        parts = [next(stream, None) for stream in streams]
+        present = [part for part in parts if part is not None]
+        if not present:
+            return
+        index = present[0].index
+        if len(present) < len(parts) or any(part.index != index for part in present):
+            found = [None if part is None else part.index for part in parts]
+            raise WireError(f"the channels into stage {tracer.stage} are out of step: {found}")
+        tracer.record("receive", index, begin, time.perf_counter())
+        values: dict[str, Value] = {}
+        for inlet, part in zip(inlets, present, strict=True):
+            values.update(zip(inlet.names, part.values, strict=True))
+        yield index, values
+
+
+def run(
+    program: Program, source: Iterable[Arrival], outlets: Sequence[Outlet], tracer: Tracer
+) -> Iterator[Arrival]:
+    """Compute each micro-batch of one stream and send it on. *Local*; every stage runs its own.
+
+    Yields:
+        Each micro-batch after it has been sent, with all the values known at this stage.
+
+    Raises:
+        StageError: the stage failed on a micro-batch; the cause is chained to it.
+    """
+    stage, clock = tracer.stage, time.perf_counter
+    for index, values in source:
+        begin = clock()
+        try:
+            outputs = program.compute(tuple(values[name] for name in program.inputs))
+        except Exception as error:
+            raise StageError(_failure(stage, index, values, error)) from error
+        computed = clock()
+        tracer.record("compute", index, begin, computed)
+        values.update(zip(program.outputs, outputs, strict=True))
+        if outlets:
+            _send(index, values, outlets, stage)
+            tracer.record("send", index, computed, clock())
+        yield index, values
+    for outlet in outlets:
+        outlet.channel.end()
+
+
+def _send(index: int, values: dict[str, Value], outlets: Sequence[Outlet], stage: int) -> None:
+    for outlet in outlets:
+        try:
+            outlet.channel.send(MicroBatch(index, tuple(values[name] for name in outlet.names)))
+        except PipeparError as error:
+            names = ", ".join(outlet.names)
+            raise StageError(
+                f"stage {stage} could not send micro-batch {index} ({names}): {error}"
+            ) from error
+
+
+def _failure(stage: int, index: int, values: dict[str, Value], error: Exception) -> str:
+    samples = values.get(SAMPLES)
+    rows = ""
+    if samples is not None:
+        numbers = samples.tolist()  # type: ignore[union-attr]
+        shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+        rows = f", samples {shown}"
+    return f"stage {stage} failed on micro-batch {index}{rows}: {type(error).__name__}: {error}"

@@ -1,0 +1,109 @@
+"""What a run has to say at its end: how fast, how close to the bound, who was busy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import sys
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from pipepar.comm.world import World
+from pipepar.trace import Kind, Totals, Tracer, bound
+
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    """One stage's share of a run."""
+
+    rank: int
+    """Rank that owned the stage."""
+    host: str
+    """Its machine."""
+    threads: int
+    """Threads it computed with."""
+    weight_bytes: int
+    """Size of its weights."""
+    peak_bytes: int
+    """Largest resident memory of its process so far."""
+    totals: dict[Kind, Totals]
+    """Where its time went, seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A whole run, the same on every rank."""
+
+    samples: int
+    """Rows of the user's input."""
+    seconds: float
+    """From the first micro-batch's start to the last result."""
+    stages: tuple[StageSummary, ...]
+    """In the order of the pipeline."""
+
+    @property
+    def bound(self) -> float:
+        """Seconds a perfect pipeline would have taken, given the measured compute times."""
+        return bound([stage.totals["compute"] for stage in self.stages])
+
+    @property
+    def efficiency(self) -> float:
+        """Achieved / bound as a share of the perfect pipeline's speed, at most about 1."""
+        return self.bound / self.seconds if self.seconds else 0.0
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far, in bytes. *Local.*"""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def summarise(
+    world: World, tracer: Tracer, weight_bytes: int, threads: int, samples: int, seconds: float
+) -> RunSummary:
+    """Put every stage's figures together. *Collective.*
+
+    Args:
+        world: all ranks.
+        tracer: this stage's times.
+        weight_bytes: this stage's weights.
+        threads: what it computed with.
+        samples: rows done; rank 0's number counts.
+        seconds: wall time of the run; the longest counts.
+    """
+    mine = StageSummary(world.rank, world.host, threads, weight_bytes, peak_bytes(), tracer.totals)
+    texts = world.all_gather(json.dumps([samples, seconds, dataclasses.asdict(mine)]))
+    parts = [json.loads(text) for text in texts]
+    stages = []
+    for _, _, fields in parts:
+        totals = {kind: Totals(**each) for kind, each in fields.pop("totals").items()}
+        stages.append(StageSummary(**fields, totals=totals))
+    return RunSummary(parts[0][0], max(part[1] for part in parts), tuple(stages))
+
+
+def print_summary(summary: RunSummary, console: Console) -> None:
+    """Show a run to a person. *Local.*"""
+    speed = summary.samples / summary.seconds if summary.seconds else 0.0
+    console.print(
+        f"[bold]{summary.samples:,} samples in {summary.seconds:.1f} s, {speed:,.1f} samples/s[/]"
+        f" · {summary.efficiency:.0%} of the perfect pipeline's speed (bound {summary.bound:.1f} s)"
+    )
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("stage", "host", "threads", "weights", "peak memory", "busy", ""):
+        table.add_column(column, justify="left" if column in ("host", "") else "right")
+    for index, stage in enumerate(summary.stages):
+        share = stage.totals["compute"].seconds / summary.seconds if summary.seconds else 0.0
+        bar = "█" * round(20 * share)
+        table.add_row(
+            str(index),
+            stage.host,
+            str(stage.threads),
+            f"{stage.weight_bytes / 2**20:,.1f} MiB",
+            f"{stage.peak_bytes / 2**20:,.0f} MiB",
+            f"{share:.0%}",
+            f"[green]{bar}[/][dim]{'░' * (20 - len(bar))}[/]",
+        )
+    console.print(table)
