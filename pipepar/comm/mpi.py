@@ -13,6 +13,7 @@ bytes, sent from where they lie. Two rules make it flow:
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -135,9 +136,10 @@ class MpiSender:
             self._under_way.clear()
 
     def abort(self) -> None:
-        """See `Sender.abort`. What is under way stays in memory: MPI may still read it."""
+        """See `Sender.abort`."""
         self._open = False
         self._lane.retract()
+        _leak(self._under_way)
 
     def _admit(self) -> None:
         """Wait for room, and let go of what has left."""
@@ -233,10 +235,12 @@ class MpiReceiver:
             self._cancel_payloads()
 
     def abort(self) -> None:
-        """See `Receiver.abort`. What is posted stays in memory: MPI may still write to it."""
+        """See `Receiver.abort`."""
         self._open = False
         for lane in (self._header_lane, self._spec_lane, self._payload_lane):
             lane.retract()
+        _leak(self._headers)
+        _leak(self._payloads)
 
     def _post_header(self) -> None:
         edge, data = self._edge, bytearray(wire.HEADER_BYTES)
@@ -318,3 +322,8 @@ def _cancel(request: MPI.Request) -> None:
     if request != MPI.REQUEST_NULL:
         request.Cancel()
         request.Wait()
+
+
+def _leak(memory: object) -> None:
+    """Never free what MPI may still read or write, however this process goes on."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -81,62 +83,6 @@ def capture(
     raise _not_traceable(module, failure)
 
 
-class _FlatCall(nn.Module):
-    """The model behind a plain call: tensors in, a tuple of values out."""
-
-    def __init__(self, model: nn.Module, leaves: list[Any], structure: pytree.TreeSpec) -> None:
-        super().__init__()
-        self.model = model
-        self.training = model.training
-        self._leaves = tuple(leaves)
-        self._structure = structure
-        self._output = _Output()
-
-    def forward(self, *tensors: torch.Tensor) -> tuple[Any, ...]:
-        """Rebuild the call, and flatten what it returns."""
-        given = iter(tensors)
-        leaves = [next(given) if isinstance(x, torch.Tensor) else x for x in self._leaves]
-        args, kwargs = pytree.tree_unflatten(leaves, self._structure)
-        return self._output.flatten(self.model(*args, **kwargs))
-
-    @property
-    def output(self) -> _Output:
-        """What the last call returned."""
-        return self._output
-
-
-class _Output:
-    """How the traced output nests; leaves that are no values of the graph are kept here."""
-
-    def __init__(self) -> None:
-        self.structure = pytree.tree_flatten(None)[1]
-        self.leaves: list[Any] = []
-
-    def flatten(self, output: Any) -> tuple[Any, ...]:
-        leaves, self.structure = pytree.tree_flatten(output)
-        self.leaves = [_IS_VALUE if _is_value(leaf) else _constant(leaf) for leaf in leaves]
-        return tuple(leaf for leaf in leaves if _is_value(leaf))
-
-
-_IS_VALUE = object()
-_SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
-_CONSTANTS = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
-
-
-def _is_value(leaf: Any) -> bool:
-    return isinstance(leaf, (torch.Tensor, *_SYMBOLIC))
-
-
-def _constant(leaf: Any) -> ConstantInput:
-    if not isinstance(leaf, _CONSTANTS):
-        kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
-        raise CaptureError(
-            f"the model's output contains a {kind}, expected tensors in tuples, lists, dicts or "
-            f"registered dataclasses; register it with torch.export.register_dataclass({kind})"
-        )
-    return ConstantInput("output", leaf)
-
-
 def _export(
     call: _FlatCall, tensors: Sequence[torch.Tensor], trial: Trial, device: torch.device
 ) -> ExportedProgram:
@@ -147,8 +93,23 @@ def _export(
     )
     free = tuple(dict.fromkeys(sorted(dims), Dim.AUTO) for dims in trial.free)
     # Under no_grad, or every no_grad inside the model would become an opaque node.
-    with faked(call, mode, device), torch.no_grad():
+    with faked(call, mode, device), torch.no_grad(), _quiet():
         return torch.export.export(call, inputs, dynamic_shapes={"tensors": free}, strict=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A size that the model refuses is no error; torch logs each as one, with its traceback."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        log.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
 
 
 def _graph(
@@ -212,18 +173,6 @@ def _results(output: fx.Node) -> Sequence[Any]:
     return results if isinstance(results, (tuple, list)) else (results,)
 
 
-def _template(output: _Output, results: list[Any]) -> tuple[tuple[str, ...], OutputTemplate]:
-    given = iter(results)
-    leaves = [next(given) if leaf is _IS_VALUE else leaf for leaf in output.leaves]
-    # A size that export fixed comes back as a number.
-    leaves = [x if isinstance(x, (fx.Node, ConstantInput)) else _constant(x) for x in leaves]
-    names = tuple(dict.fromkeys(leaf.name for leaf in leaves if isinstance(leaf, fx.Node)))
-    return names, OutputTemplate(
-        structure=output.structure,
-        leaves=tuple(names.index(x.name) if isinstance(x, fx.Node) else x for x in leaves),
-    )
-
-
 def _signature(call: _FlatCall, names: list[str], placeholders: list[fx.Node]) -> Signature:
     given = iter(placeholders)
     leaves = [
@@ -235,8 +184,13 @@ def _signature(call: _FlatCall, names: list[str], placeholders: list[fx.Node]) -
 
 def _tensor_input(node: fx.Node) -> TensorInput:
     value = node.meta["val"]
-    sizes = tuple(s.node.expr if isinstance(s, torch.SymInt) else int(s) for s in value.shape)
-    return TensorInput(node.name, value.dtype, sizes, value.dim())
+    return TensorInput(node.name, value.dtype, tuple(map(_size, value.shape)), value.dim())
+
+
+def _size(size: int | torch.SymInt) -> Any:
+    """A fixed size as a number, a free one as its expression."""
+    expression = size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+    return int(expression) if expression.is_Integer else expression
 
 
 def _conditions(placeholders: list[fx.Node]) -> tuple[Any, ...]:
@@ -256,28 +210,6 @@ def _conditions(placeholders: list[fx.Node]) -> tuple[Any, ...]:
     return tuple(x for x in dict.fromkeys([*guards, *bounds]) if x is not sympy.true)
 
 
-def _input_names(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
-    """A name for each leaf of the call: the parameter's, and the path inside it."""
-    try:
-        parameters = inspect.signature(module.forward).parameters.values()
-    except (TypeError, ValueError):
-        parameters = {}.values()
-    positional = [
-        p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    positional += [f"arg{i}" for i in range(len(positional), len(args))]
-    call = (
-        dict(zip(positional, args, strict=False)),
-        {name: kwargs[name] for name in sorted(kwargs)},
-    )
-    names = []
-    for part in call:
-        for path, _ in pytree.tree_flatten_with_path(part)[0]:
-            words = re.sub(r"\W+", "_", pytree.keystr(path)).strip("_")
-            names.append(words if words.isidentifier() else f"input_{words}")
-    return names
-
-
 def _check_device(module: fx.GraphModule, weights: Mapping[str, Any]) -> None:
     """Nothing of the tracing may remain: a meta mask gives random results without an error."""
     for node in module.graph.nodes:
@@ -294,29 +226,3 @@ def _check_device(module: fx.GraphModule, weights: Mapping[str, Any]) -> None:
                 f"{node.name} creates a tensor on the meta device, expected a real one; take the "
                 f"device from an input of the model"
             )
-
-
-def _not_traceable(module: nn.Module, failure: Exception | None) -> CaptureError:
-    error = CaptureError(
-        f"{type(module).__name__} cannot be turned into a graph: {_reason(failure)}"
-        f"{_user_line(failure)}; give the model as an nn.Sequential of its layers, or change "
-        f"that line so that it does not depend on the values of tensors"
-    )
-    error.__cause__ = failure
-    return error
-
-
-def _reason(failure: Exception | None) -> str:
-    text = str(failure or "its sizes contradict each other").strip().split("\n", 1)[0]
-    return f"{type(failure).__name__}: {text}" if failure else text
-
-
-def _user_line(failure: Exception | None) -> str:
-    """The innermost line outside of torch and of this package."""
-    ours = __file__.rsplit("model", 1)[0]
-    theirs = torch.__file__.rsplit("__init__", 1)[0]
-    frames = traceback.extract_tb(failure.__traceback__) if failure else []
-    for frame in reversed(frames):
-        if not frame.filename.startswith((ours, theirs, "<")):
-            return f" ({frame.filename}:{frame.lineno}: {frame.line})"
-    return ""

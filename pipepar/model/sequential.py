@@ -86,12 +86,13 @@ def _try_out(
         for node in calls[1]:
             child = shell.get_submodule(str(node.target))
             given = [argument.meta.get("val") for argument in node.all_input_nodes]
+            before = _versions(given)
             made = _run(child, given)
             node.meta["val"] = made
             node.meta["aliases_input"] = made is None or _memory(made) & _memory(given)
             node.meta["writes_input"] = any(
                 getattr(part, "inplace", False) for part in child.modules()
-            ) or any(isinstance(t, torch.Tensor) and t._version for t in given)
+            ) or (before != _versions(given))
 
 
 def _calls(graph: fx.Graph) -> list[fx.Node]:
@@ -106,6 +107,12 @@ def _run(child: nn.Module, given: list[object]) -> object:
         return child(*given)
     except Exception:
         return None
+
+
+def _versions(values: object) -> list[int]:
+    """Counts of the writes that tensors have seen."""
+    leaves = pytree.tree_leaves(values)
+    return [leaf._version for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def _memory(values: object) -> set[int]:

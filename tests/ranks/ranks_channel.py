@@ -1,0 +1,260 @@
+"""The MPI channel between real ranks."""
+
+import math
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+import torch
+from mpi4py import MPI
+
+from pipepar.comm import wire
+from pipepar.comm.channel import Receiver, Sender
+from pipepar.comm.mpi import Edge, MpiReceiver
+from pipepar.comm.world import Link, World
+from pipepar.errors import WireError
+from pipepar.microbatch import MicroBatch, TensorSpec, Value
+
+pytestmark = pytest.mark.mpi(min_size=2)
+
+
+@contextmanager
+def ends(world: World, depth: int = 3) -> Iterator[tuple[Receiver | None, Sender | None]]:
+    """A channel from rank 0 to rank 1; None where a rank holds no such end."""
+    receivers, senders = world.connect([Link(0, 1, depth)])
+    receiver, sender = receivers.get(0), senders.get(1)
+    yield receiver, sender
+    for end in (sender, receiver):
+        if end is not None:
+            end.close()
+
+
+def cross(world: World, values: Sequence[tuple[Value, ...]], depth: int = 3) -> list[MicroBatch]:
+    """What rank 1 receives when rank 0 sends these; nothing elsewhere."""
+    with ends(world, depth) as (receiver, sender):
+        if sender is not None:
+            for index, each in enumerate(values):
+                sender.send(MicroBatch(index, each))
+            sender.end()
+        return list(receiver.receive()) if receiver is not None else []
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's own bytes, so that NaN equals NaN and odd dtypes can be compared."""
+    same_width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    if tensor.dtype.itemsize == 16:
+        return torch.view_as_real(tensor).view(torch.int64)
+    return tensor.view(same_width[tensor.dtype.itemsize])
+
+
+def assert_same(found: Value, sent: Value) -> None:
+    if isinstance(sent, torch.Tensor):
+        assert isinstance(found, torch.Tensor)
+        assert TensorSpec.of(found) == TensorSpec.of(sent)
+        assert torch.equal(bits(found), bits(sent))
+    else:
+        assert type(found) is type(sent)
+        assert found == sent or (found != found and sent != sent)
+
+
+def check(world: World, values: Sequence[tuple[Value, ...]], depth: int = 3) -> None:
+    found = cross(world, values, depth)
+    if world.rank == 1:
+        assert [microbatch.index for microbatch in found] == list(range(len(values)))
+        for microbatch, sent in zip(found, values, strict=True):
+            assert len(microbatch.values) == len(sent)
+            for one, other in zip(microbatch.values, sent, strict=True):
+                assert_same(one, other)
+
+
+@pytest.mark.parametrize("dtype", wire.DTYPES, ids=str)
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_every_dtype(world: World, dtype: torch.dtype) -> None:
+    raw = torch.arange(96, dtype=torch.uint8)
+    tensor = torch.empty(0, dtype=dtype).set_(raw.untyped_storage(), 0, (96 // dtype.itemsize,))
+    matrix = tensor.as_strided((2, 96 // dtype.itemsize // 4), (96 // dtype.itemsize // 2, 2))
+    check(world, [(tensor, matrix)])  # the second has holes
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x,
+        lambda x: x.t(),
+        lambda x: x.reshape(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        lambda x: x[:, ::2],
+        lambda x: x[3:, 1:4],
+        lambda x: x[:, :1].expand(-1, 7),
+        lambda x: x[::2, ::3][:, None, :].expand(-1, 4, -1),
+        lambda x: x[0, 0],
+        lambda x: x[:0],
+        lambda x: x[:, :0],
+        lambda x: x.flatten().unfold(0, 5, 2),
+        lambda x: x.flatten().as_strided((3, 2, 4), (20, 2, 1)),
+        lambda x: torch.complex(x, -x).conj(),
+        lambda x: torch.complex(x, -x).conj().imag,
+        lambda x: x.unsqueeze(0).expand(3, -1, -1)[:, :, 0],
+    ],
+)
+def test_layouts(world: World, make: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    tensor = make(torch.randn(10, 12))
+    found = cross(world, [(tensor,)] * 3)
+    for microbatch in found:
+        (value,) = microbatch.values
+        assert isinstance(value, torch.Tensor)
+        assert torch.equal(value, tensor)
+        assert value.shape == tensor.shape
+        assert value.stride() == tensor.resolve_conj().resolve_neg().stride()
+
+
+def test_values_that_are_no_tensors(world: World) -> None:
+    check(
+        world,
+        [
+            (None, True, False, 0, 1, -1, 2**100, -(2**63), 1.5, -0.0, math.nan, math.inf),
+            (1 + 2j, "", "grüß\0gott", "\ud800", torch.tensor(3.0)),
+            (),
+            (torch.empty(0), None),
+            (1,),
+            (True,),
+            (0.0,),
+            (-0.0,),
+        ],
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_ragged_shapes_several_tensors(world: World, depth: int) -> None:
+    generator = torch.Generator().manual_seed(7)
+
+    def number(high: int) -> int:
+        return int(torch.randint(0, high, (1,), generator=generator))
+
+    values: list[tuple[Value, ...]] = []
+    for index in range(300):
+        several = tuple(
+            torch.randn(number(8), number(40 if index % 50 else 4000), generator=generator)
+            for _ in range(1 + number(3))
+        )
+        values.append((*several, index if index % 3 else None))
+    check(world, values, depth)
+
+
+def test_streams_follow_one_another(world: World) -> None:
+    with ends(world) as (receiver, sender):
+        for length in (3, 0, 1, 0, 0, 20):
+            if sender is not None:
+                for index in range(length):
+                    sender.send(MicroBatch(index, (torch.full((4,), float(index)),)))
+                sender.end()
+            if receiver is not None:
+                found = [microbatch.values[0] for microbatch in receiver.receive()]
+                expected = [torch.full((4,), float(index)) for index in range(length)]
+                assert len(found) == length
+                for one, other in zip(found, expected, strict=True):
+                    assert_same(one, other)
+
+
+def test_more_than_two_gibibytes(world: World) -> None:
+    if world.size > 2:
+        pytest.skip("two ranks say it all")
+    size = 2**31 + 4097
+    pattern = torch.arange(251, dtype=torch.uint8)
+    big = pattern.repeat(size // 251 + 1)[:size]
+    found = cross(world, [(big, torch.tensor(1)), (big[:100], torch.tensor(2))], depth=1)
+    if world.rank == 1:
+        assert_same(found[0].values[0], big)
+        assert_same(found[1].values[0], big[:100])
+
+
+def test_a_million_microbatches_do_not_grow_memory(world: World) -> None:
+    """The second half million may not need more memory than the first."""
+    if world.size > 2:
+        pytest.skip("two ranks say it all")
+    half, tensor = 500_000, torch.arange(4)
+    peaks = []
+    with ends(world) as (receiver, sender):
+        for _ in range(2):
+            if sender is not None:
+                for index in range(half):
+                    sender.send(MicroBatch(index, (tensor,)))
+                sender.end()
+            if receiver is not None:
+                assert sum(1 for _ in receiver.receive()) == half
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert peaks[1] - peaks[0] < 4096  # KiB
+
+
+def test_a_full_channel_blocks_the_sender(world: World) -> None:
+    depth, sent = 3, []
+    with ends(world, depth) as (receiver, sender):
+        if sender is not None:
+
+            def work() -> None:
+                for index in range(20):
+                    sender.send(MicroBatch(index, (torch.zeros(1000),)))
+                    sent.append(index)
+                sender.end()
+
+            thread = threading.Thread(target=work)
+            thread.start()
+            time.sleep(0.5)
+            assert depth <= len(sent) <= 2 * depth
+            MPI.COMM_WORLD.send(None, 1, tag=99)
+            thread.join()
+        if receiver is not None:
+            MPI.COMM_WORLD.recv(source=0, tag=99)
+            assert len(list(receiver.receive())) == 20
+
+
+def test_ready_tells_without_waiting(world: World) -> None:
+    with ends(world) as (receiver, sender):
+        if receiver is not None:
+            assert not receiver.ready()
+        MPI.COMM_WORLD.Barrier()
+        if sender is not None:
+            sender.send(MicroBatch(0, (1,)))
+            sender.end()
+        if receiver is not None:
+            while not receiver.ready():
+                time.sleep(0.001)
+            assert [microbatch.values for microbatch in receiver.receive()] == [(1,)]
+
+
+def test_what_cannot_cross_is_refused(world: World) -> None:
+    with ends(world) as (_, sender):
+        if sender is not None:
+            for value in (torch.eye(3).to_sparse(), torch.empty(2, device="meta"), [1]):
+                with pytest.raises(WireError, match="cannot cross"):
+                    sender.send(MicroBatch(0, (value,)))  # type: ignore[arg-type]
+
+
+def test_garbage_is_an_error_that_names_the_sender(world: World) -> None:
+    comm = MPI.COMM_WORLD.Dup()
+    if world.rank == 0:
+        comm.Send(bytearray(b"garbage!" * (wire.HEADER_BYTES // 8)), 1, 0)
+    if world.rank == 1:
+        receiver = MpiReceiver(Edge(comm, 0, 0, 2), world._start_engine())
+        with pytest.raises(WireError, match=r"from rank 0, micro-batch 0: .*expected b'PPAR'"):
+            next(receiver.receive())
+        receiver.close()
+    comm.Barrier()
+    comm.Free()
+
+
+def test_abort_does_not_wait(world: World) -> None:
+    receivers, senders = world.connect([Link(0, 1, 2)])
+    if world.rank == 0:
+        senders[1].send(MicroBatch(0, (torch.zeros(10_000_000),)))  # nobody will take it
+        senders[1].abort()
+        with pytest.raises(WireError, match="closed"):
+            senders[1].send(MicroBatch(1, ()))
+    for receiver in receivers.values():
+        next(receiver.receive())
+        receiver.abort()
+        with pytest.raises(WireError, match="closed"):
+            next(receiver.receive())

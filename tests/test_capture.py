@@ -1,0 +1,299 @@
+"""Any module becomes one graph, the same one in every process, and stays as it was."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from models import Dicts, Mlp, Sized, Tied, run, stages_of
+from torch import nn
+
+from pipepar.errors import CaptureError, InputError
+from pipepar.model.capture import capture
+
+torch.set_num_threads(1)
+
+
+class Positions(nn.Module):
+    """Adds a table of 16 positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(16, 4))
+
+    def forward(self, x):
+        return x + self.table[: x.shape[1]]
+
+
+class Branches(nn.Module):
+    """Takes another path for one length."""
+
+    def forward(self, x):
+        return x * 2 if x.shape[1] == 7 else x + 1
+
+
+class Regions(nn.Module):
+    """Switches autocast and gradients, as rotary embeddings do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x):
+        h = self.layers[0](x)
+        with torch.autocast("cpu", enabled=False):
+            h = h.float().sin()
+            with torch.enable_grad():
+                h = self.layers[1](h)
+        with torch.no_grad():
+            return self.layers[2](h)
+
+
+class DependsOnValues(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x):
+        if x.sum() > 0:  # the user's line
+            return self.layer(x)
+        return x
+
+
+def sizes(module, *args):
+    graph = capture(module.eval(), args, {})
+    return [
+        [size if isinstance(size, int) else "free" for size in leaf.sizes]
+        for leaf in graph.signature.tensors
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((2, 16), ["free", 16]),
+        ((1, 16), ["free", 16]),  # a batch of 1 is still a batch
+        ((16, 16), ["free", 16]),  # as many rows as columns
+        ((1, 1, 16), ["free", "free", 16]),
+        ((5, 5, 16), ["free", "free", 16]),  # batch == length
+    ],
+)
+def test_batch_and_length_stay_free(shape, expected):
+    assert sizes(Mlp(), torch.randn(shape)) == [expected]
+
+
+def test_batch_and_length_are_not_tied_by_an_accident():
+    class Masked(nn.Module):
+        def forward(self, ids, mask):
+            return ids.float()[..., None] * mask[..., None]
+
+    graph = capture(Masked(), (torch.ones(3, 3, dtype=torch.long), torch.ones(3, 3)), {})
+    graph.flatten_inputs((torch.ones(2, 9, dtype=torch.long), torch.ones(2, 9)))
+    with pytest.raises(InputError, match=r"mask.size\(1\) is 8, expected ids.size\(1\) = 9"):
+        graph.flatten_inputs((torch.ones(2, 9, dtype=torch.long), torch.ones(2, 8)))
+
+
+def test_two_layouts_of_the_batch():
+    class Transposed(nn.Module):
+        def forward(self, x, mask):  # x: [S, B, 4], mask: [B, S]
+            return x * mask.t()[..., None]
+
+    module, call = Transposed(), (torch.randn(5, 2, 4), torch.ones(2, 5))
+    graph, plan, stages = stages_of(module, call, {}, 1)
+    x, mask = torch.randn(7, 3, 4), torch.rand(3, 7)
+    assert torch.equal(run(graph, plan, stages, (x, mask)), module(x, mask))
+
+
+def test_a_model_of_fixed_length_keeps_its_batch_free():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Linear(6, 6)
+
+        def forward(self, x):  # [B, 6, 3]
+            return self.mix(x.transpose(1, 2))
+
+    assert sizes(Fixed(), torch.randn(1, 6, 3)) == [["free", 6, 3]]
+
+
+def test_the_module_is_left_as_it_was():
+    module = Tied().eval()
+    before = dict(module.named_parameters(remove_duplicate=False))
+    capture(module, (torch.ones(2, 3, dtype=torch.long),), {})
+    after = dict(module.named_parameters(remove_duplicate=False))
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
+
+
+def test_a_failure_names_the_users_line_and_leaves_the_module():
+    module = DependsOnValues().eval()
+    before = (module.layer.weight, module.count)
+    with pytest.raises(CaptureError) as caught:
+        capture(module, (torch.randn(2, 4),), {})
+    assert "if x.sum() > 0:  # the user's line" in str(caught.value)
+    assert f"{Path(__file__).name}:" in str(caught.value)
+    assert "nn.Sequential" in str(caught.value)
+    assert module.layer.weight is before[0]
+    assert module.count is before[1]
+
+
+def test_no_fake_or_meta_tensor_and_no_region_remains():
+    graph, plan, stages = stages_of(Regions().eval(), (torch.randn(2, 4),), {}, 2)
+    targets = " ".join(str(node.target) for node in graph.module.graph.nodes)
+    assert "wrap_with" not in targets
+    assert "assert" not in targets
+    assert "meta" not in str(graph.module.graph)
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        assert torch.equal(run(graph, plan, stages, (x,)), Regions.forward(_weights(stages), x))
+
+
+def _weights(stages):
+    """The module again, from what the stages hold."""
+    module = Regions()
+    state = {k: v for s in stages for k, v in s._module.state_dict().items() if "layers" in k}
+    module.load_state_dict(state)
+    return module
+
+
+def test_weights_keep_the_models_own_names_and_ties():
+    graph = capture(Tied().eval(), (torch.ones(2, 3, dtype=torch.long),), {})
+    names = {name for spec in graph.weights.values() for name in (spec.name, *spec.aliases)}
+    assert names == {"embed.weight", "head.weight"} | {
+        f"layers.{i}.{kind}" for i in range(3) for kind in ("weight", "bias")
+    }
+    assert len({spec.name for spec in graph.weights.values()}) == 7
+
+
+DIGEST = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from models import Dicts, Tied
+from pipepar.model.capture import capture
+from pipepar.runtime.planning import make_plan
+for module, args, kwargs in [
+    (Tied(), (torch.ones(2, 3, dtype=torch.long),), {}),
+    (Dicts(), ({"x": torch.ones(2, 8), "offset": torch.ones(2)},), {"scale": 2.0}),
+    (torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4)),
+     (torch.ones(2, 4),), {}),
+]:
+    graph = capture(module.eval(), args, kwargs)
+    print(graph.digest, make_plan(graph, 2).digest, [node.name for node in graph.nodes])
+"""
+
+
+def test_two_processes_capture_the_same_graph():
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", DIGEST, str(Path(__file__).parent)],
+            env={**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
+    assert len(found.pop().splitlines()) == 3
+
+
+def test_another_model_has_another_digest():
+    x = torch.randn(2, 16)
+    digests = {
+        capture(m.eval(), (x,), {}).digest for m in (Mlp(), nn.Sequential(nn.Linear(16, 16)))
+    }
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((torch.ones(2, 17, 4),), {}, r"found x.size\(1\) = 17, expected x.size\(1\) <= 16"),
+        ((torch.ones(2, 3, 5),), {}, r"x.size\(2\) is 5, expected 4"),
+        ((torch.ones(2, 4),), {}, "x has 2 dimensions"),
+        ((torch.ones(2, 3, 4).double(),), {}, "x has dtype torch.float64, expected torch.float32"),
+        ((None,), {}, "x is None, expected a tensor"),
+        ((), {"x": torch.ones(2, 3, 4)}, "called with arguments"),
+    ],
+)
+def test_a_call_that_does_not_fit_is_refused(args, kwargs, message):
+    graph = capture(Positions().eval(), (torch.randn(2, 3, 4),), {})
+    with pytest.raises(InputError, match=message):
+        graph.flatten_inputs(args, kwargs)
+
+
+@pytest.mark.parametrize(("length", "other"), [(7, 8), (8, 7)])
+def test_a_length_that_takes_another_path_is_refused(length, other):
+    module = Branches()
+    x = torch.randn(2, length)
+    graph, plan, stages = stages_of(module, (x,), {}, 1)
+    assert torch.equal(run(graph, plan, stages, (x,)), module(x))
+    with pytest.raises(InputError, match=r"x.size\(1\)"):
+        graph.flatten_inputs((torch.randn(2, other),))
+
+
+def test_python_values_are_part_of_the_graph():
+    x = {"x": torch.ones(2, 8), "offset": torch.ones(2)}
+    graph = capture(Dicts().eval(), (x, None), {"scale": 0.5})
+    assert len(graph.inputs) == 2
+    with pytest.raises(InputError, match=r"scale is 0.25, expected 0.5"):
+        graph.flatten_inputs((x, None), {"scale": 0.25})
+
+
+def test_kwargs_may_come_in_any_order():
+    class Two(nn.Module):
+        def forward(self, a, b):
+            return a - b
+
+    graph = capture(Two(), (), {"b": torch.ones(2), "a": torch.zeros(2)})
+    one, two = torch.randn(3), torch.randn(3)
+    assert graph.inputs == ("a", "b")
+    assert graph.flatten_inputs((), {"b": two, "a": one})[0] is one
+
+
+def test_an_output_of_an_unknown_class_is_named():
+    @dataclass
+    class Strange:
+        y: torch.Tensor
+
+    class Gives(nn.Module):
+        def forward(self, x):
+            return Strange(x + 1)
+
+    with pytest.raises(CaptureError, match=r"Strange.*register_dataclass"):
+        capture(Gives(), (torch.ones(2),), {})
+
+
+def test_a_model_that_counts_its_calls_is_refused():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls.add_(1)
+            return x + self.calls
+
+    with pytest.raises(CaptureError, match="writes into calls"):
+        capture(Counts(), (torch.ones(2),), {})
+
+
+def test_parameters_on_meta_are_enough():
+    with torch.device("meta"):
+        module = Sized().eval()
+    graph = capture(module, (torch.randn(2, 3, 8),), {})
+    assert graph.digest == capture(Sized().eval(), (torch.randn(4, 5, 8),), {}).digest
+
+
+def test_a_sequence_is_not_traced_and_knows_its_writes():
+    module = nn.Sequential(nn.Linear(4, 4), DependsOnValues(), nn.Linear(4, 4)).eval()
+    x = torch.randn(2, 4)
+    graph, plan, stages = stages_of(module, (x,), {}, 3)
+    assert [node.op for node in graph.nodes] == ["call_module"] * 3
+    with torch.no_grad():
+        assert torch.equal(run(graph, plan, stages, (x,)), module(x))

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipepar.data.writers import check_output, open_output
+from pipepar.errors import InputError, PipeparError
+
+
+def write_one(path: Path) -> None:
+    with open_output(path, 1) as writer:
+        writer.write(torch.tensor([0]), {"y": torch.ones(1)})
+
+
+def test_one_run_an_output(tmp_path: Path) -> None:
+    path = tmp_path / "y.npy"
+    with open_output(path, 1) as writer:
+        with pytest.raises(InputError, match="written by another run"), open_output(path, 1):
+            pass
+        writer.write(torch.tensor([0]), {"y": torch.ones(1)})
+    assert np.load(path).tolist() == [1.0]
+
+
+def test_what_a_killed_run_left_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / ".y.jsonl.partial").write_text("left over" * 1000)
+    write_one(tmp_path / "y.jsonl")
+    assert (tmp_path / "y.jsonl").read_text() == '{"y": 1.0}\n'
+    assert os.listdir(tmp_path) == ["y.jsonl"]
+
+
+def test_the_files_mode_is_the_users(tmp_path: Path) -> None:
+    write_one(tmp_path / "y.npy")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "y.npy").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_writing_outside_the_context(tmp_path: Path) -> None:
+    writer = open_output(tmp_path / "y.npy", 1)
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(PipeparError, match="is not open"):
+        writer.write(torch.tensor([0]), {"y": torch.ones(1)})
+
+
+@pytest.mark.parametrize("check", [check_output, lambda path: open_output(path, 1)])
+def test_output_is_checked_before_the_work(tmp_path: Path, check: object) -> None:
+    assert callable(check)
+    (tmp_path / "folder.npy").mkdir()
+    for name, match in {
+        "y.csv": r"'\.csv'; expected one of \.npy, \.safetensors, \.jsonl",
+        "folder.npy": "is a directory",
+        "missing/y.npy": r"does not exist.*mkdir -p",
+    }.items():
+        with pytest.raises(InputError, match=match):
+            check(tmp_path / name)
+    (tmp_path / "y.npy").touch()
+    check(tmp_path / "y.npy")
+
+
+def test_output_folder_must_be_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not by chmod: tests may run as root, who may write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(InputError, match="may not write to the folder"):
+        check_output(tmp_path / "y.npy")

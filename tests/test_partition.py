@@ -1,0 +1,89 @@
+"""The dynamic programme against every partition there is."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipepar.errors import PlanError
+from pipepar.plan.partition import partition
+
+SLACK = 0.05
+
+instances = st.integers(2, 9).flatmap(
+    lambda n: st.tuples(
+        st.lists(st.integers(0, 9), min_size=n, max_size=n),
+        st.lists(st.one_of(st.none(), st.integers(1, 9)), min_size=n, max_size=n),
+        st.integers(1, 4),
+    )
+)
+
+
+def every_partition(costs, crossing, stages):
+    """(bottleneck, bytes, cuts) of each partition whose stages all have work."""
+    legal = [p for p in range(1, len(costs)) if crossing[p] is not None]
+    for cuts in itertools.combinations(legal, stages - 1):
+        spans = [sum(costs[a:b]) for a, b in itertools.pairwise([0, *cuts, len(costs)])]
+        if min(spans) > 0 or stages == 1:
+            yield max(spans), sum(crossing[p] for p in cuts), cuts
+
+
+@given(instances)
+@settings(deadline=None, max_examples=300)
+def test_equals_brute_force(instance):
+    costs, crossing, stages = instance
+    found = list(every_partition(costs, crossing, stages))
+    if not found:
+        with pytest.raises(PlanError):
+            partition(costs, crossing, stages)
+        return
+    limit = min(bottleneck for bottleneck, _, _ in found) * (1 + SLACK)
+    allowed = [(b, worst) for worst, b, _ in found if worst <= limit]
+    cuts = partition(costs, crossing, stages, SLACK)
+    mine = next((b, worst) for worst, b, c in found if c == cuts)
+    assert mine == min(allowed)
+
+
+@pytest.mark.parametrize(
+    ("slack", "expected"),
+    [
+        (0.0, (2,)),  # 4 | 4, but 100 bytes cross
+        (0.5, (3,)),  # 6 | 2, and 1 byte crosses
+    ],
+)
+def test_bytes_decide_within_the_slack(slack, expected):
+    assert partition([2, 2, 2, 2], [None, 50, 100, 1], 2, slack) == expected
+
+
+def test_equal_bytes_leave_the_better_balance():
+    assert partition([1.0] * 60, [1.0] * 60, 3) == (20, 40)
+
+
+def test_one_stage_needs_no_cut():
+    assert partition([1, 1], [None, None], 1) == ()
+
+
+def test_a_stage_without_work_is_not_made():
+    # Positions 2 and 3 are legal, but between them there is nothing to compute.
+    with pytest.raises(PlanError, match=r"found 3 stages.*at most 2.*start at most 2 ranks"):
+        partition([1, 1, 0, 1], [None, None, 5, 5], 3)
+
+
+def test_too_many_stages_names_the_most():
+    with pytest.raises(PlanError, match="start at most 2 ranks"):
+        partition([1, 1, 1], [None, 4, None], 3)
+
+
+def test_no_stage_is_refused():
+    with pytest.raises(PlanError, match="found 0 stages"):
+        partition([1], [None], 0)
+
+
+def test_a_large_model_keeps_its_balance():
+    costs = [1 + (i * 7919) % 13 for i in range(800)]
+    cuts = partition(costs, [1 + i % 3 for i in range(800)], 8)
+    spans = [sum(costs[a:b]) for a, b in itertools.pairwise([0, *cuts, 800])]
+    assert len(cuts) == 7
+    assert max(spans) <= math.ceil(sum(costs) / 8 + max(costs)) * (1 + SLACK)

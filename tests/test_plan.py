@@ -1,0 +1,94 @@
+"""A plan as text, and what it says of the edges."""
+
+import json
+
+import pytest
+
+from pipepar.errors import PlanError
+from pipepar.plan.plan import Plan, StagePlan
+
+
+def stage(index, begin, end, inputs, outputs):
+    return StagePlan(index, begin, end, inputs, outputs, (f"w{index}",), 8, 16)
+
+
+def skipping_plan():
+    # x, mask --> 0 --a--> 1 --b--> 2
+    #             0 ----s---------> 2     (a skip; mask goes there too)
+    return Plan(
+        model="d" * 64,
+        inputs=("x", "mask"),
+        outputs=("early", "y"),
+        stages=(
+            stage(0, 0, 3, ("x",), ("early", "s", "a")),
+            stage(1, 3, 5, ("a",), ("b",)),
+            stage(2, 5, 9, ("mask", "s", "b"), ("y",)),
+        ),
+    )
+
+
+def changed(path, value):
+    """The JSON of the plan above with one field replaced; None removes it."""
+    content = json.loads(skipping_plan().to_json())
+    *parents, last = path
+    record = content
+    for key in parents:
+        record = record[key]
+    if value is None:
+        del record[last]
+    else:
+        record[last] = value
+    return json.dumps(content)
+
+
+def test_edges_go_straight_from_producer_to_consumer():
+    assert skipping_plan().edges == {
+        (0, 1): ("a",),
+        (0, 2): ("mask", "s", "early"),
+        (1, 2): ("b",),
+    }
+
+
+def test_json_round_trip_keeps_everything():
+    plan = skipping_plan()
+    assert Plan.from_json(plan.to_json()) == plan
+    assert Plan.from_json(plan.to_json()).digest == plan.digest
+
+
+def test_digest_tells_plans_apart():
+    other = Plan.from_json(changed(["stages", 1, "flops"], 17))
+    assert other.digest != skipping_plan().digest
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["version"], 2, "plan.version is 2, expected 1"),
+        (["model"], None, "plan.model is missing"),
+        (["model"], 7, "plan.model is 7, expected a string"),
+        (["extra"], 7, "plan.extra is not a field"),
+        (["inputs"], "x", "plan.inputs is 'x', expected a list"),
+        (["inputs"], ["x", "x"], "plan.inputs names 'x' twice"),
+        (["stages"], [], "plan.stages is empty"),
+        (["stages"], {}, "plan.stages is {}, expected a list"),
+        (["stages", 1], 3, r"plan.stages\[1\] is 3, expected an object"),
+        (["stages", 1, "begin"], True, r"plan.stages\[1\].begin is True, expected a whole number"),
+        (["stages", 1, "begin"], 4, r"plan.stages\[1\].begin is 4, expected 3"),
+        (["stages", 1, "end"], 3, r"plan.stages\[1\].end is 3, expected more"),
+        (["stages", 2, "index"], 1, r"plan.stages\[2\].index is 1, expected 2"),
+        (["stages", 0, "weights"], [1], r"plan.stages\[0\].weights\[0\] is 1, expected a string"),
+        (["stages", 0, "flops"], -1, r"plan.stages\[0\].flops is -1"),
+        (["stages", 1, "inputs"], ["b"], r"plan.stages\[1\].inputs names 'b'"),
+        (["stages", 1, "outputs"], ["a"], r"names 'a', which stage 0 already provides"),
+        (["outputs"], ["z"], "plan.outputs names 'z', which no stage makes"),
+        (["stages", 1, "inputs"], [], "stage 1 receives nothing"),
+    ],
+)
+def test_a_wrong_field_is_named(path, value, message):
+    with pytest.raises(PlanError, match=message):
+        Plan.from_json(changed(path, value))
+
+
+def test_text_that_is_no_json():
+    with pytest.raises(PlanError, match="not valid JSON"):
+        Plan.from_json("{")
