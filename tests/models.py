@@ -1,20 +1,24 @@
 """Small models of every kind that a pipeline meets, and how to run one in stages."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from pipepar.model.capture import capture
+from pipepar.model.graph import Graph
 from pipepar.model.source import from_module
+from pipepar.plan.plan import Plan
 from pipepar.runtime.planning import make_plan
 from pipepar.runtime.stage import Stage
 
 
 class Mlp(nn.Module):
-    def __init__(self, width=16):
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(6))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         for layer in self.layers:
             x = torch.relu(layer(x))
         return x
@@ -23,7 +27,7 @@ class Mlp(nn.Module):
 class Skips(nn.Module):
     """Down and up again, with skips across, as in a U-Net."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.enter = nn.Conv2d(3, 8, 3, padding=1)
         self.down = nn.ModuleList(nn.Conv2d(8, 8, 3, stride=2, padding=1) for _ in range(2))
@@ -31,7 +35,7 @@ class Skips(nn.Module):
         self.up = nn.ModuleList(nn.ConvTranspose2d(16, 8, 2, stride=2) for _ in range(2))
         self.leave = nn.Conv2d(16, 3, 1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         h = self.enter(x)
         skips = [h]
         for layer in self.down:
@@ -46,16 +50,16 @@ class Skips(nn.Module):
 class InPlace(nn.Module):
     """Residual blocks that add and rectify in place."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(6))
         self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(6))
         for norm in self.norms:
-            nn.init.uniform_(norm.running_mean)
-            nn.init.uniform_(norm.running_var, 0.5, 2)
+            norm.register_buffer("running_mean", torch.rand(4))
+            norm.register_buffer("running_var", torch.rand(4) + 0.5)
         self.drop = nn.Dropout(0.5)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         x.mul_(2)  # the caller's tensor
         for conv, norm in zip(self.convs, self.norms, strict=True):
             h = norm(conv(x)).relu_()
@@ -68,13 +72,13 @@ class InPlace(nn.Module):
 class Dicts(nn.Module):
     """A dict, None and numbers in; a dict with None, a constant and one tensor twice out."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(8, 8)
         self.second = nn.Linear(8, 8)
         self.register_buffer("shift", torch.arange(8.0), persistent=False)
 
-    def forward(self, batch, bias=None, *, scale, flag=True):
+    def forward(self, batch: Any, bias: Any = None, *, scale: float, flag: bool = True) -> Any:
         h = self.first(batch["x"]) + batch["offset"][:, None]
         if bias is not None:
             h = h + bias
@@ -83,14 +87,14 @@ class Dicts(nn.Module):
 
 
 class Tied(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(40, 8)
         self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
         self.head = nn.Linear(8, 40, bias=False)
         self.head.weight = self.embed.weight
 
-    def forward(self, ids):
+    def forward(self, ids: torch.Tensor) -> Any:
         h = self.embed(ids)
         for layer in self.layers:
             h = torch.tanh(layer(h))
@@ -100,11 +104,11 @@ class Tied(nn.Module):
 class Sized(nn.Module):
     """Needs its input's sizes again at the end."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         batch, length, width = x.shape
         h = x.reshape(batch * length, width)
         for layer in self.layers:
@@ -112,7 +116,9 @@ class Sized(nn.Module):
         return h.view(batch, length, width) / (length + 1)
 
 
-def stages_of(module, args, kwargs, count):
+def stages_of(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], count: int
+) -> tuple[Graph, Plan, list[Stage]]:
     """The graph, the plan and the loaded stages of a module."""
     source = from_module(module)
     graph = capture(source.module, args, kwargs)
@@ -121,10 +127,16 @@ def stages_of(module, args, kwargs, count):
     return graph, plan, stages
 
 
-def run(graph, plan, stages, args=(), kwargs=None):
+def run(
+    graph: Graph,
+    plan: Plan,
+    stages: list[Stage],
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+) -> Any:
     """Run all stages in one process; each sees only what the plan's edges bring it."""
     given = dict(zip(graph.inputs, graph.flatten_inputs(args, kwargs or {}), strict=True))
-    held = [dict() for _ in stages]
+    held: list[dict[str, Any]] = [{} for _ in stages]
     held[0].update(given)
     for stage in stages:
         mine = held[stage.index]

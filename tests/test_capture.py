@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from pipepar.errors import CaptureError, InputError
 from pipepar.model.capture import capture
+from pipepar.runtime.stage import Stage
 
 torch.set_num_threads(1)
 
@@ -20,29 +22,29 @@ torch.set_num_threads(1)
 class Positions(nn.Module):
     """Adds a table of 16 positions."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.randn(16, 4))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         return x + self.table[: x.shape[1]]
 
 
 class Branches(nn.Module):
     """Takes another path for one length."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         return x * 2 if x.shape[1] == 7 else x + 1
 
 
 class Regions(nn.Module):
     """Switches autocast and gradients, as rotary embeddings do."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         h = self.layers[0](x)
         with torch.autocast("cpu", enabled=False):
             h = h.float().sin()
@@ -53,21 +55,21 @@ class Regions(nn.Module):
 
 
 class DependsOnValues(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(4, 4)
         self.register_buffer("count", torch.zeros(1))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         if x.sum() > 0:  # the user's line
             return self.layer(x)
         return x
 
 
-def sizes(module, *args):
+def sizes(module: nn.Module, *args: Any) -> Any:
     graph = capture(module.eval(), args, {})
     return [
-        [size if isinstance(size, int) else "free" for size in leaf.sizes]
+        [size if isinstance(size, int) else "free" for size in leaf.sizes or ()]
         for leaf in graph.signature.tensors
     ]
 
@@ -82,13 +84,13 @@ def sizes(module, *args):
         ((5, 5, 16), ["free", "free", 16]),  # batch == length
     ],
 )
-def test_batch_and_length_stay_free(shape, expected):
+def test_batch_and_length_stay_free(shape: tuple[int, ...], expected: Any) -> None:
     assert sizes(Mlp(), torch.randn(shape)) == [expected]
 
 
-def test_batch_and_length_are_not_tied_by_an_accident():
+def test_batch_and_length_are_not_tied_by_an_accident() -> None:
     class Masked(nn.Module):
-        def forward(self, ids, mask):
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> Any:
             return ids.float()[..., None] * mask[..., None]
 
     graph = capture(Masked(), (torch.ones(3, 3, dtype=torch.long), torch.ones(3, 3)), {})
@@ -97,9 +99,11 @@ def test_batch_and_length_are_not_tied_by_an_accident():
         graph.flatten_inputs((torch.ones(2, 9, dtype=torch.long), torch.ones(2, 8)))
 
 
-def test_two_layouts_of_the_batch():
+def test_two_layouts_of_the_batch() -> None:
     class Transposed(nn.Module):
-        def forward(self, x, mask):  # x: [S, B, 4], mask: [B, S]
+        def forward(
+            self, x: torch.Tensor, mask: torch.Tensor
+        ) -> torch.Tensor:  # x: [S, B, 4], mask: [B, S]
             return x * mask.t()[..., None]
 
     module, call = Transposed(), (torch.randn(5, 2, 4), torch.ones(2, 5))
@@ -108,19 +112,19 @@ def test_two_layouts_of_the_batch():
     assert torch.equal(run(graph, plan, stages, (x, mask)), module(x, mask))
 
 
-def test_a_model_of_fixed_length_keeps_its_batch_free():
+def test_a_model_of_fixed_length_keeps_its_batch_free() -> None:
     class Fixed(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.mix = nn.Linear(6, 6)
 
-        def forward(self, x):  # [B, 6, 3]
+        def forward(self, x: torch.Tensor) -> Any:  # [B, 6, 3]
             return self.mix(x.transpose(1, 2))
 
     assert sizes(Fixed(), torch.randn(1, 6, 3)) == [["free", 6, 3]]
 
 
-def test_the_module_is_left_as_it_was():
+def test_the_module_is_left_as_it_was() -> None:
     module = Tied().eval()
     before = dict(module.named_parameters(remove_duplicate=False))
     capture(module, (torch.ones(2, 3, dtype=torch.long),), {})
@@ -129,7 +133,7 @@ def test_the_module_is_left_as_it_was():
     assert all(before[name] is after[name] for name in before)
 
 
-def test_a_failure_names_the_users_line_and_leaves_the_module():
+def test_a_failure_names_the_users_line_and_leaves_the_module() -> None:
     module = DependsOnValues().eval()
     before = (module.layer.weight, module.count)
     with pytest.raises(CaptureError) as caught:
@@ -141,7 +145,7 @@ def test_a_failure_names_the_users_line_and_leaves_the_module():
     assert module.count is before[1]
 
 
-def test_no_fake_or_meta_tensor_and_no_region_remains():
+def test_no_fake_or_meta_tensor_and_no_region_remains() -> None:
     graph, plan, stages = stages_of(Regions().eval(), (torch.randn(2, 4),), {}, 2)
     targets = " ".join(str(node.target) for node in graph.module.graph.nodes)
     assert "wrap_with" not in targets
@@ -152,7 +156,7 @@ def test_no_fake_or_meta_tensor_and_no_region_remains():
         assert torch.equal(run(graph, plan, stages, (x,)), Regions.forward(_weights(stages), x))
 
 
-def _weights(stages):
+def _weights(stages: list[Stage]) -> Any:
     """The module again, from what the stages hold."""
     module = Regions()
     state = {k: v for s in stages for k, v in s._module.state_dict().items() if "layers" in k}
@@ -160,7 +164,7 @@ def _weights(stages):
     return module
 
 
-def test_weights_keep_the_models_own_names_and_ties():
+def test_weights_keep_the_models_own_names_and_ties() -> None:
     graph = capture(Tied().eval(), (torch.ones(2, 3, dtype=torch.long),), {})
     names = {name for spec in graph.weights.values() for name in (spec.name, *spec.aliases)}
     assert names == {"embed.weight", "head.weight"} | {
@@ -187,7 +191,7 @@ for module, args, kwargs in [
 """
 
 
-def test_two_processes_capture_the_same_graph():
+def test_two_processes_capture_the_same_graph() -> None:
     found = {
         subprocess.run(
             [sys.executable, "-c", DIGEST, str(Path(__file__).parent)],
@@ -202,7 +206,7 @@ def test_two_processes_capture_the_same_graph():
     assert len(found.pop().splitlines()) == 3
 
 
-def test_another_model_has_another_digest():
+def test_another_model_has_another_digest() -> None:
     x = torch.randn(2, 16)
     digests = {
         capture(m.eval(), (x,), {}).digest for m in (Mlp(), nn.Sequential(nn.Linear(16, 16)))
@@ -221,14 +225,16 @@ def test_another_model_has_another_digest():
         ((), {"x": torch.ones(2, 3, 4)}, "called with arguments"),
     ],
 )
-def test_a_call_that_does_not_fit_is_refused(args, kwargs, message):
+def test_a_call_that_does_not_fit_is_refused(
+    args: tuple[Any, ...], kwargs: dict[str, Any], message: str
+) -> None:
     graph = capture(Positions().eval(), (torch.randn(2, 3, 4),), {})
     with pytest.raises(InputError, match=message):
         graph.flatten_inputs(args, kwargs)
 
 
 @pytest.mark.parametrize(("length", "other"), [(7, 8), (8, 7)])
-def test_a_length_that_takes_another_path_is_refused(length, other):
+def test_a_length_that_takes_another_path_is_refused(length: int, other: int) -> None:
     module = Branches()
     x = torch.randn(2, length)
     graph, plan, stages = stages_of(module, (x,), {}, 1)
@@ -237,7 +243,7 @@ def test_a_length_that_takes_another_path_is_refused(length, other):
         graph.flatten_inputs((torch.randn(2, other),))
 
 
-def test_python_values_are_part_of_the_graph():
+def test_python_values_are_part_of_the_graph() -> None:
     x = {"x": torch.ones(2, 8), "offset": torch.ones(2)}
     graph = capture(Dicts().eval(), (x, None), {"scale": 0.5})
     assert len(graph.inputs) == 2
@@ -245,37 +251,44 @@ def test_python_values_are_part_of_the_graph():
         graph.flatten_inputs((x, None), {"scale": 0.25})
 
 
-def test_kwargs_may_come_in_any_order():
+def test_kwargs_may_come_in_any_order() -> None:
     class Two(nn.Module):
-        def forward(self, a, b):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> Any:
             return a - b
 
     graph = capture(Two(), (), {"b": torch.ones(2), "a": torch.zeros(2)})
     one, two = torch.randn(3), torch.randn(3)
-    assert graph.inputs == ("a", "b")
-    assert graph.flatten_inputs((), {"b": two, "a": one})[0] is one
+    assert graph.inputs == ("b", "a")
+    assert graph.flatten_inputs((), {"a": one, "b": two})[0] is two
 
 
-def test_an_output_of_an_unknown_class_is_named():
+def test_an_array_is_no_tensor() -> None:
+    with pytest.raises(CaptureError, match="x of the example is a ndarray"):
+        capture(Positions(), (), {"x": torch.ones(2, 3, 4).numpy()})
+
+
+def test_an_output_of_an_unknown_class_is_named() -> None:
     @dataclass
     class Strange:
         y: torch.Tensor
 
     class Gives(nn.Module):
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> Any:
             return Strange(x + 1)
 
     with pytest.raises(CaptureError, match=r"Strange.*register_dataclass"):
         capture(Gives(), (torch.ones(2),), {})
 
 
-def test_a_model_that_counts_its_calls_is_refused():
+def test_a_model_that_counts_its_calls_is_refused() -> None:
     class Counts(nn.Module):
-        def __init__(self):
+        calls: torch.Tensor
+
+        def __init__(self) -> None:
             super().__init__()
             self.register_buffer("calls", torch.zeros(()))
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> Any:
             self.calls.add_(1)
             return x + self.calls
 
@@ -283,14 +296,14 @@ def test_a_model_that_counts_its_calls_is_refused():
         capture(Counts(), (torch.ones(2),), {})
 
 
-def test_parameters_on_meta_are_enough():
+def test_parameters_on_meta_are_enough() -> None:
     with torch.device("meta"):
         module = Sized().eval()
     graph = capture(module, (torch.randn(2, 3, 8),), {})
     assert graph.digest == capture(Sized().eval(), (torch.randn(4, 5, 8),), {}).digest
 
 
-def test_a_sequence_is_not_traced_and_knows_its_writes():
+def test_a_sequence_is_not_traced_and_knows_its_writes() -> None:
     module = nn.Sequential(nn.Linear(4, 4), DependsOnValues(), nn.Linear(4, 4)).eval()
     x = torch.randn(2, 4)
     graph, plan, stages = stages_of(module, (x,), {}, 3)

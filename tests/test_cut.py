@@ -1,5 +1,7 @@
 """Where a graph may be cut, what crosses, and that a stage stands by itself."""
 
+from typing import Any
+
 import pytest
 import torch
 from models import InPlace, Mlp, Sized, Skips
@@ -16,11 +18,11 @@ torch.set_num_threads(1)
 class Splits(nn.Module):
     """A tuple lives between two operations."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         left, right = self.layers[0](x).split(4, -1)
         return self.layers[1](torch.cat([right, left], -1))
 
@@ -28,11 +30,11 @@ class Splits(nn.Module):
 class Counted(nn.Module):
     """How many rows remain depends on the data."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         rows = x.shape[0] * x.shape[1]
         h = x
         for layer in self.layers:
@@ -40,24 +42,24 @@ class Counted(nn.Module):
         return h.reshape(rows, 4) * rows
 
 
-def graph_of(module, *args):
+def graph_of(module: nn.Module, *args: Any) -> Any:
     return capture(module.eval(), args, {})
 
 
-def test_flops_are_those_of_the_matrix_products():
+def test_flops_are_those_of_the_matrix_products() -> None:
     table = cut_table(graph_of(Mlp(), torch.randn(4, 16)))
     assert sum(table.flops) == 6 * 2 * 4 * 16 * 16
     assert all(cost > 0 for cost in table.costs)  # relu has its price too
 
 
-def test_flops_of_a_sequence_are_counted_too():
+def test_flops_of_a_sequence_are_counted_too() -> None:
     module = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
     table = cut_table(graph_of(module, torch.randn(4, 16)))
     assert table.flops == (2 * 4 * 16 * 16, 0, 2 * 4 * 16 * 2)
     assert table.crossing == (None, 4 * 16 * 4, 4 * 16 * 4)
 
 
-def test_skips_are_counted_where_they_pass():
+def test_skips_are_counted_where_they_pass() -> None:
     graph = graph_of(Skips(), torch.randn(2, 3, 16, 16))
     table, names = cut_table(graph), [node.name for node in graph.nodes]
     image = 2 * 8 * 16 * 16 * 4
@@ -66,7 +68,7 @@ def test_skips_are_counted_where_they_pass():
     assert table.crossing[names.index("conv2d_3")] == image + image / 4 + image / 16
 
 
-def test_no_cut_while_a_tuple_lives():
+def test_no_cut_while_a_tuple_lives() -> None:
     graph = graph_of(Splits(), torch.randn(2, 8))
     table, names = cut_table(graph), [node.name for node in graph.nodes]
     split = next(i for i, name in enumerate(names) if name.startswith("split"))
@@ -76,7 +78,7 @@ def test_no_cut_while_a_tuple_lives():
     assert table.crossing[split + 3] is not None
 
 
-def test_no_cut_between_a_value_and_the_last_write_into_it():
+def test_no_cut_between_a_value_and_the_last_write_into_it() -> None:
     graph = graph_of(InPlace(), torch.randn(2, 4, 8, 8))
     table = cut_table(graph)
     legal = [p for p, size in enumerate(table.crossing) if size is not None]
@@ -87,14 +89,14 @@ def test_no_cut_between_a_value_and_the_last_write_into_it():
     assert len(legal) >= 6
 
 
-def test_a_sequences_in_place_child_stays_with_its_input():
+def test_a_sequences_in_place_child_stays_with_its_input() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4))
     table = cut_table(graph_of(module, torch.randn(2, 4)))
     assert [size is None for size in table.crossing] == [True, True, False]
 
 
 @pytest.mark.parametrize("module", [Sized(), Counted()])
-def test_sizes_do_not_cross(module):
+def test_sizes_do_not_cross(module: nn.Module) -> None:
     graph = graph_of(module, torch.randn(2, 3, 8 if isinstance(module, Sized) else 4))
     scalars = {node.name for node in graph.nodes if is_scalar(node)}
     legal = [p for p, size in enumerate(cut_table(graph).crossing) if size is not None]
@@ -106,7 +108,7 @@ def test_sizes_do_not_cross(module):
         assert not received or isinstance(module, Sized)
 
 
-def test_a_size_that_nothing_tells_crosses_as_a_number():
+def test_a_size_that_nothing_tells_crosses_as_a_number() -> None:
     graph = graph_of(Sized(), torch.randn(2, 3, 8))
     scalars = {node.name for node in graph.nodes if is_scalar(node)}
     names = [node.name for node in graph.nodes]
@@ -122,7 +124,7 @@ def test_a_size_that_nothing_tells_crosses_as_a_number():
     assert x.dim() == 3
 
 
-def test_parts_name_each_weight_once():
+def test_parts_name_each_weight_once() -> None:
     graph = graph_of(Mlp(), torch.randn(2, 16))
     cut = [node.name for node in graph.nodes].index("linear_3")
     first, last = parts(graph, [cut])
@@ -133,7 +135,7 @@ def test_parts_name_each_weight_once():
     assert first.weight_bytes == last.weight_bytes == 3 * (16 * 16 + 16) * 4
 
 
-def test_an_extracted_stage_has_no_storage_and_only_its_own_weights():
+def test_an_extracted_stage_has_no_storage_and_only_its_own_weights() -> None:
     graph = graph_of(Mlp(), torch.randn(2, 16))
     cut = [node.name for node in graph.nodes].index("linear_3")
     last = parts(graph, [cut])[1]
@@ -144,7 +146,7 @@ def test_an_extracted_stage_has_no_storage_and_only_its_own_weights():
     assert [n.name for n in stage.graph.find_nodes(op="placeholder")] == list(last.inputs)
 
 
-def test_extraction_leaves_the_graph_alone():
+def test_extraction_leaves_the_graph_alone() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     graph = graph_of(module, torch.randn(2, 4))
     one = extract(graph, parts(graph, [1])[0])

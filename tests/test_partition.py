@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,18 +22,18 @@ instances = st.integers(2, 9).flatmap(
 )
 
 
-def every_partition(costs, crossing, stages):
+def every_partition(costs: list[int], crossing: list[int | None], stages: int) -> Any:
     """(bottleneck, bytes, cuts) of each partition whose stages all have work."""
     legal = [p for p in range(1, len(costs)) if crossing[p] is not None]
     for cuts in itertools.combinations(legal, stages - 1):
         spans = [sum(costs[a:b]) for a, b in itertools.pairwise([0, *cuts, len(costs)])]
         if min(spans) > 0 or stages == 1:
-            yield max(spans), sum(crossing[p] for p in cuts), cuts
+            yield max(spans), sum(crossing[p] or 0 for p in cuts), cuts
 
 
 @given(instances)
 @settings(deadline=None, max_examples=300)
-def test_equals_brute_force(instance):
+def test_equals_brute_force(instance: tuple[list[int], list[int | None], int]) -> None:
     costs, crossing, stages = instance
     found = list(every_partition(costs, crossing, stages))
     if not found:
@@ -53,35 +54,35 @@ def test_equals_brute_force(instance):
         (0.5, (3,)),  # 6 | 2, and 1 byte crosses
     ],
 )
-def test_bytes_decide_within_the_slack(slack, expected):
+def test_bytes_decide_within_the_slack(slack: float, expected: Any) -> None:
     assert partition([2, 2, 2, 2], [None, 50, 100, 1], 2, slack) == expected
 
 
-def test_equal_bytes_leave_the_better_balance():
+def test_equal_bytes_leave_the_better_balance() -> None:
     assert partition([1.0] * 60, [1.0] * 60, 3) == (20, 40)
 
 
-def test_one_stage_needs_no_cut():
+def test_one_stage_needs_no_cut() -> None:
     assert partition([1, 1], [None, None], 1) == ()
 
 
-def test_a_stage_without_work_is_not_made():
+def test_a_stage_without_work_is_not_made() -> None:
     # Positions 2 and 3 are legal, but between them there is nothing to compute.
     with pytest.raises(PlanError, match=r"found 3 stages.*at most 2.*start at most 2 ranks"):
         partition([1, 1, 0, 1], [None, None, 5, 5], 3)
 
 
-def test_too_many_stages_names_the_most():
+def test_too_many_stages_names_the_most() -> None:
     with pytest.raises(PlanError, match="start at most 2 ranks"):
         partition([1, 1, 1], [None, 4, None], 3)
 
 
-def test_no_stage_is_refused():
+def test_no_stage_is_refused() -> None:
     with pytest.raises(PlanError, match="found 0 stages"):
         partition([1], [None], 0)
 
 
-def test_a_large_model_keeps_its_balance():
+def test_a_large_model_keeps_its_balance() -> None:
     costs = [1 + (i * 7919) % 13 for i in range(800)]
     cuts = partition(costs, [1 + i % 3 for i in range(800)], 8)
     spans = [sum(costs[a:b]) for a, b in itertools.pairwise([0, *cuts, 800])]

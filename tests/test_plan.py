@@ -1,6 +1,7 @@
 """A plan as text, and what it says of the edges."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -8,11 +9,13 @@ from pipepar.errors import PlanError
 from pipepar.plan.plan import Plan, StagePlan
 
 
-def stage(index, begin, end, inputs, outputs):
+def stage(
+    index: int, begin: int, end: int, inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> Any:
     return StagePlan(index, begin, end, inputs, outputs, (f"w{index}",), 8, 16)
 
 
-def skipping_plan():
+def skipping_plan() -> Any:
     # x, mask --> 0 --a--> 1 --b--> 2
     #             0 ----s---------> 2     (a skip; mask goes there too)
     return Plan(
@@ -27,7 +30,7 @@ def skipping_plan():
     )
 
 
-def changed(path, value):
+def changed(path: list[str | int], value: object) -> Any:
     """The JSON of the plan above with one field replaced; None removes it."""
     content = json.loads(skipping_plan().to_json())
     *parents, last = path
@@ -41,7 +44,7 @@ def changed(path, value):
     return json.dumps(content)
 
 
-def test_edges_go_straight_from_producer_to_consumer():
+def test_edges_go_straight_from_producer_to_consumer() -> None:
     assert skipping_plan().edges == {
         (0, 1): ("a",),
         (0, 2): ("mask", "s", "early"),
@@ -49,13 +52,13 @@ def test_edges_go_straight_from_producer_to_consumer():
     }
 
 
-def test_json_round_trip_keeps_everything():
+def test_json_round_trip_keeps_everything() -> None:
     plan = skipping_plan()
     assert Plan.from_json(plan.to_json()) == plan
     assert Plan.from_json(plan.to_json()).digest == plan.digest
 
 
-def test_digest_tells_plans_apart():
+def test_digest_tells_plans_apart() -> None:
     other = Plan.from_json(changed(["stages", 1, "flops"], 17))
     assert other.digest != skipping_plan().digest
 
@@ -84,11 +87,11 @@ def test_digest_tells_plans_apart():
         (["stages", 1, "inputs"], [], "stage 1 receives nothing"),
     ],
 )
-def test_a_wrong_field_is_named(path, value, message):
+def test_a_wrong_field_is_named(path: list[str | int], value: object, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         Plan.from_json(changed(path, value))
 
 
-def test_text_that_is_no_json():
+def test_text_that_is_no_json() -> None:
     with pytest.raises(PlanError, match="not valid JSON"):
         Plan.from_json("{")

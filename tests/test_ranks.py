@@ -18,7 +18,8 @@ FILES = sorted((Path(__file__).parent / "ranks").glob("ranks_*.py"))
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_ranks(file: Path, ranks: int, tmp_path: Path) -> None:
-    options = ["--only-mpi", "-x", "-q", "--color=no", "-p", "no:cacheprovider"]
+    options = ["--only-mpi", "-x", "-q", "--color=no", "--show-capture=no"]
+    options += ["-p", "no:cacheprovider"]
     options += ["-o", f"faulthandler_timeout={SECONDS - 20}", f"--basetemp={tmp_path}/rank"]
     python = [sys.executable, "-m", "mpi4py", "-m", "pytest", str(file), *options]
     job = start([*mpirun(ranks, "--output", "tag"), *python])

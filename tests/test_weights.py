@@ -1,6 +1,8 @@
 """The right tensors, no others, and clear words about damaged files."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +13,17 @@ from pipepar.errors import WeightsError
 from pipepar.model.weights import ModuleWeights, Naming, SafetensorsWeights, WeightSpec
 
 
-def spec(name, shape=(2, 3), dtype=torch.float32, aliases=()):
+def spec(
+    name: str,
+    shape: tuple[int, ...] = (2, 3),
+    dtype: torch.dtype = torch.float32,
+    aliases: tuple[str, ...] = (),
+) -> WeightSpec:
     return WeightSpec(name, aliases, shape, dtype)
 
 
 @pytest.fixture
-def stored():
+def stored() -> Any:
     return {
         "encoder.dense.weight": torch.randn(2, 3),
         "encoder.dense.bias": torch.randn(3),
@@ -26,18 +33,18 @@ def stored():
 
 
 @pytest.fixture
-def file(tmp_path, stored):
+def file(tmp_path: Path, stored: dict[str, torch.Tensor]) -> Any:
     save_file(stored, tmp_path / "model.safetensors")
     return tmp_path / "model.safetensors"
 
 
-def test_reads_only_what_is_named(file, stored):
+def test_reads_only_what_is_named(file: Path, stored: dict[str, torch.Tensor]) -> None:
     read = SafetensorsWeights(file).read([spec("encoder.dense.weight")])
     assert list(read) == ["encoder.dense.weight"]
     assert torch.equal(read["encoder.dense.weight"], stored["encoder.dense.weight"])
 
 
-def test_memory_is_aligned(tmp_path):
+def test_memory_is_aligned(tmp_path: Path) -> None:
     tensors = {f"t{i}": torch.randn(i) for i in range(1, 9)}
     save_file(tensors, tmp_path / "odd.safetensors")
     specs = [spec(name, tuple(t.shape)) for name, t in tensors.items()]
@@ -57,14 +64,18 @@ def test_memory_is_aligned(tmp_path):
         ("model.LayerNorm.weight", Naming("model.", "encoder"), "encoder.LayerNorm.gamma"),
     ],
 )
-def test_names_are_found_as_checkpoints_spell_them(file, stored, name, naming, found):
+def test_names_are_found_as_checkpoints_spell_them(
+    file: Path, stored: dict[str, torch.Tensor], name: str, naming: Naming, found: str
+) -> None:
     wanted = [spec(name, tuple(stored[found].shape))]
     weights = SafetensorsWeights(file, naming)
     weights.check(wanted)
     assert torch.equal(weights.read(wanted)[name], stored[found])
 
 
-def test_a_tied_tensor_is_found_under_its_other_name(file, stored):
+def test_a_tied_tensor_is_found_under_its_other_name(
+    file: Path, stored: dict[str, torch.Tensor]
+) -> None:
     wanted = [spec("head.weight", aliases=("encoder.dense.weight",))]
     read = SafetensorsWeights(file).read(wanted)
     assert torch.equal(read["head.weight"], stored["encoder.dense.weight"])
@@ -80,14 +91,18 @@ def test_a_tied_tensor_is_found_under_its_other_name(file, stored):
         (spec("encoder.dense.weight", dtype=torch.bfloat16), ["F32", "torch.bfloat16"]),
     ],
 )
-def test_what_does_not_fit_is_explained(file, wanted, words, method):
+def test_what_does_not_fit_is_explained(
+    file: Path, wanted: WeightSpec, words: list[str], method: str
+) -> None:
     with pytest.raises(WeightsError) as caught:
         getattr(SafetensorsWeights(file), method)([wanted])
     for word in [*words, str(file)]:
         assert word in str(caught.value)
 
 
-def test_a_cast_is_made_only_when_asked_and_only_between_floats(file, stored):
+def test_a_cast_is_made_only_when_asked_and_only_between_floats(
+    file: Path, stored: dict[str, torch.Tensor]
+) -> None:
     wanted = [spec("encoder.dense.weight", dtype=torch.bfloat16)]
     read = SafetensorsWeights(file, cast=True).read(wanted)["encoder.dense.weight"]
     assert torch.equal(read, stored["encoder.dense.weight"].bfloat16())
@@ -96,7 +111,7 @@ def test_a_cast_is_made_only_when_asked_and_only_between_floats(file, stored):
 
 
 @pytest.mark.parametrize("size", [0, 4, 40, -5])
-def test_a_truncated_file_is_named(file, size):
+def test_a_truncated_file_is_named(file: Path, size: int) -> None:
     content = file.read_bytes()
     file.write_bytes(content[:size])
     with pytest.raises(WeightsError, match="truncated") as caught:
@@ -104,13 +119,13 @@ def test_a_truncated_file_is_named(file, size):
     assert str(file) in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no weights at .*gone.safetensors"):
         SafetensorsWeights(tmp_path / "gone.safetensors")
 
 
 @pytest.fixture
-def index(tmp_path):
+def index(tmp_path: Path) -> Any:
     tensors = {"a": torch.randn(2), "b": torch.randn(3)}
     for name, tensor in tensors.items():
         save_file({name: tensor}, tmp_path / f"{name}.safetensors")
@@ -119,32 +134,32 @@ def index(tmp_path):
     return path
 
 
-def test_shards_are_read_through_their_index(index):
+def test_shards_are_read_through_their_index(index: Path) -> None:
     read = SafetensorsWeights(index).read([spec("b", (3,)), spec("a", (2,))])
     assert {name: tuple(tensor.shape) for name, tensor in read.items()} == {"a": (2,), "b": (3,)}
 
 
-def test_only_the_shards_needed_are_opened(index):
+def test_only_the_shards_needed_are_opened(index: Path) -> None:
     (index.parent / "a.safetensors").write_bytes(b"damaged")
     SafetensorsWeights(index).read([spec("b", (3,))])
     with pytest.raises(WeightsError, match=r"a\.safetensors cannot be read"):
         SafetensorsWeights(index).check([spec("a", (2,))])
 
 
-def test_a_missing_shard_is_named(index):
+def test_a_missing_shard_is_named(index: Path) -> None:
     (index.parent / "b.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"b\.safetensors, which does not exist"):
         SafetensorsWeights(index)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
-def test_an_index_that_is_none(index, text):
+def test_an_index_that_is_none(index: Path, text: str) -> None:
     index.write_text(text)
     with pytest.raises(WeightsError, match="no index of safetensors files"):
         SafetensorsWeights(index)
 
 
-def test_a_modules_tensors_are_shared():
+def test_a_modules_tensors_are_shared() -> None:
     module = nn.Linear(3, 2)
     read = ModuleWeights(module).read([spec("weight")])["weight"]
     assert read.data_ptr() == module.weight.data_ptr()
@@ -159,6 +174,6 @@ def test_a_modules_tensors_are_shared():
         (nn.Linear(3, 2, device="meta"), spec("weight"), "meta device"),
     ],
 )
-def test_a_module_that_does_not_fit(module, wanted, message):
+def test_a_module_that_does_not_fit(module: nn.Module, wanted: WeightSpec, message: str) -> None:
     with pytest.raises(WeightsError, match=message):
         ModuleWeights(module).check([wanted])

@@ -1,0 +1,1 @@
+"""From files to samples and back; knows no model and no rank."""

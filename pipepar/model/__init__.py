@@ -1,0 +1,1 @@
+"""From a model to stages; knows no rank."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import re
 import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,18 +17,14 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from pipepar.errors import CaptureError, InputError
+from pipepar.model.call import FlatCall
+from pipepar.model.diagnosis import not_traceable
 from pipepar.model.examples import Trial, resized, trials
 from pipepar.model.fakes import fake_tensor, faked
 from pipepar.model.graph import Graph, digest_of, get_attribute
 from pipepar.model.rewrite import drop_asserts, inline_regions, protect_inputs
 from pipepar.model.sequential import capture_sequential
-from pipepar.model.signature import (
-    ConstantInput,
-    OutputTemplate,
-    Signature,
-    TensorInput,
-    flatten_call,
-)
+from pipepar.model.signature import ConstantInput, Signature, TensorInput
 from pipepar.model.state import graph_state, weight_specs
 
 # Prefix that the flattening wrapper puts before the model's own names.
@@ -59,37 +52,34 @@ def capture(
     Raises:
         CaptureError: the module cannot be traced.
     """
-    leaves, structure = flatten_call(args, kwargs)
-    tensors = tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
-    if type(module) is nn.Sequential and len(module) and len(leaves) == len(tensors) == len(args):
-        return capture_sequential(module, structure, tensors, torch.device(device))
-    names = _input_names(module, args, kwargs)
+    call = FlatCall(module, args, kwargs)
+    tensors = tuple(call.tensors.values())
+    place = torch.device(device)
+    if type(module) is nn.Sequential and len(module) and len(tensors) == len(args) == 1:
+        return capture_sequential(module, call.structure, tensors[0], place)
     failure: Exception | None = None
     for trial in trials(tensors, module):
-        call = _FlatCall(module, leaves, structure)
         try:
-            program = _export(call, tensors, trial, torch.device(device))
+            program = _export(call, trial, place)
         except CaptureError:
             raise
         except Exception as error:
             failure = error
             continue
-        graph = _graph(call, program, names, tensors, torch.device(device))
+        graph = _graph(call, program, place)
         try:
             graph.flatten_inputs(args, kwargs)
         except InputError:
-            continue  # these sizes took another path than the example would
+            continue  # with these sizes the model took another path than with the example's
         return graph
-    raise _not_traceable(module, failure)
+    raise not_traceable(module, failure)
 
 
-def _export(
-    call: _FlatCall, tensors: Sequence[torch.Tensor], trial: Trial, device: torch.device
-) -> ExportedProgram:
+def _export(call: FlatCall, trial: Trial, device: torch.device) -> ExportedProgram:
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     inputs = tuple(
         fake_tensor(resized(tensor, sizes), mode, device)
-        for tensor, sizes in zip(tensors, trial.sizes, strict=True)
+        for tensor, sizes in zip(call.tensors.values(), trial.sizes, strict=True)
     )
     free = tuple(dict.fromkeys(sorted(dims), Dim.AUTO) for dims in trial.free)
     # Under no_grad, or every no_grad inside the model would become an opaque node.
@@ -112,47 +102,39 @@ def _nothing(record: logging.LogRecord) -> bool:
     return False
 
 
-def _graph(
-    call: _FlatCall,
-    program: ExportedProgram,
-    names: list[str],
-    tensors: tuple[torch.Tensor, ...],
-    device: torch.device,
-) -> Graph:
+def _graph(call: FlatCall, program: ExportedProgram, device: torch.device) -> Graph:
     exported = program.module(check_guards=False)
     if not isinstance(exported, fx.GraphModule):
         raise CaptureError(f"export gave a {type(exported).__name__}, expected a GraphModule")
     inline_regions(exported)
     drop_asserts(exported.graph)
-    graph, results = _renamed(
-        exported.graph, names, [isinstance(x, torch.Tensor) for x in call._leaves]
-    )
-    protect_inputs(graph)
+    graph, results = _renamed(exported.graph, list(call.tensors))
+    copies = protect_inputs(graph)
     graph.lint()
     targets = [str(node.target) for node in graph.find_nodes(op="get_attr")]
     module = fx.GraphModule(graph_state(call.model, exported, targets, _WRAPPER), graph)
     weights = weight_specs(call.model, targets)
     _check_device(module, weights)
     placeholders = graph.find_nodes(op="placeholder")
-    outputs, template = _template(call.output, results)
+    outputs, template = call.output.template([copies.get(x, x) for x in results])
     return Graph(
         module=module,
         inputs=tuple(node.name for node in placeholders),
         outputs=outputs,
         weights=weights,
-        signature=_signature(call, names, placeholders),
+        signature=_signature(call, placeholders),
         template=template,
-        example=tuple(tensor.detach().to("meta") for tensor in tensors),
+        example=tuple(tensor.detach().to("meta") for tensor in call.tensors.values()),
         device=device,
         digest=digest_of(module, weights, device),
     )
 
 
-def _renamed(old: fx.Graph, names: list[str], is_tensor: list[bool]) -> tuple[fx.Graph, list[Any]]:
+def _renamed(old: fx.Graph, names: list[str]) -> tuple[fx.Graph, list[Any]]:
     """The same nodes, with the model's own names for inputs and state; and the result of each."""
     new = fx.Graph()
     values: dict[fx.Node, Any] = {}
-    own = iter(name for name, tensor in zip(names, is_tensor, strict=True) if tensor)
+    own = iter(names)
     for node in old.nodes:
         if node.op == "placeholder":
             values[node] = new.placeholder(next(own))
@@ -173,13 +155,13 @@ def _results(output: fx.Node) -> Sequence[Any]:
     return results if isinstance(results, (tuple, list)) else (results,)
 
 
-def _signature(call: _FlatCall, names: list[str], placeholders: list[fx.Node]) -> Signature:
+def _signature(call: FlatCall, placeholders: list[fx.Node]) -> Signature:
     given = iter(placeholders)
     leaves = [
         _tensor_input(next(given)) if isinstance(leaf, torch.Tensor) else ConstantInput(name, leaf)
-        for name, leaf in zip(names, call._leaves, strict=True)
+        for name, leaf in zip(call.names, call.leaves, strict=True)
     ]
-    return Signature(call._structure, tuple(leaves), _conditions(placeholders))
+    return Signature(call.structure, call.keywords, tuple(leaves), _conditions(placeholders))
 
 
 def _tensor_input(node: fx.Node) -> TensorInput:

@@ -84,11 +84,14 @@ def drop_asserts(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def protect_inputs(graph: fx.Graph) -> None:
+def protect_inputs(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Let in-place operations write into a copy of an input, never into the caller's. *Local.*
 
     Args:
         graph: changed in place.
+
+    Returns:
+        For each input that is written into, the copy that took its place.
 
     Raises:
         CaptureError: the model writes into a parameter or a buffer, so that its result would
@@ -96,6 +99,7 @@ def protect_inputs(graph: fx.Graph) -> None:
     """
     group = alias_groups(graph.nodes, {})
     written = {group[argument]: node for node in graph.nodes for argument in writes(node)}
+    copies: dict[fx.Node, fx.Node] = {}
     for node in list(graph.nodes):
         if group[node] not in written:
             continue
@@ -106,12 +110,14 @@ def protect_inputs(graph: fx.Graph) -> None:
                 f"writes as an input"
             )
         if node.op == "placeholder" and node.users:
-            _use_copy(graph, node)
+            copies[node] = _use_copy(graph, node)
+    return copies
 
 
-def _use_copy(graph: fx.Graph, node: fx.Node) -> None:
+def _use_copy(graph: fx.Graph, node: fx.Node) -> fx.Node:
     first = next(n for n in graph.nodes if n.op not in ("placeholder", "get_attr"))
     with graph.inserting_before(first):
         copy = graph.call_function(aten.clone.default, (node,))
     copy.meta = dict(node.meta)
     node.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
+    return copy

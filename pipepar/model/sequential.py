@@ -20,7 +20,7 @@ from pipepar.model.state import named_weights, weight_specs
 def capture_sequential(
     module: nn.Sequential,
     structure: pytree.TreeSpec,
-    tensors: tuple[torch.Tensor, ...],
+    example: torch.Tensor,
     device: torch.device,
 ) -> Graph:
     """Make a graph with one node for each child, without tracing. *Local.*
@@ -28,7 +28,7 @@ def capture_sequential(
     Args:
         module: a sequence of modules, at least one; nested plain sequences are opened.
         structure: how the example's arguments nest.
-        tensors: the example's tensors; a sequence takes one.
+        example: the example's tensor; a sequence takes one.
         device: the device the graph is for.
 
     Returns:
@@ -36,28 +36,24 @@ def capture_sequential(
     """
     shell = hollow(module)
     graph = fx.Graph()
-    inputs = [graph.placeholder(f"input{i}") for i in range(len(tensors))]
-    value = inputs[0]
+    first = value = graph.placeholder("x")
     for name, _ in _children(shell):
-        value = graph.call_module(name, tuple(inputs) if value is inputs[0] else (value,))
+        value = graph.call_module(name, (value,))
     graph.output((value,))
-    _try_out(graph, shell, tensors, device)
+    _try_out(graph, shell, example, device)
     protect_inputs(graph)
     graph.lint()
     captured = fx.GraphModule(shell, graph)
     weights = weight_specs(shell, list(named_weights(shell)))
-    leaves = tuple(
-        TensorInput(node.name, tensor.dtype, None, tensor.dim())
-        for node, tensor in zip(inputs, tensors, strict=True)
-    )
+    leaves = (TensorInput(first.name, example.dtype, None, example.dim()),)
     return Graph(
         module=captured,
-        inputs=tuple(node.name for node in inputs),
+        inputs=(first.name,),
         outputs=(value.name,),
         weights=weights,
-        signature=Signature(structure, leaves),
+        signature=Signature(structure, (), leaves),
         template=OutputTemplate(pytree.tree_flatten(0)[1], (0,)),
-        example=tuple(tensor.detach().to("meta") for tensor in tensors),
+        example=(example.detach().to("meta"),),
         device=device,
         digest=digest_of(captured, weights, device),
     )
@@ -75,15 +71,14 @@ def _children(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mod
 
 
 def _try_out(
-    graph: fx.Graph, shell: nn.Module, tensors: tuple[torch.Tensor, ...], device: torch.device
+    graph: fx.Graph, shell: nn.Module, example: torch.Tensor, device: torch.device
 ) -> None:
     """Run the children without memory, to learn what each makes and what it writes into."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    calls = graph.find_nodes(op="placeholder"), _calls(graph)
-    for node, tensor in zip(calls[0], tensors, strict=True):
-        node.meta["val"] = fake_tensor(tensor.detach(), mode, device)
+    for node in graph.find_nodes(op="placeholder"):
+        node.meta["val"] = fake_tensor(example.detach(), mode, device)
     with faked(shell, mode, device), mode, torch.no_grad():
-        for node in calls[1]:
+        for node in _calls(graph):
             child = shell.get_submodule(str(node.target))
             given = [argument.meta.get("val") for argument in node.all_input_nodes]
             before = _versions(given)

@@ -47,7 +47,9 @@ class Signature:
     """The structure of the model's arguments, and what the graph requires of each."""
 
     structure: pytree.TreeSpec
-    """How (args, kwargs) nest; kwargs sorted by name."""
+    """How (args, kwargs) nest."""
+    keywords: tuple[str, ...]
+    """Names of the keyword arguments, in the example's order."""
     leaves: tuple[TensorInput | ConstantInput, ...]
     """Every leaf, in the structure's order."""
     conditions: tuple[Expression, ...] = ()
@@ -73,7 +75,7 @@ class Signature:
         Raises:
             InputError: the structure, a dtype, a rank or a size does not fit.
         """
-        values, structure = flatten_call(args, kwargs)
+        values, structure = flatten_call(args, self._ordered(kwargs))
         if structure != self.structure:
             raise InputError(
                 f"the model is called with arguments {structure}, expected {self.structure}; "
@@ -90,6 +92,12 @@ class Signature:
             self._check_sizes(shapes)
             self.seen[shapes] = None
         return tuple(flat)
+
+    def _ordered(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The same keyword arguments in the example's order, which the graph was traced in."""
+        if kwargs.keys() != set(self.keywords):
+            return kwargs
+        return {name: kwargs[name] for name in self.keywords}
 
     def _check_sizes(self, shapes: tuple[torch.Size, ...]) -> None:
         bound: dict[sympy.Symbol, int] = {}
@@ -120,7 +128,7 @@ class Signature:
 def flatten_call(
     args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[list[Any], pytree.TreeSpec]:
-    """Flatten a call the one way that is used everywhere: kwargs sorted by name. *Local.*
+    """Flatten a call the one way that is used everywhere. *Local.*
 
     Args:
         args: positional arguments.
@@ -129,7 +137,7 @@ def flatten_call(
     Returns:
         The leaves, and the structure that rebuilds (args, kwargs) from them.
     """
-    return pytree.tree_flatten((tuple(args), {name: kwargs[name] for name in sorted(kwargs)}))
+    return pytree.tree_flatten((tuple(args), dict(kwargs)))
 
 
 @dataclass(frozen=True, slots=True)

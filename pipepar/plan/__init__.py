@@ -1,0 +1,1 @@
+"""From costs to a plan: numbers only, no torch, no ranks."""

@@ -8,25 +8,26 @@ import traceback
 from types import TracebackType
 
 from pipepar.comm.world import World
-from pipepar.errors import PeerError, PipeparError
+from pipepar.errors import PeerError, PipeparError, StageError
 
 
 def report(world: World, error: BaseException) -> str:
     """The block that is the last thing on the terminal: who failed, on what, and why. *Local.*
 
-    A problem that pipepar explains itself is shown without a traceback; one that has a cause, say
-    in the user's model, with the traceback of the cause.
+    A problem that pipepar explains itself is shown without a traceback; an exception in a stage, in
+    the user's script or in pipepar, with the traceback that leads there.
     """
     if isinstance(error, PeerError):
         return ""
     lines = [f"### pipepar: rank {world.rank} of {world.size} on {world.host} failed"]
-    cause = error
     if isinstance(error, PipeparError):
         lines.append(f"error: {error}")
-        cause = error.__cause__ or error
-    if not isinstance(cause, PipeparError | KeyboardInterrupt):
-        text = "".join(traceback.format_exception(cause)).rstrip()
+    raised = error.__cause__ if isinstance(error, StageError) else error
+    if raised is not None and not isinstance(raised, PipeparError | KeyboardInterrupt):
+        text = "".join(traceback.format_exception(raised)).rstrip()
         lines.extend("  " + line for line in text.splitlines())
+    if isinstance(error, KeyboardInterrupt):
+        lines.append("interrupted from the keyboard")
     return "\n".join(lines)
 
 

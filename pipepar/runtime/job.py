@@ -144,12 +144,15 @@ def _tokenizer(folder: str) -> Any:
     from transformers import AutoTokenizer  # takes seconds; only text needs it
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(
             f"{folder} holds no tokenizer that transformers can load: {error}; "
             "copy tokenizer.json and tokenizer_config.json there"
         ) from error
+    if tokenizer.pad_token is None:  # decoders were trained without; the mask hides it anyway
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _agree_on_input(world: World, reader: Reader | None) -> tuple[int, Feed]:

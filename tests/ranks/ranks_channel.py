@@ -74,7 +74,9 @@ def check(world: World, values: Sequence[tuple[Value, ...]], depth: int = 3) -> 
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_every_dtype(world: World, dtype: torch.dtype) -> None:
     raw = torch.arange(96, dtype=torch.uint8)
-    tensor = torch.empty(0, dtype=dtype).set_(raw.untyped_storage(), 0, (96 // dtype.itemsize,))
+    tensor = torch.empty(0, dtype=dtype).set_(
+        raw.untyped_storage(), 0, (96 // dtype.itemsize,), (1,)
+    )
     matrix = tensor.as_strided((2, 96 // dtype.itemsize // 4), (96 // dtype.itemsize // 2, 2))
     check(world, [(tensor, matrix)])  # the second has holes
 

@@ -1,0 +1,76 @@
+"""A benchmark starts itself again, as ranks: `main` runs twice, before and under mpirun."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+from benchmarks.ranks import finish, mpirun, start
+
+_RANK_VARIABLES = ("PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+
+
+def launched() -> bool:
+    """Whether a launcher started this process as a rank. *Local.*"""
+    return any(name in os.environ for name in _RANK_VARIABLES)
+
+
+def rank_command(module: str, arguments: Sequence[str]) -> list[str]:
+    """The command of one rank; `-m mpi4py` lets a rank that fails end the others. *Local.*"""
+    return [sys.executable, "-m", "mpi4py", "-m", module, *arguments]
+
+
+def launch(module: str, arguments: Sequence[str], seconds: float, ranks: int = 2) -> int:
+    """Run a benchmark's ranks on this machine and print what they print. *Local.*
+
+    Args:
+        module: the benchmark, as python -m names it.
+        arguments: its command line.
+        seconds: after that it is ended, and counts as failed.
+        ranks: how many.
+
+    Returns:
+        An exit status: 0 if everything was measured.
+    """
+    return watch([*mpirun(ranks), *rank_command(module, arguments)], seconds)
+
+
+def watch(command: Sequence[str], seconds: float) -> int:
+    """Run a job to its end, print its output, and take it along if this process ends. *Local.*"""
+    with signals_unwind():
+        job = start(command)
+        try:
+            ended = finish(job, seconds)
+        except BaseException:
+            _end(job)
+            raise
+    print(ended.output, end="")
+    return 0 if ended.status == 0 else 1
+
+
+@contextlib.contextmanager
+def signals_unwind() -> Iterator[None]:
+    """Turn the signals that end a process into exceptions, so that ``finally`` runs. *Local.*"""
+
+    def leave(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(job: subprocess.Popen[str]) -> None:
+    """Let mpirun end its ranks, which a kill would orphan; kill it only if it does not."""
+    job.terminate()
+    try:
+        job.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)

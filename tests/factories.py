@@ -1,0 +1,112 @@
+"""Models that tests name as tests.factories:NAME, among them some that fail on purpose.
+
+A Sequential is cut at its children and runs them as they are, so a child may misbehave while the
+pipeline runs. When it does, it first writes the time to the file that PIPEPAR_TEST_CLOCK names.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class Trap(nn.Module):
+    """Does something unkind to the fifth micro-batch it sees."""
+
+    def __init__(self, spring: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self._spring = spring
+        self._seen = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(x, torch._subclasses.FakeTensor):
+            return x.clone()
+        self._seen += 1
+        if self._seen < 5:
+            return x.clone()
+        if clock := os.environ.get("PIPEPAR_TEST_CLOCK"):
+            Path(clock).write_text(str(time.time()))
+        return self._spring(x)
+
+
+def _raise(x: torch.Tensor) -> torch.Tensor:
+    raise ValueError("sprung")
+
+
+def _kill(x: torch.Tensor) -> torch.Tensor:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("unreachable")
+
+
+def _stay(x: torch.Tensor) -> torch.Tensor:
+    time.sleep(600)
+    return x
+
+
+def _narrow(x: torch.Tensor) -> torch.Tensor:
+    return x[:, :2]
+
+
+def _model(*children: nn.Module) -> nn.Module:
+    """Two stages' worth of linear layers with the children first, last, or around them."""
+    return nn.Sequential(*children).eval()
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return _model(*(nn.Linear(4, 4) for _ in range(4)))
+
+
+def one_layer() -> nn.Module:
+    return _model(nn.Linear(4, 4))
+
+
+def raises_first() -> nn.Module:
+    return _model(Trap(_raise), nn.Linear(4, 4), nn.Linear(4, 4))
+
+
+def raises_last() -> nn.Module:
+    return _model(nn.Linear(4, 4), nn.Linear(4, 4), Trap(_raise))
+
+
+def kills_first() -> nn.Module:
+    return _model(Trap(_kill), nn.Linear(4, 4), nn.Linear(4, 4))
+
+
+def kills_last() -> nn.Module:
+    return _model(nn.Linear(4, 4), nn.Linear(4, 4), Trap(_kill))
+
+
+def stays() -> nn.Module:
+    return _model(nn.Linear(4, 4), nn.Linear(4, 4), Trap(_stay))
+
+
+def narrows() -> nn.Module:
+    """The sink finds rows of another shape."""
+    return _model(nn.Linear(4, 4), nn.Linear(4, 4), Trap(_narrow))
+
+
+class Two(nn.Module):
+    """Two outputs by name, from two inputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.first(x) + y
+        return {"hidden": hidden, "logits": self.second(hidden)}
+
+
+def two() -> nn.Module:
+    torch.manual_seed(0)
+    return Two().eval()
+
+
+def no_module() -> int:
+    return 3

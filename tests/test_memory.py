@@ -1,0 +1,66 @@
+"""Tensors as bytes: what travels, and how it is laid out again."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipepar.comm.memory import PIECE_BYTES, core, fits, grow, laid_out, legs_of, pieces, spans
+from pipepar.microbatch import TensorSpec
+
+
+@st.composite
+def views(draw: st.DrawFn) -> torch.Tensor:
+    """Any view of a small buffer: dense, with holes, expanded, overlapping, 0-d or empty."""
+    dims = draw(st.integers(0, 4))
+    shape = tuple(draw(st.integers(0, 4)) for _ in range(dims))
+    stride = tuple(draw(st.integers(0, 9)) for _ in range(dims))
+    return torch.arange(200.0).as_strided(shape, stride, draw(st.integers(0, 9)))
+
+
+@given(views())
+def test_a_view_is_laid_out_as_it_lay(view: torch.Tensor) -> None:
+    (leg,) = legs_of((TensorSpec.of(view),))
+    memory = core(view).contiguous() if leg.has_holes else view
+    count = leg.nbytes // 4
+    raw = memory.as_strided((count,), (1,))  # what MPI reads from its address
+    buffer = raw.clone().view(torch.uint8)
+    found = laid_out(leg, buffer)
+    assert torch.equal(found, view)
+    assert found.stride() == view.stride()
+
+
+@given(views())
+def test_no_more_travels_than_lies_in_memory(view: torch.Tensor) -> None:
+    spec = TensorSpec.of(view)
+    assert spec.nbytes <= 4 * spec.extent
+    if spec.has_holes:
+        assert spec.nbytes == 4 * spec.own < 4 * spec.extent
+    if view.is_contiguous():
+        assert spec.nbytes == view.nbytes
+
+
+envelopes = st.lists(st.integers(0, 3 * PIECE_BYTES), min_size=1, max_size=3).map(tuple)
+
+
+@given(envelopes, envelopes)
+def test_a_grown_envelope_has_room(envelope: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    assert fits(sizes, grow(envelope, sizes))
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, PIECE_BYTES, PIECE_BYTES + 1, 5 * PIECE_BYTES - 1])
+def test_pieces_cover_a_tensor_once(nbytes: int) -> None:
+    found = list(spans(1000, nbytes))
+    assert len(found) == pieces(nbytes)
+    assert sum(size for _, size in found) == nbytes
+    at = 1000
+    for begin, size in found:
+        assert begin == at
+        assert 0 < size <= PIECE_BYTES
+        at += size
+
+
+def test_more_pieces_do_not_fit_into_fewer() -> None:
+    assert not fits((PIECE_BYTES,), (PIECE_BYTES + 1,))
+    assert fits((PIECE_BYTES,), (PIECE_BYTES,))
+    assert not fits((1, 2), (3,))

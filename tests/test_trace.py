@@ -1,0 +1,60 @@
+"""Totals, the bound, and the timeline file."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipepar.trace import Span, Totals, Tracer, bound, write_chrome_trace
+
+
+def totals(seconds: list[float]) -> Totals:
+    result = Totals()
+    for each in seconds:
+        result.add(each)
+    return result
+
+
+@pytest.mark.parametrize("count", [1, 2, 10])
+@pytest.mark.parametrize("times", [[3.0], [1.0, 2.0, 3.0], [3.0, 1.0, 1.0, 2.0]])
+def test_the_bound_of_equal_microbatches(times: list[float], count: int) -> None:
+    expected = sum(times) + (count - 1) * max(times)
+    assert bound([totals([time] * count) for time in times]) == pytest.approx(expected)
+
+
+def test_the_bound_of_unequal_microbatches() -> None:
+    # Stage 1 is the busiest: it starts after the first of stage 0, and stage 2 ends with its last.
+    stages = [totals([1.0, 5.0, 1.0]), totals([4.0, 4.0, 4.0]), totals([2.0, 0.5, 2.0])]
+    assert bound(stages) == pytest.approx(1.0 + 12.0 + 2.0)
+
+
+def test_nothing_is_bound_by_nothing() -> None:
+    assert bound([]) == 0.0
+
+
+def test_a_tracer_sums_up_and_keeps_spans_only_when_asked() -> None:
+    for keep in (False, True):
+        tracer = Tracer(2, keep)
+        tracer.record("compute", 0, 1.0, 1.5)
+        tracer.record("compute", 1, 2.0, 2.25)
+        compute = tracer.totals["compute"]
+        assert (compute.count, compute.first, compute.last) == (2, 0.5, 0.25)
+        assert compute.seconds == pytest.approx(0.75)
+        assert tracer.spans == (
+            [Span(2, "compute", 0, 1.0, 1.5), Span(2, "compute", 1, 2.0, 2.25)] if keep else []
+        )
+
+
+def test_a_span_is_kept_when_the_body_fails() -> None:
+    tracer = Tracer(0)
+    with pytest.raises(ValueError, match="no"), tracer.span("sink", 3):
+        raise ValueError("no")
+    assert tracer.totals["sink"].count == 1
+
+
+def test_the_timeline_file_is_what_viewers_read(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    write_chrome_trace(path, [Span(1, "send", 4, 0.5, 0.75)])
+    (event,) = json.loads(path.read_text())["traceEvents"]
+    assert (event["ph"], event["tid"], event["ts"], event["dur"]) == ("X", 1, 0.5e6, 0.25e6)
+    assert event["name"] == "send 4"

@@ -1,0 +1,160 @@
+"""The header and the spec: exact round trips, and garbage that is an error, never more."""
+
+import math
+import struct
+import tracemalloc
+import zlib
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipepar.comm import wire
+from pipepar.comm.wire import Header, Kind, Spec
+from pipepar.errors import WireError
+from pipepar.microbatch import TensorSpec
+
+sizes = st.integers(0, 2**20)
+tensors = st.integers(0, 4).flatmap(
+    lambda n: st.builds(
+        TensorSpec,
+        st.sampled_from(wire.DTYPES),
+        st.tuples(*[st.integers(0, 64)] * n),
+        st.tuples(*[st.integers(0, 64)] * n),
+    )
+)
+entries = st.one_of(
+    tensors,
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.complex_numbers(),
+    st.text(st.characters(exclude_categories=())),
+)
+specs = st.lists(entries, max_size=8).map(tuple)
+
+
+@given(st.sampled_from(Kind), st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), st.binary())
+def test_a_header_survives_the_wire(kind: Kind, index: int, generation: int, spec: bytes) -> None:
+    header = Header.announcing(kind, index, generation, b"" if kind is Kind.END else spec)
+    data = header.pack()
+    assert len(data) == wire.HEADER_BYTES
+    assert Header.unpack(data) == header
+
+
+@given(specs)
+def test_a_spec_survives_the_wire(spec: Spec) -> None:
+    assert wire.same(wire.unpack_spec(wire.pack_spec(spec)), spec)
+
+
+@given(st.binary(max_size=200))
+def test_any_garbage_is_an_error_as_a_header(data: bytes) -> None:
+    with pytest.raises(WireError):
+        Header.unpack(data)
+
+
+@given(st.binary(min_size=wire.HEADER_BYTES, max_size=wire.HEADER_BYTES))
+def test_garbage_behind_a_right_beginning_is_an_error(data: bytes) -> None:
+    begin = struct.pack("<4sH", wire.MAGIC, wire.VERSION)
+    with pytest.raises(WireError):
+        Header.unpack(begin + data[len(begin) :])
+
+
+@given(
+    st.integers(0, 255),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 2**64 - 1),
+)
+def test_fields_are_checked_even_when_the_checksum_is_right(
+    kind: int, generation: int, spec_bytes: int, index: int
+) -> None:
+    fields = struct.pack("<4sHBxIIQ", wire.MAGIC, wire.VERSION, kind, generation, spec_bytes, index)
+    data = fields + struct.pack("<II", zlib.crc32(fields), 0)
+    allowed = (kind == Kind.MICROBATCH and spec_bytes <= wire.MAX_SPEC_BYTES) or (
+        kind == Kind.END and spec_bytes == 0
+    )
+    if allowed:
+        assert Header.unpack(data).index == index
+    else:
+        with pytest.raises(WireError):
+            Header.unpack(data)
+
+
+@given(st.binary(max_size=300))
+def test_garbage_as_a_spec_is_an_error_or_a_spec_of_its_size(data: bytes) -> None:
+    """Whatever is accepted encodes to the same bytes again; nothing large is allocated."""
+    tracemalloc.start()
+    try:
+        spec = wire.unpack_spec(data)
+    except WireError:
+        spec = None
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 1 << 20
+    if spec is not None:
+        again = wire.unpack_spec(wire.pack_spec(spec))
+        assert len(again) == len(spec)
+
+
+@given(specs, st.data())
+def test_a_damaged_spec_is_noticed(spec: Spec, data: st.DataObject) -> None:
+    packed = bytearray(wire.pack_spec(spec))
+    header = Header.announcing(Kind.MICROBATCH, 0, 0, bytes(packed))
+    where = data.draw(st.integers(0, len(packed) - 1))
+    packed[where] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(WireError, match="checksum"):
+        header.checked(packed)
+
+
+def test_a_huge_tensor_is_refused_before_memory_is_taken_for_it() -> None:
+    for shape, stride in [((2**40, 8), (8, 1)), ((2, 1), (2**60, 1)), ((0, 2**63), (1, 1))]:
+        with pytest.raises(WireError, match="limit"):
+            wire.unpack_spec(wire.pack_spec((TensorSpec(torch.float64, shape, stride),)))
+
+
+def test_a_header_of_another_version_says_what_to_do() -> None:
+    data = bytearray(Header.announcing(Kind.END, 0, 0, b"").pack())
+    data[4] += 1
+    with pytest.raises(WireError, match="same installation"):
+        Header.unpack(data)
+
+
+def test_a_spec_too_long_for_the_wire_is_refused() -> None:
+    with pytest.raises(WireError, match="uint8 tensors"):
+        wire.pack_spec(("x" * (wire.MAX_SPEC_BYTES + 1),))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(1, True), (0, False), (1, 1.0), (0.0, -0.0), (1.0, 1 + 0j), ("", None)]
+)
+def test_specs_that_python_calls_equal_are_told_apart(one: object, other: object) -> None:
+    assert not wire.same((one,), (other,))  # type: ignore[arg-type]
+
+
+def test_nan_does_not_change() -> None:
+    assert wire.same((1, math.inf), (1, math.inf))
+    (found,) = wire.unpack_spec(wire.pack_spec((math.nan,)))
+    assert isinstance(found, float)
+    assert math.isnan(found)
+
+
+def test_every_plain_dtype_of_torch_has_a_code() -> None:
+    plain = {
+        value
+        for value in vars(torch).values()
+        if isinstance(value, torch.dtype) and not str(value).startswith(("torch.q", "torch.quint"))
+    }
+    assert plain <= set(wire.DTYPES)
+    assert len(set(wire.DTYPES)) == len(wire.DTYPES)
+
+
+def test_what_cannot_cross_says_what_can() -> None:
+    for value in (torch.eye(2).to_sparse(), torch.empty(1, device="meta")):
+        with pytest.raises(WireError, match="dense, unquantized"):
+            wire.describe(value)
+    with pytest.raises(WireError, match="type list cannot cross"):
+        wire.describe([])  # type: ignore[arg-type]
