@@ -9,6 +9,7 @@ from array import array
 import torch
 import torch.distributed as dist
 from mpi4py import MPI
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
 from benchmarks.load import Load, timed
@@ -29,7 +30,7 @@ def join_gloo(comm: MPI.Intracomm, address: str, interface: str) -> None:
         port[0] = door.getsockname()[1]
         listening = door.detach()
     comm.Bcast(port)
-    store = dist.TCPStore(
+    store = TCPStore(
         address,
         port[0],
         comm.size,

@@ -1,6 +1,6 @@
 """What one hop costs: identity stages on two ranks, beside torch's pipeline and a bare MPI loop.
 
-    python -m benchmarks.hop [--depth K] [--repetitions R]
+python -m benchmarks.hop [--depth K] [--repetitions R]
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.ranks import finish, mpirun, start
 
+# Hosts without a name server are not worth a warning of torch's for each connection.
+_QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
 _RANK_VARIABLES = ("PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
@@ -42,7 +44,7 @@ def launch(module: str, arguments: Sequence[str], seconds: float, ranks: int = 2
 def watch(command: Sequence[str], seconds: float) -> int:
     """Run a job to its end, print its output, and take it along if this process ends. *Local.*"""
     with signals_unwind():
-        job = start(command)
+        job = start(command, _QUIET)
         try:
             ended = finish(job, seconds)
         except BaseException:

@@ -111,22 +111,3 @@ def calibrated(comm: MPI.Intracomm, nbytes: int, seconds: float) -> Work:
     a_round = (many - few) / (_TRIAL_ROUNDS[1] - _TRIAL_ROUNDS[0])
     beside = few - _TRIAL_ROUNDS[0] * a_round
     return Work(max(1, round((seconds - beside) / a_round)), width)
-
-
-def bound(comm: MPI.Intracomm, load: Load) -> tuple[float, tuple[float, ...]]:
-    """Seconds that a perfect pipeline would take, measured without any transfer. *Collective.*
-
-    Both ranks compute at the same time, as they do in the pipeline, so that what they cost each
-    other by sharing a machine is in the bound as well.
-
-    Returns:
-        sum(t) + (M - 1) max(t), and each rank's seconds t for one micro-batch.
-    """
-    comm.Barrier()
-    begin = time.perf_counter()
-    for index in range(load.microbatches):
-        load.work(load.part(index))
-    own = array("d", [(time.perf_counter() - begin) / load.microbatches])
-    every = array("d", bytes(8 * comm.size))
-    comm.Allgather(own, every)
-    return sum(every) + (load.microbatches - 1) * max(every), tuple(every)

@@ -91,8 +91,10 @@ class _Stage:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:  # else the job is about to be ended, and a close might wait for ever
-            for end in (*self._outlets, *self._inlets):
-                end.channel.close()
+            for outlet in self._outlets:
+                outlet.channel.close()
+            for inlet in self._inlets:
+                inlet.channel.close()
 
     def stream(self, count: int, outputs: list[torch.Tensor] | None = None) -> None:
         source = arrivals(self._inlets, self._tracer) if self._inlets else self._feed(count)

@@ -78,9 +78,7 @@ def _gathered(comm: MPI.Intracomm, own: Totals) -> list[Totals]:
     every = array("d", bytes(8 * len(numbers) * comm.size))
     comm.Allgather(numbers, every)
     size = len(numbers)
-    return [
-        Totals(int(every[at]), *every[at + 1 : at + size]) for at in range(0, len(every), size)
-    ]
+    return [Totals(int(every[at]), *every[at + 1 : at + size]) for at in range(0, len(every), size)]
 
 
 def _alone(comm: MPI.Intracomm, model: nn.Module, x: torch.Tensor) -> float:
@@ -101,7 +99,8 @@ def _alone(comm: MPI.Intracomm, model: nn.Module, x: torch.Tensor) -> float:
 
 
 def _unsplit(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return torch.cat([model(part) for part in x.split(_MICRO_BATCH)])
+    parts = x.unflatten(0, (-1, _MICRO_BATCH)).unbind()
+    return torch.cat([model(part) for part in parts])
 
 
 def _print(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import Dicts, Mlp, Sized, Tied, run, stages_of
+from tests.models import Dicts, Mlp, Sized, Tied, run, stages_of
 from torch import nn
 
 from pipepar.errors import CaptureError, InputError
@@ -177,7 +177,7 @@ DIGEST = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from models import Dicts, Tied
+from tests.models import Dicts, Tied
 from pipepar.model.capture import capture
 from pipepar.runtime.planning import make_plan
 for module, args, kwargs in [

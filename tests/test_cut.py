@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import InPlace, Mlp, Sized, Skips
+from tests.models import InPlace, Mlp, Sized, Skips
 from torch import nn
 
 from pipepar.model.aliases import writes

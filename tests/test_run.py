@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
     words = ["[PAD]", "[UNK]", *"the quick brown fox jumps over a lazy dog".split()]
     plain = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     plain.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16
     )
     torch.manual_seed(5)
@@ -234,7 +234,7 @@ CASES: list[Case] = [
     (
         "input does not match",
         lambda t, r: ["tests.factories:two", r, t / "o.safetensors"],
-        "y",
+        "the input gives 1 positional, but Two.forward takes",
     ),
     (
         "weights missing",

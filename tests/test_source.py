@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import Mlp, Tied, run
+from tests.models import Mlp, Tied, run
 from safetensors.torch import load_file, save_file
 from torch import nn
 

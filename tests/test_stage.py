@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.utils._pytree as pytree
-from models import Dicts, InPlace, Mlp, Sized, Skips, Tied, run, stages_of
+from tests.models import Dicts, InPlace, Mlp, Sized, Skips, Tied, run, stages_of
 from torch import nn
 
 from pipepar.errors import CaptureError, PlanError, WeightsError

@@ -11,7 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
-from pipepar.errors import CaptureError
+from pipepar.errors import CaptureError, InputError
 from pipepar.model.signature import ConstantInput, OutputTemplate, flatten_call
 
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -27,11 +27,13 @@ class FlatCall(nn.Module):
         kwargs: the example's keyword arguments.
 
     Raises:
+        InputError: the model's forward does not take these arguments.
         CaptureError: an argument is an array that is no tensor.
     """
 
     def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         super().__init__()
+        _check_parameters(model, args, kwargs)
         self.model = model
         self.training = model.training
         leaves, self.structure = flatten_call(args, kwargs)
@@ -109,6 +111,19 @@ def _constant(leaf: Any) -> ConstantInput:
             f"registered dataclasses; register it with torch.export.register_dataclass({kind})"
         )
     return ConstantInput("output", leaf)
+
+
+def _check_parameters(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    signature = inspect.signature(module.forward)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        given = [*(f"{len(args)} positional" for _ in args[:1]), *kwargs]
+        raise InputError(
+            f"the input gives {', '.join(given) or 'nothing'}, but {type(module).__name__}.forward "
+            f"takes {signature} ({error}); name the arrays of an .npz or .safetensors file after "
+            f"the parameters, or pass them in that order"
+        ) from error
 
 
 def _check_argument(name: str, leaf: Any) -> None:

@@ -35,11 +35,12 @@ def meta_parameter(param: nn.Parameter) -> nn.Parameter:
         param: any parameter; one that is on meta already is returned as it is, so ties survive.
 
     Returns:
-        A parameter on meta that needs no gradient.
+        A parameter on meta. Whether it needs a gradient stays: even where none is computed, torch
+        picks the kernel of a matrix product by that, and kernels round differently.
     """
-    if param.is_meta and not param.requires_grad:
+    if param.is_meta:
         return param
-    return nn.Parameter(param.detach().to("meta"), requires_grad=False)
+    return nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def from_module(module: nn.Module) -> Source:
         raise InputError(
             f"found a {type(module).__name__}, expected an nn.Module; give the model itself"
         )
-    return Source(type(module).__name__, _inference(hollow(module)), ModuleWeights(module))
+    return Source(type(module).__name__, hollow(module).eval(), ModuleWeights(module))
 
 
 def from_factory(name: str, weights: Path | None) -> Source:
@@ -71,11 +71,11 @@ def from_factory(name: str, weights: Path | None) -> Source:
     factory = _factory(name)
     if weights is None:
         made = _module(factory(), name)
-        return Source(name, _inference(hollow(made)), ModuleWeights(made))
+        return Source(name, hollow(made).eval(), ModuleWeights(made))
     stored = SafetensorsWeights(weights)
     with params_on_meta():
         made = _module(factory(), name)
-    return Source(name, _inference(made), stored)
+    return Source(name, made.eval(), stored)
 
 
 def from_huggingface(folder: Path | str, task: str) -> Source:
@@ -115,7 +115,7 @@ def from_huggingface(folder: Path | str, task: str) -> Source:
         ) from error
     naming = Naming(wrapper="model.", base=model.base_model_prefix)
     stored = SafetensorsWeights(path, naming, cast=True)
-    return Source(folder.name or str(folder), _inference(MeanPooling(model)), stored)
+    return Source(folder.name or str(folder), MeanPooling(model).eval(), stored)
 
 
 def _huggingface_weights(folder: Path) -> Path:
@@ -164,7 +164,3 @@ def _module(made: Any, name: str) -> nn.Module:
             f"{name} returned a {type(made).__name__}, expected an nn.Module; return the model"
         )
     return made
-
-
-def _inference(module: nn.Module) -> nn.Module:
-    return module.eval().requires_grad_(False)

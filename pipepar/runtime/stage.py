@@ -113,9 +113,9 @@ def _fill(
 
 def _assign(module: nn.Module, name: str, old: torch.Tensor, new: torch.Tensor) -> None:
     path, _, leaf = name.rpartition(".")
-    is_parameter = isinstance(old, nn.Parameter)
-    value = nn.Parameter(new, requires_grad=False) if is_parameter else new
-    setattr(module.get_submodule(path), leaf, value)
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new.detach(), requires_grad=old.requires_grad)
+    setattr(module.get_submodule(path), leaf, new)
 
 
 def _check_values(module: nn.Module, index: int) -> None:
