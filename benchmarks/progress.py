@@ -51,7 +51,7 @@ _ONE_MACHINE: Final = (
     Case("1 MiB", 1 << 20, 3e-3, 150),
     Case("16 MiB", 1 << 24, 30e-3, 24),
 )
-_SLOW_LINK: Final = (Case("16 MB", 16_000_000 // 1024 * 1024, None, 8),)
+_SLOW_LINK: Final = (Case("16 MB", 16_000_000 // 1024 * 1024, None, 16),)
 
 
 def measure(cases: tuple[Case, ...], place: str, repetitions: int) -> None:
@@ -91,7 +91,7 @@ def measure(cases: tuple[Case, ...], place: str, repetitions: int) -> None:
                 "engine",
                 "plain mpi4py",
                 "Python thread",
-                "better of these two / engine, time",
+                "their better / engine, time",
             ],
             rows,
         )

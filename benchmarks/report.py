@@ -74,7 +74,7 @@ class Report:
 
     def __init__(self, title: str, threads: int = 1) -> None:
         # mpirun gives rank 0 a terminal, whatever its own output is.
-        self._console = Console(width=118, highlight=False, force_terminal=False)
+        self._console = Console(width=130, highlight=False, force_terminal=False)
         library = MPI.Get_library_version().split(",")[0].split("\n")[0].strip()
         cores = len(os.sched_getaffinity(0))
         self._console.print(f"[bold]{title}[/bold]")
@@ -94,7 +94,7 @@ class Report:
         """Print a table; the first column names its row."""
         table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE)
         for position, column in enumerate(columns):
-            table.add_column(column, justify="right" if position else "left")
+            table.add_column(column, justify="right" if position else "left", no_wrap=True)
         for row in rows:
             table.add_row(*map(str, row))
         self._console.print(table)

@@ -99,7 +99,7 @@ def _alone(comm: MPI.Intracomm, model: nn.Module, x: torch.Tensor) -> float:
 
 
 def _unsplit(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    parts = x.unflatten(0, (-1, _MICRO_BATCH)).unbind()
+    parts = x.view(-1, _MICRO_BATCH, *x.shape[1:]).unbind()
     return torch.cat([model(part) for part in parts])
 
 
