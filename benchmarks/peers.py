@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
@@ -59,6 +60,8 @@ class PipeparSide:
         self.microbatches = load.microbatches
         self._comm, self._world, self._load = comm, world, load
         self._link = Link(0, 1, depth)
+        self.slowest: list[float] = []
+        """For each run, seconds that the slower rank computed for one micro-batch."""
 
     def check(self) -> None:
         """See `Side.check`."""
@@ -72,7 +75,12 @@ class PipeparSide:
         """See `Side.run`."""
         with _Stage(self._world, self._link, self._load) as stage:
             stage.stream(min(_WARM_UP, self.microbatches))
-            return timed(self._comm, lambda: stage.stream(self.microbatches))
+            before = stage.computed
+            seconds = timed(self._comm, lambda: stage.stream(self.microbatches))
+            own = array("d", [(stage.computed - before) / self.microbatches])
+            self._comm.Allreduce(MPI.IN_PLACE, own, MPI.MAX)
+            self.slowest.append(own[0])
+            return seconds
 
 
 class _Stage:
@@ -95,6 +103,10 @@ class _Stage:
                 outlet.channel.close()
             for inlet in self._inlets:
                 inlet.channel.close()
+
+    @property
+    def computed(self) -> float:
+        return self._tracer.totals["compute"].seconds
 
     def stream(self, count: int, outputs: list[torch.Tensor] | None = None) -> None:
         source = arrivals(self._inlets, self._tracer) if self._inlets else self._feed(count)

@@ -83,6 +83,7 @@ def measure(cases: tuple[Case, ...], place: str, repetitions: int) -> None:
     if comm.rank == 0:
         report = Report(f"progress: who moves the messages, {place}")
         report.note(f"channel depth {_DEPTH}, {repetitions} repetitions; median (min..max)")
+        report.note("engine's gain: time of the better of the two others / time with the engine")
         report.table(
             "compute-only time / achieved time",
             [
@@ -91,7 +92,7 @@ def measure(cases: tuple[Case, ...], place: str, repetitions: int) -> None:
                 "engine",
                 "plain mpi4py",
                 "Python thread",
-                "their better / engine, time",
+                "engine's gain",
             ],
             rows,
         )

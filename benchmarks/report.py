@@ -74,7 +74,7 @@ class Report:
 
     def __init__(self, title: str, threads: int = 1) -> None:
         # mpirun gives rank 0 a terminal, whatever its own output is.
-        self._console = Console(width=130, highlight=False, force_terminal=False)
+        self._console = Console(width=150, highlight=False, force_terminal=False)
         library = MPI.Get_library_version().split(",")[0].split("\n")[0].strip()
         cores = len(os.sched_getaffinity(0))
         self._console.print(f"[bold]{title}[/bold]")

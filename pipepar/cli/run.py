@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from pipepar.comm.world import World
 
 
 def run(
@@ -87,6 +90,8 @@ def run(
             warning = crowded(world)
             if warning and world.rank == min(world.cores):
                 console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+            if world.rank == 0:
+                console.print(_opening(world, model), highlight=False)
             summary = run_job(world, job, show)
     except (Exception, KeyboardInterrupt) as error:  # a world of one; others have been ended
         console.print(report(world, error), markup=False, highlight=False)
@@ -95,3 +100,9 @@ def run(
         print_summary(summary, console)
         console.print(f"wrote {output_path}", highlight=False)
     world.close()
+
+
+def _opening(world: World, model: str) -> str:
+    hosts = len(set(world.hosts))
+    ranks = f"{world.size} rank{'s' * (world.size > 1)}"
+    return f"pipepar: {model} on {ranks}, {hosts} host{'s' * (hosts > 1)}"
