@@ -102,10 +102,10 @@ def main() -> int:
     """Start the ranks, or be one."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--mbit", type=int, default=500, help="speed of the link [500]")
-    parser.add_argument("--mib", type=int, default=8, help="size of a micro-batch [8]")
-    parser.add_argument("--microbatches", type=int, default=32, help="in a pass [32]")
+    parser.add_argument("--mib", type=int, default=4, help="size of a micro-batch [4]")
+    parser.add_argument("--microbatches", type=int, default=64, help="in a pass [64]")
     parser.add_argument("--depth", type=int, default=2, help="of the channel [2]")
-    parser.add_argument("--repetitions", type=int, default=5, help="of each side [5]")
+    parser.add_argument("--repetitions", type=int, default=3, help="of each side [3]")
     parser.add_argument("--address", default="127.0.0.1", help="of rank 0's host")
     parser.add_argument("--interface", default="lo", help="of each host, for gloo")
     options = parser.parse_args()

@@ -11,7 +11,6 @@ import argparse
 import gc
 import sys
 import time
-from array import array
 from typing import Final
 
 import torch
@@ -22,7 +21,6 @@ from benchmarks.encoder import encoder
 from benchmarks.launch import launch, launched
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
 from pipepar.pipeline import Pipeline
-from pipepar.trace import Totals, Tracer, bound
 
 _SECONDS: Final = 900
 _MICRO_BATCH: Final = 8
@@ -61,24 +59,16 @@ def _pipeline_pass(
     """
     with Pipeline(model, example_args=(x[:_MICRO_BATCH],), micro_batch=_MICRO_BATCH) as pipe:
         pipe(x[: 8 * _MICRO_BATCH])  # warm-up
-        pipe._tracer = Tracer(pipe.rank)  # there is no public way yet to start the totals again
+        pipe.summary()  # what comes next is counted from here
         gc.collect()
         comm.Barrier()
         begin = time.perf_counter()
         y = pipe(x)
         seconds = time.perf_counter() - begin
-        perfect = bound(_gathered(comm, pipe._tracer.totals["compute"]))
+        perfect = pipe.summary().bound
     if expected is not None and not torch.equal(y, expected):
         raise ValueError("the pipeline's result differs from the unsplit model's")
     return seconds, perfect
-
-
-def _gathered(comm: MPI.Intracomm, own: Totals) -> list[Totals]:
-    numbers = array("d", [own.count, own.seconds, own.first, own.last])
-    every = array("d", bytes(8 * len(numbers) * comm.size))
-    comm.Allgather(numbers, every)
-    size = len(numbers)
-    return [Totals(int(every[at]), *every[at + 1 : at + size]) for at in range(0, len(every), size)]
 
 
 def _alone(comm: MPI.Intracomm, model: nn.Module, x: torch.Tensor) -> float:

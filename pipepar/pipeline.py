@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -18,6 +19,7 @@ from pipepar.model.source import from_module
 from pipepar.runtime.assembly import assemble
 from pipepar.runtime.failure import FailTogether
 from pipepar.runtime.loop import Arrival, arrivals, run
+from pipepar.runtime.summary import RunSummary, summarise
 from pipepar.runtime.wiring import admission
 from pipepar.trace import Tracer
 
@@ -73,7 +75,11 @@ class Pipeline:
         except BaseException as error:
             self._together.fail(error)
             raise
+        self._reset()
+
+    def _reset(self) -> None:
         self._tracer = Tracer(self._world.rank)
+        self._samples, self._seconds = 0, 0.0
 
     @property
     def rank(self) -> int:
@@ -131,7 +137,30 @@ class Pipeline:
         """
         return self._stream(map(_as_call, batches))
 
+    def summary(self) -> RunSummary:
+        """Speed, bound, and each stage's share since the last summary. *Collective.*
+
+        Returns:
+            The same on every rank; `runtime.summary.print_summary` shows it to a person.
+        """
+        assembly = self._assembly
+        result = summarise(
+            self._world,
+            self._tracer,
+            assembly.stage.weight_bytes,
+            assembly.threads,
+            self._samples,
+            self._seconds,
+        )
+        self._reset()
+        return result
+
     def _stream(self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]]) -> Iterator[Any]:
+        begin = time.perf_counter()
+        yield from self._results(calls)
+        self._seconds += time.perf_counter() - begin
+
+    def _results(self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]]) -> Iterator[Any]:
         if self._world.rank != 0:
             inlets = self._assembly.wiring.inlets
             for _ in self._run(arrivals(inlets, self._tracer)):
@@ -171,7 +200,9 @@ class Pipeline:
     ) -> Iterator[Arrival]:
         graph, count = self._assembly.graph, itertools.count()
         for call in calls:
-            gather.expect(rows(pytree.tree_leaves(call)), self._micro_batch)
+            total = rows(pytree.tree_leaves(call))
+            gather.expect(total, self._micro_batch)
+            self._samples += total
             for args, kwargs in split(call, self._micro_batch):
                 values = graph.flatten_inputs(args, kwargs)
                 yield next(count), dict(zip(graph.inputs, values, strict=True))

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models import Dicts, Mlp, Sized, Tied, run, stages_of
 from torch import nn
 
 from pipepar.errors import CaptureError, InputError
 from pipepar.model.capture import capture
 from pipepar.runtime.stage import Stage
+from tests.models import Dicts, Mlp, Sized, Tied, run, stages_of
 
 torch.set_num_threads(1)
 

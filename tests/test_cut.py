@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models import InPlace, Mlp, Sized, Skips
 from torch import nn
 
 from pipepar.model.aliases import writes
 from pipepar.model.capture import capture
 from pipepar.model.cut import cut_table, extract, parts
 from pipepar.model.sizes import is_scalar
+from tests.models import InPlace, Mlp, Sized, Skips
 
 torch.set_num_threads(1)
 

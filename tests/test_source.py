@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models import Mlp, Tied, run
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -17,6 +16,7 @@ from pipepar.model.source import from_factory, from_huggingface, from_module
 from pipepar.model.tasks import MeanPooling
 from pipepar.runtime.planning import make_plan
 from pipepar.runtime.stage import Stage
+from tests.models import Mlp, Tied, run
 
 torch.set_num_threads(1)
 transformers = pytest.importorskip("transformers")

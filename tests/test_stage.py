@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 import torch.utils._pytree as pytree
-from tests.models import Dicts, InPlace, Mlp, Sized, Skips, Tied, run, stages_of
 from torch import nn
 
 from pipepar.errors import CaptureError, PlanError, WeightsError
@@ -15,6 +14,7 @@ from pipepar.model.source import from_module
 from pipepar.model.weights import ModuleWeights
 from pipepar.runtime.planning import make_plan
 from pipepar.runtime.stage import Stage
+from tests.models import Dicts, InPlace, Mlp, Sized, Skips, Tied, run, stages_of
 
 torch.set_num_threads(1)
 

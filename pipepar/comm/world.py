@@ -30,6 +30,10 @@ T = TypeVar("T")
 
 # Set for every rank by Open MPI and PMIx launchers, by MPICH's and Intel's, and by srun's PMI-2.
 _LAUNCHER_VARIABLES: Final = ("PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMI_FD")
+# Seconds between two looks of the progress engine. Waking up costs a computing core some 25 us, most
+# of it in the kernel and the caches: half a per cent. A network's buffers bridge the gap; see
+# benchmarks/README.md.
+PROGRESS_PERIOD: Final = 5e-3
 # A job that cannot even abort in order is ended all the same.
 _ABORT_SECONDS: Final = 3.0
 
@@ -56,8 +60,11 @@ class World:
         cores: for each rank on this machine, by rank, the cores it is bound to.
     """
 
-    def __init__(self, comm: MPI.Intracomm | None) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm | None, progress_period: float = PROGRESS_PERIOD
+    ) -> None:
         self._comm = comm
+        self._progress_period = progress_period
         self._engine: Engine | None = None
         self._next_tag = 0
         self.rank = comm.rank if comm else 0
@@ -71,15 +78,18 @@ class World:
         }
 
     @classmethod
-    def start(cls) -> World:
+    def start(cls, progress_period: float = PROGRESS_PERIOD) -> World:
         """Join the world that the launcher started. *Collective.*
+
+        Args:
+            progress_period: seconds between two looks of the progress engine.
 
         Raises:
             PipeparError: the MPI library does not support threads.
         """
         launched = any(name in os.environ for name in _LAUNCHER_VARIABLES)
         if not launched and "mpi4py.MPI" not in sys.modules:
-            return cls(None)
+            return cls(None, progress_period)
         from mpi4py import MPI
 
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
@@ -88,7 +98,7 @@ class World:
                 f"({MPI.THREAD_MULTIPLE}): leave mpi4py.rc.thread_level alone, or use an MPI "
                 "library built with thread support"
             )
-        return cls(MPI.COMM_WORLD.Dup())
+        return cls(MPI.COMM_WORLD.Dup(), progress_period)
 
     def broadcast(self, text: str) -> str:
         """Rank 0's text, on every rank. *Collective.*"""
@@ -159,8 +169,10 @@ class World:
         senders: dict[int, Sender] = {}
         if self._comm is None:
             return receivers, senders
+        from pipepar.comm.memory import keep_freed_memory
         from pipepar.comm.mpi import Edge, MpiReceiver, MpiSender
 
+        keep_freed_memory()
         engine = self._start_engine()
         for link in links:
             if link.consumer == self.rank:
@@ -206,7 +218,7 @@ class World:
 
             from pipepar.comm.native._progress import Engine
 
-            self._engine = Engine(MPI.__file__)
+            self._engine = Engine(MPI.__file__, self._progress_period)
         return self._engine
 
 

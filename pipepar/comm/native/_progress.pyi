@@ -33,13 +33,21 @@ class Lane:
         """MPI error code of the first failed request, 0 for none; a failed lane stands still."""
 
 class Engine:
-    """One native thread that tests the requests of every lane, with back-off."""
+    """One native thread that tests the requests of every lane."""
 
-    def __init__(self, mpi_module: str) -> None:
-        """Start the thread; `mpi_module` is ``mpi4py.MPI.__file__``."""
+    def __init__(self, mpi_module: str, period: float) -> None:
+        """Start the thread.
+
+        Args:
+            mpi_module: ``mpi4py.MPI.__file__``.
+            period: seconds between two rounds of tests while something is under way.
+        """
 
     def lane(self) -> Lane:
         """Make a lane that the engine looks after."""
+
+    def poll(self) -> None:
+        """Test the oldest tickets of every lane once, in the calling thread."""
 
     def close(self) -> None:
         """Stop the thread; must come before MPI_Finalize and may be called twice."""

@@ -1,8 +1,9 @@
 // The progress engine: MPI requests move on while the rank computes.
 //
 // MPI moves a message only inside MPI calls, and a rank that multiplies matrices makes none. One
-// native thread therefore calls MPI_Test on the requests under way, with back-off, and never takes
-// the GIL. A Python thread that waits polls for itself, and the engine stays out of its way.
+// native thread therefore calls MPI_Test on the requests under way, every few milliseconds, and never
+// takes the GIL. A Python thread that waits polls for itself, and the engine stays out of its way.
+// Where nothing is under way the engine sleeps until something is.
 //
 // The engine is linked to no MPI. mpi4py makes the requests; the engine gets their addresses and
 // resolves MPI_Test from the library mpi4py has loaded, so one build serves every MPI. Handles and
@@ -39,18 +40,12 @@ namespace {
 
 using Test = int (*)(void *request, int *flag, void *status);
 
-// The longest sleep of the engine between two polls. Long enough that waking up costs a computing
-// core well under one per cent, short enough to keep a network's buffers moving.
-constexpr Duration kEngineSleepMin = 100us;
-constexpr Duration kEngineSleepMax = 400us;
-// How long the engine stays half awake after the last request, so that a busy sender need not wake
-// it by a system call for every message.
-constexpr Duration kEngineLinger = 20ms;
-// A waiting caller first spins, then yields its core, then sleeps.
+// A waiting caller first spins, then yields its core, then sleeps in proportion to its wait so far.
 constexpr int kWaitSpins = 64;
 constexpr Duration kWaitYield = 100us;
+constexpr int kWaitShare = 32;
 constexpr Duration kWaitSleepMin = 10us;
-constexpr Duration kWaitSleepMax = 100us;
+constexpr Duration kWaitSleepMax = 1ms;
 
 Test resolve_test(const std::string &mpi_module) {
   // mpi4py loads libmpi RTLD_LOCAL; its own extension module's handle still finds the symbols.
@@ -61,6 +56,10 @@ Test resolve_test(const std::string &mpi_module) {
   if (symbol == nullptr)
     throw std::runtime_error("no MPI_Test is reachable through " + mpi_module);
   return reinterpret_cast<Test>(symbol);
+}
+
+Duration seconds(double value) {
+  return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(value));
 }
 
 void sharpen_timers() {
@@ -78,7 +77,10 @@ struct Bell {
   std::atomic<int> waiters{0};
 
   void ring() {
-    if (!asleep.load(std::memory_order_seq_cst)) return;
+    if (asleep.load(std::memory_order_seq_cst)) notify();
+  }
+
+  void notify() {
     { std::lock_guard<std::mutex> guard(mutex); }
     rung.notify_one();
   }
@@ -135,20 +137,17 @@ class Lane {
     if (completed() >= count || error() != 0) return true;
     const Waiting waiting(*bell_);
     const auto begin = Clock::now();
-    const auto deadline = begin + std::chrono::duration_cast<Duration>(std::chrono::duration<double>(timeout));
-    Duration sleep = kWaitSleepMin;
     for (int round = 0;; ++round) {
       poll();
       if (completed() >= count || error() != 0) return true;
       if (round < kWaitSpins) continue;
-      const auto now = Clock::now();
-      if (now >= deadline) return false;
-      if (now - begin < kWaitYield) {
+      const Duration waited = Clock::now() - begin;
+      if (waited >= seconds(timeout)) return false;
+      if (waited < kWaitYield) {
         std::this_thread::yield();
       } else {
         sharpen_timers();
-        std::this_thread::sleep_for(sleep);
-        sleep = std::min(sleep * 2, kWaitSleepMax);
+        std::this_thread::sleep_for(std::clamp(waited / kWaitShare, kWaitSleepMin, kWaitSleepMax));
       }
     }
   }
@@ -189,8 +188,11 @@ class Lane {
 
 class Engine {
  public:
-  explicit Engine(const std::string &mpi_module)
-      : test_(resolve_test(mpi_module)), bell_(std::make_shared<Bell>()), thread_([this] { run(); }) {}
+  Engine(const std::string &mpi_module, double period)
+      : test_(resolve_test(mpi_module)),
+        period_(seconds(period)),
+        bell_(std::make_shared<Bell>()),
+        thread_([this] { run(); }) {}
 
   ~Engine() { close(); }
 
@@ -201,12 +203,13 @@ class Engine {
     return lane;
   }
 
+  void poll() {
+    for (const auto &lane : live_lanes()) lane->poll();
+  }
+
   void close() {
     bell_->stop.store(true);
-    {
-      std::lock_guard<std::mutex> guard(bell_->mutex);
-      bell_->rung.notify_one();
-    }
+    bell_->notify();
     if (thread_.joinable()) thread_.join();
   }
 
@@ -215,32 +218,14 @@ class Engine {
     sigset_t signals;  // Signals are for Python's main thread.
     sigfillset(&signals);
     pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-    sharpen_timers();
-    Duration sleep = kEngineSleepMin;
-    auto active = Clock::now();
-    std::uint64_t seen = 0;
-    while (!bell_->stop.load(std::memory_order_relaxed)) {
-      const auto lanes = live_lanes();
-      if (bell_->waiters.load(std::memory_order_relaxed) > 0) {
-        std::this_thread::sleep_for(kEngineSleepMax);
-        continue;
-      }
-      bool idle = true, progressed = false;
-      std::uint64_t pushed = 0;
-      for (const auto &lane : lanes) {
-        progressed |= lane->poll();
-        idle &= lane->idle();
-        pushed += lane->pushed();
-      }
-      if (progressed) sleep = kEngineSleepMin;
-      if (progressed || pushed != seen) active = Clock::now();
-      seen = pushed;
-      if (idle && Clock::now() - active > kEngineLinger) {
+    while (!bell_->stop.load()) {
+      if (nothing_under_way()) {
         sleep_until_rung();
-        continue;
+      } else {
+        nap();
+        if (bell_->waiters.load(std::memory_order_relaxed) > 0) continue;
+        poll();
       }
-      std::this_thread::sleep_for(sleep);
-      sleep = std::min(sleep * 2, kEngineSleepMax);
     }
   }
 
@@ -258,6 +243,11 @@ class Engine {
     return std::all_of(lanes_.begin(), lanes_.end(), [](const auto &lane) { return lane->idle(); });
   }
 
+  void nap() {
+    std::unique_lock<std::mutex> lock(bell_->mutex);
+    bell_->rung.wait_for(lock, period_, [this] { return bell_->stop.load(); });
+  }
+
   void sleep_until_rung() {
     std::unique_lock<std::mutex> lock(bell_->mutex);
     // `asleep` is raised before the last look, and a push is counted before it looks at `asleep`:
@@ -268,6 +258,7 @@ class Engine {
   }
 
   const Test test_;
+  const Duration period_;
   const std::shared_ptr<Bell> bell_;
   std::mutex lanes_mutex_;
   std::vector<std::shared_ptr<Lane>> lanes_;
@@ -286,7 +277,9 @@ NB_MODULE(_progress, module) {
       .def_prop_ro("completed", &Lane::completed)
       .def_prop_ro("error", &Lane::error);
   nb::class_<Engine>(module, "Engine")
-      .def(nb::init<const std::string &>(), nb::arg("mpi_module"), nb::call_guard<nb::gil_scoped_release>())
+      .def(nb::init<const std::string &, double>(), nb::arg("mpi_module"), nb::arg("period"),
+           nb::call_guard<nb::gil_scoped_release>())
       .def("lane", &Engine::lane)
+      .def("poll", &Engine::poll, nb::call_guard<nb::gil_scoped_release>())
       .def("close", &Engine::close, nb::call_guard<nb::gil_scoped_release>());
 }
