@@ -70,17 +70,18 @@ class Report:
     Args:
         title: what is measured.
         threads: threads that each rank computes with.
+        ranks: how many, where the one that reports is none of them.
     """
 
-    def __init__(self, title: str, threads: int = 1) -> None:
+    def __init__(self, title: str, threads: int = 1, ranks: int | None = None) -> None:
         # mpirun gives rank 0 a terminal, whatever its own output is.
         self._console = Console(width=150, highlight=False, force_terminal=False)
         library = MPI.Get_library_version().split(",")[0].split("\n")[0].strip()
         cores = len(os.sched_getaffinity(0))
         self._console.print(f"[bold]{title}[/bold]")
         self._console.print(
-            f"environment: {os.cpu_count()} cores ({cores} usable by rank 0), "
-            f"{MPI.COMM_WORLD.size} ranks of {threads} thread{'s' * (threads > 1)}, "
+            f"environment: {os.cpu_count()} cores ({cores} usable), "
+            f"{ranks or MPI.COMM_WORLD.size} ranks of {threads} thread{'s' * (threads > 1)}, "
             f"torch {torch.__version__}, {library}, Python {platform.python_version()}"
         )
 

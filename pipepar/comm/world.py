@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 # Set for every rank by Open MPI and PMIx launchers, by MPICH's and Intel's, and by srun's PMI-2.
 _LAUNCHER_VARIABLES: Final = ("PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMI_FD")
-# Seconds between two looks of the progress engine. Waking up costs a computing core some 25 us, most
+# Seconds between two looks of the progress engine. Waking up costs a computing core 25 us, most
 # of it in the kernel and the caches: half a per cent. A network's buffers bridge the gap; see
 # benchmarks/README.md.
 PROGRESS_PERIOD: Final = 5e-3
