@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -14,12 +16,13 @@ from torch.utils import _pytree as pytree
 
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PipeparError
-from pipepar.microbatch import MicroBatch, Value, merge, rows, split
-from pipepar.model.source import from_module
+from pipepar.microbatch import MicroBatch, TensorSpec, Value, merge, rows, split
+from pipepar.model.source import Source, from_module
 from pipepar.runtime.assembly import assemble
 from pipepar.runtime.failure import FailTogether
 from pipepar.runtime.loop import Arrival, arrivals, run
 from pipepar.runtime.summary import RunSummary, summarise
+from pipepar.runtime.threads import crowded
 from pipepar.runtime.wiring import admission
 from pipepar.trace import Tracer
 
@@ -34,7 +37,8 @@ class Pipeline:
     Used in a ``with`` statement, it ends the whole job when any rank fails.
 
     Args:
-        model: any module that can be captured, with its weights; it is not modified.
+        model: any module that can be captured, with the same weights on every rank; it is not
+            modified.
         example_args: positional inputs for one call, tensors [batch, ...]; only their shapes and
             dtypes matter. Sizes of the first two dimensions may vary later where the model allows.
         example_kwargs: the same for keyword inputs.
@@ -54,17 +58,16 @@ class Pipeline:
         micro_batch: int = 8,
         depth: int = 2,
     ) -> None:
-        for name, number in (("micro_batch", micro_batch), ("depth", depth)):
-            if number < 1:
-                raise InputError(f"{name} is {number}, expected at least 1")
         self._world = World.start()
         self._together = FailTogether(self._world)
         self._micro_batch = micro_batch
         self._window = admission(self._world.size, depth)
+        self._open: _Stream | None = None
         try:
+            source = self._world.together(lambda: _checked(model, micro_batch, depth))
             self._assembly = assemble(
                 self._world,
-                from_module(model),
+                source,
                 example_args,
                 example_kwargs or {},
                 depth=depth,
@@ -75,6 +78,9 @@ class Pipeline:
         except BaseException as error:
             self._together.fail(error)
             raise
+        warning = crowded(self._world)
+        if warning and self._world.rank == min(self._world.cores):
+            warnings.warn(warning, stacklevel=2)
         self._reset()
 
     def _reset(self) -> None:
@@ -104,6 +110,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Let go of the channels. *Collective*, may be called twice."""
+        self._settle()
         self._assembly.wiring.close()
         self._world.close()
 
@@ -129,7 +136,8 @@ class Pipeline:
 
         Args:
             batches: each a tuple of positional inputs, a dict of keyword inputs, or the one input;
-                rank 0's are taken, the others' are left alone.
+                rank 0's are taken, the others' are left alone. A batch's tensors may not be changed
+                before its result has come: they may be sent from where they lie.
 
         Yields:
             On rank 0 what the model returns for each batch, in order; nothing elsewhere, where the
@@ -143,6 +151,7 @@ class Pipeline:
         Returns:
             The same on every rank; `runtime.summary.print_summary` shows it to a person.
         """
+        self._settle()
         assembly = self._assembly
         result = summarise(
             self._world,
@@ -156,9 +165,12 @@ class Pipeline:
         return result
 
     def _stream(self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]]) -> Iterator[Any]:
+        self._settle()
         begin = time.perf_counter()
-        yield from self._results(calls)
-        self._seconds += time.perf_counter() - begin
+        try:
+            yield from self._results(calls)
+        finally:
+            self._seconds += time.perf_counter() - begin
 
     def _results(self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]]) -> Iterator[Any]:
         if self._world.rank != 0:
@@ -175,22 +187,37 @@ class Pipeline:
                 gather.add(MicroBatch(index, tuple(values[name] for name in names)))
                 yield from gather.finished()
             return
-        results = channel.receive()
+        stream = self._open = _Stream(channel.receive())
         try:
             for index, _ in work:
                 while gather.taken <= index and (
                     index + 1 - gather.taken >= self._window or channel.ready()
                 ):
-                    gather.add(next(results))
+                    gather.add(next(stream.results))
                     yield from gather.finished()
-        except GeneratorExit:  # the caller wants no more: let what is under way come out
+            stream.ended = True
+            for microbatch in stream.results:
+                gather.add(microbatch)
+                yield from gather.finished()
+            self._open = None
+        finally:
+            stream.left = True
+
+    def _settle(self) -> None:
+        """Let what the last stream left under way come out, if its caller wanted no more of it."""
+        stream, self._open = self._open, None
+        if stream is None:
+            return
+        if not stream.left:
+            self._open = stream
+            raise PipeparError(
+                "a stream of this pipeline is still open; take all of its results, or close() it, "
+                "before the next call"
+            )
+        if not stream.ended:
             for outlet in self._assembly.wiring.outlets:
                 outlet.channel.end()
-            deque(results, maxlen=0)
-            raise
-        for microbatch in results:
-            gather.add(microbatch)
-            yield from gather.finished()
+        deque(stream.results, maxlen=0)
 
     def _run(self, source: Iterator[Arrival]) -> Iterator[Arrival]:
         return run(self._assembly.program, source, self._assembly.wiring.outlets, self._tracer)
@@ -206,6 +233,18 @@ class Pipeline:
             for args, kwargs in split(call, self._micro_batch):
                 values = graph.flatten_inputs(args, kwargs)
                 yield next(count), dict(zip(graph.inputs, values, strict=True))
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A stream under way on rank 0."""
+
+    results: Iterator[MicroBatch]
+    """What comes back."""
+    ended: bool = False
+    """Whether its end has been sent."""
+    left: bool = False
+    """Whether its caller takes no more of it: at its end, by a break, or by an exception."""
 
 
 class _Gather:
@@ -232,7 +271,23 @@ class _Gather:
         """The batch whose last micro-batch has just come, if it has."""
         if self._expected and len(self._parts) == len(self._expected[0]):
             parts, self._parts = self._parts, []
-            yield merge(parts, self._expected.popleft())
+            yield pytree.tree_map_only(
+                torch.Tensor, _compact, merge(parts, self._expected.popleft())
+            )
+
+
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that does not hold on to a receive buffer much larger than itself."""
+    if tensor.untyped_storage().nbytes() > 2 * TensorSpec.of(tensor).nbytes:
+        return tensor.clone()
+    return tensor
+
+
+def _checked(model: torch.nn.Module, micro_batch: int, depth: int) -> Source:
+    for name, number in (("micro_batch", micro_batch), ("depth", depth)):
+        if number < 1:
+            raise InputError(f"{name} is {number}, expected at least 1")
+    return from_module(model)
 
 
 def _as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

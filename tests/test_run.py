@@ -21,6 +21,7 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # In one process MPI is not needed; a test that ran before may have imported it.
     monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
     torch.set_num_threads(1)
 
 
@@ -248,6 +249,7 @@ CASES: list[Case] = [
     ),
     ("tensor missing", lambda t, r: [MLP, r, t / "o.npy", "--weights", _lacking(t)], "2.weight"),
     ("plan missing", lambda t, r: [MLP, r, t / "o.npy", "--plan", t / "gone.json"], "gone.json"),
+    ("output is the input", lambda t, r: [MLP, r, r], "which it would replace"),
     ("trace folder", lambda t, r: [MLP, r, t / "o.npy", "--trace", t / "no" / "t"], "no folder"),
 ]
 
@@ -282,6 +284,34 @@ def test_a_stage_that_fails_leaves_no_output(rows: Path, tmp_path: Path) -> None
     assert "stage 0 failed on micro-batch 4, samples 8, 9: ValueError: sprung" in output
     assert "in _raise" in output  # the traceback leads to the user's own line
     assert not list(tmp_path.glob("*o.npy*"))
+
+
+def test_srun_without_mpi_is_noticed(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    status, output = pipepar("run", MLP, rows, tmp_path / "o.npy")
+    assert status == 1
+    assert "started 8 ranks" in output
+    assert "srun --mpi=pmix" in output
+
+
+def test_a_plan_needs_no_weights(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    make = factories.mlp
+
+    def mlp() -> torch.nn.Module:
+        model = make()
+        seen.extend(parameter.is_meta for parameter in model.parameters())
+        return model
+
+    monkeypatch.setattr(factories, "mlp", mlp)
+    status, output = pipepar("plan", MLP, "--stages", 2, "--input", rows)
+    assert status == 0, output
+    assert seen
+    assert all(seen)
 
 
 @pytest.mark.parametrize("verb", [[], ["run"], ["plan"]])

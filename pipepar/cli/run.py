@@ -36,7 +36,11 @@ def run(
         ),
     ],
     task: Annotated[
-        str, typer.Option(help="What a Hugging Face model is to do.")
+        str,
+        typer.Option(
+            help="What a Hugging Face model is to do. feature-extraction: the mean over a text's "
+            "tokens, not normalised."
+        ),
     ] = "feature-extraction",
     micro_batch: Annotated[int, typer.Option(help="Samples that travel together.", min=1)] = 32,
     depth: Annotated[
@@ -71,6 +75,7 @@ def run(
     """
     from pipepar.cli.terminal import open_console, progress
     from pipepar.comm.world import World
+    from pipepar.errors import PipeparError
     from pipepar.runtime.failure import FailTogether, report
     from pipepar.runtime.job import Job, run_job
     from pipepar.runtime.summary import print_summary
@@ -80,7 +85,11 @@ def run(
         model, input_path, output_path, task, micro_batch, depth, weights, max_length, plan, trace
     )
     console = open_console()
-    world = World.start()
+    try:
+        world = World.start()
+    except (PipeparError, ImportError, RuntimeError) as error:  # no MPI, or the wrong one
+        console.print(f"error: {error}", markup=False, highlight=False)
+        raise typer.Exit(1) from None
 
     def show(total: int) -> AbstractContextManager[Callable[[int], None]]:
         return progress(console, total)

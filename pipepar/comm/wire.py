@@ -157,11 +157,17 @@ def describe(value: Value) -> Entry:
 
 
 def same(one: Spec, other: Spec) -> bool:
-    """Whether two specs are the same on the wire; tells True from 1 and 0.0 from -0.0. *Local.*"""
-    return one == other and all(
-        type(a) is type(b) and (isinstance(a, TensorSpec) or repr(a) == repr(b))
-        for a, b in zip(one, other, strict=True)
-    )
+    """Whether two specs are the same on the wire. *Local.*
+
+    Unlike ``==`` it tells True from 1 and 0.0 from -0.0, and finds NaN the same as NaN.
+    """
+    return len(one) == len(other) and all(map(_same_entry, one, other))
+
+
+def _same_entry(one: Entry, other: Entry) -> bool:
+    if isinstance(one, TensorSpec):
+        return one == other
+    return type(one) is type(other) and repr(one) == repr(other)
 
 
 def pack_spec(spec: Spec) -> bytes:

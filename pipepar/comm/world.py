@@ -85,10 +85,12 @@ class World:
             progress_period: seconds between two looks of the progress engine.
 
         Raises:
-            PipeparError: the MPI library does not support threads.
+            PipeparError: the launcher started several ranks that MPI does not know of, or the MPI
+                library does not support threads.
         """
         launched = any(name in os.environ for name in _LAUNCHER_VARIABLES)
         if not launched and "mpi4py.MPI" not in sys.modules:
+            _require_alone(("SLURM_STEP_NUM_TASKS",), "start them with srun --mpi=pmix or pmi2")
             return cls(None, progress_period)
         from mpi4py import MPI
 
@@ -98,6 +100,10 @@ class World:
                 f"({MPI.THREAD_MULTIPLE}): leave mpi4py.rc.thread_level alone, or use an MPI "
                 "library built with thread support"
             )
+        if MPI.COMM_WORLD.size == 1:
+            library = MPI.Get_library_version().split(",")[0]
+            remedy = f"mpi4py uses {library}; set MPI4PY_LIBMPI to the library of your mpirun"
+            _require_alone(("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"), remedy)
         return cls(MPI.COMM_WORLD.Dup(), progress_period)
 
     def broadcast(self, text: str) -> str:
@@ -142,15 +148,15 @@ class World:
         So a problem that every rank runs into is told once, by the lowest rank that has it.
 
         Raises:
-            PipeparError: this rank's own problem.
+            Exception: this rank's own problem, as it was.
             PeerError: on the other ranks, naming the rank that has it.
         """
         problem, result = "", None
         try:
             result = action()
-        except PipeparError as error:
+        except Exception as error:
             failure = error
-            problem = str(error)
+            problem = str(error) or type(error).__name__
         problems = self.all_gather(problem)
         first = next((rank for rank, text in enumerate(problems) if text), None)
         if first is None:
@@ -229,3 +235,13 @@ def _ranks(ranks: list[int]) -> str:
 def _exit_after(seconds: float) -> None:
     time.sleep(seconds)
     os._exit(1)
+
+
+def _require_alone(variables: tuple[str, ...], remedy: str) -> None:
+    """Refuse to run as many jobs of one rank what was meant as one job of many."""
+    for name in variables:
+        count = os.environ.get(name, "1")
+        if count.isdigit() and int(count) > 1:
+            raise PipeparError(
+                f"the launcher started {count} ranks ({name}), but MPI sees only this one; {remedy}"
+            )

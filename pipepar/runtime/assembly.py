@@ -71,6 +71,7 @@ def assemble(
     world.together(lambda: world.agree("graphs of the model", graph.digest))
     text = world.together(lambda: _plan_text(world, graph, plan))
     agreed = Plan.from_json(world.broadcast(text))
+    world.agree("plans", agreed.digest)
     stage = world.together(lambda: Stage.load(graph, agreed, world.rank, source.weights))
     edges = edges_of(agreed, carried)
     wiring = wire_up(world, agreed, edges, depth, results_to_root)

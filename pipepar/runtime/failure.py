@@ -68,6 +68,9 @@ class FailTogether:
         self._world.abort(report(self._world, error))
 
     def _in_thread(self, args: threading.ExceptHookArgs) -> None:
+        if self._world.size == 1 or args.exc_type is SystemExit:
+            self._thread_hook(args)
+            return
         error = args.exc_value or RuntimeError(f"{args.exc_type.__name__} in a thread")
         sys.stderr.flush()
         self._world.abort(report(self._world, error))

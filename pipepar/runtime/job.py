@@ -21,6 +21,7 @@ from pipepar.data.writers import check_output, open_output
 from pipepar.errors import InputError
 from pipepar.microbatch import Value
 from pipepar.model.capture import capture
+from pipepar.model.fakes import params_on_meta
 from pipepar.model.graph import Graph
 from pipepar.model.source import Source, from_factory, from_huggingface
 from pipepar.plan.plan import Plan
@@ -87,6 +88,7 @@ def run_job(world: World, job: Job, progress: Progress) -> RunSummary:
         plan=plan,
         carried=(SAMPLES,),
     )
+    del source  # a factory's model, whole; the stage has what it needs of it
     world.together(lambda: _check_outputs(assembly.graph, job.output))
     tracer = Tracer(world.rank, keep=job.trace is not None)
     begin = time.perf_counter()
@@ -107,7 +109,9 @@ def plan_job(job: Job, stages: int) -> Plan:
         PipeparError: something the user named is missing, or cannot be cut so often.
     """
     example = _open_input(job).example()
-    graph = capture(_source(job).module, example.args, example.kwargs)
+    with params_on_meta():  # a model too large for this machine can be planned all the same
+        module = _source(job).module
+    graph = capture(module, example.args, example.kwargs)
     return make_plan(graph, stages)
 
 
@@ -121,6 +125,14 @@ def _preflight(world: World, job: Job) -> Reader | None:
         return None
     if job.trace is not None and not job.trace.parent.is_dir():
         raise InputError(f"--trace {job.trace}: there is no folder {job.trace.parent}; create it")
+    for other in (job.input, job.weights, job.plan):
+        if (
+            other is not None
+            and job.output.exists()
+            and other.exists()
+            and other.samefile(job.output)
+        ):
+            raise InputError(f"output {job.output} is {other}, which it would replace; rename it")
     return _open_input(job)
 
 
@@ -207,7 +219,7 @@ def _read_plan(world: World, job: Job) -> Plan | None:
 def _check_outputs(graph: Graph, path: Path) -> None:
     """Find out before the work whether the file can hold what the model returns."""
     names = list(_named(graph.unflatten_outputs([torch.empty(0) for _ in graph.outputs])))
-    if path.suffix == ".npy" and len(names) != 1:
+    if path.suffix.lower() == ".npy" and len(names) != 1:
         raise InputError(
             f"the model returns {len(names)} tensors ({', '.join(names)}), a .npy file holds one; "
             "name an output that ends in .safetensors or .jsonl"

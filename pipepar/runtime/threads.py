@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
@@ -12,24 +14,39 @@ from pipepar.comm.world import World
 def claim_threads(world: World) -> int:
     """Give this rank its share of the host's cores, and return how many. *Local.*
 
-    What its binding leaves it, divided by the ranks bound to the same cores; OMP_NUM_THREADS, where
-    the user has set it, is left alone.
+    What its binding leaves it, divided by the ranks bound to the same cores; a core's hardware
+    threads count as one. OMP_NUM_THREADS, where the user has set it, is left alone.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        mine = set(world.cores[world.rank])
-        sharers = sum(bool(mine & set(cores)) for cores in world.cores.values())
+        mine = _cores(world.cores[world.rank])
+        sharers = sum(bool(mine & _cores(cpus)) for cpus in world.cores.values())
         torch.set_num_threads(max(1, len(mine) // sharers))
     return torch.get_num_threads()
 
 
 def crowded(world: World) -> str | None:
-    """A warning where this host has more ranks than cores to run them on, else None. *Local.*"""
-    cores = set().union(*world.cores.values())
-    if len(world.cores) <= len(cores):
-        return None
-    ranks = ", ".join(map(str, world.cores))
-    return (
-        f"ranks {ranks} share {len(cores)} core{'s' * (len(cores) > 1)} on {world.host}: they will "
-        "slow each other; start fewer ranks there, or bind each to cores of its own "
-        "(mpirun --bind-to core, srun --cpu-bind=cores)"
-    )
+    """A warning where ranks of this host share a core, else None. *Local.*"""
+    bound = {rank: _cores(cpus) for rank, cpus in world.cores.items()}
+    for cores in [*bound.values(), frozenset[str]().union(*bound.values())]:
+        within = [rank for rank, own in bound.items() if own <= cores]
+        if len(within) > len(cores):
+            ranks = ", ".join(map(str, within))
+            return (
+                f"ranks {ranks} share {len(cores)} core{'s' * (len(cores) > 1)} on {world.host}: "
+                "they will slow each other; start fewer ranks there, or bind each to cores of its "
+                "own (mpirun --bind-to core, srun --cpu-bind=cores)"
+            )
+    return None
+
+
+def _cores(cpus: Iterable[int]) -> frozenset[str]:
+    """The cores behind logical CPUs; a core is known by its list of hardware threads."""
+    return frozenset(map(_siblings, cpus))
+
+
+def _siblings(cpu: int) -> str:
+    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:  # a kernel that does not tell: take every CPU for a core
+        return str(cpu)

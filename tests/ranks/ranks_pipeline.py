@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from mpi4py import MPI
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -175,6 +176,73 @@ def test_results_come_while_batches_are_still_fed() -> None:
             assert_equal(found, unsplit(model, 2, x))
 
 
+def test_a_stream_may_be_left_at_any_moment(encoder: nn.Module) -> None:
+    """What was under way is nobody's result any more; the next call gets its own."""
+    batches = [(ids(4, 5),), (ids(3, 7),), (ids(2, 6),)]
+    with Pipeline(encoder, example_args=(ids(4, 9),), micro_batch=2, depth=1) as pipe:
+        for taken in (1, 2, 3):
+            stream = pipe.stream(batches)
+            for _, found in zip(range(taken), stream, strict=False):
+                assert set(found) == {"logits", "hidden"}
+            del stream
+            found = pipe(ids(5, 8))
+            if pipe.rank == 0:
+                assert_equal(found, unsplit(encoder, 2, ids(5, 8)))
+
+
+def test_an_input_that_is_refused_leaves_the_pipeline_as_it_was(encoder: nn.Module) -> None:
+    bad = {"ids": ids(4, 9)["ids"], "mask": ids(4, 9)["mask"].float()}
+    with Pipeline(encoder, example_args=(ids(4, 9),), micro_batch=2) as pipe:
+        for batches in ([(bad,)], [(ids(4, 9),), (ids(3, 9),), (bad,), (ids(1, 9),)]):
+            if pipe.rank == 0:
+                with pytest.raises(InputError, match="mask"):
+                    list(pipe.stream(batches))
+            else:
+                assert list(pipe.stream(batches)) == []
+            found = pipe(ids(5, 8))
+            if pipe.rank == 0:
+                assert_equal(found, unsplit(encoder, 2, ids(5, 8)))
+
+
+def test_a_call_within_a_stream_is_refused(encoder: nn.Module) -> None:
+    with Pipeline(encoder, example_args=(ids(4, 9),), micro_batch=2) as pipe:
+        stream = pipe.stream([(ids(4, 9),)] * 3)
+        first = next(stream, None)
+        if first is not None and MPI.COMM_WORLD.size > 1:
+            with pytest.raises(PipeparError, match="still open"):
+                pipe(ids(4, 9))
+        assert len(list(stream)) == (2 if pipe.rank == 0 else 0)
+
+
+def test_the_summary_counts_since_the_last_one(encoder: nn.Module) -> None:
+    with Pipeline(encoder, example_args=(ids(4, 9),), micro_batch=2) as pipe:
+        for total in (6, 3):
+            pipe(ids(total, 9))
+            summary = pipe.summary()
+            assert summary.samples == total
+            assert 0 < summary.bound <= summary.seconds * 1.001
+            assert [s.totals["compute"].count for s in summary.stages] == [-(-total // 2)] * len(
+                summary.stages
+            )
+
+
+def test_a_model_that_only_one_rank_has_is_refused_on_all() -> None:
+    if MPI.COMM_WORLD.size == 1:
+        pytest.skip("one rank has all there is")
+    model: Any = nn.Linear(2, 2) if MPI.COMM_WORLD.rank == 0 else None
+    with pytest.raises(PipeparError, match="NoneType"):
+        Pipeline(model, example_args=(torch.zeros(1, 2),))
+
+
+def test_a_result_does_not_hold_on_to_a_larger_buffer() -> None:
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))).eval()
+    with Pipeline(model, example_args=(torch.randn(2, 4),), micro_batch=1000) as pipe:
+        pipe(torch.randn(1000, 4))
+        found = pipe(torch.randn(2, 4))
+        if pipe.rank == 0:
+            assert found.untyped_storage().nbytes() <= 2 * 2 * 4 * 4
+
+
 def test_nan_in_nan_out() -> None:
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))).eval()
     x = torch.full((3, 4), float("nan"))
@@ -202,8 +270,6 @@ def test_the_model_is_left_as_it_was(encoder: nn.Module) -> None:
 
 
 def test_more_ranks_than_layers_is_refused_on_every_rank() -> None:
-    from mpi4py import MPI
-
     model = nn.Sequential(nn.Linear(4, 4)).eval()
     if MPI.COMM_WORLD.size == 1:
         pytest.skip("one rank always fits")
@@ -213,5 +279,5 @@ def test_more_ranks_than_layers_is_refused_on_every_rank() -> None:
 
 @pytest.mark.parametrize("name", ["micro_batch", "depth"])
 def test_sizes_below_one_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match=f"{name} is 0, expected at least 1"):
+    with pytest.raises(PipeparError, match=f"{name} is 0, expected at least 1"):
         Pipeline(nn.Linear(2, 2), example_args=(torch.zeros(1, 2),), **{name: 0})  # type: ignore[arg-type]

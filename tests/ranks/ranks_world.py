@@ -42,6 +42,25 @@ def test_a_problem_is_told_once_by_the_lowest_rank_that_has_it(world: World) -> 
     assert world.together(lambda: world.rank) == world.rank
 
 
+def test_a_problem_of_any_kind_is_told_once(world: World) -> None:
+    def action() -> None:
+        raise FileNotFoundError
+
+    expected = FileNotFoundError if world.rank == 0 else PeerError
+    with pytest.raises(expected):
+        world.together(action)
+
+
+def test_ranks_that_mpi_does_not_know_of_are_noticed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if world.size > 1:
+        pytest.skip("here MPI knows them")
+    monkeypatch.setenv("PMI_SIZE", "4")
+    with pytest.raises(PipeparError, match=r"started 4 ranks.*MPI4PY_LIBMPI"):
+        World.start()
+
+
 def test_worlds_may_be_started_again_and_closed_twice() -> None:
     for _ in range(3):
         world = World.start()
