@@ -13,16 +13,15 @@ bytes, sent from where they lie. Two rules make it flow:
 
 from __future__ import annotations
 
-import ctypes
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from mpi4py import MPI
 
 from pipepar.comm import wire
+from pipepar.comm.edge import Edge, cancel, leak, mpi_buffers, wait_for
 from pipepar.comm.memory import (
     Envelope,
     Leg,
@@ -33,64 +32,11 @@ from pipepar.comm.memory import (
     legs_of,
     plain,
     sizes_of,
-    spans,
 )
-from pipepar.comm.native._progress import Engine, Lane
+from pipepar.comm.native._progress import Engine
 from pipepar.comm.wire import Header, Kind, Spec
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, Value
-
-# A native wait returns to Python this often, so that signals are handled.
-_WAIT_SECONDS: Final = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Edge:
-    """The place of one channel among all those of a job; equal on both its ends."""
-
-    comm: MPI.Intracomm
-    """The communicator that all channels share; each has tags of its own."""
-    peer: int
-    """Rank at the other end."""
-    tag: int
-    """First of the channel's tags; it owns `tags(depth)` of them."""
-    depth: int
-    """How many micro-batches each end may have under way, at least 1."""
-
-    @staticmethod
-    def tags(depth: int) -> int:
-        """Tags a channel needs: header, spec, and one for each generation that may be under way."""
-        return 2 + 2 * (depth + 1)
-
-    @property
-    def header_tag(self) -> int:
-        """Tag of the headers."""
-        return self.tag
-
-    @property
-    def spec_tag(self) -> int:
-        """Tag of the specs."""
-        return self.tag + 1
-
-    def payload_tag(self, generation: int) -> int:
-        """Tag of the tensors; never that of another generation which may still be under way."""
-        return self.tag + 2 + generation % (2 * (self.depth + 1))
-
-
-def _memory(address: int, nbytes: int) -> Iterator[list[object]]:
-    """MPI buffer specifications for a tensor's memory, a piece each."""
-    for begin, size in spans(address, nbytes):
-        yield [MPI.buffer.fromaddress(begin, size), MPI.BYTE]
-
-
-def _await(lane: Lane, count: int, edge: Edge, what: str) -> None:
-    while not lane.wait(count, _WAIT_SECONDS):
-        pass
-    if lane.error:
-        raise WireError(
-            f"{what} rank {edge.peer} failed: {MPI.Get_error_string(lane.error)}; "
-            "look for the first error of that rank"
-        )
 
 
 class MpiSender:
@@ -131,7 +77,7 @@ class MpiSender:
     def close(self) -> None:
         """See `Sender.close`."""
         if self._open:
-            _await(self._lane, self._lane.pushed, self._edge, "sending to")
+            wait_for(self._lane, self._lane.pushed, self._edge, "sending to")
             self._open = False
             self._under_way.clear()
 
@@ -139,7 +85,7 @@ class MpiSender:
         """See `Sender.abort`."""
         self._open = False
         self._lane.retract()
-        _leak(self._under_way)
+        leak(self._under_way)
 
     def _admit(self) -> None:
         """Wait for room, and let go of what has left."""
@@ -147,7 +93,7 @@ class MpiSender:
             raise WireError(f"the channel to rank {self._edge.peer} is closed")
         room = self._lane.pushed - self._edge.depth + 1
         if self._lane.completed < room:
-            _await(self._lane, room, self._edge, "sending to")
+            wait_for(self._lane, room, self._edge, "sending to")
         while len(self._under_way) > self._lane.pushed - self._lane.completed:
             self._under_way.popleft()
 
@@ -168,7 +114,7 @@ class MpiSender:
                 kept.append(memory)
                 requests.extend(
                     comm.Isend(span, edge.peer, tag)
-                    for span in _memory(memory.data_ptr(), leg.nbytes)
+                    for span in mpi_buffers(memory.data_ptr(), leg.nbytes)
                 )
         self._under_way.append(tuple(kept))
         self._lane.push([MPI._addressof(request) for request in requests])
@@ -230,7 +176,7 @@ class MpiReceiver:
             self._open = False
             self._header_lane.retract()
             for request, _ in self._headers:
-                _cancel(request)
+                cancel(request)
             self._headers.clear()
             self._cancel_payloads()
 
@@ -239,8 +185,8 @@ class MpiReceiver:
         self._open = False
         for lane in (self._header_lane, self._spec_lane, self._payload_lane):
             lane.retract()
-        _leak(self._headers)
-        _leak(self._payloads)
+        leak(self._headers)
+        leak(self._payloads)
 
     def _post_header(self) -> None:
         edge, data = self._edge, bytearray(wire.HEADER_BYTES)
@@ -256,7 +202,7 @@ class MpiReceiver:
         requests = [
             edge.comm.Irecv(span, edge.peer, tag)
             for buffer, room in zip(buffers, self._envelope, strict=True)
-            for span in _memory(buffer.data_ptr(), room)
+            for span in mpi_buffers(buffer.data_ptr(), room)
         ]
         self._payloads.append(_Post(requests, buffers))
         self._payload_lane.push([MPI._addressof(request) for request in requests])
@@ -265,7 +211,7 @@ class MpiReceiver:
         if not self._open:
             raise WireError(f"the channel from rank {self._edge.peer} is closed")
         lane = self._header_lane
-        _await(lane, lane.pushed - len(self._headers) + 1, self._edge, "receiving from")
+        wait_for(lane, lane.pushed - len(self._headers) + 1, self._edge, "receiving from")
         _, data = self._headers.popleft()
         try:
             return Header.unpack(data)
@@ -276,7 +222,7 @@ class MpiReceiver:
         edge, data = self._edge, bytearray(header.spec_bytes)
         request = edge.comm.Irecv([data, MPI.BYTE], edge.peer, edge.spec_tag)
         self._spec_lane.push([MPI._addressof(request)])
-        _await(self._spec_lane, self._spec_lane.pushed, edge, "receiving from")
+        wait_for(self._spec_lane, self._spec_lane.pushed, edge, "receiving from")
         try:
             self._spec = wire.unpack_spec(header.checked(data))
         except WireError as error:
@@ -295,7 +241,7 @@ class MpiReceiver:
         self._payload_lane.retract()
         for post in self._payloads:
             for request in post.requests:
-                _cancel(request)
+                cancel(request)
         self._payloads.clear()
 
     def _take_values(self) -> tuple[Value, ...]:
@@ -311,19 +257,8 @@ class MpiReceiver:
         if not self._payloads:
             return [torch.empty(0, dtype=torch.uint8) for _ in self._legs]
         lane = self._payload_lane
-        _await(lane, lane.pushed - len(self._payloads) + 1, self._edge, "receiving from")
+        wait_for(lane, lane.pushed - len(self._payloads) + 1, self._edge, "receiving from")
         return self._payloads.popleft().buffers
 
     def _error(self, message: str) -> WireError:
         return WireError(f"from rank {self._edge.peer}, micro-batch {self._received}: {message}")
-
-
-def _cancel(request: MPI.Request) -> None:
-    if request != MPI.REQUEST_NULL:
-        request.Cancel()
-        request.Wait()
-
-
-def _leak(memory: object) -> None:
-    """Never free what MPI may still read or write, however this process goes on."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))

@@ -175,8 +175,9 @@ class World:
         senders: dict[int, Sender] = {}
         if self._comm is None:
             return receivers, senders
+        from pipepar.comm.edge import Edge
         from pipepar.comm.memory import keep_freed_memory
-        from pipepar.comm.mpi import Edge, MpiReceiver, MpiSender
+        from pipepar.comm.mpi import MpiReceiver, MpiSender
 
         keep_freed_memory()
         engine = self._start_engine()

@@ -13,7 +13,8 @@ from mpi4py import MPI
 
 from pipepar.comm import wire
 from pipepar.comm.channel import Receiver, Sender
-from pipepar.comm.mpi import Edge, MpiReceiver
+from pipepar.comm.edge import Edge
+from pipepar.comm.mpi import MpiReceiver
 from pipepar.comm.world import Link, World
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, TensorSpec, Value
