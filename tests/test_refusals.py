@@ -1,0 +1,106 @@
+"""The command line in one process: every input that cannot work."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from tests import factories
+from tests.command import MLP, pipepar
+
+
+def _truncated(tmp: Path) -> Path:
+    path = tmp / "w.safetensors"
+    save_file(factories.mlp().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-8])
+    return path
+
+
+def _lacking(tmp: Path) -> Path:
+    path, state = tmp / "w.safetensors", factories.mlp().state_dict()
+    del state["2.weight"]
+    save_file(state, path)
+    return path
+
+
+def _file(tmp: Path) -> Path:
+    (tmp / "file.txt").write_text("text\n")
+    return tmp / "file.txt"
+
+
+Case = tuple[str, Callable[[Path, Path], list[Any]], str]
+CASES: list[Case] = [
+    ("no model", lambda t, r: [t / "nowhere", _file(t), t / "o.npy"], "no config.json"),
+    ("no module", lambda t, r: ["no.such:model", r, t / "o.npy"], "no module 'no'"),
+    ("no factory", lambda t, r: ["tests.factories:gone", r, t / "o.npy"], "no 'gone' in module"),
+    (
+        "no nn.Module",
+        lambda t, r: ["tests.factories:no_module", r, t / "o.npy"],
+        "returned a int, expected an nn.Module",
+    ),
+    ("no input", lambda t, r: [MLP, t / "gone.npy", t / "o.npy"], "gone.npy"),
+    ("input suffix", lambda t, r: [MLP, t / "in.csv", t / "o.npy"], "in.csv"),
+    ("text without tokenizer", lambda t, r: [MLP, _file(t), t / "o.npy"], "brings no tokenizer"),
+    ("output suffix", lambda t, r: [MLP, r, t / "o.csv"], "'.csv'"),
+    ("output folder", lambda t, r: [MLP, r, t / "no" / "o.npy"], "does not exist"),
+    ("output is a folder", lambda t, r: [MLP, r, t], "o"),
+    (
+        "two outputs in .npy",
+        lambda t, r: ["tests.factories:two", _two(t), t / "o.npy"],
+        "returns 2 tensors (hidden, logits), a .npy file holds one",
+    ),
+    (
+        "input does not match",
+        lambda t, r: ["tests.factories:two", r, t / "o.safetensors"],
+        "the input gives 1 positional, but Two.forward takes",
+    ),
+    (
+        "weights missing",
+        lambda t, r: [MLP, r, t / "o.npy", "--weights", t / "w.safetensors"],
+        "w.safetensors",
+    ),
+    (
+        "weights truncated",
+        lambda t, r: [MLP, r, t / "o.npy", "--weights", _truncated(t)],
+        "w.safetensors",
+    ),
+    ("tensor missing", lambda t, r: [MLP, r, t / "o.npy", "--weights", _lacking(t)], "2.weight"),
+    ("plan missing", lambda t, r: [MLP, r, t / "o.npy", "--plan", t / "gone.json"], "gone.json"),
+    ("output is the input", lambda t, r: [MLP, r, r], "which it would replace"),
+    ("trace folder", lambda t, r: [MLP, r, t / "o.npy", "--trace", t / "no" / "t"], "no folder"),
+]
+
+
+def _two(tmp: Path) -> Path:
+    np.savez(tmp / "two.npz", x=np.ones((2, 4), np.float32), y=np.ones((2, 4), np.float32))
+    return tmp / "two.npz"
+
+
+@pytest.mark.parametrize(("name", "arguments", "message"), CASES, ids=[case[0] for case in CASES])
+def test_what_cannot_work_is_refused_before_it_starts(
+    name: str,
+    arguments: Callable[[Path, Path], list[Any]],
+    message: str,
+    rows: Path,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "in.csv").write_text("1,2\n")
+    status, output = pipepar("run", *arguments(tmp_path, rows))
+    assert status == 1, output
+    assert message in output
+    assert "Traceback" not in output
+    assert "error: " in output
+    assert not list(tmp_path.glob("*o.npy*"))
+
+
+def test_srun_without_mpi_is_noticed(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    status, output = pipepar("run", MLP, rows, tmp_path / "o.npy")
+    assert status == 1
+    assert "started 8 ranks" in output
+    assert "srun --mpi=pmix" in output
