@@ -20,12 +20,12 @@ from mpi4py import MPI
 
 from benchmarks.bare import BareSide
 from benchmarks.gpipe import GpipeSide, join_gloo, leave_gloo
-from benchmarks.launch import launched, rank_command
+from benchmarks.launch import rank_command
 from benchmarks.load import Load
 from benchmarks.peers import PipeparSide, Side, alternate
 from benchmarks.ranks import finish, mpirun, start
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
-from pipepar.comm.world import World
+from pipepar.comm.world import World, launched
 
 _SECONDS: Final = 120
 _PASSES: Final = 3

@@ -13,12 +13,6 @@ from benchmarks.ranks import finish, mpirun, start
 
 # Hosts without a name server are not worth a warning of torch's for each connection.
 _QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
-_RANK_VARIABLES = ("PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-
-
-def launched() -> bool:
-    """Whether a launcher started this process as a rank. *Local.*"""
-    return any(name in os.environ for name in _RANK_VARIABLES)
 
 
 def rank_command(module: str, arguments: Sequence[str]) -> list[str]:

@@ -20,12 +20,12 @@ from benchmarks.alone import AloneSide
 from benchmarks.bare import BareSide
 from benchmarks.gpipe import GpipeSide, join_gloo, leave_gloo
 from benchmarks.hosts import INTERFACE, HostsError, two_hosts
-from benchmarks.launch import launched, rank_command, signals_unwind, watch
+from benchmarks.launch import rank_command, signals_unwind, watch
 from benchmarks.link import pin, transfer_seconds
 from benchmarks.load import Load, calibrated
 from benchmarks.peers import PipeparSide, Side, alternate
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
-from pipepar.comm.world import World
+from pipepar.comm.world import World, launched
 
 _SECONDS: Final = 900
 _TRANSFER_SHARE: Final = 0.8

@@ -23,12 +23,12 @@ from mpi4py import MPI
 from benchmarks.alone import AloneSide
 from benchmarks.bare import BareSide
 from benchmarks.hosts import HostsError, two_hosts
-from benchmarks.launch import launch, launched, rank_command, signals_unwind, watch
+from benchmarks.launch import launch, rank_command, signals_unwind, watch
 from benchmarks.link import pin, transfer_seconds
 from benchmarks.load import Load, calibrated
 from benchmarks.peers import PipeparSide, Side, alternate
 from benchmarks.report import Figure, Report, ratio, scaled
-from pipepar.comm.world import World
+from pipepar.comm.world import World, launched
 
 _SECONDS: Final = 600
 _DEPTH: Final = 2

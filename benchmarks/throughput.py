@@ -18,8 +18,9 @@ from mpi4py import MPI
 from torch import nn
 
 from benchmarks.encoder import encoder
-from benchmarks.launch import launch, launched
+from benchmarks.launch import launch
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
+from pipepar.comm.world import launched
 from pipepar.pipeline import Pipeline
 
 _SECONDS: Final = 900

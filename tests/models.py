@@ -13,6 +13,29 @@ from pipepar.runtime.planning import make_plan
 from pipepar.runtime.stage import Stage
 
 
+class DependsOnValues(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if x.sum() > 0:  # the user's line
+            return self.layer(x)
+        return x
+
+
+class Positions(nn.Module):
+    """Adds a table of 16 positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(16, 4))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return x + self.table[: x.shape[1]]
+
+
 class Mlp(nn.Module):
     def __init__(self, width: int = 16) -> None:
         super().__init__()

@@ -12,6 +12,8 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipepar.comm.world import launched
+
 _PLAIN_SECONDS: Final = 5.0
 
 
@@ -29,7 +31,7 @@ def open_console() -> Console:
 
 def _launcher_width() -> int | None:
     """Columns of the launcher's terminal, None where it has none."""
-    if "PMIX_RANK" not in os.environ and "PMI_RANK" not in os.environ:
+    if not launched():
         return None
     try:
         terminal = os.open(f"/proc/{os.getppid()}/fd/2", os.O_WRONLY | os.O_NOCTTY)

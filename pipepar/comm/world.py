@@ -38,6 +38,11 @@ PROGRESS_PERIOD: Final = 5e-3
 _ABORT_SECONDS: Final = 3.0
 
 
+def launched() -> bool:
+    """Whether a launcher started this process as a rank. *Local.*"""
+    return any(name in os.environ for name in _LAUNCHER_VARIABLES)
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """One channel to be connected."""
@@ -88,8 +93,7 @@ class World:
             PipeparError: the launcher started several ranks that MPI does not know of, or the MPI
                 library does not support threads.
         """
-        launched = any(name in os.environ for name in _LAUNCHER_VARIABLES)
-        if not launched and "mpi4py.MPI" not in sys.modules:
+        if not launched() and "mpi4py.MPI" not in sys.modules:
             _require_alone(("SLURM_STEP_NUM_TASKS",), "start them with srun --mpi=pmix or pmi2")
             return cls(None, progress_period)
         from mpi4py import MPI
