@@ -17,7 +17,7 @@ from pipepar.errors import (
 )
 
 if TYPE_CHECKING:
-    from pipepar.pipeline import Pipeline
+    from pipepar.pipeline import Pipeline, values_on_root
 
 __all__ = [
     "CaptureError",
@@ -29,12 +29,13 @@ __all__ = [
     "StageError",
     "WeightsError",
     "WireError",
+    "values_on_root",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Pipeline":
-        from pipepar.pipeline import Pipeline
+    if name in ("Pipeline", "values_on_root"):
+        from pipepar import pipeline
 
-        return Pipeline
+        return getattr(pipeline, name)
     raise AttributeError(f"module 'pipepar' has no attribute {name!r}")

@@ -89,6 +89,21 @@ class TensorSpec:
         return (self.own if self.has_holes else self.extent) * self.dtype.itemsize
 
 
+def compact(tensor: torch.Tensor, slack: float = 1.0) -> torch.Tensor:
+    """A tensor that does not keep memory alive that is much larger than itself. *Local.*
+
+    Args:
+        tensor: any tensor; a view of a larger one, or in a buffer made for a larger one.
+        slack: how many times its own size the memory may have.
+
+    Returns:
+        The tensor, or a copy of it.
+    """
+    if tensor.untyped_storage().nbytes() > slack * TensorSpec.of(tensor).nbytes:
+        return tensor.clone()
+    return tensor
+
+
 def rows(leaves: Sequence[Any]) -> int:
     """Number of rows B that a batch's tensors agree on. *Local.*
 

@@ -8,6 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -16,15 +17,19 @@ from torch.utils import _pytree as pytree
 
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PipeparError
-from pipepar.microbatch import MicroBatch, TensorSpec, Value, merge, rows, split
-from pipepar.model.source import Source, from_module
+from pipepar.microbatch import MicroBatch, rows, split
 from pipepar.runtime.assembly import assemble
 from pipepar.runtime.failure import FailTogether
+from pipepar.runtime.fixed import require_batches
+from pipepar.runtime.gather import Gather
+from pipepar.runtime.given import given_source, values_on_root
 from pipepar.runtime.loop import Arrival, arrivals, run
 from pipepar.runtime.summary import RunSummary, summarise
 from pipepar.runtime.threads import crowded
 from pipepar.runtime.wiring import admission
 from pipepar.trace import Tracer
+
+__all__ = ["Pipeline", "values_on_root"]
 
 
 class Pipeline:
@@ -37,10 +42,18 @@ class Pipeline:
     Used in a ``with`` statement, it ends the whole job when any rank fails.
 
     Args:
-        model: any module that can be captured, with the same weights on every rank; it is not
-            modified.
+        model: any module that can be captured; it is not modified. Either every rank has the same
+            weights, or only rank 0 has any, the others having built it in `values_on_root`: then
+            rank 0 sends each stage its own. A Hugging Face folder, an exported program (.pt2) or
+            package.module:factory can be named instead, as on the command line.
+        layers: instead of a model that cannot be captured, its layers: each is called with what the
+            one before returned, by position if that is a tuple.
+        task: what a Hugging Face folder is to do; "raw" returns the model's own output.
+        weights: a checkpoint for a factory that is named.
+        dtype: what a model that is named computes in; None for what it says itself.
         example_args: positional inputs for one call, tensors [batch, ...]; only their shapes and
-            dtypes matter. Sizes of the first two dimensions may vary later where the model allows.
+            dtypes matter. Sizes of the first two dimensions may vary later where the model allows;
+            where they cannot, the batch is that of a micro-batch, and a warning says so.
         example_kwargs: the same for keyword inputs.
         micro_batch: rows that travel together, at least 1.
         depth: micro-batches that may wait on each end of a channel, at least 1.
@@ -51,8 +64,12 @@ class Pipeline:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: torch.nn.Module | Path | str | None = None,
         *,
+        layers: Sequence[torch.nn.Module] | None = None,
+        task: str = "raw",
+        weights: Path | None = None,
+        dtype: torch.dtype | None = None,
         example_args: Sequence[Any] = (),
         example_kwargs: Mapping[str, Any] | None = None,
         micro_batch: int = 8,
@@ -64,14 +81,19 @@ class Pipeline:
         self._window = admission(self._world.size, depth)
         self._open: _Stream | None = None
         try:
-            source = self._world.together(lambda: _checked(model, micro_batch, depth))
+            self._world.together(lambda: _check(model, layers, micro_batch, depth))
+            given: Any = layers if model is None else model
+            source, from_root = given_source(self._world, given, task, weights, dtype)
+            example = (tuple(example_args), dict(example_kwargs or {}))
+            args, kwargs = self._world.together(lambda: next(split(example, micro_batch)))
             self._assembly = assemble(
                 self._world,
                 source,
-                example_args,
-                example_kwargs or {},
+                args,
+                kwargs,
                 depth=depth,
                 results_to_root=True,
+                weights_from_root=from_root,
             )
         except PipeparError:  # every rank has been told
             raise
@@ -81,6 +103,9 @@ class Pipeline:
         warning = crowded(self._world)
         if warning and self._world.rank == min(self._world.cores):
             warnings.warn(warning, stacklevel=2)
+        limitation = self._assembly.graph.limitation(source.name)
+        if limitation and self._world.rank == 0:
+            warnings.warn(limitation, stacklevel=2)
         self._reset()
 
     def _reset(self) -> None:
@@ -178,7 +203,7 @@ class Pipeline:
             for _ in self._run(arrivals(inlets, self._tracer)):
                 pass
             return
-        gather = _Gather(self._assembly.graph.unflatten_outputs)
+        gather = Gather(self._assembly.graph.unflatten_outputs)
         work = self._run(self._feed(calls, gather))
         channel = self._assembly.wiring.results
         if channel is None:
@@ -223,11 +248,12 @@ class Pipeline:
         return run(self._assembly.program, source, self._assembly.wiring.outlets, self._tracer)
 
     def _feed(
-        self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]], gather: _Gather
+        self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]], gather: Gather
     ) -> Iterator[Arrival]:
         graph, count = self._assembly.graph, itertools.count()
         for call in calls:
             total = rows(pytree.tree_leaves(call))
+            require_batches(graph, total, self._micro_batch, "micro_batch")
             gather.expect(total, self._micro_batch)
             self._samples += total
             for args, kwargs in split(call, self._micro_batch):
@@ -247,47 +273,16 @@ class _Stream:
     """Whether its caller takes no more of it: at its end, by a break, or by an exception."""
 
 
-class _Gather:
-    """Puts the micro-batches of each batch together again."""
-
-    def __init__(self, unflatten: Any) -> None:
-        self._unflatten = unflatten
-        self._expected: deque[list[int]] = deque()  # for each batch, its micro-batches' rows
-        self._parts: list[Any] = []
-        self.taken = 0
-
-    def expect(self, total: int, size: int) -> None:
-        """A batch of that many rows has been admitted."""
-        sizes = [min(size, total - begin) for begin in range(0, max(total, 1), size)]
-        self._expected.append(sizes)
-
-    def add(self, microbatch: MicroBatch) -> None:
-        """The next micro-batch of results has come."""
-        self.taken += 1
-        values: tuple[Value, ...] = microbatch.values
-        self._parts.append(self._unflatten(values))
-
-    def finished(self) -> Iterator[Any]:
-        """The batch whose last micro-batch has just come, if it has."""
-        if self._expected and len(self._parts) == len(self._expected[0]):
-            parts, self._parts = self._parts, []
-            yield pytree.tree_map_only(
-                torch.Tensor, _compact, merge(parts, self._expected.popleft())
-            )
-
-
-def _compact(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that does not hold on to a receive buffer much larger than itself."""
-    if tensor.untyped_storage().nbytes() > 2 * TensorSpec.of(tensor).nbytes:
-        return tensor.clone()
-    return tensor
-
-
-def _checked(model: torch.nn.Module, micro_batch: int, depth: int) -> Source:
+def _check(model: object, layers: object, micro_batch: int, depth: int) -> None:
+    if (model is None) == (layers is None):
+        found = "neither a model nor layers" if model is None else "both a model and layers"
+        raise InputError(
+            f"found {found}, expected one of them; give the model on every rank, built inside "
+            f"pipepar.values_on_root() if only rank 0 is to hold its weights"
+        )
     for name, number in (("micro_batch", micro_batch), ("depth", depth)):
         if number < 1:
             raise InputError(f"{name} is {number}, expected at least 1")
-    return from_module(model)
 
 
 def _as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

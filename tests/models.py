@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipepar.comm.memory import core
 from pipepar.model.capture import capture
 from pipepar.model.graph import Graph
 from pipepar.model.source import from_module
@@ -157,7 +158,7 @@ def run(
     args: tuple[Any, ...] = (),
     kwargs: dict[str, Any] | None = None,
 ) -> Any:
-    """Run all stages in one process; each sees only what the plan's edges bring it."""
+    """Run all stages in one process; each sees only what the plan's edges bring it: copies."""
     given = dict(zip(graph.inputs, graph.flatten_inputs(args, kwargs or {}), strict=True))
     held: list[dict[str, Any]] = [{} for _ in stages]
     held[0].update(given)
@@ -167,5 +168,14 @@ def run(
         mine.update(zip(stage.outputs, made, strict=True))
         for (source, target), names in plan.edges.items():
             if source == stage.index:
-                held[target].update({name: mine[name] for name in names})
+                held[target].update({name: _sent(mine[name]) for name in names})
     return graph.unflatten_outputs([held[-1][name] for name in plan.outputs])
+
+
+def _sent(value: Any) -> Any:
+    """What arrives: memory of its own, with the strides of what was sent."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    arrived = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+    core(arrived).copy_(core(value))
+    return arrived

@@ -8,7 +8,8 @@ from torch import nn
 
 from pipepar.model.aliases import writes
 from pipepar.model.capture import capture
-from pipepar.model.cut import cut_table, extract, parts
+from pipepar.model.crossing import cut_table
+from pipepar.model.cut import extract, parts
 from pipepar.model.sizes import is_scalar
 from tests.models import InPlace, Mlp, Sized, Skips
 

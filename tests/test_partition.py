@@ -47,6 +47,17 @@ def test_equals_brute_force(instance: tuple[list[int], list[int | None], int]) -
     assert mine == min(allowed)
 
 
+@given(st.lists(st.integers(0, 10**6), min_size=4, max_size=9), st.integers(2, 4))
+@settings(deadline=None)
+def test_sums_that_round_reach_the_smallest_bottleneck(tenths: list[int], stages: int) -> None:
+    costs = [number * 0.1 for number in tenths]
+    found = list(every_partition(tenths, [1] * len(tenths), stages))
+    if found:
+        cuts = partition(costs, [1] * len(costs), stages, slack=0)
+        spans = [sum(tenths[a:b]) for a, b in itertools.pairwise([0, *cuts, len(costs)])]
+        assert max(spans) == min(bottleneck for bottleneck, _, _ in found)
+
+
 @pytest.mark.parametrize(
     ("slack", "expected"),
     [

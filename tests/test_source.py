@@ -156,7 +156,7 @@ def test_a_longer_text_than_the_positions(tmp_path: Path) -> None:
     [
         (lambda folder: (folder / "config.json").unlink(), InputError, "no config.json in"),
         (lambda folder: (folder / "config.json").write_text("{}"), InputError, "model_type"),
-        (lambda folder: (folder / "model.safetensors").unlink(), WeightsError, "no weights in"),
+        (lambda folder: (folder / "model.safetensors").unlink(), WeightsError, "no weights at"),
         (
             lambda folder: (folder / "model.safetensors").write_bytes(b"x"),
             WeightsError,
@@ -169,7 +169,7 @@ def test_a_folder_that_is_not_complete(
 ) -> None:
     change(saved(tmp_path, "bert"))
     with pytest.raises(error, match=message):
-        from_huggingface(tmp_path, "feature-extraction")
+        from_huggingface(tmp_path, "feature-extraction").weights.check([])
 
 
 def test_a_task_that_is_not_known(tmp_path: Path) -> None:
@@ -222,8 +222,8 @@ def test_a_factory_with_weights_takes_no_memory(script: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("{}", "expected package.module:factory"),
-        ("{}:", "expected package.module:factory"),
+        ("{}", "expected package.module:name of a function"),
+        ("{}:", "expected package.module:name of a function"),
         ("no_such_module_here:make", "no module 'no_such_module_here'"),
         ("{}:nothing", "no 'nothing' in module"),
         ("{}:constant", "is a int, expected a function"),

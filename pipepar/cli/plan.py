@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -11,66 +11,132 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pipepar.plan.plan import Plan
+    from pipepar.runtime.planning import Planning
+
+_BAR: Final = 20
 
 
 def plan(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A Hugging Face model folder, or package.module:factory."
+            metavar="MODEL",
+            help="A Hugging Face model folder, an exported program (.pt2), or "
+            "package.module:factory.",
         ),
     ],
-    stages: Annotated[int, typer.Option(help="Into how many stages to cut it.", min=1)],
-    example: Annotated[
-        Path,
+    stages: Annotated[
+        int | None, typer.Option(help="Into how many stages to cut it, one for each rank.", min=1)
+    ] = None,
+    show_cuts: Annotated[
+        bool,
         typer.Option(
-            "--input", help="The input of the job to plan for; its first samples are the example."
+            "--show-cuts", help="Show every place where it can be cut, and what would cross there."
         ),
-    ],
+    ] = False,
+    example: Annotated[
+        Path | None,
+        typer.Option(
+            "--input",
+            help="The input of the job to plan for; its first samples are the example. A folder "
+            "needs none: its configuration says what it takes.",
+        ),
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]2x512[:DTYPE]",
+            help="An argument of the model instead, float32 without a dtype; once for each.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Write the plan here, for 'pipepar run --plan'."),
     ] = None,
     task: Annotated[
-        str, typer.Option(help="What a Hugging Face model is to do.")
-    ] = "feature-extraction",
+        str | None,
+        typer.Option(help="What a Hugging Face model is to do.", show_default="feature-extraction"),
+    ] = None,
 ) -> None:
     """Cut a model into stages and show them, without weights and without ranks.
+
+    A model too large for this machine can be planned on it: of a folder, config.json is enough.
 
     [bold]Plan a job, then run it[/bold]
 
         pipepar plan ./all-MiniLM-L6-v2 --stages 4 --input passages.txt -o plan.json
 
         mpirun -n 4 pipepar run ./all-MiniLM-L6-v2 passages.txt out.npy --plan plan.json
-    """
-    from rich.console import Console
 
+    [bold]See where one's own model can be cut[/bold]
+
+        pipepar plan mypackage.models:make --shape 2x3x224x224 --show-cuts | less
+    """
     from pipepar.errors import PipeparError
-    from pipepar.runtime.job import Job, plan_job
 
     try:
-        made = plan_job(Job(model, example, output or Path("plan.json"), task), stages)
-        if output is not None:
+        planning = _planning(model, task, stages, show_cuts, shape or [], example, output)
+        made = planning.plan
+        if made is not None and output is not None:
             output.write_text(made.to_json(), encoding="utf-8")
     except (PipeparError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    console = Console()
+    if show_cuts:
+        from pipepar.cli.cuts import print_cuts
+
+        print_cuts(planning.table, made)
+    if made is not None:
+        _print_plan(made, output)
+
+
+def _planning(
+    model: str,
+    task: str | None,
+    stages: int | None,
+    show_cuts: bool,
+    shapes: list[str],
+    example: Path | None,
+    output: Path | None,
+) -> Planning:
+    from pipepar.errors import InputError
+    from pipepar.model.source import open_source
+    from pipepar.runtime.examples import example_for
+    from pipepar.runtime.planning import plan_model
+
+    if stages is None and (output is not None or not show_cuts):
+        raise InputError(
+            "found no --stages, expected how many; give --stages N for a plan, or --show-cuts "
+            "without -o to see where the model can be cut"
+        )
+    module = open_source(model, task, values=False).module
+    args, kwargs = example_for(model, task, module, shapes, example)
+    return plan_model(module, args, kwargs, stages)
+
+
+def _print_plan(made: Plan, output: Path | None) -> None:
+    from pipepar.cli.cuts import open_wide_console
+
+    console = open_wide_console()
     console.print(_table(made))
     if output is not None:
-        console.print(f"wrote {output}", highlight=False)
+        console.print(f"wrote {output}")
 
 
 def _table(made: Plan) -> Table:
     from rich.table import Table
 
+    from pipepar.cli.cuts import readable_bytes
+
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("stage", "operations", "weights", "compute", "", "receives"):
-        table.add_column(column, justify="left" if column in ("", "receives") else "right")
+    for column in ("stage", "operations", "weights", "compute"):
+        table.add_column(column, justify="right")
+    table.add_column(min_width=_BAR)
+    table.add_column("receives")
     largest = max((stage.flops for stage in made.stages), default=0) or 1
     total = sum(stage.flops for stage in made.stages) or 1
     for stage in made.stages:
-        bar = "█" * round(20 * stage.flops / largest)
+        bar = "█" * round(_BAR * stage.flops / largest)
         sources = [
             f"{', '.join(names)} from {producer}"
             for (producer, consumer), names in sorted(made.edges.items())
@@ -79,9 +145,9 @@ def _table(made: Plan) -> Table:
         table.add_row(
             str(stage.index),
             f"{stage.begin}-{stage.end - 1}",
-            f"{stage.weight_bytes / 2**20:,.1f} MiB",
+            readable_bytes(stage.weight_bytes),
             f"{stage.flops / total:.0%}",
-            f"[green]{bar}[/][dim]{'░' * (20 - len(bar))}[/]",
+            f"[green]{bar}[/][dim]{'░' * (_BAR - len(bar))}[/]",
             "; ".join(sources) or "the input",
         )
     return table

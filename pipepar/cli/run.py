@@ -1,11 +1,10 @@
-"""`pipepar run`: a model, an input file, an output file."""
+"""`pipepar run`: a model, an input, an output file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,31 +16,65 @@ def run(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A Hugging Face model folder, or package.module:factory."
+            metavar="MODEL",
+            help="A Hugging Face model folder, package.module:factory, or an exported .pt2.",
         ),
     ],
     input_path: Annotated[
         Path,
         typer.Argument(
             metavar="INPUT",
-            help="Text (.txt: a sample a line; .jsonl: its field 'text') or arrays (.npy, .npz, "
-            ".safetensors: a sample a row).",
+            help="Text (.txt: a sample a line; .jsonl: its field 'text'), a folder of pictures "
+            "(.png, .jpg, ...; in the order of their names), or arrays (.npy, .npz, .safetensors: "
+            "a sample a row). A Hugging Face folder's own tokenizer or image processor prepares "
+            "text and pictures, for image-classification also uint8 arrays; float arrays are "
+            "taken as they are, there as pixel_values.",
         ),
     ],
     output_path: Annotated[
         Path,
         typer.Argument(
             metavar="OUTPUT",
-            help="Where results go, in the input's order: .npy, .safetensors, .jsonl.",
+            help="Where results go, in the input's order: tensors to .npy or .safetensors (logits, "
+            "for a classification), answers to .jsonl.",
         ),
     ],
     task: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="What a Hugging Face model is to do. feature-extraction: the mean over a text's "
-            "tokens, not normalised."
+            help="What the model is to do, by Hugging Face's names. feature-extraction (a folder's "
+            "default): the mean over a text's tokens, not normalised. text-classification, "
+            "image-classification: a label and its score. token-classification: the entities in "
+            "a text. fill-mask: five words for each mask. raw (any other model's default): what "
+            "the model returns. Answers in .jsonl are those of Hugging Face's pipelines.",
+            show_default=False,
         ),
-    ] = "feature-extraction",
+    ] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Makes the model's arguments. Given a micro-batch's samples (a list of strings, "
+            "a list of RGB PIL images, a .npy's tensor, or a dict of tensors), it returns a "
+            "tensor, a tuple of tensors or a dict of tensors, a row a sample.",
+        ),
+    ] = None,
+    postprocess: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Makes the results. Given the model's own output for a micro-batch, it returns a "
+            "tensor or a dict of tensors, a row a sample, or a list of one JSON value a sample "
+            "(for .jsonl).",
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="The samples' right classes, for accuracy, precision and recall at the end: "
+            ".npy of integers, .txt of a name or number a line, .jsonl (field 'label')."
+        ),
+    ] = None,
     micro_batch: Annotated[int, typer.Option(help="Samples that travel together.", min=1)] = 32,
     depth: Annotated[
         int, typer.Option(help="Micro-batches that may wait on each end of a channel.", min=1)
@@ -49,10 +82,35 @@ def run(
     max_length: Annotated[
         int | None, typer.Option(help="Cut a text after so many tokens.", min=1)
     ] = None,
+    padding: Annotated[
+        Literal["longest", "max_length"],
+        typer.Option(
+            help="Pad texts to the longest of their micro-batch, or all to --max-length (or "
+            "the tokenizer's own limit): for a model that can only be captured for one length."
+        ),
+    ] = "longest",
     weights: Annotated[
         Path | None,
-        typer.Option(help="Safetensors file with the weights of a factory's model."),
+        typer.Option(
+            help="Checkpoint with the weights of a factory's model: .safetensors, .bin, .pt, .pth, "
+            "or the .index.json of several. Without one, rank 0 calls the factory and sends the "
+            "others their stages' values."
+        ),
     ] = None,
+    weights_from: Annotated[
+        Literal["disk", "root"],
+        typer.Option(
+            help="Who reads the weights. disk: every rank its own stage's, from a file system that "
+            "all ranks see. root: rank 0, which sends the others theirs.",
+        ),
+    ] = "disk",
+    dtype: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16"],
+        typer.Option(
+            help="What to compute in; weights and floating-point inputs are cast to it. auto: what "
+            "the checkpoint or the factory says."
+        ),
+    ] = "auto",
     plan: Annotated[
         Path | None, typer.Option(help="Use a plan made by 'pipepar plan -o FILE'.")
     ] = None,
@@ -72,17 +130,43 @@ def run(
     [bold]Your own model on an array, weights from a file[/bold]
 
         mpirun -n 2 pipepar run mypackage.models:make images.npy logits.npy --weights w.safetensors
+
+    [bold]Classes of pictures, and how many are right[/bold]
+
+        mpirun -n 4 pipepar run ./vit photos out.jsonl --task image-classification --labels y.txt
+
+    [bold]Your own model on text, prepared by a function of yours[/bold]
+
+        mpirun -n 2 pipepar run my.models:make in.txt out.npy --preprocess my.texts:encode
     """
-    from pipepar.cli.terminal import open_console, progress
+    from rich.markup import escape
+
+    from pipepar.cli.terminal import loading, open_console, progress
     from pipepar.comm.world import World
     from pipepar.errors import PipeparError
     from pipepar.runtime.failure import FailTogether, report
     from pipepar.runtime.job import Job, run_job
+    from pipepar.runtime.progress import Display
     from pipepar.runtime.summary import print_summary
     from pipepar.runtime.threads import crowded
 
     job = Job(
-        model, input_path, output_path, task, micro_batch, depth, weights, max_length, plan, trace
+        model,
+        input_path,
+        output_path,
+        task=task,
+        micro_batch=micro_batch,
+        depth=depth,
+        weights=weights,
+        weights_from=weights_from,
+        dtype=dtype,
+        max_length=max_length,
+        padding=padding,
+        plan=plan,
+        trace=trace,
+        preprocess=preprocess,
+        postprocess=postprocess,
+        labels=labels,
     )
     console = open_console()
     try:
@@ -91,9 +175,10 @@ def run(
         console.print(f"error: {error}", markup=False, highlight=False)
         raise typer.Exit(1) from None
 
-    def show(total: int) -> AbstractContextManager[Callable[[int], None]]:
-        return progress(console, total)
+    def note(sentence: str) -> None:
+        console.print(f"[yellow]note:[/] {escape(sentence)}", highlight=False)
 
+    display = Display(partial(progress, console), partial(loading, console), note)
     try:
         with FailTogether(world):
             warning = crowded(world)
@@ -101,7 +186,7 @@ def run(
                 console.print(f"[yellow]warning:[/] {warning}", highlight=False)
             if world.rank == 0:
                 console.print(_opening(world, model), highlight=False)
-            summary = run_job(world, job, show)
+            summary = run_job(world, job, display)
     except (Exception, KeyboardInterrupt) as error:  # a world of one; others have been ended
         console.print(report(world, error), markup=False, highlight=False)
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None

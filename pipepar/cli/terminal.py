@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from pipepar.comm.world import launched
 
@@ -77,6 +85,38 @@ def progress(console: Console, total: int) -> Iterator[Callable[[int], None]]:
             bar.update(task, advance=samples, speed=speed)
 
         yield advance
+
+
+@contextmanager
+def loading(console: Console, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many bytes of the weights are there: a bar on a terminal, else one line. *Local.*
+
+    Args:
+        console: where to.
+        total: bytes to load.
+
+    Yields:
+        A function to call with the number of bytes that have just been loaded.
+    """
+    if not console.is_terminal:
+        begin = time.monotonic()
+        yield lambda size: None
+        seconds = time.monotonic() - begin
+        console.print(
+            f"pipepar: rank 0 has loaded {total / 2**20:,.1f} MiB of weights in {seconds:.1f} s",
+            highlight=False,
+        )
+        return
+    columns = (
+        TextColumn("[bold]pipepar[/] weights"),
+        BarColumn(bar_width=None),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda size: bar.update(task, advance=size)
 
 
 def _lines(console: Console, total: int) -> Callable[[int], None]:

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from pipepar.data.feed import ARRAY_SUFFIXES, Feed, Reader, require_micro_batch, require_suffix
+from pipepar.data.feed import ARRAY_SUFFIXES, Reader, require_suffix
+from pipepar.data.prepared import Batch, Prepare, Prepared
 from pipepar.errors import InputError
 
 
-def open_arrays(path: Path) -> Reader:
+def open_arrays(path: Path, prepare: Prepare | None = None, what: str = "") -> Reader:
     """Open a file of arrays whose first dimension counts the samples. Local.
 
     A ``.npy`` file is one positional argument and stays on disk (memory-mapped). A ``.npz`` or
@@ -25,6 +26,9 @@ def open_arrays(path: Path) -> Reader:
 
     Args:
         path: a ``.npy``, ``.npz`` or ``.safetensors`` file.
+        prepare: makes the model's arguments of the rows: of the tensor [B, ...] that a ``.npy``
+            file gives, of tensors by name otherwise; None to take them as they are.
+        what: that function, as a message shall call it.
 
     Returns:
         A reader whose feeds have the rows in the file's order and the file's dtypes.
@@ -36,9 +40,15 @@ def open_arrays(path: Path) -> Reader:
     require_suffix(path, ARRAY_SUFFIXES)
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        return _ArrayReader(path, {"": _open_npy(path)}, positional=True)
-    arrays = _open_npz(path) if suffix == ".npz" else _open_safetensors(path)
-    return _ArrayReader(path, arrays, positional=False)
+        samples = _Arrays(path, {"": _open_npy(path)}, positional=True)
+    else:
+        arrays = _open_npz(path) if suffix == ".npz" else _open_safetensors(path)
+        samples = _Arrays(path, arrays, positional=False)
+    return Prepared(samples, prepare or _as_they_are, what or f"reading {path}")
+
+
+def _as_they_are(rows: Any) -> Any:
+    return rows
 
 
 class _Rows(Protocol):
@@ -78,7 +88,7 @@ class _SafetensorsRows:
         return tensor
 
 
-class _ArrayReader:
+class _Arrays:
     """Rows of one or several arrays of equal length, in the file's order."""
 
     def __init__(self, path: Path, arrays: Mapping[str, _Rows], positional: bool) -> None:
@@ -90,27 +100,22 @@ class _ArrayReader:
     def __len__(self) -> int:
         return self._count
 
-    def feeds(self, micro_batch: int) -> Iterator[Feed]:
-        require_micro_batch(micro_batch)
-        starts = range(0, self._count, micro_batch)
-        return (self._read(start, min(start + micro_batch, self._count)) for start in starts)
+    def batches(self, size: int) -> Iterator[Batch]:
+        starts = range(0, self._count, size)
+        return (self._read(start, min(start + size, self._count)) for start in starts)
 
-    def example(self) -> Feed:
+    def example(self) -> Batch:
         if self._count:
             return self._read(0, min(2, self._count))
         empty = {name: rows.read(0, 0) for name, rows in self._arrays.items()}
-        return self._feed(
-            torch.arange(2), {n: t.new_zeros(2, *t.shape[1:]) for n, t in empty.items()}
-        )
+        return self._batch(2, {n: t.new_zeros(2, *t.shape[1:]) for n, t in empty.items()})
 
-    def _read(self, start: int, stop: int) -> Feed:
+    def _read(self, start: int, stop: int) -> Batch:
         values = {name: rows.read(start, stop) for name, rows in self._arrays.items()}
-        return self._feed(torch.arange(start, stop), values)
+        return self._batch(stop - start, values)
 
-    def _feed(self, samples: torch.Tensor, values: dict[str, torch.Tensor]) -> Feed:
-        if self._positional:
-            return Feed(samples, tuple(values.values()), {})
-        return Feed(samples, (), values)
+    def _batch(self, count: int, values: dict[str, torch.Tensor]) -> Batch:
+        return Batch(count, values[""] if self._positional else values)
 
 
 def _open_npy(path: Path) -> _Rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -28,6 +28,10 @@ class Feed:
 
     kwargs: dict[str, torch.Tensor]
     """Keyword arguments, each of shape [B, ...]."""
+
+    extras: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What the results need beside the model's output, by name; any shape, the same names in every
+    feed. It travels along to the last stage, and the model never sees it."""
 
 
 class Reader(Protocol):
@@ -53,18 +57,21 @@ class Reader(Protocol):
         """Return a feed of up to 2 rows to capture the model with; made up for an empty input."""
 
 
-def input_kind(path: Path) -> Literal["text", "arrays"]:
-    """Tell by its suffix what a file holds. Local.
+def input_kind(path: Path) -> Literal["text", "arrays", "pictures"]:
+    """Tell what an input holds: a folder pictures, a file what its suffix says. Local.
 
     Args:
-        path: the input file.
+        path: the input file, or a folder.
 
     Returns:
-        ``"text"`` for what ``open_text`` reads, ``"arrays"`` for what ``open_arrays`` reads.
+        ``"text"`` for what ``open_text`` reads, ``"arrays"`` for what ``open_arrays`` reads,
+        ``"pictures"`` for what ``open_pictures`` reads.
 
     Raises:
-        InputError: the file is missing, a directory, unreadable, or of an unknown suffix.
+        InputError: the file is missing, unreadable, or of an unknown suffix.
     """
+    if path.is_dir():
+        return "pictures"
     require_suffix(path, (*ARRAY_SUFFIXES, *TEXT_SUFFIXES))
     return "text" if path.suffix.lower() in TEXT_SUFFIXES else "arrays"
 

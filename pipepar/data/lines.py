@@ -1,4 +1,4 @@
-"""Outputs of one JSON object a line, whose rows may differ in shape."""
+"""Outputs of one JSON value a line, whose rows may differ in shape."""
 
 from __future__ import annotations
 
@@ -35,7 +35,13 @@ class JsonWriter(Writer):
         self._lengths = array("q", bytes(8 * count))
 
     def _store(self, file: FileIO, positions: list[int], rows: dict[str, torch.Tensor]) -> None:
-        lines = list(self._lines(len(positions), rows))
+        self._append(positions, list(self._lines(len(positions), rows)))
+
+    def _store_answers(self, positions: list[int], answers: list[Any]) -> None:
+        pairs = zip(positions, answers, strict=True)
+        self._append(positions, [self._line(position, answer) for position, answer in pairs])
+
+    def _append(self, positions: list[int], lines: list[bytes]) -> None:
         write_at(self._open_spool(), b"".join(lines), self._end)
         for position, line in zip(positions, lines, strict=True):
             self._offsets[position] = self._end
@@ -65,6 +71,16 @@ class JsonWriter(Writer):
         for at in range(count):
             line = json.dumps({name: values[at] for name, values in lists.items()})
             yield line.encode() + b"\n"
+
+    def _line(self, position: int, answer: Any) -> bytes:
+        try:
+            return json.dumps(answer).encode() + b"\n"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"output {self.path}: sample {position} got a {type(answer).__name__} that JSON "
+                f"cannot hold ({error}); expected numbers, strings, None, lists and dicts. Convert "
+                "tensors with .tolist(), or return a dict of tensors for all samples at once."
+            ) from error
 
     def _list(self, name: str, value: torch.Tensor) -> list[Any]:
         try:

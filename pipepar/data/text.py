@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from pipepar.data.feed import TEXT_SUFFIXES, Feed, Reader, require_micro_batch, require_suffix
+from pipepar.data.feed import Feed, Reader, require_micro_batch
+from pipepar.data.strings import pack_strings
+from pipepar.data.texts import Texts
 from pipepar.errors import InputError
 
 _SANE_LENGTH = 1_000_000
 """Tokens. A tokenizer that knows no limit claims 1e30; no model has positions for as many."""
+
+_TOLD = ("input_ids", "special_tokens_mask", "offset_mapping")
+"""What a tokenizer tells of each token, for those who look at the tokens afterwards."""
+
+Row: TypeAlias = dict[str, list[Any]]
+"""One tokenised sample: a list with one entry a token, by name."""
 
 
 class Tokenizer(Protocol):
@@ -22,6 +28,11 @@ class Tokenizer(Protocol):
 
     model_max_length: int
     model_input_names: list[str]
+    padding_side: str
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether it knows where in the text each token was."""
 
     @property
     def pad_token_id(self) -> Any:
@@ -40,6 +51,9 @@ def open_text(
     max_length: int | None = None,
     field: str = "text",
     window: int = 4096,
+    required: str = "",
+    tell_tokens: bool = False,
+    pad_to_limit: bool = False,
 ) -> Reader:
     """Open a file of texts, one a line, and check every line of it. Local.
 
@@ -54,51 +68,70 @@ def open_text(
             limit if it knows none.
         field: the field of a ``.jsonl`` object that holds the text.
         window: samples that are tokenised and sorted together, at least 1.
+        required: what every text must contain.
+        tell_tokens: whether feeds have, as extras, what the tokens were: "input_ids",
+            "special_tokens_mask" and "real" (1 but for padding), int64 [B, S]; from a fast
+            tokenizer also "offset_mapping", int64 [B, S, 2]; and "text", packed strings.
+        pad_to_limit: whether every sample is padded to as many tokens as after which it is cut.
 
     Returns:
         A reader whose feeds hold the tokenizer's model inputs as keyword arguments, int64
-        [B, longest of the micro-batch].
+        [B, longest of the micro-batch], or [B, limit].
 
     Raises:
         InputError: a line cannot be decoded or holds no text (with its 1-based number), the file
             is missing or of another suffix, the tokenizer cannot pad, or an option is out of range.
     """
-    require_suffix(path, TEXT_SUFFIXES)
     _require_options(tokenizer, max_length, window)
-    return _TextReader(path, tokenizer, _limit(tokenizer, max_length), field, window)
+    texts, limit = Texts(path, field, required), _limit(tokenizer, max_length)
+    if pad_to_limit and limit is None:
+        raise InputError(
+            "the tokenizer knows no longest length to pad to; expected one. Give --max-length."
+        )
+    width = limit if pad_to_limit and limit else 1
+    return _TextReader(texts, tokenizer, limit, width, window, tell_tokens)
 
 
 class _TextReader:
     def __init__(
-        self, path: Path, tokenizer: Tokenizer, limit: int | None, field: str, window: int
+        self,
+        texts: Texts,
+        tokenizer: Tokenizer,
+        limit: int | None,
+        width: int,
+        window: int,
+        tell_tokens: bool,
     ) -> None:
-        self._path = path
+        self._texts = texts
         self._tokenizer = tokenizer
-        self._limit = limit
-        self._field = field
+        # Never 0 tokens wide, which few models bear: empty lines may have no tokens at all.
+        self._width = width
         self._window = window
-        self._count = sum(1 for _ in self._texts())
+        self._tell_tokens = tell_tokens
+        self._options = {"padding": False, "truncation": limit is not None, "max_length": limit}
+        if tell_tokens:
+            self._options |= {
+                "return_special_tokens_mask": True,
+                "return_offsets_mapping": tokenizer.is_fast,
+            }
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._texts)
 
     def feeds(self, micro_batch: int) -> Iterator[Feed]:
         require_micro_batch(micro_batch)
         return self._feeds(micro_batch)
 
     def example(self) -> Feed:
-        texts = list(islice(self._texts(), 2)) or ["example"] * 2
-        return self._feed(torch.arange(len(texts)), self._tokenise(texts))
+        texts = self._texts.example().content
+        return self._feed(torch.arange(len(texts)), texts, self._tokenise(texts))
 
     def _feeds(self, micro_batch: int) -> Iterator[Feed]:
-        texts, start = self._texts(), 0
-        while window := list(islice(texts, self._window)):
-            if start + len(window) > self._count:
-                raise self._changed(f"at least {start + len(window)}")
-            yield from self._window_feeds(window, start, micro_batch)
-            start += len(window)
-        if start < self._count:
-            raise self._changed(str(start))
+        start = 0
+        whole = self._window - self._window % micro_batch  # no odd micro-batch at a window's end
+        for window in self._texts.batches(whole or self._window):
+            yield from self._window_feeds(window.content, start, micro_batch)
+            start += window.count
 
     def _window_feeds(self, texts: list[str], start: int, micro_batch: int) -> Iterator[Feed]:
         rows = self._tokenise(texts)
@@ -107,97 +140,47 @@ class _TextReader:
         for first in range(0, len(order), micro_batch):
             chosen = order[first : first + micro_batch]
             samples = torch.tensor(chosen, dtype=torch.int64) + start
-            yield self._feed(samples, [rows[at] for at in chosen])
+            yield self._feed(samples, [texts[at] for at in chosen], [rows[at] for at in chosen])
 
-    def _tokenise(self, texts: list[str]) -> list[dict[str, list[int]]]:
-        encoded = self._tokenizer(
-            texts, padding=False, truncation=self._limit is not None, max_length=self._limit
-        )
+    def _tokenise(self, texts: list[str]) -> list[Row]:
+        encoded = self._tokenizer(texts, **self._options)
         names = [name for name in self._tokenizer.model_input_names if name in encoded]
+        names += [name for name in _TOLD if name in encoded and name not in names]
         return [{name: encoded[name][at] for name in names} for at in range(len(texts))]
 
-    def _feed(self, samples: torch.Tensor, rows: list[dict[str, list[int]]]) -> Feed:
+    def _feed(self, samples: torch.Tensor, texts: list[str], rows: list[Row]) -> Feed:
+        names = [name for name in self._tokenizer.model_input_names if name in rows[0]]
+        width = max(self._width, *map(_length, rows))
         padded = self._tokenizer.pad(
-            {name: [row[name] for row in rows] for name in rows[0]},
+            {name: [row[name] for row in rows] for name in names},
             padding="max_length",
-            # Never 0 tokens wide, which few models bear: empty lines may have no tokens at all.
-            max_length=max(1, *map(_length, rows)),
+            max_length=width,
             return_tensors="pt",
         )
-        return Feed(samples, (), {name: padded[name].to(torch.int64) for name in padded})
+        kwargs = {name: padded[name].to(torch.int64) for name in padded}
+        extras = self._extras(texts, rows, width) if self._tell_tokens else {}
+        return Feed(samples, (), kwargs, extras)
 
-    def _texts(self) -> Iterator[str]:
-        as_text = _json_text if self._path.suffix.lower() == ".jsonl" else _plain_text
-        for number, line in _lines(self._path):
-            yield as_text(line, self._field, f"{self._path}, line {number}")
-
-    def _changed(self, found: str) -> InputError:
-        return InputError(
-            f"{self._path} has {found} lines now; expected {self._count}, as when it was opened. "
-            "Run again on a file that nothing writes to."
-        )
+    def _extras(self, texts: list[str], rows: list[Row], width: int) -> dict[str, torch.Tensor]:
+        left = self._tokenizer.padding_side == "left"
+        told = {name: [row[name] for row in rows] for name in _TOLD if name in rows[0]}
+        told["real"] = [[1] * _length(row) for row in rows]
+        extras = {name: _padded(values, width, left) for name, values in told.items()}
+        return {**extras, "text": pack_strings(texts)}
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield each line and its 1-based number, without its end."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            raw = raw.removesuffix(b"\n").removesuffix(b"\r")
-            try:
-                yield number, raw.decode()
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}, line {number}: byte 0x{raw[error.start]:02x} at position "
-                    f"{error.start} is not UTF-8; expected UTF-8 text. Convert the file, for "
-                    "example with iconv -f latin1 -t utf-8."
-                ) from error
+def _padded(values: list[list[Any]], width: int, left: bool) -> torch.Tensor:
+    """Rows of numbers, or of pairs of numbers, as one int64 tensor with 0 where there is none."""
+    filled = next((row[0] for row in values if row), 0)
+    padded = torch.zeros(len(values), width, *torch.tensor(filled).shape, dtype=torch.int64)
+    for row, given in zip(padded, values, strict=True):
+        if given:
+            start = width - len(given) if left else 0
+            row[start : start + len(given)] = torch.tensor(given)
+    return padded
 
 
-def _plain_text(line: str, field: str, where: str) -> str:
-    return line
-
-
-def _json_text(line: str, field: str, where: str) -> str:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        # The message alone: the error's own text counts every line as line 1.
-        problem = getattr(error, "msg", error)
-        raise InputError(
-            f"{where}: no valid JSON ({problem}); expected one object or one string. "
-            "Repair or remove the line."
-        ) from error
-    text = value.get(field) if isinstance(value, Mapping) else value
-    if not isinstance(text, str):
-        raise InputError(
-            f"{where}: found {_describe(value, field)}; expected an object whose field {field!r} "
-            "is a string, or a bare string. Name the right field, or repair the line."
-        )
-    return _encodable(text, where)
-
-
-def _encodable(text: str, where: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}: half of a surrogate pair at character {error.start}, which is no text; "
-            "expected Unicode. Repair the \\u escape."
-        ) from error
-    return text
-
-
-def _describe(value: object, field: str) -> str:
-    if not isinstance(value, Mapping):
-        return f"a bare {type(value).__name__}"
-    if field in value:
-        return f"a {type(value[field]).__name__} in it"
-    return f"an object with the fields {', '.join(map(repr, value)) or '(none)'}"
-
-
-def _length(row: Mapping[str, Sequence[int]]) -> int:
+def _length(row: Row) -> int:
     return len(next(iter(row.values())))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -31,13 +32,13 @@ class Writer(ABC):
         self._names: list[str] = []
         self._partial: Partial | None = None
 
-    def write(self, samples: torch.Tensor, values: Mapping[str, torch.Tensor]) -> None:
+    def write(self, samples: torch.Tensor, values: Mapping[str, torch.Tensor] | list[Any]) -> None:
         """Write the rows of some samples.
 
         Args:
             samples: int64 [B], positions in the user's input, 0-based, in any order.
             values: the model's outputs by name, each [B, ...] on any device, the same names in
-                every call.
+                every call; or a list of one JSON value a sample, for a format that can hold it.
 
         Raises:
             InputError: a value has not one row a sample, or does not fit the file's format.
@@ -48,12 +49,18 @@ class Writer(ABC):
         file = self._open_partial().file
         positions: list[int] = samples.tolist()
         self._check_positions(positions)
-        self._check_values(values, len(positions))
+        if isinstance(values, list):
+            self._check_answers(values, len(positions))
+        else:
+            self._check_values(values, len(positions))
         if not positions:
             return
-        rows = {name: value.detach().cpu() for name, value in values.items()}
         with naming(self.path):
-            self._store(file, positions, rows)
+            if isinstance(values, list):
+                self._store_answers(positions, values)
+            else:
+                rows = {name: value.detach().cpu() for name, value in values.items()}
+                self._store(file, positions, rows)
         for position in positions:
             self._written[position] = 1
 
@@ -85,6 +92,13 @@ class Writer(ABC):
     @abstractmethod
     def _store(self, file: FileIO, positions: list[int], rows: dict[str, torch.Tensor]) -> None:
         """Keep rows, whose positions and number are checked, in the file or on the way to it."""
+
+    def _store_answers(self, positions: list[int], answers: list[Any]) -> None:
+        """Keep one JSON value a sample; most formats hold arrays alone."""
+        raise InputError(
+            f"output {self.path} holds arrays; found a list of {type(answers[0]).__name__}, one a "
+            "sample. Write to a .jsonl file, or return tensors."
+        )
 
     @abstractmethod
     def _finish(self, file: FileIO) -> None:
@@ -129,6 +143,13 @@ class Writer(ABC):
                     f"{count} rows along dimension 0, one a sample of the micro-batch. Let the "
                     "model return one row a sample."
                 )
+
+    def _check_answers(self, answers: list[Any], count: int) -> None:
+        if len(answers) != count:
+            raise InputError(
+                f"output {self.path}: found a list of {len(answers)} values for {count} samples; "
+                "expected one a sample of the micro-batch. Return one value for each of them."
+            )
 
     def _check_complete(self) -> None:
         missing = self._written.count(0)

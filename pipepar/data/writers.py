@@ -55,10 +55,11 @@ def open_output(path: Path, count: int) -> Writer:
 
     ``.npy`` holds the one output of the model, ``.safetensors`` any number of them by name. In
     both, rows go straight to their place in the file, so that memory stays bounded. ``.jsonl``
-    holds one object a sample, in the input's order, whose rows may differ in shape: its floats are
-    exact, and what is not finite is written ``NaN``, ``Infinity`` and ``-Infinity``, which Python's
-    json reads but strict JSON lacks. Without samples the file is valid and empty; a ``.npy`` file
-    then has the shape (0,) and dtype float32, as no row has told better.
+    holds one line a sample, in the input's order: an object whose rows may differ in shape, or
+    whatever JSON value the sample was answered with. Its floats are exact, and what is not finite
+    is written ``NaN``, ``Infinity`` and ``-Infinity``, which Python's json reads but strict JSON
+    lacks. Without samples the file is valid and empty; a ``.npy`` file then has the shape (0,) and
+    dtype float32, as no row has told better.
 
     Args:
         path: the output file, ``.npy``, ``.safetensors`` or ``.jsonl``.

@@ -12,6 +12,7 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from pipepar.errors import CaptureError, InputError
+from pipepar.model.containers import flatten
 from pipepar.model.signature import ConstantInput, OutputTemplate, flatten_call
 
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -77,8 +78,8 @@ class Output:
         Raises:
             CaptureError: it contains something of a class that cannot be taken apart.
         """
-        leaves, self._structure = pytree.tree_flatten(output)
-        self._leaves = [None if _is_value(leaf) else _constant(leaf) for leaf in leaves]
+        leaves, self._structure = flatten(output)
+        self._leaves = [None if _is_value(leaf) else constant(leaf) for leaf in leaves]
         return tuple(leaf for leaf in leaves if _is_value(leaf))
 
     def template(self, results: Sequence[Any]) -> tuple[tuple[str, ...], OutputTemplate]:
@@ -93,7 +94,7 @@ class Output:
         """
         given = iter(results)
         leaves = [next(given) if leaf is None else leaf for leaf in self._leaves]
-        leaves = [x if isinstance(x, (fx.Node, ConstantInput)) else _constant(x) for x in leaves]
+        leaves = [x if isinstance(x, (fx.Node, ConstantInput)) else constant(x) for x in leaves]
         names = tuple(dict.fromkeys(x.name for x in leaves if isinstance(x, fx.Node)))
         places = [names.index(x.name) if isinstance(x, fx.Node) else x for x in leaves]
         return names, OutputTemplate(self._structure, tuple(places))
@@ -103,12 +104,26 @@ def _is_value(leaf: Any) -> bool:
     return isinstance(leaf, (torch.Tensor, *_SYMBOLIC))
 
 
-def _constant(leaf: Any) -> ConstantInput:
+def constant(leaf: Any) -> ConstantInput:
+    """A leaf of an output that is no tensor. *Local.*
+
+    Args:
+        leaf: what the model returned at this place.
+
+    Returns:
+        The leaf as a part of the graph.
+
+    Raises:
+        CaptureError: it is no plain value.
+    """
     if not isinstance(leaf, _CONSTANTS):
         kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
+        remedy = "return its tensors instead"
+        if kind.endswith("Cache"):
+            remedy = "a cache serves generation only: set model.config.use_cache = False"
         raise CaptureError(
             f"the model's output contains a {kind}, expected tensors in tuples, lists, dicts or "
-            f"registered dataclasses; register it with torch.export.register_dataclass({kind})"
+            f"dataclasses; {remedy}"
         )
     return ConstantInput("output", leaf)
 
@@ -136,14 +151,22 @@ def _check_argument(name: str, leaf: Any) -> None:
 
 def _input_names(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
     """A name for each leaf of the call: the parameter's, and the path inside it."""
-    named = dict(zip(_positional(module, len(args)), args, strict=True))
+    named = dict(zip(positional(module, len(args)), args, strict=True))
     paths = [path for part in (named, dict(kwargs)) for path, _ in _leaves(part)]
     words = [re.sub(r"\W+", "_", pytree.keystr(path)).strip("_") for path in paths]
     return [word if word.isidentifier() else f"input_{word}" for word in words]
 
 
-def _positional(module: nn.Module, count: int) -> list[str]:
-    """Names of the first parameters of forward."""
+def positional(module: nn.Module, count: int) -> list[str]:
+    """Names of the first parameters of a module's forward. *Local.*
+
+    Args:
+        module: the module.
+        count: how many positional arguments it is called with.
+
+    Returns:
+        As many names; made up where forward takes any number.
+    """
     try:
         parameters = list(inspect.signature(module.forward).parameters.values())
     except (TypeError, ValueError):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -20,10 +19,11 @@ from pipepar.errors import CaptureError, InputError
 from pipepar.model.call import FlatCall
 from pipepar.model.diagnosis import not_traceable
 from pipepar.model.examples import Trial, resized, trials
-from pipepar.model.fakes import fake_tensor, faked
+from pipepar.model.fakes import fake_tensor, faked, quiet
 from pipepar.model.graph import Graph, digest_of, get_attribute
+from pipepar.model.probe import restriction
 from pipepar.model.rewrite import drop_asserts, inline_regions, protect_inputs
-from pipepar.model.sequential import capture_sequential
+from pipepar.model.sequential import capture_sequential, is_sequence
 from pipepar.model.signature import ConstantInput, Signature, TensorInput
 from pipepar.model.state import graph_state, weight_specs
 
@@ -36,7 +36,7 @@ def capture(
 ) -> Graph:
     """Turn a module into a graph of its operations, without its weights. *Local.*
 
-    A plain nn.Sequential becomes one node for each child. Everything else is traced by
+    A plain nn.Sequential, or Layers, becomes one node for each child. Everything else is traced by
     torch.export on tensors without memory. Dimensions 0 and 1 of every input tensor stay free
     where the model allows it. The module is left as it was.
 
@@ -47,7 +47,8 @@ def capture(
         device: the device the graph is for, such as "cpu" or "cuda".
 
     Returns:
-        The graph; the same in every process that captures the same model.
+        The graph; the same in every process that captures the same model. Its `restriction` says
+        which sizes it holds for only because tracing asked for it.
 
     Raises:
         CaptureError: the module cannot be traced.
@@ -55,8 +56,9 @@ def capture(
     call = FlatCall(module, args, kwargs)
     tensors = tuple(call.tensors.values())
     place = torch.device(device)
-    if type(module) is nn.Sequential and len(module) and len(tensors) == len(args) == 1:
-        return capture_sequential(module, call.structure, tensors[0], place)
+    if is_sequence(call):
+        return capture_sequential(call, place)
+    own = tuple(tuple(tensor.shape) for tensor in tensors)
     failure: Exception | None = None
     for trial in trials(tensors, module):
         try:
@@ -64,14 +66,15 @@ def capture(
         except CaptureError:
             raise
         except Exception as error:
-            failure = error
+            if trial.sizes == own:  # sizes that were made up may be why it failed
+                failure = error
             continue
         graph = _graph(call, program, place)
         try:
             graph.flatten_inputs(args, kwargs)
         except InputError:
             continue  # with these sizes the model took another path than with the example's
-        return graph
+        return replace(graph, restriction=restriction(call, graph, failure))
     raise not_traceable(module, failure)
 
 
@@ -83,23 +86,8 @@ def _export(call: FlatCall, trial: Trial, device: torch.device) -> ExportedProgr
     )
     free = tuple(dict.fromkeys(sorted(dims), Dim.AUTO) for dims in trial.free)
     # Under no_grad, or every no_grad inside the model would become an opaque node.
-    with faked(call, mode, device), torch.no_grad(), _quiet():
+    with faked(call, mode, device), torch.no_grad(), quiet():
         return torch.export.export(call, inputs, dynamic_shapes={"tensors": free}, strict=False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """A size that the model refuses is no error; torch logs each as one, with its traceback."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    log.addFilter(_nothing)
-    try:
-        yield
-    finally:
-        log.removeFilter(_nothing)
-
-
-def _nothing(record: logging.LogRecord) -> bool:
-    return False
 
 
 def _graph(call: FlatCall, program: ExportedProgram, device: torch.device) -> Graph:
@@ -146,8 +134,15 @@ def _renamed(old: fx.Graph, names: list[str]) -> tuple[fx.Graph, list[Any]]:
             results = [values[x] if isinstance(x, fx.Node) else x for x in _results(node)]
             new.output(tuple(dict.fromkeys(x for x in results if isinstance(x, fx.Node))))
             return new, results
-        values[node].meta = dict(node.meta)
+        values[node].meta = {**node.meta, "module": _module(node)}
     raise CaptureError("export gave a graph without an output")
+
+
+def _module(node: fx.Node) -> str:
+    """Path of the innermost of the user's modules that the node was traced in."""
+    *_, (path, _) = node.meta.get("nn_module_stack", {}).values() or [("", None)]
+    inside = f"{path}.".startswith(_WRAPPER)  # some nodes are the tracing's own
+    return f"{path}.".removeprefix(_WRAPPER).rstrip(".") if inside else ""
 
 
 def _results(output: fx.Node) -> Sequence[Any]:

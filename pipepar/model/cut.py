@@ -1,36 +1,18 @@
-"""From a graph to its stages: where it may be cut, what crosses there, and each stage by itself."""
+"""From a graph and its cuts to the stages: what each takes, makes and owns, and it by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Protocol
 
 import torch
 from torch import fx
 
-from pipepar.model.aliases import alias_groups, writes
-from pipepar.model.costs import NodeCost, measure
 from pipepar.model.graph import Graph
 from pipepar.model.hollow import hollow
 from pipepar.model.sizes import StageSizes, is_scalar
-
-# Moving a byte through memory takes about as long as this many operations on a modern CPU or GPU.
-# It gives zero-FLOP work a price; a few times more or less moves no cut out of a matrix product.
-_FLOPS_PER_BYTE = 8
-
-
-@dataclass(frozen=True, slots=True)
-class CutTable:
-    """What a partition needs to know, by node position."""
-
-    costs: tuple[float, ...]
-    """Work of each node, in FLOPs or their equivalent in bytes moved."""
-    flops: tuple[int, ...]
-    """Floating-point operations of each node."""
-    crossing: tuple[float | None, ...]
-    """Bytes that cross if one cuts before a node, at the example's sizes; None where illegal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,90 +51,6 @@ class Bounds(Protocol):
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the values it returns."""
-
-
-def cut_table(graph: Graph) -> CutTable:
-    """Costs, and for every position whether and how cheaply one can cut there. *Local.*
-
-    Args:
-        graph: the captured model.
-
-    Returns:
-        The table; as long as `graph.nodes`.
-    """
-    costs = measure(graph)
-    nodes = graph.nodes
-    crossing = _crossing_bytes(graph, costs)
-    illegal = _illegal(graph, costs)
-    return CutTable(
-        costs=tuple(float(_work(costs[node])) for node in nodes),
-        flops=tuple(costs[node].flops for node in nodes),
-        crossing=tuple(
-            None if p == 0 or illegal[p] or crossing[p] is None else crossing[p]
-            for p in range(len(nodes))
-        ),
-    )
-
-
-def _work(cost: NodeCost) -> int:
-    return cost.flops + _FLOPS_PER_BYTE * cost.touched
-
-
-def _lifetimes(graph: Graph) -> Iterable[tuple[fx.Node, int, int]]:
-    """Every tensor value with its position and the last position that reads it.
-
-    Sizes are no use of a tensor: a stage takes them from what it receives anyway.
-    """
-    nodes = graph.nodes
-    position = {node: index for index, node in enumerate(nodes)}
-    results = set(graph.module.graph.output_node().all_input_nodes)
-    for node in (*graph.module.graph.find_nodes(op="placeholder"), *nodes):
-        if is_scalar(node):
-            continue
-        uses = [position[user] for user in node.users if user in position and not is_scalar(user)]
-        last = len(nodes) if node in results else max(uses, default=-1)
-        yield node, position.get(node, -1), last
-
-
-def _crossing_bytes(graph: Graph, costs: dict[fx.Node, NodeCost]) -> list[float | None]:
-    """Bytes of the values alive at each position; None where there is none to send."""
-    change = [0] * (len(graph.nodes) + 2)
-    count = [0] * (len(graph.nodes) + 2)
-    for node, born, last in _lifetimes(graph):
-        if last > born:
-            change[born + 1] += costs[node].size
-            change[last + 1] -= costs[node].size
-            count[born + 1] += 1
-            count[last + 1] -= 1
-    alive = zip(accumulate(change), accumulate(count), strict=True)
-    return [float(size) if values else None for size, values in alive]
-
-
-def _illegal(graph: Graph, costs: dict[fx.Node, NodeCost]) -> list[bool]:
-    """Where a tuple would cross, or memory that is still to be written into."""
-    blocked = [0] * (len(graph.nodes) + 2)
-    for node, born, last in _lifetimes(graph):
-        if last > born and isinstance(node.meta.get("val"), (tuple, list)):
-            blocked[born + 1] += 1
-            blocked[last + 1] -= 1
-    for born, last in _written(graph, costs):
-        blocked[born + 1] += 1
-        blocked[last + 1] -= 1
-    return [number > 0 for number in accumulate(blocked)]
-
-
-def _written(graph: Graph, costs: dict[fx.Node, NodeCost]) -> list[tuple[int, int]]:
-    """For each group of aliases its first member and the last write into it."""
-    nodes = graph.nodes
-    memory = {node: costs[node].memory for node in nodes}
-    group = alias_groups(graph.module.graph.nodes, memory)
-    first: dict[int, int] = {}
-    for position, node in enumerate(nodes):
-        first.setdefault(group[node], position)
-    last = {
-        group[target]: position for position, node in enumerate(nodes) for target in writes(node)
-    }
-    return [(first[number], last[number]) for number in sorted(last) if number in first]
 
 
 def parts(graph: Graph, cuts: Sequence[int]) -> tuple[Part, ...]:

@@ -37,7 +37,7 @@ def trials(tensors: Sequence[torch.Tensor], module: nn.Module) -> Iterator[Trial
     Yields:
         The choices; the last one fixes every size to the example's.
     """
-    fresh = _Fresh(tensors, module)
+    fresh = Fresh(tensors, module)
     batch = next((t.shape[0] for t in tensors if t.dim()), 1)
     both, one, none = range(FREE_DIMS), range(1), range(0)
     yield _trial(tensors, both, lambda dim, size: fresh.size((dim, size)))
@@ -79,8 +79,13 @@ def resized(tensor: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
     return dense.permute([order.index(dim) for dim in range(tensor.dim())])
 
 
-class _Fresh:
-    """Small primes that no tensor of the example or of the model has as a size."""
+class Fresh:
+    """Small primes that no tensor of the example or of the model has as a size.
+
+    Args:
+        tensors: the example's tensors.
+        module: the model.
+    """
 
     def __init__(self, tensors: Sequence[torch.Tensor], module: nn.Module) -> None:
         state = [*module.parameters(), *module.buffers(), *tensors]
@@ -89,7 +94,7 @@ class _Fresh:
         self._next = 11
 
     def size(self, key: object) -> int:
-        """The size for a key; the same one each time."""
+        """The size for a key; the same one each time. *Local.*"""
         if key not in self._given:
             while self._next in self._taken or any(self._next % d == 0 for d in (2, 3, 5, 7)):
                 self._next += 1

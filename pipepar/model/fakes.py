@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -86,6 +87,24 @@ def fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode, device: torch.device
     """
     fake = FakeTensor(mode, tensor.detach().to("meta"), device)
     return nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, torch does not log each size that a model refuses, or that tracing fixes. *Local.*"""
+    names = ("torch._subclasses.fake_tensor", "torch._export.non_strict_utils")
+    logs = [logging.getLogger(name) for name in names]
+    for log in logs:
+        log.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        for log in logs:
+            log.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
 
 
 def _held(module: nn.Module) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:

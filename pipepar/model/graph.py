@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from pipepar.model.limits import Restriction, Varies, sentence, varies
 from pipepar.model.signature import OutputTemplate, Signature, Value
 from pipepar.model.weights import WeightSpec
 
@@ -36,6 +37,24 @@ class Graph:
     """The device that the graph was captured for."""
     digest: str
     """SHA-256 of the nodes and of the state's shapes; equal captures have equal digests."""
+    restriction: Restriction | None = None
+    """Sizes that the graph requires though the model does not; None for most models."""
+
+    @property
+    def varies(self) -> Varies:
+        """The sizes that may differ from call to call."""
+        return varies(self.signature.tensors)
+
+    def limitation(self, name: str) -> str | None:
+        """What to tell the user about the sizes that the graph holds for. *Local.*
+
+        Args:
+            name: what to call the model.
+
+        Returns:
+            One sentence; None where the graph takes every size that the model takes.
+        """
+        return sentence(name, self.signature, self.restriction)
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -71,19 +90,20 @@ class Graph:
         return self.template.unflatten(values)
 
 
-def get_attribute(module: nn.Module, target: str) -> Any:
+def get_attribute(module: nn.Module, target: str, *default: Any) -> Any:
     """What a dotted name stands for. *Local.*
 
     Args:
         module: where the name starts.
         target: the dotted name.
+        default: what to return if there is nothing of that name; without one that is an error.
 
     Returns:
         A tensor, a module or another attribute.
     """
     value: Any = module
     for part in target.split("."):
-        value = getattr(value, part)
+        value = getattr(value, part, *default)
     return value
 
 

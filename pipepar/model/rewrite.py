@@ -106,8 +106,8 @@ def protect_inputs(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
         if node.op == "get_attr":
             raise CaptureError(
                 f"{written[group[node]].name} writes into {node.target} while it computes, "
-                f"expected state that stays as it is; call module.eval(), or pass what it "
-                f"writes as an input"
+                f"expected state that stays as it is; call module.eval(), switch off what "
+                f"updates it, or pass what it writes as an input"
             )
         if node.op == "placeholder" and node.users:
             copies[node] = _use_copy(graph, node)

@@ -11,6 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from pipepar.errors import InputError
+from pipepar.model.containers import flatten
 
 Value: TypeAlias = torch.Tensor | int | float | bool | None
 # An expression over the symbols of free sizes; sympy comes without types.
@@ -137,7 +138,7 @@ def flatten_call(
     Returns:
         The leaves, and the structure that rebuilds (args, kwargs) from them.
     """
-    return pytree.tree_flatten((tuple(args), dict(kwargs)))
+    return flatten((tuple(args), dict(kwargs)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from pipepar.errors import InputError, WeightsError
+from pipepar.errors import InputError
+from pipepar.model.exported import open_exported
 from pipepar.model.fakes import params_on_meta
 from pipepar.model.hollow import hollow
-from pipepar.model.tasks import MeanPooling
-from pipepar.model.weights import ModuleWeights, Naming, SafetensorsWeights, Weights
-
-TASKS = ("feature-extraction",)
+from pipepar.model.huggingface import build, stored_weights
+from pipepar.model.named import import_named
+from pipepar.model.recipes import SameNames
+from pipepar.model.weights import ModuleWeights, StoredWeights, Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +32,57 @@ class Source:
     """Where its weights lie."""
 
 
+def open_source(
+    model: str,
+    task: str | None = None,
+    weights: Path | None = None,
+    values: bool = True,
+    dtype: torch.dtype | None = None,
+) -> Source:
+    """A model by the name that the command line takes. *Local.*
+
+    Args:
+        model: a Hugging Face folder, an exported program (.pt2), or package.module:factory.
+        task: what a folder's model is to do; None for feature-extraction.
+        weights: a checkpoint for a factory's model; None to take the values that it gives.
+        values: whether such a factory is to make its values in this process.
+        dtype: what to compute in; None for what the configuration or the factory says.
+
+    Returns:
+        The source.
+
+    Raises:
+        InputError: there is no such model, or an option that does not go with it.
+        WeightsError: its weights are missing or damaged, as far as that is known already.
+    """
+    if is_factory(model):
+        return from_factory(model, weights, values, dtype)
+    if weights is not None:
+        raise InputError(
+            f"--weights {weights} goes with a factory, but {model} brings its own weights; leave "
+            "the option out"
+        )
+    if Path(model).suffix != ".pt2":
+        return from_huggingface(model, task or "feature-extraction", dtype)
+    if dtype is not None:
+        raise InputError(
+            f"found --dtype {str(dtype).removeprefix('torch.')} for {model}, which computes in "
+            f"what it was exported with; leave the option out, or export the model again"
+        )
+    return from_exported(Path(model))
+
+
+def is_factory(model: str) -> bool:
+    """Whether a model is named as package.module:factory. *Local.*"""
+    return ":" in model and not Path(model).exists()
+
+
 def from_module(module: nn.Module) -> Source:
     """A model that exists in the user's script. *Local.*
 
     Args:
-        module: the model with its values; never modified, its weights are not copied.
+        module: the model with its values; never modified, its weights are not copied. On a rank
+            that gets its weights from another, its parameters may be on meta.
 
     Returns:
         The source.
@@ -52,115 +97,85 @@ def from_module(module: nn.Module) -> Source:
     return Source(type(module).__name__, hollow(module).eval(), ModuleWeights(module))
 
 
-def from_factory(name: str, weights: Path | None) -> Source:
+def from_factory(
+    name: str, weights: Path | None, values: bool = True, dtype: torch.dtype | None = None
+) -> Source:
     """A model that a function of the user's makes. *Local.*
 
     Args:
         name: package.module:factory; modules in the working directory can be imported. The
             factory is called without arguments.
-        weights: a safetensors file, or the index of several; None to take the values that the
-            factory gives.
+        weights: a checkpoint with the model's own names; None to take the values that the factory
+            gives.
+        values: whether these are wanted in this process.
+        dtype: what its floating-point parameters and buffers become; None to leave them. A
+            checkpoint is then cast to it.
 
     Returns:
-        The source; with `weights`, the model's parameters never take memory.
+        The source; with `weights`, or without `values`, its parameters never take memory.
 
     Raises:
         InputError: the factory does not exist, cannot be called or returns no module.
-        WeightsError: the file is missing or damaged.
+        WeightsError: the checkpoint is missing or damaged.
     """
-    factory = _factory(name)
-    if weights is None:
-        made = _module(factory(), name)
+    factory = partial(_made, import_named(name, "a function that makes the model"), name, dtype)
+    if weights is None and values:
+        made = factory()
         return Source(name, hollow(made).eval(), ModuleWeights(made))
-    stored = SafetensorsWeights(weights)
     with params_on_meta():
-        made = _module(factory(), name)
-    return Source(name, made.eval(), stored)
+        made = factory().eval()
+    if weights is None:
+        return Source(name, made, ModuleWeights(made))
+    stored = StoredWeights(weights, SameNames(_names(made)), cast=dtype is not None)
+    return Source(name, made, stored)
 
 
-def from_huggingface(folder: Path | str, task: str) -> Source:
+def from_huggingface(folder: Path | str, task: str, dtype: torch.dtype | None = None) -> Source:
     """A model in a folder as `save_pretrained` writes it. *Local.*
 
     Args:
-        folder: holds config.json and model.safetensors or its shards with their index.
-        task: what the model is to do, by Hugging Face's name: "feature-extraction".
+        folder: holds config.json, and the weights in one file or in shards with an index.
+        task: what the model is to do, by Hugging Face's name; one of `tasks.TASKS`.
+        dtype: what to compute in; None for what `from_pretrained` would choose.
 
     Returns:
-        The source; its dtype is the one that `from_pretrained` would choose.
+        The source.
 
     Raises:
         InputError: there is no such folder or configuration, or the task is not known.
-        WeightsError: the weights are missing or damaged.
+        WeightsError: the configuration names no dtype, and the weights are missing or damaged.
     """
     folder = Path(folder)
-    if task not in TASKS:
-        raise InputError(f"found task {task!r}, expected one of {', '.join(TASKS)}; give --task")
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            f"no config.json in {folder}, expected a Hugging Face model's folder; "
-            f"download the whole folder, or give package.module:factory"
-        )
-    from transformers import AutoConfig, AutoModel  # takes seconds; others need not wait
-
-    path = _huggingface_weights(folder)
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        dtype = config.dtype or SafetensorsWeights(path).floating_dtype()
-        with params_on_meta():
-            model = AutoModel.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        raise InputError(
-            f"{folder / 'config.json'} describes no model that the installed transformers can "
-            f"build ({error}); check its model_type, or upgrade transformers"
-        ) from error
-    naming = Naming(wrapper="model.", base=model.base_model_prefix)
-    stored = SafetensorsWeights(path, naming, cast=True)
-    return Source(folder.name or str(folder), MeanPooling(model).eval(), stored)
+    module = build(folder, task, dtype)
+    return Source(folder.name or str(folder), module, stored_weights(folder, module, task))
 
 
-def _huggingface_weights(folder: Path) -> Path:
-    names = ("model.safetensors", "model.safetensors.index.json")
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise WeightsError(
-        f"no weights in {folder}, expected {names[0]} or {names[1]}; if it has "
-        f"pytorch_model.bin, load it with transformers and save_pretrained() it again"
-    )
+def from_exported(path: Path) -> Source:
+    """A program that `torch.export.save` wrote. *Local.*
+
+    Args:
+        path: the .pt2 file.
+
+    Returns:
+        The source.
+
+    Raises:
+        InputError: there is no such file, or torch cannot read it.
+    """
+    module = open_exported(path)
+    return Source(path.name, module, StoredWeights(path, SameNames(_names(module))))
 
 
-def _factory(name: str) -> Callable[[], Any]:
-    path, separator, attribute = name.partition(":")
-    if not (path and separator and attribute):
-        raise InputError(f"found model {name!r}, expected package.module:factory; name both")
-    # Commands installed by pip do not search the working directory, scripts do.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"no module {error.name!r} for model {name!r}, expected one that Python can import; "
-            f"start in its directory, or set PYTHONPATH"
-        ) from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise InputError(
-                f"no {attribute!r} in module {path!r}, expected a function that makes the model; "
-                f"check the name after the colon"
-            )
-        found = getattr(found, part)
-    if not callable(found):
-        raise InputError(
-            f"{name} is a {type(found).__name__}, expected a function that makes the model; "
-            f"wrap it in a function without arguments"
-        )
-    return found  # type: ignore[no-any-return]
+def _names(module: nn.Module) -> set[str]:
+    parameters = module.named_parameters(remove_duplicate=False)
+    buffers = module.named_buffers(remove_duplicate=False)
+    return {name for name, _ in (*parameters, *buffers)}
 
 
-def _module(made: Any, name: str) -> nn.Module:
+def _made(factory: Any, name: str, dtype: torch.dtype | None) -> nn.Module:
+    made = factory()
     if not isinstance(made, nn.Module):
         raise InputError(
             f"{name} returned a {type(made).__name__}, expected an nn.Module; return the model"
         )
-    return made
+    return made if dtype is None else made.to(dtype)

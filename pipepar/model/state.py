@@ -72,7 +72,6 @@ def graph_state(
     """
     weights = named_weights(module)
     buffers = dict(module.named_buffers(remove_duplicate=False))
-    parts = {name for name, _ in module.named_modules()}
     state: dict[str, Any] = {}
     for target in targets:
         if target in weights:
@@ -80,8 +79,8 @@ def graph_state(
         elif target in buffers:
             state[target] = buffers[target].detach()
         else:
-            own = target.rpartition(".")[0] in parts - {""}
-            state[target] = get_attribute(exported, wrapper + target if own else target)
+            own = get_attribute(exported, wrapper + target, None)
+            state[target] = get_attribute(exported, target) if own is None else own
     return state
 
 

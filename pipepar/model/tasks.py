@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
 import torch
 from torch import nn
 
 # Keeps a row without any token from dividing by zero.
-_SMALLEST_COUNT = 1e-9
+_SMALLEST_COUNT: Final = 1e-9
 
 
 class MeanPooling(nn.Module):
@@ -33,3 +37,46 @@ class MeanPooling(nn.Module):
         real = inputs["attention_mask"].unsqueeze(-1).expand(hidden.size())
         real = real.to(torch.promote_types(hidden.dtype, torch.float32))
         return torch.sum(hidden * real, 1) / torch.clamp(real.sum(1), min=_SMALLEST_COUNT)
+
+
+class Logits(nn.Module):
+    """A model with a head, of whose outputs only the scores count.
+
+    Args:
+        model: its output has `logits`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Score a batch.
+
+        Args:
+            inputs: the model's inputs, rows first.
+
+        Returns:
+            `logits`, [B, ..., classes].
+        """
+        return {"logits": self.model(**inputs).logits}
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """How a Hugging Face folder becomes a model for a task."""
+
+    auto_class: str | None
+    """The class of transformers that builds it; None for the one the folder was saved from."""
+    wrapper: type[nn.Module] | None
+    """What makes its output the task's; None where the whole output counts."""
+
+
+TASKS: Final[Mapping[str, Task]] = {
+    "feature-extraction": Task("AutoModel", MeanPooling),
+    "fill-mask": Task("AutoModelForMaskedLM", Logits),
+    "text-classification": Task("AutoModelForSequenceClassification", Logits),
+    "token-classification": Task("AutoModelForTokenClassification", Logits),
+    "image-classification": Task("AutoModelForImageClassification", Logits),
+    "raw": Task(None, None),
+}

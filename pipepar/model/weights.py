@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pipepar.errors import WeightsError
+from pipepar.microbatch import compact
+from pipepar.model.checkpoint import Checkpoint, Stored, TensorFiles
+from pipepar.model.formats import open_checkpoint
+from pipepar.model.recipes import Naming, Recipe, Recipes
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +38,35 @@ class WeightSpec:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
+Named: TypeAlias = tuple[str, torch.Tensor]
+"""A weight and its `WeightSpec.name`."""
+
+Reading: TypeAlias = Generator[Named, None, None]
+"""Weights one after another; to be closed by who does not take all of them."""
+
+
 class Weights(Protocol):
     """A place where weights lie."""
 
     def check(self, specs: Sequence[WeightSpec]) -> None:
-        """Verify names and shapes without reading any values. *Local.*
+        """Verify names, shapes and dtypes without reading any values. *Local.*
 
         Args:
             specs: the tensors that will be read.
 
         Raises:
-            WeightsError: a tensor is missing or does not fit.
+            WeightsError: a tensor is missing, does not fit, or belongs to no part of the model.
         """
 
-    def read(self, specs: Sequence[WeightSpec]) -> dict[str, torch.Tensor]:
+    def read(self, specs: Sequence[WeightSpec]) -> Reading:
         """Read the named tensors and nothing else. *Local.*
 
         Args:
-            specs: the tensors to read.
+            specs: the tensors to read; `check` has accepted them.
 
-        Returns:
-            Tensors by `WeightSpec.name`, on the device where they lie.
+        Yields:
+            Each tensor on the CPU with its `WeightSpec.name`, in the order in which they lie there.
+            One that the caller lets go of takes no memory any more.
 
         Raises:
             WeightsError: a tensor is missing or does not fit, or a file is damaged.
@@ -82,9 +92,9 @@ class ModuleWeights:
         for spec in specs:
             self._find(spec)
 
-    def read(self, specs: Sequence[WeightSpec]) -> dict[str, torch.Tensor]:
+    def read(self, specs: Sequence[WeightSpec]) -> Reading:
         """The module's own tensors, detached; see `Weights.read`. *Local.*"""
-        return {spec.name: self._find(spec).detach() for spec in specs}
+        return ((spec.name, self._find(spec).detach()) for spec in specs)
 
     def _find(self, spec: WeightSpec) -> torch.Tensor:
         tensor = self._tensors.get(spec.name)
@@ -103,158 +113,108 @@ class ModuleWeights:
         return tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Naming:
-    """How a model's names become the names in a checkpoint."""
-
-    wrapper: str = ""
-    """Prefix that a task's wrapper puts before the model's own names, with its dot."""
-    base: str = ""
-    """The class's `base_model_prefix`; a checkpoint may have it or lack it."""
-
-    def candidates(self, name: str) -> Iterator[str]:
-        """Names under which a checkpoint may hold a tensor, likeliest first. *Local.*
-
-        Args:
-            name: the model's name for it.
-
-        Yields:
-            The names to try; some may repeat.
-        """
-        own = name.removeprefix(self.wrapper)
-        spellings = [own]
-        if self.base:
-            spellings += [f"{self.base}.{own}", own.removeprefix(f"{self.base}.")]
-        yield from spellings
-        for spelling in spellings:
-            yield _before_torch_named_it(spelling)
-
-
-def _before_torch_named_it(name: str) -> str:
-    """Checkpoints converted from TensorFlow call a layer norm's weight gamma, its bias beta."""
-    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-        "LayerNorm.bias", "LayerNorm.beta"
-    )
-
-
-class SafetensorsWeights:
-    """The weights in one safetensors file, or in the shards that an index names.
+class StoredWeights:
+    """The weights in a checkpoint, which is opened when they are first asked for.
 
     Args:
-        path: a .safetensors file, or a .safetensors.index.json.
-        naming: how the model's names become the file's.
+        path: a file that `open_checkpoint` reads.
+        naming: how the checkpoint's names belong to the model's.
         cast: whether a tensor of another floating dtype is cast to the model's, as
             transformers does; otherwise that is an error.
-
-    Raises:
-        WeightsError: a file is missing or damaged.
     """
 
-    def __init__(self, path: Path, naming: Naming | None = None, cast: bool = False) -> None:
+    def __init__(self, path: Path, naming: Naming, cast: bool = False) -> None:
         self._path = path
-        self._naming = naming or Naming()
+        self._naming = naming
         self._cast = cast
-        self._file_of = _index(path)
 
     def check(self, specs: Sequence[WeightSpec]) -> None:
         """Verify names, shapes and dtypes from the headers; see `Weights.check`. *Local.*"""
-        for file, stored in self._by_file(specs).items():
-            with _open(file) as content:
-                for spec, name in stored:
-                    self._check_header(spec, name, file, content)
+        if self._recipes.surplus:
+            raise _surplus(self._recipes.surplus, self._path)
+        for recipe, asked in self._ordered(specs):
+            headers = [_meta(self._checkpoint, source) for source in recipe.sources]
+            self._made(recipe, asked, headers)
 
-    def read(self, specs: Sequence[WeightSpec]) -> dict[str, torch.Tensor]:
-        """Read from the files, each opened once; see `Weights.read`. *Local.*"""
-        tensors: dict[str, torch.Tensor] = {}
-        for file, stored in self._by_file(specs).items():
-            with _open(file) as content:
-                for spec, name in stored:
-                    self._check_header(spec, name, file, content)
-                    # The file's view is unaligned, which changes what CPU kernels compute.
-                    tensors[spec.name] = content.get_tensor(name).clone().to(spec.dtype)
-        return tensors
+    def read(self, specs: Sequence[WeightSpec]) -> Reading:
+        """Read in the order of the files, each opened once; see `Weights.read`. *Local.*"""
+        with TensorFiles() as files:
+            for recipe, asked in self._ordered(specs):
+                places = sorted(map(self._checkpoint.locate, recipe.sources), key=_place)
+                values = {stored.name: files.read(stored) for stored in places}
+                yield from self._made(recipe, asked, [values[name] for name in recipe.sources])
 
-    def floating_dtype(self) -> torch.dtype | None:
-        """Element type of the first floating-point tensor, by name. *Local.*
+    @cached_property
+    def _checkpoint(self) -> Checkpoint:
+        return open_checkpoint(self._path)
 
-        Returns:
-            The dtype; None if there is no such tensor.
-        """
-        for file in sorted(set(self._file_of.values())):
-            with _open(file) as content:
-                for name in content.keys():  # noqa: SIM118 - not a dictionary
-                    dtype = _DTYPES.get(content.get_slice(name).get_dtype())
-                    if dtype is not None and dtype.is_floating_point:
-                        return dtype
-        return None
+    @cached_property
+    def _recipes(self) -> Recipes:
+        return self._naming.recipes(self._checkpoint.names)
 
-    def _by_file(self, specs: Iterable[WeightSpec]) -> dict[Path, list[tuple[WeightSpec, str]]]:
-        found: dict[Path, list[tuple[WeightSpec, str]]] = {}
+    def _ordered(
+        self, specs: Sequence[WeightSpec]
+    ) -> list[tuple[Recipe, list[tuple[str, WeightSpec]]]]:
+        """Each recipe once, with what is wanted of it, as the files have them."""
+        wanted: dict[Recipe, list[tuple[str, WeightSpec]]] = {}
         for spec in specs:
             name = self._stored_name(spec)
-            found.setdefault(self._file_of[name], []).append((spec, name))
-        return found
+            wanted.setdefault(self._recipes.by_name[name], []).append((name, spec))
+
+        return sorted(
+            wanted.items(), key=lambda item: _place(self._checkpoint.locate(item[0].sources[0]))
+        )
 
     def _stored_name(self, spec: WeightSpec) -> str:
         for name in (spec.name, *spec.aliases):
-            for candidate in self._naming.candidates(name):
-                if candidate in self._file_of:
-                    return candidate
-        own = next(self._naming.candidates(spec.name))
-        raise _missing(own, str(self._path), self._file_of)
+            if name in self._recipes.by_name:
+                return name
+        raise _missing(spec.name, str(self._path), self._checkpoint.names)
 
-    def _check_header(self, spec: WeightSpec, name: str, file: Path, content: Any) -> None:
-        header = content.get_slice(name)
-        shape, dtype = tuple(header.get_shape()), _DTYPES.get(header.get_dtype())
-        if shape != spec.shape:
+    def _made(
+        self, recipe: Recipe, asked: list[tuple[str, WeightSpec]], values: list[torch.Tensor]
+    ) -> list[Named]:
+        """The tensors asked for, of the values of a recipe's sources."""
+        try:
+            made = recipe.make(values)
+            return [(spec.name, self._fitted(recipe, spec, made[name])) for name, spec in asked]
+        except (RuntimeError, ValueError, KeyError, IndexError) as error:
             raise WeightsError(
-                f"{name} in {file} has shape {shape}, expected {spec.shape}; "
-                f"use the checkpoint that belongs to this model's configuration"
-            )
-        castable = self._cast and dtype is not None and dtype.is_floating_point
-        if dtype != spec.dtype and not (castable and spec.dtype.is_floating_point):
+                f"{asked[0][1].name} cannot be made of {_listed(recipe.sources)} in {self._path} "
+                f"({error}); the checkpoint may lack a part: copy all of it again"
+            ) from error
+
+    def _fitted(self, recipe: Recipe, spec: WeightSpec, value: torch.Tensor) -> torch.Tensor:
+        if tuple(value.shape) != spec.shape:
             raise WeightsError(
-                f"{name} in {file} has dtype {header.get_dtype()}, expected {spec.dtype}; build "
-                f"the model in the checkpoint's dtype, or convert the checkpoint"
+                f"{self._where(recipe)} has shape {tuple(value.shape)}, expected {spec.shape} for "
+                f"{spec.name}; use the checkpoint that belongs to this model's configuration"
             )
+        castable = self._cast and value.is_floating_point() and spec.dtype.is_floating_point
+        if value.dtype != spec.dtype and not castable:
+            raise WeightsError(
+                f"{self._where(recipe)} has dtype {value.dtype}, expected {spec.dtype} for "
+                f"{spec.name}; build the model in the checkpoint's dtype, or convert the checkpoint"
+            )
+        return compact(value.to(spec.dtype))  # of a fused tensor, its part alone
+
+    def _where(self, recipe: Recipe) -> str:
+        file = self._checkpoint.locate(recipe.sources[0]).file
+        return f"{_listed(recipe.sources)} in {file}"
 
 
-def _index(path: Path) -> dict[str, Path]:
-    """File of every stored tensor."""
-    if not path.is_file():
-        raise WeightsError(f"no weights at {path}, expected a safetensors file; check the path")
-    if path.suffix == ".json":
-        return _sharded(path)
-    with _open(path) as content:
-        return dict.fromkeys(content.keys(), path)
+def _place(stored: Stored) -> tuple[Path, int]:
+    return stored.file, stored.offset
 
 
-def _sharded(path: Path) -> dict[str, Path]:
-    try:
-        shards = json.loads(path.read_text())["weight_map"].items()
-        index = {str(name): path.parent / str(file) for name, file in shards}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise WeightsError(
-            f"{path} is no index of safetensors files ({type(error).__name__}: {error}), expected "
-            f"an object with a weight_map; copy it again from its source"
-        ) from error
-    for file in sorted(set(index.values())):
-        if not file.is_file():
-            raise WeightsError(f"{path} names {file}, which does not exist; copy that shard too")
-    return index
+def _meta(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    spec = checkpoint.locate(name).spec
+    return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device="meta")
 
 
-@contextmanager
-def _open(file: Path) -> Iterator[Any]:
-    """`safe_open` whose errors name the file."""
-    try:
-        with safe_open(file, framework="pt", device="cpu") as content:
-            yield content
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"{file} cannot be read as safetensors: {error}; it may be truncated: compare its "
-            f"size with its source and copy it again"
-        ) from error
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _missing(name: str, place: str, present: Iterable[str]) -> WeightsError:
@@ -266,21 +226,8 @@ def _missing(name: str, place: str, present: Iterable[str]) -> WeightsError:
     )
 
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "U16": torch.uint16,
-    "U32": torch.uint32,
-    "U64": torch.uint64,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "C64": torch.complex64,
-}
+def _surplus(names: Sequence[str], path: Path) -> WeightsError:
+    return WeightsError(
+        f"{path} holds {_listed(names)}, which the model does not have, expected its own tensors "
+        f"only; use the checkpoint that belongs to this model's configuration"
+    )

@@ -1,13 +1,13 @@
 """Where to cut: the partition with the smallest bottleneck that sends the fewest bytes.
 
-Two exact dynamic programmes over the legal cut positions. The first finds the smallest possible
-bottleneck, the cost of the most expensive stage: the linear partition problem (Skiena, *The
-Algorithm Design Manual*, section 10.7; used for pipelines in PipeDream, Narayanan et al., SOSP
-2019). A bottleneck alone leaves most cuts undecided, and they would land anywhere, inside
-attention too, where several tensors cross instead of one. So bytes need a price off the
-bottleneck as well: the second programme takes, among all partitions whose bottleneck is at most
-(1 + slack) times the smallest, the one with the fewest bytes crossing in total, and among those
-the one with the smallest bottleneck.
+Two exact searches over the legal cut positions. The first finds the smallest possible bottleneck,
+the cost of the most expensive stage, by bisection: stages that each take as much as a limit allows
+reach the end if any can (the linear partition problem; Skiena, *The Algorithm Design Manual*,
+section 10.7; used for pipelines in PipeDream, Narayanan et al., SOSP 2019). A bottleneck alone
+leaves most cuts undecided, and they would land anywhere, inside attention too, where several
+tensors cross instead of one. So bytes need a price off the bottleneck as well: a dynamic programme
+takes, among all partitions whose bottleneck is at most (1 + slack) times the smallest, the one with
+the fewest bytes crossing in total, and among those the one with the smallest bottleneck.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def partition(
     if stages == 1:
         return ()
     places = np.array([0, *cuts, len(costs)])
-    span = _spans(work[places])
-    limit = _smallest_bottleneck(span, stages) * (1 + slack + _ROUNDING)
+    done = work[places]
+    limit = _smallest_bottleneck(done, stages) * (1 + slack + _ROUNDING)
     bytes_at = np.array([0.0, *(_bytes(crossing[p]) for p in cuts), 0.0])
-    return tuple(int(places[i]) for i in _fewest_bytes(span, bytes_at, stages, limit))
+    return tuple(int(places[i]) for i in _fewest_bytes(done, bytes_at, stages, limit))
 
 
 def _bytes(value: float | None) -> float:
@@ -84,31 +84,56 @@ def _check_enough(work: Floats, cuts: list[int], stages: int) -> None:
         )
 
 
-def _spans(work: Floats) -> Floats:
-    """Cost of a stage from place i to place j; infinite where it would have nothing to compute."""
-    span = work[None, :] - work[:, None]
-    return np.where(span > 0, span, np.inf)
+def _smallest_bottleneck(done: Floats, stages: int) -> float:
+    """Narrow it down until no number lies between what cannot be reached and what can.
+
+    Args:
+        done: work before each place where a stage may begin or end, ascending.
+        stages: how many.
+    """
+    least = 0.0
+    most = best = float(done[-1])
+    while least < (middle := (least + most) / 2) < most:
+        reached = _bottleneck_within(done, stages, middle)
+        if reached is None:
+            least = middle
+        else:
+            most, best = middle, reached
+    return best
 
 
-def _smallest_bottleneck(span: Floats, stages: int) -> float:
-    worst = span[0]
-    for _ in range(stages - 1):
-        worst = np.maximum(worst[:, None], span).min(axis=0)
-    return float(worst[-1])
+def _bottleneck_within(done: Floats, stages: int, limit: float) -> float | None:
+    """The bottleneck if every stage takes as much as the limit allows; None if work remains.
+
+    Fewer stages may do; dividing one of them makes the bottleneck no larger.
+    """
+    place, bottleneck = 0, 0.0
+    for _ in range(stages):
+        end = int(np.searchsorted(done, done[place] + limit, side="right")) - 1
+        bottleneck = max(bottleneck, float(done[end] - done[place]))
+        place = end
+    return bottleneck if place == len(done) - 1 else None
 
 
-def _fewest_bytes(span: Floats, bytes_at: Floats, stages: int, limit: float) -> list[int]:
-    allowed = span <= limit
-    total = np.where(allowed[0], 0.0, np.inf)
-    worst = np.where(allowed[0], span[0], np.inf)
-    came_from: list[npt.NDArray[np.intp]] = []
-    for _ in range(stages - 1):
-        sums = np.where(allowed, (total + bytes_at)[:, None], np.inf)
-        fewest = sums.min(axis=0)
-        ties = np.where(sums <= fewest, np.maximum(worst[:, None], span), np.inf)
-        came_from.append(ties.argmin(axis=0))
-        total, worst = fewest, ties.min(axis=0)
-    chosen = [len(bytes_at) - 1]
-    for previous in reversed(came_from):
-        chosen.append(int(previous[chosen[-1]]))
+def _fewest_bytes(done: Floats, bytes_at: Floats, stages: int, limit: float) -> list[int]:
+    """Places of the cuts. Row s of each array is about s stages that end at a place."""
+    total = np.full((stages + 1, len(done)), np.inf)
+    total[0, 0] = 0.0
+    worst = np.zeros_like(total)
+    came_from = np.zeros(total.shape, dtype=np.intp)
+    # A stage that ends at a place begins in a window before it: near enough for the limit, and
+    # far enough to have something to compute. Tables of all pairs of places would take gigabytes.
+    first = np.searchsorted(done, done - limit, side="left")
+    past = np.searchsorted(done, done, side="left")
+    for place in range(1, len(done)):
+        window = slice(first[place], past[place])
+        sums = total[:-1, window] + bytes_at[window]  # [stages, begins]
+        fewest = sums.min(axis=1)
+        bottleneck = np.maximum(worst[:-1, window], done[place] - done[window])
+        ties = np.where(sums <= fewest[:, None], bottleneck, np.inf)
+        total[1:, place], worst[1:, place] = fewest, ties.min(axis=1)
+        came_from[1:, place] = first[place] + ties.argmin(axis=1)
+    chosen = [len(done) - 1]
+    for stage in range(stages, 1, -1):
+        chosen.append(int(came_from[stage, chosen[-1]]))
     return chosen[:0:-1]

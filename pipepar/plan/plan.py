@@ -60,7 +60,8 @@ class Plan:
         """The values that cross, by (producer stage, consumer stage), sorted by that pair.
 
         A skip goes straight from its producer to its consumer. The model's inputs are produced
-        by stage 0, its outputs are consumed by the last stage.
+        by stage 0, its outputs are consumed by the last stage. A stage that needs no value of
+        another still learns from its neighbour which micro-batches there are.
         """
         producer = _producers(self)
         last = len(self.stages) - 1
@@ -71,6 +72,8 @@ class Plan:
                 source = producer[name]
                 if source != stage.index:
                     crossing.setdefault((source, stage.index), []).append(name)
+        fed = {consumer for _, consumer in crossing}
+        crossing |= {(k - 1, k): [] for k in range(1, last + 1) if k not in fed}
         return {edge: tuple(crossing[edge]) for edge in sorted(crossing)}
 
     @property
@@ -218,13 +221,6 @@ def _check_values(plan: Plan) -> None:
             raise PlanError(
                 f"plan.outputs names {name!r}, which no stage makes; "
                 f"make the plan again with `pipepar plan`"
-            )
-    fed = {consumer for _, consumer in plan.edges}
-    for stage in plan.stages[1:]:
-        if stage.index not in fed:
-            raise PlanError(
-                f"stage {stage.index} receives nothing from the stages before it, expected at "
-                f"least one value; start fewer than {len(plan.stages)} ranks"
             )
 
 

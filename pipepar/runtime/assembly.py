@@ -12,8 +12,10 @@ from pipepar.model.capture import capture
 from pipepar.model.graph import Graph
 from pipepar.model.source import Source
 from pipepar.plan.plan import Plan
+from pipepar.runtime.loading import load_stage
 from pipepar.runtime.loop import Program
 from pipepar.runtime.planning import make_plan
+from pipepar.runtime.progress import Progress, silent
 from pipepar.runtime.stage import Stage
 from pipepar.runtime.threads import claim_threads
 from pipepar.runtime.wiring import Wiring, edges_of, wire_up
@@ -50,6 +52,8 @@ def assemble(
     plan: Plan | None = None,
     carried: Sequence[str] = (),
     results_to_root: bool = False,
+    weights_from_root: bool = False,
+    loading: Progress = silent,
 ) -> Assembly:
     """Build this rank's stage and connect it. *Collective.*
 
@@ -62,17 +66,22 @@ def assemble(
         plan: a plan to use, rank 0's counts; made here if None.
         carried: see `wiring.edges_of`.
         results_to_root: see `wiring.wire_up`.
+        weights_from_root: whether only rank 0's weights have values.
+        loading: is told the bytes of weights that this rank has read.
 
     Raises:
         PipeparError: told once, by the lowest rank that has the problem; PeerError elsewhere.
     """
     threads = claim_threads(world)
+    reads = world.rank == 0 or not weights_from_root
+    # A file that is not there is told at once, not after the capture.
+    world.together(lambda: source.weights.check(()) if reads else None)
     graph = world.together(lambda: capture(source.module, tuple(args), dict(kwargs)))
     world.together(lambda: world.agree("graphs of the model", graph.digest))
     text = world.together(lambda: _plan_text(world, graph, plan))
     agreed = Plan.from_json(world.broadcast(text))
     world.agree("plans", agreed.digest)
-    stage = world.together(lambda: Stage.load(graph, agreed, world.rank, source.weights))
+    stage = load_stage(world, graph, agreed, source.weights, weights_from_root, loading)
     edges = edges_of(agreed, carried)
     wiring = wire_up(world, agreed, edges, depth, results_to_root)
     return Assembly(graph, agreed, stage, wiring, threads)

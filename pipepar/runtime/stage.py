@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from pipepar.errors import PlanError, WeightsError
 from pipepar.model.cut import extract
-from pipepar.model.graph import Graph
-from pipepar.model.weights import Weights
+from pipepar.model.graph import Graph, get_attribute
+from pipepar.model.weights import Weights, WeightSpec
 from pipepar.plan.plan import Plan, StagePlan
 
 
@@ -47,7 +48,7 @@ class Stage:
 
         Raises:
             PlanError: the plan was made for another model, or has no such stage.
-            WeightsError: a weight is missing or does not fit.
+            WeightsError: a weight is missing or does not fit, or a file is damaged.
         """
         if plan.model != graph.digest:
             raise PlanError(
@@ -97,25 +98,44 @@ def _redirect(graph: fx.Graph, captured: torch.device, place: torch.device) -> N
 def _fill(
     module: nn.Module, graph: Graph, plan: StagePlan, weights: Weights, place: torch.device
 ) -> None:
-    owned = set(plan.weights)
-    specs = {spec.name: spec for spec in graph.weights.values() if spec.name in owned}
-    tensors = {n: t.to(place) for n, t in weights.read(list(specs.values())).items()}
-    held = {
+    """Give every tensor of a stage its values, one after another."""
+    names: dict[str, list[str]] = {}
+    for name, tensor in _tensors(module).items():
+        if name in graph.weights:
+            names.setdefault(graph.weights[name].name, []).append(name)
+        elif not tensor.is_meta:
+            _assign(module, name, tensor.to(place))
+    with closing(weights.read(weights_of(graph, plan))) as values:
+        for own, value in values:
+            first, *ties = names[own]
+            _assign(module, first, _like(get_attribute(module, first), value.to(place)))
+            for tie in ties:
+                _assign(module, tie, get_attribute(module, first))
+
+
+def weights_of(graph: Graph, plan: StagePlan) -> list[WeightSpec]:
+    """What a stage owns, each tensor once. *Local.*"""
+    specs = {spec.name: spec for spec in graph.weights.values()}
+    return [specs[name] for name in plan.weights]
+
+
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {
         **dict(module.named_parameters(remove_duplicate=False)),
         **dict(module.named_buffers(remove_duplicate=False)),
     }
-    for name, tensor in held.items():
-        spec = graph.weights.get(name)
-        value = tensors.get(spec.name) if spec else tensor.to(place) if not tensor.is_meta else None
-        if value is not None:
-            _assign(module, name, tensor, value)
 
 
-def _assign(module: nn.Module, name: str, old: torch.Tensor, new: torch.Tensor) -> None:
+def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """The new values in the old one's strides and of its kind: kernels are chosen by both."""
+    if new.stride() != old.stride():
+        new = torch.empty_like(old, dtype=new.dtype, device=new.device).copy_(new)
+    return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+
+
+def _assign(module: nn.Module, name: str, value: torch.Tensor) -> None:
     path, _, leaf = name.rpartition(".")
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new.detach(), requires_grad=old.requires_grad)
-    setattr(module.get_submodule(path), leaf, new)
+    setattr(module.get_submodule(path), leaf, value)
 
 
 def _check_values(module: nn.Module, index: int) -> None:

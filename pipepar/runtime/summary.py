@@ -7,11 +7,14 @@ import json
 import resource
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from pipepar.comm.world import World
+from pipepar.data.confusion import Confusion
+from pipepar.runtime.quality import print_confusion
 from pipepar.trace import Kind, Totals, Tracer, bound
 
 
@@ -43,6 +46,8 @@ class RunSummary:
     """From the first micro-batch's start to the last result."""
     stages: tuple[StageSummary, ...]
     """In the order of the pipeline."""
+    confusion: Confusion | None = None
+    """Which class was taken for which; None where the right ones are not known."""
 
     @property
     def bound(self) -> float:
@@ -62,7 +67,13 @@ def peak_bytes() -> int:
 
 
 def summarise(
-    world: World, tracer: Tracer, weight_bytes: int, threads: int, samples: int, seconds: float
+    world: World,
+    tracer: Tracer,
+    weight_bytes: int,
+    threads: int,
+    samples: int,
+    seconds: float,
+    confusion: Confusion | None = None,
 ) -> RunSummary:
     """Put every stage's figures together. *Collective.*
 
@@ -73,15 +84,25 @@ def summarise(
         threads: what it computed with.
         samples: rows done; rank 0's number counts.
         seconds: wall time of the run; the longest counts.
+        confusion: what the last rank counted, None elsewhere.
     """
     mine = StageSummary(world.rank, world.host, threads, weight_bytes, peak_bytes(), tracer.totals)
-    texts = world.all_gather(json.dumps([samples, seconds, dataclasses.asdict(mine)]))
+    counted = confusion and dataclasses.asdict(confusion)
+    fields = [samples, seconds, dataclasses.asdict(mine), counted]
+    texts = world.all_gather(json.dumps(fields))
     parts = [json.loads(text) for text in texts]
     stages = []
-    for _, _, fields in parts:
-        totals = {kind: Totals(**each) for kind, each in fields.pop("totals").items()}
-        stages.append(StageSummary(**fields, totals=totals))
-    return RunSummary(parts[0][0], max(part[1] for part in parts), tuple(stages))
+    for _, _, stage, _ in parts:
+        totals = {kind: Totals(**each) for kind, each in stage.pop("totals").items()}
+        stages.append(StageSummary(**stage, totals=totals))
+    longest = max(part[1] for part in parts)
+    return RunSummary(parts[0][0], longest, tuple(stages), _confusion(parts[-1][3]))
+
+
+def _confusion(fields: dict[str, Any] | None) -> Confusion | None:
+    if fields is None:
+        return None
+    return Confusion(tuple(fields["names"]), tuple((a, b, n) for a, b, n in fields["cells"]))
 
 
 def print_summary(summary: RunSummary, console: Console) -> None:
@@ -107,3 +128,5 @@ def print_summary(summary: RunSummary, console: Console) -> None:
             f"[green]{bar}[/][dim]{'░' * (20 - len(bar))}[/]",
         )
     console.print(table)
+    if summary.confusion is not None:
+        print_confusion(summary.confusion, console)

@@ -230,7 +230,7 @@ def test_a_model_that_only_one_rank_has_is_refused_on_all() -> None:
     if MPI.COMM_WORLD.size == 1:
         pytest.skip("one rank has all there is")
     model: Any = nn.Linear(2, 2) if MPI.COMM_WORLD.rank == 0 else None
-    with pytest.raises(PipeparError, match="NoneType"):
+    with pytest.raises(PipeparError, match="neither a model nor layers"):
         Pipeline(model, example_args=(torch.zeros(1, 2),))
 
 
@@ -281,3 +281,26 @@ def test_more_ranks_than_layers_is_refused_on_every_rank() -> None:
 def test_sizes_below_one_are_refused(name: str) -> None:
     with pytest.raises(PipeparError, match=f"{name} is 0, expected at least 1"):
         Pipeline(nn.Linear(2, 2), example_args=(torch.zeros(1, 2),), **{name: 0})  # type: ignore[arg-type]
+
+
+class Constant(nn.Module):
+    """Its middle computes from weights alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return torch.relu(x) + (self.first @ self.second).sum()
+
+
+def test_a_stage_that_needs_nothing_of_the_others() -> None:
+    torch.manual_seed(0)
+    model, x = Constant().eval(), torch.randn(6, 3, 3)
+    with torch.no_grad():
+        expected = torch.cat([model(x[:4]), model(x[4:])])
+    with Pipeline(model, example_args=(x,), micro_batch=4) as pipe:
+        found = pipe(x)
+        inputs = [stage.inputs for stage in pipe._assembly.plan.stages]
+    assert MPI.COMM_WORLD.size != 3 or inputs[1] == ()
+    assert found is None if MPI.COMM_WORLD.rank else torch.equal(found, expected)

@@ -1,0 +1,79 @@
+"""The places where a model may be cut, as a table to read, to page through and to search."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from pipepar.model.crossing import Cut, CutTable
+    from pipepar.plan.plan import Plan
+
+_BAR: Final = 10
+# Wide enough for every path, since a file or another program has no right margin.
+_UNBOUNDED: Final = 10_000
+
+
+def print_cuts(table: CutTable, plan: Plan | None) -> None:
+    """Print a line for each legal cut, and how many there are. *Local.*
+
+    Args:
+        table: the cuts.
+        plan: the cuts that were chosen are marked with the stage that begins there; may be None.
+    """
+    begins = {stage.begin: stage.index for stage in plan.stages} if plan else {}
+    console = open_wide_console()
+    console.print(_table(table, begins))
+    alone = sum(cut.tensors == 1 for cut in table.cuts)
+    console.print(
+        f"{len(table.costs):,} operations, {len(table.cuts):,} legal cuts, {alone:,} of one tensor"
+    )
+
+
+def open_wide_console() -> Console:
+    """A console on stdout that cuts nothing off, unless a terminal's width makes it. *Local.*"""
+    return Console(width=None if sys.stdout.isatty() else _UNBOUNDED, highlight=False)
+
+
+def _table(table: CutTable, begins: Mapping[int, int]) -> Table:
+    shown = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("module", "after", "tensors", "bytes", "work before", "", ""):
+        right = column in ("tensors", "bytes", "work before")
+        shown.add_column(column, justify="right" if right else "left", no_wrap=True)
+    for cut in table.cuts:
+        stage = begins.get(cut.position)
+        shown.add_row(
+            *_cells(cut),
+            "" if stage is None else f"<- stage {stage}",
+            style="" if stage is None else "bold yellow",
+        )
+    return shown
+
+
+def _cells(cut: Cut) -> tuple[str, ...]:
+    bar = "█" * round(_BAR * cut.done)
+    return (
+        escape(cut.module) or "(model)",
+        escape(cut.operation),
+        str(cut.tensors),
+        readable_bytes(cut.nbytes),
+        f"{cut.done:.1%}",
+        f"[green]{bar}[/][dim]{'░' * (_BAR - len(bar))}[/]",
+    )
+
+
+def readable_bytes(count: int) -> str:
+    """A size as one reads it, such as 1.5 MiB. *Local.*"""
+    if count < 1024:
+        return f"{count} B"
+    size = float(count)
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:,.1f} TiB"

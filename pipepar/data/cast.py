@@ -1,0 +1,44 @@
+"""Samples in the dtype that the model was told to compute in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+
+from pipepar.data.feed import Feed, Reader
+
+
+class Cast:
+    """A reader whose floating-point arguments are cast; token ids and masks stay. Local."""
+
+    def __init__(self, reader: Reader, dtype: torch.dtype) -> None:
+        """Take note of both.
+
+        Args:
+            reader: the samples.
+            dtype: a floating-point dtype.
+        """
+        self._reader = reader
+        self._dtype = dtype
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self._reader)
+
+    def feeds(self, micro_batch: int) -> Iterator[Feed]:
+        """Read all samples once; see `Reader.feeds`."""
+        return map(self._cast, self._reader.feeds(micro_batch))
+
+    def example(self) -> Feed:
+        """Return a feed of up to 2 rows."""
+        return self._cast(self._reader.example())
+
+    def _cast(self, feed: Feed) -> Feed:
+        args = tuple(map(self._one, feed.args))
+        kwargs = {name: self._one(tensor) for name, tensor in feed.kwargs.items()}
+        return dataclasses.replace(feed, args=args, kwargs=kwargs)
+
+    def _one(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor

@@ -1,0 +1,173 @@
+"""A program that `torch.export.save` wrote: its graph is read, its weights stay in the file.
+
+A .pt2 file is an uncompressed zip archive: the program as JSON, every weight as bytes of its own,
+and JSON that says which is which. `torch.export.load` would read all of it into memory.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import fx, nn
+from torch._export.serde import schema
+from torch._export.serde.serialize import (
+    ExportedProgramDeserializer,
+    _bytes_to_dataclass,
+    deserialize_scalar_type,
+)
+
+from pipepar.errors import InputError
+from pipepar.microbatch import TensorSpec
+from pipepar.model.checkpoint import Stored, TensorFiles
+
+aten = torch.ops.aten
+
+_MODEL: Final = "models/model.json"
+_EXAMPLE: Final = "data/sample_inputs/model.pt"
+_PAYLOADS: Final = "data/{kind}/model_{kind}_config.json"
+
+# Of the zip format: a local header's size without its two fields of variable length, and where
+# their lengths stand.
+_LOCAL_HEADER: Final = 30
+_LENGTHS_AT: Final = 26
+
+Payload: TypeAlias = Mapping[str, Any]
+"""What the archive says of one tensor."""
+
+
+def open_exported(path: Path) -> nn.Module:
+    """Read a program without its weights. *Local.*
+
+    Args:
+        path: the .pt2 file.
+
+    Returns:
+        A module whose parameters and persistent buffers are on meta.
+
+    Raises:
+        InputError: there is no such file, or it holds no program that this torch can read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            state = _state(path, archive)
+            constants = _constants(path, archive)
+            program = _bytes_to_dataclass(schema.ExportedProgram, _read(archive, _MODEL))
+            example = _read(archive, _EXAMPLE)
+        return _module(program, state, constants, example)
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file fails in as many ways as there are fields
+        raise InputError(
+            f"{path} cannot be read as an exported program ({type(error).__name__}: {error}); "
+            f"export the model again with torch {torch.__version__} and torch.export.save"
+        ) from error
+
+
+def exported_header(path: Path) -> dict[str, Stored]:
+    """Where each weight of a program lies. *Local.*
+
+    Args:
+        path: the .pt2 file.
+
+    Returns:
+        Places by the program's own names.
+
+    Raises:
+        InputError: the file holds no weights in a form that can be read in part.
+    """
+    with zipfile.ZipFile(path) as archive:
+        return {
+            name: _stored(path, archive, "weights", name, payload)
+            for name, payload in _payloads(archive, "weights").items()
+        }
+
+
+def _module(
+    program: Any, state: dict[str, torch.Tensor], constants: dict[str, torch.Tensor], example: bytes
+) -> nn.Module:
+    loaded = ExportedProgramDeserializer().deserialize(program, state, constants, example)
+    # Its guards hold the sizes that were fixed when it was exported.
+    module: fx.GraphModule = loaded.module(check_guards=True)
+    for node in module.graph.find_nodes(op="call_function", target=aten.detach_.default):
+        # Export wraps constants in it; without gradients it does nothing, and views refuse it.
+        node.replace_all_uses_with(node.args[0])
+        module.graph.erase_node(node)
+    module.recompile()
+    return module
+
+
+def _state(path: Path, archive: zipfile.ZipFile) -> dict[str, torch.Tensor]:
+    """Every weight on meta; those that share their bytes are one tensor."""
+    tensors: dict[str, torch.Tensor] = {}
+    shared: dict[tuple[object, ...], torch.Tensor] = {}
+    for name, payload in _payloads(archive, "weights").items():
+        stored = _stored(path, archive, "weights", name, payload)
+        key = (stored.offset, stored.spec)
+        if key not in shared:
+            shared[key] = _on_meta(stored.spec, payload)
+        tensors[name] = shared[key]
+    return tensors
+
+
+def _on_meta(spec: TensorSpec, payload: Payload) -> torch.Tensor:
+    tensor = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device="meta")
+    if not payload["is_param"]:
+        return tensor
+    return nn.Parameter(tensor, requires_grad=payload["tensor_meta"]["requires_grad"])
+
+
+def _constants(path: Path, archive: zipfile.ZipFile) -> dict[str, torch.Tensor]:
+    with TensorFiles() as files:
+        return {
+            name: files.read(_stored(path, archive, "constants", name, payload))
+            for name, payload in _payloads(archive, "constants").items()
+        }
+
+
+def _payloads(archive: zipfile.ZipFile, kind: str) -> dict[str, Payload]:
+    config: dict[str, Payload] = json.loads(_read(archive, _PAYLOADS.format(kind=kind)))["config"]
+    for name, payload in config.items():
+        if payload["use_pickle"] or payload["tensor_meta"] is None:
+            raise InputError(
+                f"{name} in {archive.filename} is a pickled object, which could run code when it "
+                f"is read, expected a plain tensor; export the model without tensor subclasses "
+                f"and custom objects"
+            )
+    return config
+
+
+def _stored(path: Path, archive: zipfile.ZipFile, kind: str, name: str, payload: Payload) -> Stored:
+    meta = payload["tensor_meta"]
+    spec = TensorSpec(
+        deserialize_scalar_type(meta["dtype"]),
+        tuple(size["as_int"] for size in meta["sizes"]),
+        tuple(step["as_int"] for step in meta["strides"]),
+    )
+    entry = archive.getinfo(_full(archive, f"data/{kind}/{payload['path_name']}"))
+    begin = _data_offset(path, entry) + meta["storage_offset"]["as_int"] * spec.dtype.itemsize
+    return Stored(name, path, begin, spec)
+
+
+def _data_offset(path: Path, entry: zipfile.ZipInfo) -> int:
+    """Bytes from the file's start to an entry's data; zipfile knows where its header is."""
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise InputError(f"{entry.filename} in {path} is compressed; export the model again")
+    with path.open("rb") as file:
+        file.seek(entry.header_offset + _LENGTHS_AT)
+        lengths = file.read(4)
+    name, extra = (int.from_bytes(part, "little") for part in (lengths[:2], lengths[2:]))
+    return entry.header_offset + _LOCAL_HEADER + name + extra
+
+
+def _read(archive: zipfile.ZipFile, name: str) -> bytes:
+    return archive.read(_full(archive, name))
+
+
+def _full(archive: zipfile.ZipFile, name: str) -> str:
+    """An entry's name with the folder that torch puts everything into."""
+    return f"{archive.namelist()[0].partition('/')[0]}/{name}"

@@ -1,0 +1,148 @@
+"""A folder as `save_pretrained` writes it becomes a model without weights."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import nn
+
+from pipepar.errors import InputError
+from pipepar.model.fakes import params_on_meta
+from pipepar.model.formats import open_checkpoint
+from pipepar.model.tasks import TASKS, Task
+from pipepar.model.weights import StoredWeights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+WEIGHT_FILES: Final = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Where a folder's weights may lie, the better file first."""
+
+# The name of the model inside the wrappers of tasks.py.
+_WRAPPER: Final = "model."
+
+
+def build(folder: Path, task_name: str, dtype: torch.dtype | None = None) -> nn.Module:
+    """A folder's model for a task. *Local.*
+
+    Args:
+        folder: holds config.json; weights are looked at only where it names no dtype.
+        task_name: one of TASKS.
+        dtype: what to compute in; None for what `from_pretrained` would choose.
+
+    Returns:
+        The model in eval mode, parameters on meta.
+
+    Raises:
+        InputError: there is no such folder or configuration, or the task is not known.
+        WeightsError: the configuration names no dtype, and the weights are missing or damaged.
+    """
+    task = TASKS.get(task_name)
+    if task is None:
+        raise InputError(
+            f"found task {task_name!r}, expected one of {', '.join(TASKS)}; give --task"
+        )
+    model = _pretrained(folder, task, dtype)
+    return (task.wrapper(model) if task.wrapper else model).eval()
+
+
+def stored_weights(folder: Path, module: nn.Module, task_name: str) -> StoredWeights:
+    """Where a folder's weights lie; nothing is looked for before they are asked for. *Local.*
+
+    Args:
+        folder: the model's folder.
+        module: what `build` made of it.
+        task_name: the task it was built for.
+
+    Returns:
+        The weights, by the module's names.
+    """
+    from pipepar.model.renaming import TransformersNames  # transformers takes seconds to import
+
+    wrapped = TASKS[task_name].wrapper is not None
+    model: Any = module.model if wrapped else module
+    names = TransformersNames(
+        model, _WRAPPER if wrapped else "", tuple(model.config.architectures or ())
+    )
+    return StoredWeights(weights_file(folder), names, cast=True)
+
+
+def weights_file(folder: Path) -> Path:
+    """The file, or the index of the shards, that holds a folder's weights. *Local.*
+
+    Returns:
+        The best there is; where there is none, the one that should be there.
+    """
+    found = (folder / name for name in WEIGHT_FILES if (folder / name).is_file())
+    return next(found, folder / WEIGHT_FILES[0])
+
+
+def dtype_of(folder: Path, config: PreTrainedConfig) -> torch.dtype | None:
+    """The dtype to compute in: the configuration's, or that of the first weight by name. *Local.*
+
+    Where there are no weights either, as in a folder to plan for, it is None: torch's default.
+
+    Raises:
+        WeightsError: the configuration names none, and the weights are damaged.
+    """
+    if isinstance(config.dtype, torch.dtype):
+        return config.dtype
+    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+        return None
+    checkpoint = open_checkpoint(weights_file(folder))
+    dtypes = (checkpoint.locate(name).spec.dtype for name in sorted(checkpoint.names))
+    return next((dtype for dtype in dtypes if dtype.is_floating_point), None)
+
+
+def _pretrained(folder: Path, task: Task, dtype: torch.dtype | None) -> PreTrainedModel:
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"no config.json in {folder}, expected a Hugging Face model's folder; "
+            f"download the whole folder, or give package.module:factory"
+        )
+    import transformers  # takes seconds; others need not wait
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        dtype = dtype or dtype_of(folder, config)
+        config.use_cache = False  # what a decoder keeps for its next token would be an output
+        factory = _factory(transformers, config, task)
+        with params_on_meta():
+            model: PreTrainedModel = factory(config, dtype=dtype)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        raise InputError(
+            f"{folder / 'config.json'} describes no model that the installed transformers can "
+            f"build for this task ({shorten(str(error), 300)}); check its model_type and --task, "
+            f"or upgrade transformers"
+        ) from error
+    _keep_precision(model, dtype)
+    return model
+
+
+def _factory(transformers: Any, config: PreTrainedConfig, task: Task) -> Any:
+    if task.auto_class:
+        return getattr(transformers, task.auto_class).from_config
+    for name in config.architectures or ():
+        if hasattr(transformers, name):
+            return getattr(transformers, name)._from_config
+    return transformers.AutoModel.from_config
+
+
+def _keep_precision(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
+    """Leave in float32 what the class says suffers from less, as `from_pretrained` does."""
+    plan: dict[str, torch.dtype] = model._get_dtype_plan(dtype) if dtype else {}
+    for name, parameter in list(model.named_parameters()):
+        for pattern, wanted in plan.items():
+            if re.search(pattern.replace("*", ".*"), name):
+                owner, _, leaf = name.rpartition(".")
+                precise = nn.Parameter(parameter.detach().to(wanted), parameter.requires_grad)
+                setattr(model.get_submodule(owner), leaf, precise)

@@ -1,0 +1,87 @@
+"""What the Python door was given becomes a source, with its values where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import nn
+
+from pipepar.comm.world import World, own_rank
+from pipepar.errors import InputError, WeightsError
+from pipepar.model.fakes import params_on_meta
+from pipepar.model.sequential import Layers
+from pipepar.model.source import Source, from_module, is_factory, open_source
+
+Given: TypeAlias = nn.Module | Sequence[nn.Module] | Path | str
+"""A model, its layers, or its name."""
+
+
+@contextmanager
+def values_on_root() -> Iterator[None]:
+    """Modules built inside have values on rank 0 only; elsewhere they take no memory. *Local.*
+
+    Buffers keep their values everywhere, since no other rank could compute them otherwise.
+    """
+    if own_rank() == 0:
+        yield
+        return
+    with params_on_meta():
+        yield
+
+
+def given_source(
+    world: World, given: Given, task: str, weights: Path | None, dtype: torch.dtype | None
+) -> tuple[Source, bool]:
+    """The model that a script named or built. *Collective.*
+
+    Args:
+        world: all ranks.
+        given: the same on every rank, but for the values of a module's weights.
+        task: what a Hugging Face folder is to do.
+        weights: a checkpoint for a factory that is named.
+        dtype: what a model that is named computes in; None to leave it to the model.
+
+    Returns:
+        The source, and whether its weights come from rank 0.
+
+    Raises:
+        InputError: it is no model, or cannot be copied.
+        WeightsError: it is on meta on rank 0 too.
+    """
+    source = world.together(lambda: _source(world, given, task, weights, dtype))
+    if isinstance(given, str | Path):
+        return source, is_factory(str(given)) and weights is None
+    hollow = [text == "hollow" for text in world.all_gather(_state(given))]
+    if hollow[0]:
+        raise WeightsError(
+            f"the parameters of {source.name} are on meta on rank 0, expected values there; build "
+            f"the model inside pipepar.values_on_root(), or on every rank"
+        )
+    return source, any(hollow)
+
+
+def _source(
+    world: World, given: Given, task: str, weights: Path | None, dtype: torch.dtype | None
+) -> Source:
+    if isinstance(given, str | Path):
+        return open_source(str(given), task, weights, values=world.rank == 0, dtype=dtype)
+    if dtype is not None:
+        raise InputError(f"found dtype {dtype} for a model that exists; call model.to({dtype})")
+    if isinstance(given, nn.Module):
+        return from_module(given)
+    if isinstance(given, Sequence) and all(isinstance(layer, nn.Module) for layer in given):
+        return from_module(Layers(*given))
+    raise InputError(
+        f"found a {type(given).__name__}, expected an nn.Module, layers=[nn.Module, ...], or the "
+        f"name of a model; give one of these"
+    )
+
+
+def _state(given: nn.Module | Sequence[nn.Module]) -> str:
+    modules = [given] if isinstance(given, nn.Module) else given
+    hollow = any(parameter.is_meta for module in modules for parameter in module.parameters())
+    return "hollow" if hollow else ""

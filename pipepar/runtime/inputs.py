@@ -1,0 +1,180 @@
+"""From the user's input to the values that enter the first stage."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from pipepar.comm.world import World
+from pipepar.data.arrays import open_arrays
+from pipepar.data.cast import Cast
+from pipepar.data.feed import Feed, Reader, input_kind
+from pipepar.data.images import open_pictures
+from pipepar.data.labels import Labelled, read_labels
+from pipepar.data.pixels import as_pixel_values, process_arrays, process_pictures
+from pipepar.data.prepared import Prepare
+from pipepar.data.text import open_text
+from pipepar.data.texts import open_texts
+from pipepar.errors import InputError
+from pipepar.microbatch import Value
+from pipepar.model.graph import Graph
+from pipepar.model.named import import_named
+from pipepar.runtime.folder import load_classes, load_processor, load_tokenizer
+from pipepar.runtime.loop import SAMPLES, Arrival
+from pipepar.runtime.options import Job
+from pipepar.trace import Tracer
+
+_MARK: Final = "#"
+"""No model's value has a name that begins so."""
+
+_OPENERS: Final[Mapping[str, Callable[[Path, Prepare, str], Reader]]] = {
+    "text": open_texts,
+    "arrays": open_arrays,
+    "pictures": open_pictures,
+}
+"""How to read what a function of the user's makes the arguments of."""
+
+
+def open_input(job: Job) -> Reader:
+    """Open what the user named, and its labels. *Local.*
+
+    Raises:
+        InputError: a file is missing, damaged or of another kind than the model takes.
+    """
+    reader = _open(job)
+    if job.torch_dtype is not None:
+        reader = Cast(reader, job.torch_dtype)
+    if job.labels is None:
+        return reader
+    classes = load_classes(job)
+    if classes.problem in ("regression", "multi_label_classification"):
+        raise InputError(
+            f"--labels {job.labels} is one class a sample, but {job.model} was trained for "
+            f"{classes.problem}; leave the option out"
+        )
+    return Labelled(reader, read_labels(job.labels, classes.names), job.labels)
+
+
+def agree_on_input(world: World, reader: Reader | None, micro_batch: int) -> tuple[int, Feed]:
+    """The number of samples, and an example of a micro-batch. *Collective.*
+
+    Args:
+        world: all ranks.
+        reader: the input on rank 0, None elsewhere.
+        micro_batch: samples that will travel together.
+
+    Returns:
+        Rank 0's number, and an example of its shapes and dtypes without its values.
+    """
+    found = world.together(lambda: None if reader is None else reader.example())
+    text = ""
+    if reader is not None and found is not None:
+        rows = min(micro_batch, len(reader)) or len(found.samples)
+        outline = partial(_outline, rows=rows)
+        named = ({n: outline(t) for n, t in d.items()} for d in (found.kwargs, found.extras))
+        text = json.dumps([len(reader), [outline(t) for t in found.args], *named])
+    count, args, *rest = json.loads(world.broadcast(text))
+    kwargs, extras = ({n: _blank(o) for n, o in named.items()} for named in rest)
+    return count, Feed(torch.arange(0), tuple(map(_blank, args)), kwargs, extras)
+
+
+def carried_names(example: Feed) -> tuple[str, ...]:
+    """Names of the source's values that travel along with each micro-batch. *Local.*"""
+    return (SAMPLES, *(_MARK + name for name in example.extras))
+
+
+def carried_extras(values: dict[str, Value]) -> dict[str, torch.Tensor]:
+    """The extras of a feed, out of the values that arrived with its micro-batch. *Local.*"""
+    return {
+        name.removeprefix(_MARK): value
+        for name, value in values.items()
+        if name.startswith(_MARK) and isinstance(value, torch.Tensor)
+    }
+
+
+def feed_all(reader: Reader, micro_batch: int, graph: Graph, tracer: Tracer) -> Iterator[Arrival]:
+    """The whole input, micro-batch by micro-batch, as values of the graph. *Local.*
+
+    Raises:
+        InputError: a sample cannot be read, or does not fit what was captured.
+        StageError: a function of the user's failed; the cause is chained to it.
+    """
+    begin = time.perf_counter()
+    for index, feed in enumerate(reader.feeds(micro_batch)):
+        values: dict[str, Value] = {SAMPLES: feed.samples}
+        values.update({_MARK + name: tensor for name, tensor in feed.extras.items()})
+        inputs = graph.flatten_inputs(feed.args, feed.kwargs)
+        values.update(zip(graph.inputs, inputs, strict=True))
+        tracer.record("source", index, begin, time.perf_counter())
+        yield index, values
+        begin = time.perf_counter()
+
+
+def _open(job: Job) -> Reader:
+    kind = input_kind(job.input)
+    if job.preprocess is not None:
+        prepare = import_named(job.preprocess, "a function that makes the model's arguments")
+        return _OPENERS[kind](job.input, prepare, f"--preprocess {job.preprocess}")
+    if kind == "arrays":
+        return _open_arrays(job)
+    if not job.is_folder:
+        lacking = "tokenizer" if kind == "text" else "image processor"
+        raise InputError(
+            f"input {job.input} is {kind}, but {job.model} brings no {lacking}; give --preprocess "
+            "module:function, a Hugging Face folder as MODEL, or arrays (.npy, .npz, .safetensors) "
+            "as INPUT"
+        )
+    if kind == "pictures":
+        prepare = process_pictures(load_processor(job.model))
+        return open_pictures(job.input, prepare, f"the image processor of {job.model}")
+    return _open_text(job)
+
+
+def _open_text(job: Job) -> Reader:
+    tokenizer = load_tokenizer(job.model)
+    required = ""
+    if job.resolved_task == "fill-mask":
+        if tokenizer.mask_token is None:
+            raise InputError(
+                f"the tokenizer of {job.model} has no mask token, which fill-mask needs; expected "
+                "a model trained to fill masks: give another, or another --task"
+            )
+        required = tokenizer.mask_token
+    return open_text(
+        job.input,
+        tokenizer,
+        job.max_length,
+        required=required,
+        tell_tokens=job.reads_tokens,
+        pad_to_limit=job.padding == "max_length",
+    )
+
+
+def _open_arrays(job: Job) -> Reader:
+    """Arrays as the model takes them, but pictures' pixels through its own processor."""
+    reader = open_arrays(job.input)
+    if not job.is_folder or job.resolved_task != "image-classification":
+        return reader
+    example = reader.example()
+    tensors = [*example.args, *example.kwargs.values()]
+    if len(tensors) > 1:
+        return reader
+    if tensors[0].dtype != torch.uint8:
+        return open_arrays(job.input, as_pixel_values)
+    prepare = process_arrays(load_processor(job.model))
+    return open_arrays(job.input, prepare, f"the image processor of {job.model}")
+
+
+def _outline(tensor: torch.Tensor, rows: int) -> list[Any]:
+    return [str(tensor.dtype).removeprefix("torch."), rows, *tensor.shape[1:]]
+
+
+def _blank(outline: list[Any]) -> torch.Tensor:
+    dtype, *shape = outline
+    return torch.empty(shape, dtype=getattr(torch, dtype))

@@ -1,0 +1,148 @@
+"""What the user asked for, and whether it goes together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from pipepar.data.feed import TEXT_SUFFIXES
+from pipepar.errors import InputError
+from pipepar.model.source import is_factory
+from pipepar.model.tasks import TASKS
+
+CLASSIFICATION: Final = ("text-classification", "image-classification")
+"""Tasks that give each sample one class."""
+TOKENS: Final = ("token-classification", "fill-mask")
+"""Tasks whose answers are about a text's tokens."""
+DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+"""What a model can be asked to compute in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the user asked for."""
+
+    model: str
+    """A Hugging Face folder, an exported program (.pt2), or package.module:factory."""
+    input: Path
+    """Text, arrays, or a folder of pictures."""
+    output: Path
+    """Where the results go; its suffix says how."""
+    task: str | None = None
+    """What the model is to do, by Hugging Face's name; None for what its kind does by itself."""
+    micro_batch: int = 32
+    """Samples that travel together, at least 1."""
+    depth: int = 2
+    """Micro-batches that may wait on each end of a channel, at least 1."""
+    weights: Path | None = None
+    """Checkpoint for a factory's model; None to take the factory's own values."""
+    dtype: str = "auto"
+    """What to compute in, by torch's name; "auto" for what the checkpoint or the factory says."""
+    max_length: int | None = None
+    """Tokens after which a text is cut; None for the tokenizer's own limit."""
+    padding: str = "longest"
+    """To which length texts are padded: the "longest" of their micro-batch, or "max_length"."""
+    plan: Path | None = None
+    """A plan made earlier; None to make one."""
+    trace: Path | None = None
+    """Where the timeline goes; None for nowhere."""
+    preprocess: str | None = None
+    """package.module:function that makes the model's arguments; None for what the model brings."""
+    postprocess: str | None = None
+    """package.module:function that makes the results; None for those of the task."""
+    labels: Path | None = None
+    """The samples' right classes; None if nobody knows."""
+    weights_from: str = "disk"
+    """Who reads the weights: every rank its own ("disk"), or rank 0 for all ("root")."""
+
+    @property
+    def weights_from_root(self) -> bool:
+        """Whether rank 0 sends the others their weights; also those that a factory gives there."""
+        return self.weights_from == "root" or (self.is_factory and self.weights is None)
+
+    @property
+    def is_factory(self) -> bool:
+        """Whether the model is named as package.module:factory."""
+        return is_factory(self.model)
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the model is named as a Hugging Face folder."""
+        return not self.is_factory and Path(self.model).suffix != ".pt2"
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """The dtype asked for; None to leave it to the model."""
+        return None if self.dtype == "auto" else DTYPES[self.dtype]
+
+    @property
+    def resolved_task(self) -> str:
+        """The task asked for; else feature-extraction for a folder, raw for any other model."""
+        return self.task or ("feature-extraction" if self.is_folder else "raw")
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the results are about tokens, and made by the task itself."""
+        return self.resolved_task in TOKENS and self.postprocess is None
+
+    @property
+    def writes_answers(self) -> bool:
+        """Whether the output can hold a task's answers, and not only tensors."""
+        return self.output.suffix.lower() == ".jsonl"
+
+
+def check_options(job: Job) -> None:
+    """Refuse options that are out of range or contradict each other. *Local.*
+
+    Raises:
+        InputError: naming the option, and what to give instead.
+    """
+    for name, number in (("--micro-batch", job.micro_batch), ("--depth", job.depth)):
+        if number < 1:
+            raise InputError(f"{name} is {number}, expected at least 1")
+    if job.dtype != "auto" and job.dtype not in DTYPES:
+        raise InputError(f"--dtype is {job.dtype!r}, expected auto or one of {', '.join(DTYPES)}")
+    if job.padding not in ("longest", "max_length"):
+        raise InputError(f"--padding is {job.padding!r}, expected longest or max_length")
+    if job.weights_from not in ("disk", "root"):
+        raise InputError(f"--weights-from is {job.weights_from!r}, expected disk or root")
+    if job.weights_from == "root" and Path(job.model).suffix == ".pt2":
+        raise InputError(
+            f"--weights-from root does not go with {job.model}, whose program every rank must "
+            "read; copy the file to where all ranks see it"
+        )
+    task = job.resolved_task
+    if task not in TASKS:
+        raise InputError(f"found task {task!r}, expected one of {', '.join(TASKS)}; give --task")
+    if job.labels is not None and task not in (*CLASSIFICATION, "raw"):
+        raise InputError(
+            f"--labels {job.labels} is one class a sample, but the task is {task}; expected "
+            f"{', '.join(CLASSIFICATION)}, or raw with one score a class: give that --task, or "
+            "leave --labels out"
+        )
+    if job.reads_tokens:
+        _check_tokens(job, task)
+
+
+def _check_tokens(job: Job, task: str) -> None:
+    if not job.writes_answers:
+        raise InputError(
+            f"the answers of {task} differ in length, and output {job.output} holds arrays; name "
+            "an output that ends in .jsonl, or make tensors of them with --postprocess"
+        )
+    # By the name alone: only rank 0 has to see the input.
+    is_text = job.input.suffix.lower() in TEXT_SUFFIXES
+    if not job.is_folder or job.preprocess is not None or not is_text:
+        raise InputError(
+            f"{task} answers with the words of a text, which needs the tokenizer of a Hugging Face "
+            f"folder as MODEL (found {job.model}) and text as INPUT (found {job.input}), without "
+            "--preprocess; otherwise give --postprocess too"
+        )

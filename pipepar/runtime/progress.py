@@ -1,0 +1,33 @@
+"""What a run tells a person while it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Progress: TypeAlias = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+"""Given how much there is to do, a context whose value is told how much more is done."""
+
+
+@contextmanager
+def silent(total: int) -> Iterator[Callable[[int], None]]:
+    """A `Progress` that shows nothing. *Local.*"""
+    yield lambda done: None
+
+
+@dataclass(frozen=True, slots=True)
+class Display:
+    """Where one rank's news go."""
+
+    samples: Progress
+    """Is told the samples done."""
+    weights: Progress
+    """Is told the bytes of weights that are there."""
+    note: Callable[[str], None]
+    """Is told what the user should know, a sentence."""
+
+
+NOBODY = Display(silent, silent, lambda sentence: None)
+"""For ranks that nobody watches."""

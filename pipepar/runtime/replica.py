@@ -1,0 +1,68 @@
+"""A Hugging Face folder that only rank 0 sees: the others get all of it but the weights."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from pipepar.comm.world import World
+from pipepar.errors import InputError
+from pipepar.model.huggingface import dtype_of
+
+# Configurations, vocabularies, merges, sentencepiece models, chat templates.
+_SUFFIXES: Final = (".json", ".txt", ".model", ".jinja")
+
+
+@contextmanager
+def replica(world: World, folder: Path) -> Iterator[Path]:
+    """The folder on rank 0, a copy without its weights on every other rank. *Collective.*
+
+    Args:
+        world: all ranks.
+        folder: where rank 0 finds it.
+
+    Yields:
+        Where this rank finds it; a copy is gone when the context is left.
+
+    Raises:
+        InputError: rank 0 has no such folder.
+        WeightsError: the configuration names no dtype, and the weights are missing or damaged.
+    """
+    text = world.together(lambda: _packed(folder) if world.rank == 0 else "")
+    text = world.broadcast(text)
+    if world.rank == 0:
+        yield folder
+        return
+    with TemporaryDirectory(prefix="pipepar-") as place:
+        for name, content in json.loads(text).items():
+            (Path(place) / name).write_bytes(base64.b64decode(content))
+        yield Path(place)
+
+
+def _packed(folder: Path) -> str:
+    """The small files; the configuration names the dtype, so that nobody asks the weights."""
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"no config.json in {folder} on rank 0, expected a Hugging Face model's folder; start "
+            "the job so that rank 0 runs where the folder is"
+        )
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES]
+    content = {file.name: file.read_bytes() for file in files if file.is_file()}
+    content["config.json"] = _with_dtype(folder).encode()
+    return json.dumps({name: base64.b64encode(data).decode() for name, data in content.items()})
+
+
+def _with_dtype(folder: Path) -> str:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    dtype = dtype_of(folder, config)
+    if config.dtype is None and dtype is not None:
+        fields["dtype"] = str(dtype).removeprefix("torch.")
+    return json.dumps(fields)

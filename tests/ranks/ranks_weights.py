@@ -1,0 +1,210 @@
+"""Weights that only rank 0 has reach every stage, and each stage gets its own and no others."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mpi4py import MPI
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import pipepar
+from pipepar.comm.world import World
+from pipepar.errors import PipeparError, WeightsError
+from pipepar.model.checkpoint import TensorFiles
+from pipepar.model.source import from_factory
+from pipepar.pipeline import Pipeline
+from pipepar.runtime.assembly import assemble
+from pipepar.runtime.replica import replica
+
+pytestmark = pytest.mark.mpi
+
+ROOT = MPI.COMM_WORLD.rank == 0
+
+
+class Net(nn.Module):
+    """Tied layers, statistics, channels-last kernels and a buffer that no checkpoint holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(6))
+        self.convolutions[5].weight = self.convolutions[0].weight
+        self.norm = nn.BatchNorm2d(4)
+        self.register_buffer("shift", torch.arange(4.0).view(4, 1, 1), persistent=False)
+        for convolution in self.convolutions:
+            weight = convolution.weight
+            assert isinstance(weight, torch.Tensor)
+            weight.data = weight.data.to(memory_format=torch.channels_last)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        for convolution in self.convolutions:
+            x = torch.relu(convolution(x)) + x
+        return {"y": self.norm(x) + self.shift}
+
+
+def net() -> nn.Module:
+    torch.manual_seed(MPI.COMM_WORLD.rank)  # no two ranks make the same values
+    model = Net().eval()
+    for buffer in model.norm.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    return model
+
+
+def shared(folder: Path) -> Path:
+    """Rank 0's folder, on every rank."""
+    return Path(MPI.COMM_WORLD.bcast(str(folder)))
+
+
+def test_a_model_with_values_on_rank_0(tmp_path: Path) -> None:
+    with pipepar.values_on_root():
+        model = net()
+    assert all(parameter.is_meta != ROOT for parameter in model.parameters())
+    x = torch.randn(6, 4, 5, 5)
+    with Pipeline(model, example_args=(x,), micro_batch=3) as pipe:
+        y = pipe(x)
+        stage = pipe._assembly.stage
+    if ROOT:
+        with torch.no_grad():
+            expected = torch.cat([model(part)["y"] for part in (x[:3], x[3:])])
+        assert torch.equal(y["y"], expected)
+        own = {parameter.data_ptr() for parameter in model.parameters()}
+        mine = {parameter.data_ptr() for parameter in stage._module.parameters()}
+        assert mine <= own  # shared with the script's model, not copied
+    held = sum(tensor.nbytes for tensor in set(stage._module.parameters()))
+    assert held <= stage.weight_bytes
+
+
+def test_values_on_no_rank() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+    with pytest.raises(PipeparError, match="on meta on rank 0"):
+        Pipeline(model, example_args=(torch.randn(2, 4),))
+
+
+def load_from_root(world: World, path: Path) -> Any:
+    source = from_factory("tests.factories:mlp", path)
+    example = (torch.randn(2, 4),)
+    assembly = assemble(world, source, example, {}, depth=1, weights_from_root=True)
+    assembly.wiring.close()
+    return assembly.stage
+
+
+def weights_file(folder: Path) -> Path:
+    """A checkpoint that rank 0 sees under a name that nobody else does."""
+    if not ROOT:
+        return Path("/nowhere/w.safetensors")
+    tensors = {f"{i}.{k}": torch.randn(*s) for i in range(4) for k, s in SHAPES.items()}
+    save_file(tensors, folder / "w.safetensors")
+    return folder / "w.safetensors"
+
+
+SHAPES = {"weight": (4, 4), "bias": (4,)}
+
+
+def test_a_checkpoint_that_only_rank_0_sees(world: World, tmp_path: Path) -> None:
+    path = weights_file(tmp_path)
+    stage = load_from_root(world, path)
+    expected = MPI.COMM_WORLD.bcast(load_file(path) if ROOT else None)
+    found = dict(stage._module.named_parameters())
+    assert found
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_a_damaged_checkpoint_is_told_by_rank_0(world: World, tmp_path: Path) -> None:
+    path = weights_file(tmp_path)
+    if ROOT:
+        path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(PipeparError) as caught:
+        load_from_root(world, path)
+    assert isinstance(caught.value, WeightsError) == ROOT
+    assert "truncated" in str(caught.value)
+
+
+def test_a_disk_that_fails_under_way_ends_every_rank(
+    world: World, tmp_path: Path, monkeypatch: Any
+) -> None:
+    path, plain = weights_file(tmp_path), TensorFiles.read
+
+    def failing(files: TensorFiles, stored: Any) -> torch.Tensor:
+        if stored.name == "1.weight":
+            raise WeightsError("the disk is gone")
+        return plain(files, stored)
+
+    monkeypatch.setattr(TensorFiles, "read", failing)
+    with pytest.raises(PipeparError) as caught:
+        load_from_root(world, path)
+    if ROOT:
+        assert str(caught.value) == "the disk is gone"
+
+
+@pytest.mark.parametrize("name", ["bert", "mixtral"])
+def test_a_folder_each_rank_reads_its_part_of(name: str, tmp_path: Path) -> None:
+    import transformers as hf
+
+    folder = shared(tmp_path)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4}
+    small |= {"num_attention_heads": 2, "vocab_size": 30}
+    if ROOT:
+        torch.manual_seed(0)
+        kinds: Any = {
+            "bert": lambda: hf.BertForMaskedLM(hf.BertConfig(**small)),  # type: ignore[arg-type]
+            "mixtral": lambda: hf.MixtralForCausalLM(
+                hf.MixtralConfig(**small, num_key_value_heads=2, num_local_experts=3)  # type: ignore[arg-type]
+            ),
+        }
+        kinds[name]().save_pretrained(folder)
+    MPI.COMM_WORLD.Barrier()
+    inputs = {"input_ids": torch.arange(24).view(4, 6), "attention_mask": torch.ones(4, 6).long()}
+    with Pipeline(str(folder), example_kwargs=inputs, micro_batch=2) as pipe:
+        found = pipe(**inputs)
+    if ROOT:
+        loaded: Any = {"bert": hf.BertForMaskedLM, "mixtral": hf.MixtralForCausalLM}[name]
+        model = loaded.from_pretrained(folder).eval()
+        with torch.no_grad():
+            parts = [model(**{k: v[at : at + 2] for k, v in inputs.items()}) for at in (0, 2)]
+        assert type(found) is type(parts[0])
+        assert torch.equal(found.logits, torch.cat([part.logits for part in parts]))
+
+
+def test_a_folder_that_only_rank_0_sees(world: World, tmp_path: Path) -> None:
+    import transformers as hf
+
+    folder = tmp_path / "bert"
+    if ROOT:
+        config = hf.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+        model = hf.BertModel(config).bfloat16()
+        model.save_pretrained(folder)
+        config.dtype = None
+        config.save_pretrained(folder)
+        (folder / "vocab.txt").write_text("a\nb\n")
+    with replica(world, folder) as seen:
+        assert (seen == folder) == ROOT
+        assert (seen / "vocab.txt").read_text() == "a\nb\n"
+        assert (seen / "model.safetensors").exists() == ROOT
+        found = hf.AutoConfig.from_pretrained(seen)
+        assert ROOT or found.dtype == torch.bfloat16
+    assert seen.exists() == ROOT
+    shutil.rmtree(folder, ignore_errors=True)
+    with pytest.raises(PipeparError, match=r"no config\.json in"), replica(world, folder):
+        pass
+
+
+@pytest.mark.parametrize("given", [{}, {"model": nn.Linear(2, 2), "layers": [nn.Linear(2, 2)]}])
+def test_neither_or_both(given: Any) -> None:
+    with pytest.raises(PipeparError, match=r"a model (nor|and) layers, expected one"):
+        Pipeline(**given, example_args=(torch.randn(2, 2),))
+
+
+def test_layers_instead_of_a_model() -> None:
+    torch.manual_seed(3)
+    layers = [nn.Linear(4, 4) for _ in range(MPI.COMM_WORLD.size + 1)]
+    x = torch.randn(5, 4)
+    with Pipeline(layers=layers, example_args=(x,), micro_batch=5) as pipe:
+        y = pipe(x)
+    if ROOT:
+        with torch.no_grad():
+            assert torch.equal(y, nn.Sequential(*layers)(x))
