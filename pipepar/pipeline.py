@@ -66,7 +66,7 @@ class Pipeline:
         self,
         model: torch.nn.Module | Path | str | None = None,
         *,
-        layers: Sequence[torch.nn.Module] | None = None,
+        layers: Iterable[torch.nn.Module] | None = None,
         task: str = "raw",
         weights: Path | None = None,
         dtype: torch.dtype | None = None,
@@ -82,7 +82,7 @@ class Pipeline:
         self._open: _Stream | None = None
         try:
             self._world.together(lambda: _check(model, layers, micro_batch, depth))
-            given: Any = layers if model is None else model
+            given: Any = list(layers or ()) if model is None else model
             source, from_root = given_source(self._world, given, task, weights, dtype)
             example = (tuple(example_args), dict(example_kwargs or {}))
             args, kwargs = self._world.together(lambda: next(split(example, micro_batch)))

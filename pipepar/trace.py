@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from pipepar.files import write_whole
+
 Kind = Literal["source", "receive", "compute", "send", "sink"]
 
 
@@ -105,7 +107,15 @@ def bound(compute: Sequence[Totals]) -> float:
 
 
 def write_chrome_trace(path: Path, spans: Iterable[Span]) -> None:
-    """Write spans for chrome://tracing or Perfetto; one row a stage. *Local.*"""
+    """Write spans for chrome://tracing or Perfetto; one row a stage. *Local.*
+
+    Args:
+        path: the file; it appears, or replaces another, when all of it is written.
+        spans: of all stages, on one clock.
+
+    Raises:
+        OSError: the file system refuses.
+    """
     events = [
         {
             "name": f"{span.kind} {span.microbatch}",
@@ -118,4 +128,4 @@ def write_chrome_trace(path: Path, spans: Iterable[Span]) -> None:
         }
         for span in spans
     ]
-    path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}), encoding="utf-8")
+    write_whole(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))

@@ -65,6 +65,10 @@ def one_layer() -> nn.Module:
     return _model(nn.Linear(4, 4))
 
 
+def one_score() -> nn.Module:
+    return _model(nn.Linear(4, 4), nn.Linear(4, 1))
+
+
 def raises_first() -> nn.Module:
     return _model(Trap(_raise), nn.Linear(4, 4), nn.Linear(4, 4))
 
@@ -106,6 +110,28 @@ class Two(nn.Module):
 def two() -> nn.Module:
     torch.manual_seed(0)
     return Two().eval()
+
+
+class Total(nn.Module):
+    """One number for a whole batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum()
+
+
+def total() -> nn.Module:
+    return Total()
+
+
+class Halves(nn.Module):
+    """Rows of a dtype that NumPy lacks."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.bfloat16()
+
+
+def halves() -> nn.Module:
+    return Halves()
 
 
 def no_module() -> int:

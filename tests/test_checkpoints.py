@@ -13,6 +13,7 @@ from pipepar.errors import WeightsError
 from pipepar.model.capture import capture
 from pipepar.model.checkpoint import TensorFiles
 from pipepar.model.source import Source, from_huggingface
+from pipepar.model.weights import WeightSpec
 from pipepar.runtime.planning import make_plan
 from pipepar.runtime.stage import Stage, weights_of
 from tests.models import run
@@ -203,7 +204,21 @@ EXPERT = "model.layers.0.block_sparse_moe.experts.3.w1.weight"
     ("name", "change", "message"),
     [
         ("llama", lambda t: t.pop("model.norm.weight"), r"no tensor model\.norm\.weight in "),
-        ("llama", lambda t: t.update(extra=torch.ones(1)), "model.safetensors holds extra, which"),
+        (
+            "llama",
+            lambda t: t.update({"model.layers.2.mlp.up_proj.weight": torch.ones(64, 32)}),
+            r"model\.safetensors holds model\.layers\.2\.mlp\.up_proj\.weight, which the model",
+        ),
+        (
+            "bert, tied",
+            lambda t: t.update({"bert.encoder.layer.0.extra": torch.ones(1)}),
+            r"safetensors holds bert\.encoder\.layer\.0\.extra, which the model does not have",
+        ),
+        (
+            "llama, tied",
+            lambda t: t.update({"lm_head.weight": torch.ones(60, 32)}),
+            r"are one tensor in the model, but .*safetensors holds two that differ",
+        ),
         (
             "llama",
             lambda t: t.update({"model.norm.weight": torch.ones(3)}),
@@ -226,16 +241,36 @@ def test_a_checkpoint_that_does_not_fit(
     source = from_huggingface(folder, case.task)
     graph = capture(source.module, (), case.inputs())
     with pytest.raises(WeightsError, match=message):
-        source.weights.check(list(graph.weights.values()))
+        checked_and_read(source, list(graph.weights.values()))
+
+
+def checked_and_read(source: Source, specs: list[WeightSpec]) -> None:
+    source.weights.check(specs)
+    list(source.weights.read(specs))
 
 
 def test_another_head_and_buffers_of_old_are_no_surplus(tmp_path: Path) -> None:
     folder = saved(tmp_path, CASES["bert, tied"])
-    position_ids = {"bert.embeddings.position_ids": torch.arange(512)[None]}
-    rewritten(folder, lambda tensors: tensors.update(position_ids))
-    source = from_huggingface(folder, "feature-extraction")
-    graph = capture(source.module, (), tokens())
-    source.weights.check(list(graph.weights.values()))
+    older = {
+        "bert.embeddings.position_ids": torch.arange(512)[None],
+        "bert.pooler.dense.weight": torch.ones(32, 32),
+        "cls.seq_relationship.weight": torch.ones(2, 32),
+    }
+    rewritten(folder, lambda tensors: tensors.update(older))
+    for task in ("feature-extraction", "fill-mask"):
+        source = from_huggingface(folder, task)
+        graph = capture(source.module, (), tokens())
+        source.weights.check(list(graph.weights.values()))
+
+
+def test_a_tie_that_is_stored_twice(tmp_path: Path) -> None:
+    folder = saved(tmp_path, CASES["llama, tied"])
+
+    def store_twice(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    rewritten(folder, store_twice)
+    assert_equal_to_from_pretrained(folder, CASES["llama, tied"])
 
 
 def test_a_head_that_was_never_trained_is_missing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipepar.data.feed import Feed
+from pipepar.data.feed import Feed, input_kind
 from pipepar.data.images import open_pictures
 from pipepar.data.strings import pack_strings, unpack_strings
 from pipepar.errors import InputError
@@ -105,6 +105,15 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path, names: list[str], 
         (tmp_path / name).touch()
     with pytest.raises(InputError, match=found):
         open_pictures(tmp_path, brightness, "brightness")
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.JPEG"])
+def test_one_picture_is_no_input(tmp_path: Path, name: str) -> None:
+    grey(tmp_path / name, 1)
+    with pytest.raises(InputError, match=f"is one picture.*folder that holds it, {tmp_path}"):
+        input_kind(tmp_path / name)
+    with pytest.raises(InputError, match="does not exist"):
+        input_kind(tmp_path / "missing.png")
 
 
 @pytest.mark.parametrize("strings", [[], [""], ["ä\n\"'", "日本", "x\udcff"]])

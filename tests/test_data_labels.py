@@ -122,7 +122,16 @@ def test_classes_without_names_are_numbered() -> None:
 
 
 def test_a_label_beyond_the_classes() -> None:
-    with pytest.raises(InputError, match="the class 3, the model has 3 classes, 0 to 2"):
+    with pytest.raises(InputError, match="--labels has the label 3, the model has 3 classes, 0 to"):
         Tally(()).add(torch.eye(3), torch.tensor([0, 1, 3]))
-    with pytest.raises(InputError, match="one score a sample"):
-        Tally(()).add(torch.ones(2, 1), torch.tensor([0, 0]))
+
+
+def test_one_score_is_no_class(rows: Path, tmp_path: Path) -> None:
+    labels = torch.zeros(11, dtype=torch.int64)
+    message = "one score a sample, expected one for each class.*leave --labels out"
+    with pytest.raises(InputError, match=message):
+        Tally(()).add(torch.ones(11, 1), labels)
+    with pytest.raises(InputError, match=message):
+        Labelled(open_arrays(rows), labels, Path("y.npy")).require(1)
+    with pytest.raises(InputError, match=message):
+        read_labels(written(tmp_path / "y.txt", "0\n1\n"), ("LABEL_0",))

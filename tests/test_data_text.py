@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from pipepar.data.feed import Feed, Reader
 from pipepar.data.text import open_text
 from pipepar.errors import InputError
+from tests.folders import text_folder
 
 WORDS = ["[PAD]", "[UNK]", "example", "a", "b", "c", "d"]
 
@@ -24,6 +26,11 @@ def tokenizer(**options: object) -> PreTrainedTokenizerFast:
     words.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
     options = {"pad_token": "[PAD]", "unk_token": "[UNK]", **options}
     return PreTrainedTokenizerFast(tokenizer_object=words, **options)  # type: ignore[no-untyped-call]
+
+
+def bert(folder: Path) -> Any:
+    """A tokenizer that puts two special tokens around each text."""
+    return BertTokenizer.from_pretrained(text_folder(folder, "BertModel"))
 
 
 def texts(feed: Feed) -> list[str]:
@@ -66,8 +73,11 @@ def test_every_line_once_at_its_position(
     reader = open_text(path, tokenizer(), window=window)
     assert len(reader) == len(lines)
     assert restored(reader, micro_batch) == lines
-    for feed in reader.feeds(micro_batch):
-        assert len({sample // window for sample in feed.samples.tolist()}) == 1
+    whole = max(micro_batch, window // micro_batch * micro_batch)
+    feeds = list(reader.feeds(micro_batch))
+    for feed in feeds:
+        assert len({sample // whole for sample in feed.samples.tolist()}) == 1
+    assert all(len(feed.samples) == micro_batch for feed in feeds[:-1])
 
 
 def test_longest_first_and_padded_to_the_micro_batch(tmp_path: Path) -> None:
@@ -81,6 +91,11 @@ def test_longest_first_and_padded_to_the_micro_batch(tmp_path: Path) -> None:
     assert second.kwargs["input_ids"].tolist() == [[3, 4], [3, 0]]
     assert second.kwargs["attention_mask"].tolist() == [[1, 1], [1, 0]]
     assert {t.dtype for t in (first.samples, *first.kwargs.values())} == {torch.int64}
+
+
+def test_a_micro_batch_may_be_larger_than_the_window(tmp_path: Path) -> None:
+    reader = open_text(written(tmp_path / "x.txt", "a\n" * 5000), tokenizer())
+    assert [len(feed.samples) for feed in reader.feeds(4500)] == [4500, 500]
 
 
 def test_samples_of_one_length_keep_their_order(tmp_path: Path) -> None:
@@ -129,6 +144,21 @@ def test_truncation(tmp_path: Path, own: int, given_length: int | None, width: i
     path = written(tmp_path / "x.txt", "a b c d\n")
     reader = open_text(path, tokenizer(model_max_length=own), max_length=given_length)
     assert next(reader.feeds(1)).kwargs["input_ids"].tolist() == [[3, 4, 5, 6][:width]]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_special_tokens_leave_room_for_others(tmp_path: Path, own: bool) -> None:
+    path = written(tmp_path / "x.txt", "the fox a fox\n")
+    words = bert(tmp_path / "bert")
+
+    def opened(limit: int) -> Reader:
+        words.model_max_length = limit if own else 16
+        return open_text(path, words, max_length=None if own else limit)
+
+    for limit in (1, 2):
+        with pytest.raises(InputError, match=f"after {limit} token.* 2 special.*-length 3 or more"):
+            opened(limit)
+    assert next(opened(3).feeds(1)).kwargs["input_ids"].shape == (1, 3)
 
 
 def test_jsonl_field_and_bare_strings(tmp_path: Path) -> None:

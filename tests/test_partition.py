@@ -88,6 +88,13 @@ def test_too_many_stages_names_the_most() -> None:
         partition([1, 1, 1], [None, 4, None], 3)
 
 
+def test_cuts_without_work_between_them_are_told_apart() -> None:
+    # Legal at 1, 2, 3 and 4; only 1 and 3 differ in the work before them and have some after.
+    message = r"legal cuts \(4\) 2 have work before, after and between them; .* 3 ranks"
+    with pytest.raises(PlanError, match=message):
+        partition([1, 0, 1, 1, 0], [None, 1, 1, 1, 1], 4)
+
+
 def test_no_stage_is_refused() -> None:
     with pytest.raises(PlanError, match="found 0 stages"):
         partition([1], [None], 0)

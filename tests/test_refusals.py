@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from tests import factories
 from tests.command import MLP, pipepar
+from tests.folders import picture_folder
 
 
 def _truncated(tmp: Path) -> Path:
@@ -31,6 +32,20 @@ def _file(tmp: Path) -> Path:
     return tmp / "file.txt"
 
 
+def _vision(tmp: Path) -> Path:
+    return picture_folder(tmp / "vit")
+
+
+def _doubles(tmp: Path) -> Path:
+    np.save(tmp / "doubles.npy", np.zeros((3, 4)))
+    return tmp / "doubles.npy"
+
+
+def _wide(tmp: Path) -> Path:
+    np.save(tmp / "wide.npy", np.zeros((3, 5), np.float32))
+    return tmp / "wide.npy"
+
+
 Case = tuple[str, Callable[[Path, Path], list[Any]], str]
 CASES: list[Case] = [
     ("no model", lambda t, r: [t / "nowhere", _file(t), t / "o.npy"], "no config.json"),
@@ -45,7 +60,7 @@ CASES: list[Case] = [
     ("input suffix", lambda t, r: [MLP, t / "in.csv", t / "o.npy"], "in.csv"),
     ("text without tokenizer", lambda t, r: [MLP, _file(t), t / "o.npy"], "brings no tokenizer"),
     ("output suffix", lambda t, r: [MLP, r, t / "o.csv"], "'.csv'"),
-    ("output folder", lambda t, r: [MLP, r, t / "no" / "o.npy"], "does not exist"),
+    ("output folder", lambda t, r: [MLP, r, t / "no" / "o.npy"], "there is no folder"),
     ("output is a folder", lambda t, r: [MLP, r, t], "o"),
     (
         "two outputs in .npy",
@@ -69,8 +84,48 @@ CASES: list[Case] = [
     ),
     ("tensor missing", lambda t, r: [MLP, r, t / "o.npy", "--weights", _lacking(t)], "2.weight"),
     ("plan missing", lambda t, r: [MLP, r, t / "o.npy", "--plan", t / "gone.json"], "gone.json"),
-    ("output is the input", lambda t, r: [MLP, r, r], "which it would replace"),
+    ("output is the input", lambda t, r: [MLP, r, r], "would replace what input"),
     ("trace folder", lambda t, r: [MLP, r, t / "o.npy", "--trace", t / "no" / "t"], "no folder"),
+    ("trace is a folder", lambda t, r: [MLP, r, t / "o.npy", "--trace", t], "is a directory"),
+    ("trace is the input", lambda t, r: [MLP, r, t / "o.npy", "--trace", r], "would replace what"),
+    (
+        "trace is the output",
+        lambda t, r: [MLP, r, t / "o.npy", "--trace", t / "o.npy"],
+        "--trace and output are both",
+    ),
+    (
+        "output is a part of the model",
+        lambda t, r: [_vision(t), r, t / "vit" / "model.safetensors", "--task", "raw"],
+        "would replace what model",
+    ),
+    ("float64", lambda t, r: [MLP, _doubles(t), t / "o.npy"], "array.astype('float32')"),
+    ("features", lambda t, r: [MLP, _wide(t), t / "o.npy"], "takes 4 features, found shape"),
+    (
+        "a single number",
+        lambda t, r: ["tests.factories:total", r, t / "o.npy"],
+        "is a single number, expected a row for each sample",
+    ),
+    (
+        "a dtype that .npy lacks",
+        lambda t, r: ["tests.factories:halves", r, t / "o.npy"],
+        "is torch.bfloat16, which .npy files lack",
+    ),
+    (
+        "feature-extraction of pictures",
+        lambda t, r: [_vision(t), r, t / "o.npy"],
+        "which takes pixel_values; give --task image-classification or raw",
+    ),
+    (
+        "feature-extraction by a factory",
+        lambda t, r: [MLP, r, t / "o.npy", "--task", "feature-extraction"],
+        "feature-extraction is for a Hugging Face folder",
+    ),
+    (
+        "padding without texts",
+        lambda t, r: [MLP, r, t / "o.npy", "--padding", "max_length"],
+        "--max-length and --padding are for texts",
+    ),
+    ("dtype", lambda t, r: [t / "m.pt2", r, t / "o.npy", "--dtype", "float16"], "exported with"),
 ]
 
 

@@ -148,7 +148,7 @@ def test_a_plan_made_first_is_used(rows: Path, tmp_path: Path) -> None:
     assert status == 0, output
     status, output = pipepar("run", factory, rows, out, "--plan", plan)
     assert status == 1
-    assert "the plan has 2 stages, the job has 1 ranks; start it with mpirun -n 2" in output
+    assert "the plan has 2 stages, the job has 1; start it with mpirun -n 2" in output
 
 
 def test_a_timeline(rows: Path, tmp_path: Path) -> None:

@@ -70,9 +70,9 @@ def test_names_of_a_folders_classes(tmp_path: Path) -> None:
     ("labels", "options", "message"),
     [
         ("0\n1\n", (), "y.txt has 2 labels for 5 samples"),
-        ("0\n1\n0\n2\n3\n", (), "--labels has the class 3, the model has 3 classes, 0 to 2"),
+        ("0\n1\n0\n2\n3\n", (), "--labels has the label 3, the model has 3 classes, 0 to 2"),
         ("0\n1\nx\n0\n0\n", (), "line 3: found the label 'x'"),
-        ("0\n" * 5, ("--task", "feature-extraction"), "but the task is feature-extraction"),
+        ("0\n" * 5, ("--task", "fill-mask"), "but the task is fill-mask"),
     ],
 )
 def test_refused_before_the_work(
@@ -104,6 +104,31 @@ def test_labels_need_scores_of_classes(tmp_path: Path) -> None:
     )
     assert status == 1
     assert "expected the scores of classes, floats [samples, classes]" in output
+
+
+@pytest.mark.parametrize("label", ["0", "1"])
+def test_one_score_is_refused_before_the_work(rows: Path, tmp_path: Path, label: str) -> None:
+    (tmp_path / "y.txt").write_text(f"{label}\n" * 11)
+    status, output = pipepar(
+        *("run", "tests.factories:one_score", rows, tmp_path / "o.npy"),
+        *("--labels", tmp_path / "y.txt", "--trace", tmp_path / "trace.json"),
+    )
+    assert status == 1
+    assert "the model has one score a sample, expected one for each class" in output
+    assert "micro-batch" not in output
+    assert not (tmp_path / "trace.json").exists()
+
+
+def test_no_samples_have_no_accuracy(tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", np.zeros((0, 4), np.float32))
+    (tmp_path / "y.txt").write_text("")
+    status, output = pipepar(
+        *("run", MLP, tmp_path / "in.npy", tmp_path / "o.npy", "--labels", tmp_path / "y.txt")
+    )
+    assert status == 0, output
+    assert "0 samples in" in output
+    for absent in ("accuracy", "precision", "classes"):
+        assert absent not in output
 
 
 def test_what_the_last_rank_counts_is_told_by_the_first(rows: Path, tmp_path: Path) -> None:

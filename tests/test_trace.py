@@ -54,7 +54,9 @@ def test_a_span_is_kept_when_the_body_fails() -> None:
 
 def test_the_timeline_file_is_what_viewers_read(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
+    path.write_text("of an earlier run")
     write_chrome_trace(path, [Span(1, "send", 4, 0.5, 0.75)])
     (event,) = json.loads(path.read_text())["traceEvents"]
     assert (event["ph"], event["tid"], event["ts"], event["dur"]) == ("X", 1, 0.5e6, 0.25e6)
     assert event["name"] == "send 4"
+    assert [file.name for file in tmp_path.iterdir()] == ["trace.json"]

@@ -215,6 +215,9 @@ class Harmful:
     [
         ({"a": Harmful()}, "more than tensors, which could run code"),
         ([torch.ones(2)], "holds a list, expected a state dict"),
+        ({"state_dict": {"a": torch.ones(2)}, "epoch": 3}, "holds state_dict, epoch, expected"),
+        ({"a": torch.ones(2, dtype=torch.complex64).conj()}, "a in .* is sparse, quantized or a"),
+        ({"a": torch.eye(2).to_sparse()}, "a in .* is sparse, quantized or a lazy conjugate"),
     ],
 )
 def test_a_file_of_torch_that_is_no_state_dict(
@@ -235,6 +238,22 @@ def test_a_damaged_or_very_old_file_of_torch(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(WeightsError, match="truncated"):
         opened(path).check([])
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.safetensors", "model.bin.index.json"])
+def test_a_pointer_in_the_place_of_a_large_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    with pytest.raises(WeightsError, match="git lfs pull"):
+        opened(tmp_path / name).check([])
+
+
+def test_two_tensors_where_the_model_has_one(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "w.safetensors")
+    wanted = [spec("a", (2,), aliases=("b",))]
+    assert [name for name, _ in opened(tmp_path / "w.safetensors").read(wanted)] == ["a"]
+    save_file({"a": torch.ones(2), "b": torch.zeros(2)}, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"a and b are one tensor in the model, but .* differ"):
+        list(opened(tmp_path / "w.safetensors").read(wanted))
 
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import nn
 
+from pipepar.model.building import params_on_meta
 from pipepar.model.capture import capture
-from pipepar.model.fakes import params_on_meta
 from pipepar.model.graph import Graph
 from pipepar.model.weights import ModuleWeights
 from pipepar.plan.plan import Plan

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any, Final, cast
 
 import typer
 
 from pipepar.cli.plan import plan
 from pipepar.cli.run import run
+from pipepar.comm.launcher import launcher_rank
+
+# Of click, which typer may bring or import; this name serves for both.
+_UsageError: Final[type[Exception]] = cast("Any", typer.BadParameter).__bases__[0]
+# Seconds for rank 0 to start and to tell what is wrong.
+_PATIENCE: Final = 10.0
 
 app = typer.Typer(
     help="Pipeline-parallel inference for PyTorch models.\n\n"
@@ -41,5 +49,14 @@ def _options(
 
 
 def main() -> None:
-    """Entry point of the command `pipepar`."""
-    app(prog_name="pipepar")
+    """Entry point of the command `pipepar`; of a job's ranks, the first tells a usage error."""
+    if launcher_rank() == 0:
+        app(prog_name="pipepar")
+    try:
+        sys.exit(app(prog_name="pipepar", standalone_mode=False))
+    except _UsageError as error:
+        # A launcher ends all ranks when the first of them ends; that must be the one that tells.
+        time.sleep(_PATIENCE)
+        sys.exit(getattr(error, "exit_code", 2))
+    except typer.Abort:
+        sys.exit(1)

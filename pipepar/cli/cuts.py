@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipepar.runtime.figures import bar, readable_bytes
+
 if TYPE_CHECKING:
     from pipepar.model.crossing import Cut, CutTable
     from pipepar.plan.plan import Plan
@@ -56,24 +58,11 @@ def _table(table: CutTable, begins: Mapping[int, int]) -> Table:
 
 
 def _cells(cut: Cut) -> tuple[str, ...]:
-    bar = "█" * round(_BAR * cut.done)
     return (
         escape(cut.module) or "(model)",
         escape(cut.operation),
         str(cut.tensors),
         readable_bytes(cut.nbytes),
         f"{cut.done:.1%}",
-        f"[green]{bar}[/][dim]{'░' * (_BAR - len(bar))}[/]",
+        bar(cut.done, _BAR),
     )
-
-
-def readable_bytes(count: int) -> str:
-    """A size as one reads it, such as 1.5 MiB. *Local.*"""
-    if count < 1024:
-        return f"{count} B"
-    size = float(count)
-    for unit in ("KiB", "MiB", "GiB"):
-        size /= 1024
-        if size < 1024:
-            return f"{size:.1f} {unit}"
-    return f"{size / 1024:,.1f} TiB"

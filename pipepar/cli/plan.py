@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pipepar.plan.plan import Plan
+    from pipepar.runtime.examples import Planned
     from pipepar.runtime.planning import Planning
 
 _BAR: Final = 20
@@ -39,14 +40,25 @@ def plan(
         typer.Option(
             "--input",
             help="The input of the job to plan for; its first samples are the example. A folder "
-            "needs none: its configuration says what it takes.",
+            "needs none where its model, for this --task, takes text or pictures: its "
+            "configuration says their size.",
+        ),
+    ] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Makes the model's arguments. Given a micro-batch's samples (a list of strings, "
+            "a list of RGB PIL images, a .npy's tensor, or a dict of tensors), it returns a "
+            "tensor, a tuple of tensors or a dict of tensors, a row a sample.",
         ),
     ] = None,
     shape: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[NAME=]2x512[:DTYPE]",
-            help="An argument of the model instead, float32 without a dtype; once for each.",
+            help="An argument of the model instead of an input, float32 without a dtype; once "
+            "for each.",
         ),
     ] = None,
     output: Annotated[
@@ -73,12 +85,16 @@ def plan(
         pipepar plan mypackage.models:make --shape 2x3x224x224 --show-cuts | less
     """
     from pipepar.errors import PipeparError
+    from pipepar.files import write_whole
+    from pipepar.runtime.examples import Planned
 
     try:
-        planning = _planning(model, task, stages, show_cuts, shape or [], example, output)
+        planned = Planned(model, task, example, preprocess, shape or ())
+        _check(planned, stages, show_cuts, output)
+        planning = _planning(planned, stages)
         made = planning.plan
         if made is not None and output is not None:
-            output.write_text(made.to_json(), encoding="utf-8")
+            write_whole(output, made.to_json())
     except (PipeparError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
@@ -90,27 +106,35 @@ def plan(
         _print_plan(made, output)
 
 
-def _planning(
-    model: str,
-    task: str | None,
-    stages: int | None,
-    show_cuts: bool,
-    shapes: list[str],
-    example: Path | None,
-    output: Path | None,
-) -> Planning:
+def _check(planned: Planned, stages: int | None, show_cuts: bool, output: Path | None) -> None:
+    """Refuse what can be refused before the model is captured, which may take minutes."""
     from pipepar.errors import InputError
-    from pipepar.model.source import open_source
-    from pipepar.runtime.examples import example_for
-    from pipepar.runtime.planning import plan_model
+    from pipepar.files import require_apart, require_writable
+    from pipepar.model.source import is_factory
+    from pipepar.runtime.examples import check_planned
 
     if stages is None and (output is not None or not show_cuts):
         raise InputError(
             "found no --stages, expected how many; give --stages N for a plan, or --show-cuts "
             "without -o to see where the model can be cut"
         )
-    module = open_source(model, task, values=False).module
-    args, kwargs = example_for(model, task, module, shapes, example)
+    check_planned(planned)
+    if output is None:
+        return
+    require_writable("--output", output)
+    model = None if is_factory(planned.model) else Path(planned.model)
+    named = {"MODEL": model, "--input": planned.file}
+    read = {name: path for name, path in named.items() if path is not None}
+    require_apart({"--output": output}, read)
+
+
+def _planning(planned: Planned, stages: int | None) -> Planning:
+    from pipepar.model.source import open_source
+    from pipepar.runtime.examples import example_for
+    from pipepar.runtime.planning import plan_model
+
+    module = open_source(planned.model, planned.task, values=False).module
+    args, kwargs = example_for(planned, module)
     return plan_model(module, args, kwargs, stages)
 
 
@@ -126,7 +150,7 @@ def _print_plan(made: Plan, output: Path | None) -> None:
 def _table(made: Plan) -> Table:
     from rich.table import Table
 
-    from pipepar.cli.cuts import readable_bytes
+    from pipepar.runtime.figures import bar, readable_bytes
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("stage", "operations", "weights", "compute"):
@@ -136,7 +160,6 @@ def _table(made: Plan) -> Table:
     largest = max((stage.flops for stage in made.stages), default=0) or 1
     total = sum(stage.flops for stage in made.stages) or 1
     for stage in made.stages:
-        bar = "█" * round(_BAR * stage.flops / largest)
         sources = [
             f"{', '.join(names)} from {producer}"
             for (producer, consumer), names in sorted(made.edges.items())
@@ -147,7 +170,7 @@ def _table(made: Plan) -> Table:
             f"{stage.begin}-{stage.end - 1}",
             readable_bytes(stage.weight_bytes),
             f"{stage.flops / total:.0%}",
-            f"[green]{bar}[/][dim]{'░' * (_BAR - len(bar))}[/]",
+            bar(stage.flops / largest, _BAR),
             "; ".join(sources) or "the input",
         )
     return table

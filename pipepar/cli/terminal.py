@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from pipepar.comm.world import launched
+from pipepar.runtime.figures import readable_bytes
 
 _PLAIN_SECONDS: Final = 5.0
 
@@ -103,7 +104,7 @@ def loading(console: Console, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda size: None
         seconds = time.monotonic() - begin
         console.print(
-            f"pipepar: rank 0 has loaded {total / 2**20:,.1f} MiB of weights in {seconds:.1f} s",
+            f"pipepar: rank 0 has loaded {readable_bytes(total)} of weights in {seconds:.1f} s",
             highlight=False,
         )
         return

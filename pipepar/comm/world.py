@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, cast
 
 from pipepar.comm.channel import Receiver, Sender
+from pipepar.comm.launcher import RANK_VARIABLES
 from pipepar.errors import PeerError, PipeparError, PlanError
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Set for every rank by Open MPI and PMIx launchers, by MPICH's and Intel's, and by srun's PMI-2.
-_LAUNCHER_VARIABLES: Final = ("PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMI_FD")
+# Set for every rank by each launcher that speaks to an MPI.
+_LAUNCHER_VARIABLES: Final = (*RANK_VARIABLES, "PMI_FD")
 # Seconds between two looks of the progress engine. Waking up costs a computing core 25 us, most
 # of it in the kernel and the caches: half a per cent. A network's buffers bridge the gap; see
 # benchmarks/README.md.

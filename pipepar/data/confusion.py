@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipepar.errors import InputError
+from pipepar.data.labels import require_classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +92,8 @@ class Tally:
             InputError: a label is no class of the model, or there is only one class.
         """
         self._classes = max(self._classes, logits.shape[1])
-        if logits.shape[1] < 2:
-            raise InputError(
-                "the model has one score a sample, expected one for each class, of which the "
-                "largest is the answer; leave --labels out"
-            )
-        if len(labels) and int(labels.max()) >= logits.shape[1]:
-            raise InputError(
-                f"--labels has the class {int(labels.max())}, the model has {logits.shape[1]} "
-                f"classes, 0 to {logits.shape[1] - 1}; give the labels that it was trained for"
-            )
+        # Checked before the work too, where the graph knows the number of classes.
+        require_classes(labels, logits.shape[1])
         found = logits.argmax(-1).cpu()
         self._cells.update(zip(labels.tolist(), found.tolist(), strict=True))
 

@@ -14,6 +14,7 @@ from pipepar.errors import InputError
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
 TEXT_SUFFIXES = (".txt", ".jsonl")
+PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +73,11 @@ def input_kind(path: Path) -> Literal["text", "arrays", "pictures"]:
     """
     if path.is_dir():
         return "pictures"
+    if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES:
+        raise InputError(
+            f"{path} is one picture; expected a folder of pictures, a sample each. Name the folder "
+            f"that holds it, {path.parent}."
+        )
     require_suffix(path, (*ARRAY_SUFFIXES, *TEXT_SUFFIXES))
     return "text" if path.suffix.lower() in TEXT_SUFFIXES else "arrays"
 

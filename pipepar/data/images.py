@@ -9,12 +9,10 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from pipepar.data.feed import Reader
+from pipepar.data.feed import PICTURE_SUFFIXES, Reader
 from pipepar.data.prepared import Batch, Prepare, Prepared
 from pipepar.data.strings import pack_strings
 from pipepar.errors import InputError
-
-PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def open_pictures(folder: Path, prepare: Prepare, what: str) -> Reader:

@@ -30,16 +30,44 @@ def read_labels(path: Path, names: Sequence[str]) -> torch.Tensor:
         int64 [N], the classes' numbers.
 
     Raises:
-        InputError: the file is missing, damaged or of another suffix, or a label is no class; the
-            message has its line.
+        InputError: the file is missing, damaged or of another suffix, there is only one class, or
+            a label is none; the message has its line.
     """
     require_suffix(path, LABEL_SUFFIXES)
+    if names:
+        require_classes(torch.empty(0), len(names))
     if path.suffix.lower() == ".npy":
         return _read_npy(path, names)
     numbers = {name: number for number, name in enumerate(names)}
     values = (_values_json if path.suffix.lower() == ".jsonl" else _values_plain)(path)
     labels = [_number(value, names, numbers, where) for where, value in values]
     return torch.tensor(labels, dtype=torch.int64)
+
+
+def require_classes(labels: torch.Tensor, classes: int, path: Path | None = None) -> None:
+    """Refuse labels that a model with so many classes does not have. *Local.*
+
+    Args:
+        labels: int64 [N].
+        classes: how many scores the model gives a sample.
+        path: where the labels of the whole input come from; None for some of them.
+
+    Raises:
+        InputError: naming the first such sample where it is known; or there is only one score.
+    """
+    if classes < 2:
+        raise InputError(
+            "the model has one score a sample, expected one for each class, of which the largest "
+            "is the answer; leave --labels out"
+        )
+    wrong = (labels >= classes).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        where = "--labels has" if path is None else f"{path}: sample {row} has"
+        raise InputError(
+            f"{where} the label {int(labels[row])}, the model has {classes} classes, 0 to "
+            f"{classes - 1}; give the labels that it was trained for"
+        )
 
 
 class Labelled:
@@ -66,19 +94,8 @@ class Labelled:
         self._path = path
 
     def require(self, classes: int) -> None:
-        """Refuse labels that a model with so many classes does not have.
-
-        Raises:
-            InputError: naming the first such sample.
-        """
-        wrong = (self._labels >= classes).nonzero()
-        if len(wrong):
-            sample = int(wrong[0])
-            raise InputError(
-                f"{self._path}: sample {sample} has the label {int(self._labels[sample])}, the "
-                f"model has {classes} classes, 0 to {classes - 1}; give the labels that it was "
-                "trained for"
-            )
+        """Refuse labels that a model with so many classes does not have; see `require_classes`."""
+        require_classes(self._labels, classes, self._path)
 
     def __len__(self) -> int:
         """Number of samples."""

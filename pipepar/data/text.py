@@ -59,7 +59,8 @@ def open_text(
 
     A ``.txt`` file has one sample a line, empty lines included. A ``.jsonl`` file has one object
     with the field, or one bare string, a line. Feeds hold samples of similar length: within each
-    window the longest come first. The memory used is bounded by the window, not by the file.
+    window the longest come first. The memory used is bounded by the window, or by a micro-batch
+    where that is larger, not by the file.
 
     Args:
         path: a ``.txt`` or ``.jsonl`` file, UTF-8, lines ended by ``\\n`` or ``\\r\\n``.
@@ -67,7 +68,7 @@ def open_text(
         max_length: tokens after which a sample is cut; None for the tokenizer's own limit, or no
             limit if it knows none.
         field: the field of a ``.jsonl`` object that holds the text.
-        window: samples that are tokenised and sorted together, at least 1.
+        window: about how many samples are tokenised and sorted together, at least 1.
         required: what every text must contain.
         tell_tokens: whether feeds have, as extras, what the tokens were: "input_ids",
             "special_tokens_mask" and "real" (1 but for padding), int64 [B, S]; from a fast
@@ -80,10 +81,13 @@ def open_text(
 
     Raises:
         InputError: a line cannot be decoded or holds no text (with its 1-based number), the file
-            is missing or of another suffix, the tokenizer cannot pad, or an option is out of range.
+            is missing or of another suffix, the tokenizer cannot pad, an option is out of range, or
+            the limit leaves no room for a token of a text's own.
     """
     _require_options(tokenizer, max_length, window)
-    texts, limit = Texts(path, field, required), _limit(tokenizer, max_length)
+    limit = _limit(tokenizer, max_length)
+    _require_room(tokenizer, limit)
+    texts = Texts(path, field, required)
     if pad_to_limit and limit is None:
         raise InputError(
             "the tokenizer knows no longest length to pad to; expected one. Give --max-length."
@@ -128,8 +132,9 @@ class _TextReader:
 
     def _feeds(self, micro_batch: int) -> Iterator[Feed]:
         start = 0
-        whole = self._window - self._window % micro_batch  # no odd micro-batch at a window's end
-        for window in self._texts.batches(whole or self._window):
+        # Whole micro-batches only, so that none is odd at a window's end; at least one.
+        whole = max(micro_batch, self._window - self._window % micro_batch)
+        for window in self._texts.batches(whole):
             yield from self._window_feeds(window.content, start, micro_batch)
             start += window.count
 
@@ -188,6 +193,18 @@ def _limit(tokenizer: Tokenizer, max_length: int | None) -> int | None:
     if max_length is not None:
         return max_length
     return tokenizer.model_max_length if tokenizer.model_max_length < _SANE_LENGTH else None
+
+
+def _require_room(tokenizer: Tokenizer, limit: int | None) -> None:
+    """Refuse a limit that special tokens use up: tokenizers then cut nothing, or everything."""
+    count = getattr(tokenizer, "num_special_tokens_to_add", None)
+    special = count() if count is not None else 0
+    if limit is not None and limit <= special:
+        raise InputError(
+            f"texts are to be cut after {limit} token{'s' * (limit != 1)}, and the tokenizer adds "
+            f"{special} special ones to each; expected room for at least one of the text's own. "
+            f"Give --max-length {special + 1} or more."
+        )
 
 
 def _require_options(tokenizer: Tokenizer, max_length: int | None, window: int) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pipepar.data.lines import JsonWriter
 from pipepar.data.placed import NpyWriter, SafetensorsWriter
 from pipepar.data.writer import Writer
 from pipepar.errors import InputError
+from pipepar.files import require_writable
 
 __all__ = ["OUTPUT_SUFFIXES", "Writer", "check_output", "open_output"]
 
@@ -32,18 +32,7 @@ def check_output(path: Path) -> None:
             f"output {path} has the suffix {path.suffix!r}; expected one of "
             f"{', '.join(OUTPUT_SUFFIXES)}. Choose one of them."
         )
-    if path.is_dir():
-        raise InputError(f"output {path} is a directory; expected a file. Name a file inside it.")
-    if not path.parent.is_dir():
-        raise InputError(
-            f"output {path}: the folder {path.parent} does not exist, seen from {Path.cwd()}; "
-            f"expected an existing folder. Create it with mkdir -p {path.parent}."
-        )
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InputError(
-            f"output {path}: this user may not write to the folder {path.parent}; expected a "
-            "writable one. Choose another folder, or change its permissions."
-        )
+    require_writable("output", path)
 
 
 def open_output(path: Path, count: int) -> Writer:

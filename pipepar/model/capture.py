@@ -18,7 +18,6 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from pipepar.errors import CaptureError, InputError
 from pipepar.model.call import FlatCall
 from pipepar.model.diagnosis import not_traceable
-from pipepar.model.examples import Trial, resized, trials
 from pipepar.model.fakes import fake_tensor, faked, quiet
 from pipepar.model.graph import Graph, digest_of, get_attribute
 from pipepar.model.probe import restriction
@@ -26,6 +25,7 @@ from pipepar.model.rewrite import drop_asserts, inline_regions, protect_inputs
 from pipepar.model.sequential import capture_sequential, is_sequence
 from pipepar.model.signature import ConstantInput, Signature, TensorInput
 from pipepar.model.state import graph_state, weight_specs
+from pipepar.model.trials import Trial, resized, trials
 
 # Prefix that the flattening wrapper puts before the model's own names.
 _WRAPPER = "model."

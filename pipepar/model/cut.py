@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
-import torch
 from torch import fx
 
 from pipepar.model.graph import Graph
 from pipepar.model.hollow import hollow
 from pipepar.model.sizes import StageSizes, is_scalar
+from pipepar.model.tensors import named_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +100,10 @@ def _needed(graph: Graph, own: list[fx.Node], made: list[fx.Node]) -> list[fx.No
 def _part(graph: Graph, begin: int, end: int, needed: list[fx.Node], made: list[fx.Node]) -> Part:
     inputs, outputs = tuple(n.name for n in needed), tuple(n.name for n in made)
     bare = Part(begin, end, inputs, outputs, (), 0)
-    held = set(_tensor_names(extract(graph, bare)))
+    held = named_tensors(extract(graph, bare)).keys()
     specs = {spec.name: spec for name, spec in graph.weights.items() if name in held}
     size = sum(spec.nbytes for spec in specs.values())
     return Part(begin, end, inputs, outputs, tuple(specs), size)
-
-
-def _tensor_names(module: torch.nn.Module) -> list[str]:
-    parameters = module.named_parameters(remove_duplicate=False)
-    buffers = module.named_buffers(remove_duplicate=False)
-    return [name for name, _ in (*parameters, *buffers)]
 
 
 def extract(graph: Graph, part: Bounds) -> fx.GraphModule:

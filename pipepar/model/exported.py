@@ -6,7 +6,9 @@ and JSON that says which is which. `torch.export.load` would read all of it into
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,8 +59,8 @@ def open_exported(path: Path) -> nn.Module:
             state = _state(path, archive)
             constants = _constants(path, archive)
             program = _bytes_to_dataclass(schema.ExportedProgram, _read(archive, _MODEL))
-            example = _read(archive, _EXAMPLE)
-        return _module(program, state, constants, example)
+            example = _example(archive)
+        return _checked(_module(program, state, constants, example), path)
     except InputError:
         raise
     except Exception as error:  # a damaged file fails in as many ways as there are fields
@@ -88,8 +90,11 @@ def exported_header(path: Path) -> dict[str, Stored]:
 
 
 def _module(
-    program: Any, state: dict[str, torch.Tensor], constants: dict[str, torch.Tensor], example: bytes
-) -> nn.Module:
+    program: Any,
+    state: dict[str, torch.Tensor],
+    constants: dict[str, torch.Tensor],
+    example: tuple[Any, ...],
+) -> fx.GraphModule:
     loaded = ExportedProgramDeserializer().deserialize(program, state, constants, example)
     # Its guards hold the sizes that were fixed when it was exported.
     module: fx.GraphModule = loaded.module(check_guards=True)
@@ -98,6 +103,20 @@ def _module(
         node.replace_all_uses_with(node.args[0])
         module.graph.erase_node(node)
     module.recompile()
+    return module
+
+
+def _checked(module: fx.GraphModule, path: Path) -> nn.Module:
+    """Refuse a program whose results are random, because it was exported for training."""
+    for node in module.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        for index, parameter in enumerate(schema.arguments if schema else ()):
+            value = node.args[index] if index < len(node.args) else node.kwargs.get(parameter.name)
+            if parameter.name in ("train", "training") and value is True:
+                raise InputError(
+                    f"{path} was exported in training mode ({node.name} is on), expected a model "
+                    f"in eval mode; call model.eval() and export it again"
+                )
     return module
 
 
@@ -127,6 +146,21 @@ def _constants(path: Path, archive: zipfile.ZipFile) -> dict[str, torch.Tensor]:
             name: files.read(_stored(path, archive, "constants", name, payload))
             for name, payload in _payloads(archive, "constants").items()
         }
+
+
+def _example(archive: zipfile.ZipFile) -> tuple[Any, ...]:
+    """The inputs that the program was exported with; its guards are made of them.
+
+    Loaded here, because torch would go on with any pickle at all where the safe way fails.
+    """
+    try:
+        example = torch.load(io.BytesIO(_read(archive, _EXAMPLE)), weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"the example inputs in {archive.filename} are more than tensors, which could run code "
+            f"when they are read; export the model with tensors and plain values"
+        ) from error
+    return tuple(example)
 
 
 def _payloads(archive: zipfile.ZipFile, kind: str) -> dict[str, Payload]:

@@ -1,4 +1,4 @@
-"""Tensors without memory: how a model is built and traced before its weights are read."""
+"""Tensors without memory: how a model is traced before its weights are read."""
 
 from __future__ import annotations
 
@@ -9,24 +9,6 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-
-
-@contextmanager
-def params_on_meta() -> Iterator[None]:
-    """Modules built inside have their parameters on meta; buffers keep their values. *Local.*
-
-    Buffers stay real because a checkpoint may not hold them: position ids, rotary frequencies.
-    """
-    register = nn.Module.register_parameter
-
-    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        register(self, name, None if param is None else meta_parameter(param))
-
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def meta_parameter(param: nn.Parameter) -> nn.Parameter:

@@ -20,6 +20,8 @@ _TORCH_SUFFIXES: Final = (".bin", ".pt", ".pth")
 # Of the safetensors format: its library accepts no longer header.
 _LONGEST_HEADER: Final = 100_000_000
 
+_POINTER: Final = b"version https://git-lfs"
+
 _DTYPES: Final = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -36,6 +38,7 @@ _DTYPES: Final = {
     "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "C64": torch.complex64,
 }
 
@@ -59,13 +62,23 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"{', '.join(_TORCH_SUFFIXES)}, or the index of several; check the path, or copy the "
             f"whole folder"
         )
+    _refuse_pointer(path)
     if path.suffix == ".json":
         file_of = _sharded(path)
         kinds = {file.suffix for file in file_of.values()} or {".safetensors"}
         return Checkpoint(path, file_of, _header_of(path, *kinds))
     header = _header_of(path, path.suffix)
     contents = header(path)
-    return Checkpoint(path, dict.fromkeys(contents, path), lambda file: contents)
+    return Checkpoint(path, dict.fromkeys(contents, path), lambda _: contents)
+
+
+def _refuse_pointer(path: Path) -> None:
+    """A repository cloned without its large files has small texts in their place."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise WeightsError(
+                f"{path} is a Git LFS pointer and not the file itself; fetch it with git lfs pull"
+            )
 
 
 def _header_of(path: Path, *suffixes: str) -> Callable[[Path], Mapping[str, Stored]]:
@@ -164,10 +177,20 @@ def _torch_header(path: Path) -> dict[str, Stored]:
             f"save it with torch.save(model.state_dict(), path)"
         )
     tensors = {str(n): tensor for n, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    if state and not tensors:
+        raise WeightsError(
+            f"{path} holds {', '.join(map(str, state))}, expected names of tensors; save the state "
+            f"dict that is among them by itself"
+        )
     return {name: _torch_entry(path, name, tensor) for name, tensor in tensors.items()}
 
 
 def _torch_entry(path: Path, name: str, tensor: torch.Tensor) -> Stored:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+        raise WeightsError(
+            f"{name} in {path} is sparse, quantized or a lazy conjugate, expected a plain tensor; "
+            f"save it dense, dequantized, or with resolve_conj()"
+        )
     offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
     if offset is None:
         raise WeightsError(

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from pipepar.errors import InputError
-from pipepar.model.state import named_weights, without_values
+from pipepar.model.state import without_values
+from pipepar.model.tensors import named_weights
 
 
 def hollow(module: nn.Module) -> nn.Module:
@@ -23,13 +24,14 @@ def hollow(module: nn.Module) -> nn.Module:
     Raises:
         InputError: the module holds something that cannot be copied.
     """
-    memo: dict[int, torch.Tensor] = {id(tensor): tensor for tensor in module.buffers()}
-    memo |= {id(tensor): without_values(tensor) for tensor in named_weights(module).values()}
     try:
+        memo: dict[int, torch.Tensor] = {id(tensor): tensor for tensor in module.buffers()}
+        memo |= {id(tensor): without_values(tensor) for tensor in named_weights(module).values()}
         return copy.deepcopy(module, memo)
     except Exception as error:
         raise InputError(
             f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}), "
             f"expected a module that copy.deepcopy accepts; take locks, files and handles out of "
-            f"it, or give its factory instead"
+            f"it, run a lazy layer once, replace torch.nn.utils.weight_norm by that of "
+            f"torch.nn.utils.parametrizations, or give a factory and a checkpoint (--weights)"
         ) from error

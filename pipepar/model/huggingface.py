@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from pipepar.errors import InputError
-from pipepar.model.fakes import params_on_meta
+from pipepar.errors import InputError, PipeparError
+from pipepar.model.building import params_on_meta
 from pipepar.model.formats import open_checkpoint
-from pipepar.model.tasks import TASKS, Task
+from pipepar.model.tasks import TASKS, MeanPooling, Task
 from pipepar.model.weights import StoredWeights
 
 if TYPE_CHECKING:
@@ -52,7 +52,26 @@ def build(folder: Path, task_name: str, dtype: torch.dtype | None = None) -> nn.
             f"found task {task_name!r}, expected one of {', '.join(TASKS)}; give --task"
         )
     model = _pretrained(folder, task, dtype)
+    if task.wrapper is MeanPooling and model.main_input_name != "input_ids":
+        raise InputError(
+            f"{task_name} takes text, found {folder}, a {type(model).__name__}, which takes "
+            f"{model.main_input_name}; give --task image-classification or raw"
+        )
     return (task.wrapper(model) if task.wrapper else model).eval()
+
+
+def require_config(folder: Path) -> None:
+    """Refuse what is no model's folder. *Local.*
+
+    Raises:
+        InputError: it has no config.json.
+    """
+    if not (folder / "config.json").is_file():
+        script = f"; for a function in it, give {folder.stem}:function" * (folder.suffix == ".py")
+        raise InputError(
+            f"no config.json in {folder}, expected a Hugging Face model's folder; download the "
+            f"whole folder, check the path, or give package.module:factory{script}"
+        )
 
 
 def stored_weights(folder: Path, module: nn.Module, task_name: str) -> StoredWeights:
@@ -70,9 +89,7 @@ def stored_weights(folder: Path, module: nn.Module, task_name: str) -> StoredWei
 
     wrapped = TASKS[task_name].wrapper is not None
     model: Any = module.model if wrapped else module
-    names = TransformersNames(
-        model, _WRAPPER if wrapped else "", tuple(model.config.architectures or ())
-    )
+    names = TransformersNames(model, _WRAPPER if wrapped else "")
     return StoredWeights(weights_file(folder), names, cast=True)
 
 
@@ -104,27 +121,31 @@ def dtype_of(folder: Path, config: PreTrainedConfig) -> torch.dtype | None:
 
 
 def _pretrained(folder: Path, task: Task, dtype: torch.dtype | None) -> PreTrainedModel:
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            f"no config.json in {folder}, expected a Hugging Face model's folder; "
-            f"download the whole folder, or give package.module:factory"
-        )
+    require_config(folder)
     import transformers  # takes seconds; others need not wait
 
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        if getattr(config, "quantization_config", None):
+            raise InputError(
+                f"{folder} is quantized, expected weights that torch computes with as they are; "
+                f"use the checkpoint that it was made of"
+            )
         dtype = dtype or dtype_of(folder, config)
         config.use_cache = False  # what a decoder keeps for its next token would be an output
         factory = _factory(transformers, config, task)
         with params_on_meta():
             model: PreTrainedModel = factory(config, dtype=dtype)
-    except (ValueError, KeyError, OSError, ImportError) as error:
+    except (PipeparError, MemoryError):
+        raise
+    except Exception as error:  # a configuration is wrong in as many ways as it has fields
         raise InputError(
             f"{folder / 'config.json'} describes no model that the installed transformers can "
-            f"build for this task ({shorten(str(error), 300)}); check its model_type and --task, "
-            f"or upgrade transformers"
+            f"build for this task ({type(error).__name__}: {shorten(str(error), 300)}); check its "
+            f"model_type and --task, or upgrade transformers"
         ) from error
     _keep_precision(model, dtype)
+    _tell_padding(model)
     return model
 
 
@@ -135,6 +156,16 @@ def _factory(transformers: Any, config: PreTrainedConfig, task: Task) -> Any:
         if hasattr(transformers, name):
             return getattr(transformers, name)._from_config
     return transformers.AutoModel.from_config
+
+
+def _tell_padding(model: PreTrainedModel) -> None:
+    """Decoders were trained without padding; a tokenizer that has none pads with the end's token.
+
+    Only after the model is built, since an embedding would take the number for one of its own.
+    """
+    end = getattr(model.config, "eos_token_id", None)
+    if getattr(model.config, "pad_token_id", None) is None and isinstance(end, int):
+        model.config.pad_token_id = end
 
 
 def _keep_precision(model: PreTrainedModel, dtype: torch.dtype | None) -> None:

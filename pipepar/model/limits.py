@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from pipepar.model.signature import Signature, TensorInput
 
-# What the free dimensions are called; see examples.FREE_DIMS.
+# What the free dimensions are called; see trials.FREE_DIMS.
 _WORDS = ("batch", "length")
 
 Varies: TypeAlias = Literal["all sizes", "batch and length", "batch", "length", "nothing"]

@@ -12,10 +12,10 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from pipepar.model.call import FlatCall
 from pipepar.model.diagnosis import of_tracing, reason, shown
-from pipepar.model.examples import FREE_DIMS, Fresh, resized
 from pipepar.model.fakes import fake_tensor, faked, quiet
 from pipepar.model.graph import Graph
 from pipepar.model.limits import Restriction
+from pipepar.model.trials import FREE_DIMS, Fresh, resized
 
 
 def restriction(call: FlatCall, graph: Graph, failure: Exception | None) -> Restriction | None:

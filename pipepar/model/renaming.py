@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -27,7 +28,7 @@ from pipepar.model.recipes import Recipe, Recipes, Tensors, same
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Source: TypeAlias = tuple[str, str]
+Piece: TypeAlias = tuple[str, str]
 """A tensor's name in the checkpoint, and the converter's pattern that it matched."""
 
 
@@ -37,16 +38,11 @@ class TransformersNames:
     Args:
         model: the model, its parameters on meta.
         prefix: what stands before the model's own names in the names asked for, with its dot.
-        architectures: names of the classes that the checkpoint was saved from. A checkpoint of
-            another class may hold the weights of another head.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, prefix: str = "", architectures: Collection[str] = ()
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, prefix: str = "") -> None:
         self._model = model
         self._prefix = prefix
-        self._other_class = type(model).__name__ not in architectures
         mapping = get_model_conversion_mapping(model)
         self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         self._converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
@@ -56,18 +52,18 @@ class TransformersNames:
         """Turn the tables round; see `Naming.recipes`. *Local.*"""
         by_name: dict[str, Recipe] = {}
         surplus: list[str] = []
-        fused: dict[str, list[Source]] = {}
+        fused: dict[str, list[Piece]] = {}
         for name in sorted(stored, key=dot_natural_key):  # experts are stacked in this order
             target, pattern = self._renamed(name)
             if target not in self._own:
-                surplus.append(name)
+                surplus += [] if self._may_be_left(name, target) else [name]
             elif pattern is None:
                 by_name[self._prefix + target] = same(name, self._prefix + target)
             else:
                 fused.setdefault(target, []).append((name, pattern))
         for target, sources in fused.items():
             by_name |= self._converted(target, sources)
-        return Recipes(by_name, tuple(name for name in surplus if not self._expected(name)))
+        return Recipes(by_name, tuple(surplus))
 
     def _renamed(self, name: str) -> tuple[str, str | None]:
         base = self._model.base_model_prefix
@@ -78,7 +74,7 @@ class TransformersNames:
             return name, None
         return target, pattern
 
-    def _converted(self, target: str, sources: list[Source]) -> dict[str, Recipe]:
+    def _converted(self, target: str, sources: list[Piece]) -> dict[str, Recipe]:
         """One recipe, under the name of everything that comes out of it."""
         converter = next(c for c in self._converters if sources[0][1] in c.source_patterns)
         recipe = Recipe(
@@ -92,7 +88,7 @@ class TransformersNames:
         self,
         converter: Any,
         target: str,
-        sources: list[Source],
+        sources: list[Piece],
         values: list[torch.Tensor],
     ) -> Tensors:
         fresh = copy.deepcopy(converter)  # it collects tensors
@@ -102,17 +98,27 @@ class TransformersNames:
         parts = {name: part[0] if isinstance(part, list) else part for name, part in made.items()}
         return {self._prefix + name: part for name, part in parts.items()}
 
-    def _expected(self, name: str) -> bool:
-        """Whether a model like this one may leave a tensor unused."""
-        base = self._model.base_model_prefix
-        if self._other_class and not (base and name.startswith(f"{base}.")):
-            return True
-        buffers = [buffer for buffer, _ in self._model.named_buffers()]
+    def _may_be_left(self, name: str, target: str) -> bool:
+        """Whether a model like this one may leave a tensor unused.
+
+        A head, a pooler, or another part that this class does not have: checkpoints hold more than
+        one task needs. But a further layer in a row, or a further tensor in a part that it has,
+        means that the checkpoint belongs to another configuration.
+        """
         patterns = list(self._model._keys_to_ignore_on_load_unexpected or ())
         # Once saved with the model, today computed by it; transformers passes over them too.
-        patterns += [
-            rf"(^|\.){kind}$"
-            for kind in ("position_ids", "inv_freq")
-            if any(buffer.endswith(kind) for buffer in buffers)
-        ]
-        return any(re.search(pattern, name) for pattern in patterns)
+        patterns += [r"(^|\.)position_ids$", r"(^|\.)inv_freq$"]
+        if any(re.search(pattern, name) for pattern in patterns):
+            return True
+        base = f"{self._model.base_model_prefix}."
+        return not any(map(self._has_place, {target, target.removeprefix(base), base + target}))
+
+    def _has_place(self, target: str) -> bool:
+        """Whether a name leads into a part of the model, or to a layer past the last of a row."""
+        owner: nn.Module = self._model
+        *parts, _ = target.split(".")
+        for part in parts:
+            if owner._modules.get(part) is None:
+                return part.isdigit()
+            owner = owner.get_submodule(part)
+        return bool(parts)

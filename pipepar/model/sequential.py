@@ -11,7 +11,7 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pipepar.errors import CaptureError
+from pipepar.errors import CaptureError, InputError
 from pipepar.model.call import FlatCall, constant, positional
 from pipepar.model.containers import flatten, nth_leaf, nth_value
 from pipepar.model.fakes import fake_tensor, faked
@@ -19,7 +19,8 @@ from pipepar.model.graph import Graph, digest_of
 from pipepar.model.hollow import hollow
 from pipepar.model.rewrite import protect_inputs
 from pipepar.model.signature import ConstantInput, OutputTemplate, Signature, TensorInput
-from pipepar.model.state import named_weights, weight_specs
+from pipepar.model.state import weight_specs
+from pipepar.model.tensors import named_weights
 
 # What a layer makes that does not run without values.
 _UNKNOWN: Final = object()
@@ -134,6 +135,7 @@ class _Chain:
     def _try_out(self, node: fx.Node, layer: nn.Module) -> None:
         """Run a layer, to learn what it makes and what it writes into."""
         given = [self.made[argument] for argument in node.all_input_nodes]
+        _check_fit(str(node.target), layer, given[0])
         before = _versions(given)
         made = _run(layer, [self.made[argument] for argument in _arguments(node)])
         self._note(node, made)
@@ -158,6 +160,26 @@ class _Chain:
             value.meta.update(aliases_input=True, module=str(node.target))
             self._note(value, part)
         return values
+
+
+def _check_fit(name: str, layer: nn.Module, given: Any) -> None:
+    """Refuse what plain torch layers refuse; what others take is known only when they run."""
+    if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) or layer._forward_pre_hooks:
+        return
+    weight = layer.weight
+    if not isinstance(given, torch.Tensor) or not isinstance(weight, torch.Tensor):
+        return
+    if given.dtype != weight.dtype:
+        wanted = str(weight.dtype).removeprefix("torch.")
+        raise InputError(
+            f"layer {name}, {layer}, computes in {wanted}, found {given.dtype} before it; convert "
+            f"the input, with array.astype({wanted!r}) or tensor.to({weight.dtype})"
+        )
+    if type(layer) is nn.Linear and given.dim() and given.shape[-1] != layer.in_features:
+        raise InputError(
+            f"layer {name}, {layer}, takes {layer.in_features} features, found shape "
+            f"{tuple(given.shape)} before it; give an input of that size"
+        )
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Sequential]) -> bool:

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from pipepar.errors import InputError
+from pipepar.model.building import build_on_meta
 from pipepar.model.exported import open_exported
-from pipepar.model.fakes import params_on_meta
 from pipepar.model.hollow import hollow
 from pipepar.model.huggingface import build, stored_weights
 from pipepar.model.named import import_named
 from pipepar.model.recipes import SameNames
+from pipepar.model.tensors import named_tensors
 from pipepar.model.weights import ModuleWeights, StoredWeights, Weights
 
 
@@ -122,8 +123,7 @@ def from_factory(
     if weights is None and values:
         made = factory()
         return Source(name, hollow(made).eval(), ModuleWeights(made))
-    with params_on_meta():
-        made = factory().eval()
+    made = build_on_meta(factory, name).eval()
     if weights is None:
         return Source(name, made, ModuleWeights(made))
     stored = StoredWeights(weights, SameNames(_names(made)), cast=dtype is not None)
@@ -162,14 +162,15 @@ def from_exported(path: Path) -> Source:
     Raises:
         InputError: there is no such file, or torch cannot read it.
     """
+    if not path.is_file():
+        raise InputError(f"no exported program at {path}, expected a .pt2 file; check the path")
     module = open_exported(path)
     return Source(path.name, module, StoredWeights(path, SameNames(_names(module))))
 
 
 def _names(module: nn.Module) -> set[str]:
-    parameters = module.named_parameters(remove_duplicate=False)
-    buffers = module.named_buffers(remove_duplicate=False)
-    return {name for name, _ in (*parameters, *buffers)}
+    """What a state dict may hold, and what older ones held besides."""
+    return {*named_tensors(module), *module.state_dict()}
 
 
 def _made(factory: Any, name: str, dtype: torch.dtype | None) -> nn.Module:

@@ -10,27 +10,8 @@ from torch import fx, nn
 
 from pipepar.model.fakes import meta_parameter
 from pipepar.model.graph import get_attribute
+from pipepar.model.tensors import named_weights
 from pipepar.model.weights import WeightSpec
-
-
-def named_weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A module's parameters and persistent buffers by every name they have. *Local.*
-
-    Args:
-        module: the module.
-
-    Returns:
-        The tensors; a tied one appears under each of its names.
-    """
-    passing = set()
-    for prefix, owner in module.named_modules(remove_duplicate=False):
-        names = owner._non_persistent_buffers_set
-        passing |= {f"{prefix}.{name}" if prefix else name for name in names}
-    held = {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
-    return {name: tensor for name, tensor in held.items() if name not in passing}
 
 
 def weight_specs(module: nn.Module, names: Sequence[str]) -> dict[str, WeightSpec]:

@@ -24,17 +24,19 @@ class MeanPooling(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, *, attention_mask: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """Embed a batch.
 
         Args:
-            inputs: the encoder's inputs; `attention_mask`, [B, S], is 1 on real tokens.
+            attention_mask: 1 on real tokens, [B, S].
+            inputs: the encoder's other inputs.
 
         Returns:
             Embeddings, [B, H], not normalised.
         """
-        hidden = self.model(**inputs).last_hidden_state  # [B, S, H]
-        real = inputs["attention_mask"].unsqueeze(-1).expand(hidden.size())
+        outputs = self.model(attention_mask=attention_mask, **inputs)
+        hidden = outputs.last_hidden_state  # [B, S, H]
+        real = attention_mask.unsqueeze(-1).expand(hidden.size())
         real = real.to(torch.promote_types(hidden.dtype, torch.float32))
         return torch.sum(hidden * real, 1) / torch.clamp(real.sum(1), min=_SMALLEST_COUNT)
 

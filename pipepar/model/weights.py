@@ -17,6 +17,7 @@ from pipepar.microbatch import compact
 from pipepar.model.checkpoint import Checkpoint, Stored, TensorFiles
 from pipepar.model.formats import open_checkpoint
 from pipepar.model.recipes import Naming, Recipe, Recipes
+from pipepar.model.tensors import named_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +82,7 @@ class ModuleWeights:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._tensors: dict[str, torch.Tensor] = {
-            **dict(module.named_parameters(remove_duplicate=False)),
-            **dict(module.named_buffers(remove_duplicate=False)),
-        }
+        self._tensors = named_tensors(module)
         self._holder = type(module).__name__
 
     def check(self, specs: Sequence[WeightSpec]) -> None:
@@ -134,15 +132,42 @@ class StoredWeights:
             raise _surplus(self._recipes.surplus, self._path)
         for recipe, asked in self._ordered(specs):
             headers = [_meta(self._checkpoint, source) for source in recipe.sources]
-            self._made(recipe, asked, headers)
+            try:
+                self._made(recipe, asked, headers)
+            except (RuntimeError, ValueError, KeyError, IndexError) as error:
+                raise WeightsError(
+                    f"{asked[0][1].name} cannot be made of {_listed(recipe.sources)} in "
+                    f"{self._path} ({error}); the checkpoint may lack a part: copy all of it again"
+                ) from error
 
     def read(self, specs: Sequence[WeightSpec]) -> Reading:
         """Read in the order of the files, each opened once; see `Weights.read`. *Local.*"""
         with TensorFiles() as files:
             for recipe, asked in self._ordered(specs):
-                places = sorted(map(self._checkpoint.locate, recipe.sources), key=_place)
-                values = {stored.name: files.read(stored) for stored in places}
-                yield from self._made(recipe, asked, [values[name] for name in recipe.sources])
+                values = self._values(files, recipe)
+                for _, spec in asked:
+                    self._check_ties(files, recipe, spec, values)
+                yield from self._made(recipe, asked, values)
+
+    def _values(self, files: TensorFiles, recipe: Recipe) -> list[torch.Tensor]:
+        places = sorted(map(self._checkpoint.locate, recipe.sources), key=_place)
+        values = {stored.name: files.read(stored) for stored in places}
+        return [values[name] for name in recipe.sources]
+
+    def _check_ties(
+        self, files: TensorFiles, recipe: Recipe, spec: WeightSpec, values: list[torch.Tensor]
+    ) -> None:
+        """One tensor under several names must be one, or what was trained apart would be lost."""
+        for name in spec.aliases:
+            other = self._recipes.by_name.get(name, recipe)
+            if other.sources == recipe.sources:
+                continue
+            if not all(map(torch.equal, values, self._values(files, other))):
+                raise WeightsError(
+                    f"{spec.name} and {name} are one tensor in the model, but {self._path} holds "
+                    f"two that differ; build the model without the tie (in config.json: "
+                    f"tie_word_embeddings), or use the checkpoint that belongs to it"
+                )
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:
@@ -175,14 +200,8 @@ class StoredWeights:
         self, recipe: Recipe, asked: list[tuple[str, WeightSpec]], values: list[torch.Tensor]
     ) -> list[Named]:
         """The tensors asked for, of the values of a recipe's sources."""
-        try:
-            made = recipe.make(values)
-            return [(spec.name, self._fitted(recipe, spec, made[name])) for name, spec in asked]
-        except (RuntimeError, ValueError, KeyError, IndexError) as error:
-            raise WeightsError(
-                f"{asked[0][1].name} cannot be made of {_listed(recipe.sources)} in {self._path} "
-                f"({error}); the checkpoint may lack a part: copy all of it again"
-            ) from error
+        made = recipe.make(values)
+        return [(spec.name, self._fitted(recipe, spec, made[name])) for name, spec in asked]
 
     def _fitted(self, recipe: Recipe, spec: WeightSpec, value: torch.Tensor) -> torch.Tensor:
         if tuple(value.shape) != spec.shape:

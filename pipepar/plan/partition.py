@@ -52,7 +52,8 @@ def partition(
         raise ValueError(f"{len(crossing)} crossings for {len(costs)} costs")
     work = np.concatenate([[0.0], np.cumsum(np.asarray(costs, dtype=np.float64))])
     cuts = _useful_cuts(work, crossing)
-    _check_enough(work, cuts, stages)
+    legal = sum(size is not None for size in crossing[1:])
+    _check_enough(work, cuts, stages, legal)
     if stages == 1:
         return ()
     places = np.array([0, *cuts, len(costs)])
@@ -75,12 +76,13 @@ def _useful_cuts(work: Floats, crossing: Sequence[float | None]) -> list[int]:
     ]
 
 
-def _check_enough(work: Floats, cuts: list[int], stages: int) -> None:
+def _check_enough(work: Floats, cuts: list[int], stages: int, legal: int) -> None:
     most = len({float(work[p]) for p in cuts}) + 1
     if stages > most:
         raise PlanError(
-            f"found {stages} stages to plan for, expected at most {most}: the model has "
-            f"{most - 1} places where it can be cut; start at most {most} ranks"
+            f"found {stages} stages to plan for, expected at most {most}: each needs work of its "
+            f"own, and of the model's legal cuts ({legal}) {most - 1} have work before, after and "
+            f"between them; start at most {most} ranks"
         )
 
 

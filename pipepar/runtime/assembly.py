@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,7 @@ def assemble(
     results_to_root: bool = False,
     weights_from_root: bool = False,
     loading: Progress = silent,
+    inspect: Callable[[Graph], None] = lambda graph: None,
 ) -> Assembly:
     """Build this rank's stage and connect it. *Collective.*
 
@@ -68,6 +69,7 @@ def assemble(
         results_to_root: see `wiring.wire_up`.
         weights_from_root: whether only rank 0's weights have values.
         loading: is told the bytes of weights that this rank has read.
+        inspect: refuses a graph that does not fit the job, before anything is read for it.
 
     Raises:
         PipeparError: told once, by the lowest rank that has the problem; PeerError elsewhere.
@@ -78,6 +80,7 @@ def assemble(
     world.together(lambda: source.weights.check(()) if reads else None)
     graph = world.together(lambda: capture(source.module, tuple(args), dict(kwargs)))
     world.together(lambda: world.agree("graphs of the model", graph.digest))
+    world.together(lambda: inspect(graph))
     text = world.together(lambda: _plan_text(world, graph, plan))
     agreed = Plan.from_json(world.broadcast(text))
     world.agree("plans", agreed.digest)
@@ -99,7 +102,7 @@ def _plan_text(world: World, graph: Graph, plan: Plan | None) -> str:
         )
     if len(plan.stages) != world.size:
         raise PlanError(
-            f"the plan has {len(plan.stages)} stages, the job has {world.size} ranks; start it "
-            f"with mpirun -n {len(plan.stages)}, or make a plan for {world.size} stages"
+            f"the plan has {len(plan.stages)} stages, the job has {world.size}; start it "
+            f"with mpirun -n {len(plan.stages)}, or make one with --stages {world.size}"
         )
     return plan.to_json()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,40 +19,77 @@ from pipepar.model.synthetic import (
 )
 from pipepar.runtime.folder import load_tokenizer
 from pipepar.runtime.inputs import open_input
-from pipepar.runtime.options import Job
+from pipepar.runtime.options import Job, check_task
 
 _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json")
 
 
-def example_for(
-    model: str, task: str | None, module: nn.Module, shapes: Sequence[str], file: Path | None
-) -> Example:
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The job to plan for, as far as the user tells it."""
+
+    model: str
+    """A Hugging Face folder, an exported program (.pt2), or package.module:factory."""
+    task: str | None = None
+    """What the model is to do; None for what its kind does by itself."""
+    file: Path | None = None
+    """The job's input; None if there is none yet."""
+    preprocess: str | None = None
+    """package.module:function that makes the model's arguments of the input's samples."""
+    shapes: Sequence[str] = ()
+    """The model's arguments instead of an input; see `shaped_example`."""
+
+    @property
+    def job(self) -> Job:
+        """The job itself; where nobody named its files, they are the working directory."""
+        file = self.file or Path()
+        return Job(self.model, file, Path(), self.task, preprocess=self.preprocess)
+
+
+def check_planned(planned: Planned) -> None:
+    """Refuse what is not known, or contradicts itself. *Local.*
+
+    Raises:
+        InputError: naming the option, and what to give instead.
+    """
+    check_task(planned.job)
+    if planned.shapes and planned.file is not None:
+        raise InputError(
+            f"found --input {planned.file} and --shape {planned.shapes[0]}, expected one of them, "
+            "as each says what the model takes; leave --shape out to plan for the input"
+        )
+    if planned.preprocess is not None and planned.file is None:
+        raise InputError(
+            f"found --preprocess {planned.preprocess} without --input, expected samples for it to "
+            "make arguments of; give --input too, or --shape with the arguments that it makes"
+        )
+
+
+def example_for(planned: Planned, module: nn.Module) -> Example:
     """Arguments to capture a model with. *Local.*
 
     Args:
-        model: what the user named: a folder, an exported program, or a factory.
-        task: what the model is to do; None for what its kind does by itself.
-        module: the model.
-        shapes: see `shaped_example`; where there are any, they count.
-        file: the input of the job to plan for; None if there is none.
+        planned: the job to plan for, as `check_planned` lets it pass.
+        module: its model.
 
     Returns:
         Positional and keyword arguments.
 
     Raises:
         InputError: a shape or the file cannot be read, or nothing tells what the model takes.
+        StageError: the function of the user's failed; the cause is chained to it.
     """
-    if shapes:
-        return shaped_example(shapes)
-    job = Job(model, file or Path(), Path(), task)
-    if file is not None:
+    if planned.shapes:
+        return shaped_example(planned.shapes)
+    job = planned.job
+    if planned.file is not None:
         feed = open_input(job).example()
         return feed.args, feed.kwargs
     if job.is_folder:
-        return _made_up(Path(model), module)
+        return _made_up(Path(job.model), module)
     raise InputError(
-        f"found neither --input nor --shape, and {model} does not tell what it takes; expected an "
-        "example: give --shape SIZExSIZE:DTYPE for each input, such as 2x512"
+        f"found neither --input nor --shape, and {job.model} does not tell what it takes; expected "
+        "an example: give --shape SIZExSIZE:DTYPE for each input, such as 2x512"
     )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pipepar.data.classes import Classes
 from pipepar.data.pixels import Processor
 from pipepar.errors import InputError
-from pipepar.model.huggingface import dtype_of
+from pipepar.model.huggingface import dtype_of, require_config
 from pipepar.runtime.options import CLASSIFICATION, Job
+
+_WITH_CLASSES: Final = (*CLASSIFICATION, "token-classification", "raw")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -22,7 +24,7 @@ def load_tokenizer(folder: str) -> Any:
     Raises:
         InputError: there is no such folder, or no tokenizer in it.
     """
-    _require_config(folder)
+    require_config(Path(folder))
     from transformers import AutoTokenizer  # takes seconds; only text needs it
 
     try:
@@ -46,7 +48,7 @@ def load_processor(folder: str) -> Processor:
         InputError: there is no such folder, or no image processor in it.
         WeightsError: the configuration names no dtype, and the weights are missing or damaged.
     """
-    _require_config(folder)
+    require_config(Path(folder))
     from transformers import AutoImageProcessor
 
     try:
@@ -71,9 +73,9 @@ def load_classes(job: Job) -> Classes:
     Raises:
         InputError: there is no such folder, or its configuration is damaged.
     """
-    if not job.is_folder or job.resolved_task not in (*CLASSIFICATION, "token-classification"):
+    if not job.is_folder or job.resolved_task not in _WITH_CLASSES:
         return Classes()
-    _require_config(job.model)
+    require_config(Path(job.model))
     config = _config(job.model)
     names: dict[Any, str] = config.id2label or {}
     ordered = (names.get(number, f"LABEL_{number}") for number in range(max(names, default=-1) + 1))
@@ -91,11 +93,3 @@ def _config(folder: str) -> PreTrainedConfig:
             f"{shorten(str(error), 300)}; copy it again, or upgrade transformers"
         ) from error
     return config
-
-
-def _require_config(folder: str) -> None:
-    if not (Path(folder) / "config.json").is_file():
-        raise InputError(
-            f"model {folder}: found no config.json there, expected a Hugging Face folder, or "
-            "package.module:factory; check the path"
-        )

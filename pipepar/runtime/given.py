@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +14,10 @@ from torch import nn
 
 from pipepar.comm.world import World, own_rank
 from pipepar.errors import InputError, WeightsError
-from pipepar.model.fakes import params_on_meta
+from pipepar.model.building import params_on_meta
 from pipepar.model.sequential import Layers
 from pipepar.model.source import Source, from_module, is_factory, open_source
+from pipepar.model.tensors import passing_buffers
 
 Given: TypeAlias = nn.Module | Sequence[nn.Module] | Path | str
 """A model, its layers, or its name."""
@@ -24,7 +27,7 @@ Given: TypeAlias = nn.Module | Sequence[nn.Module] | Path | str
 def values_on_root() -> Iterator[None]:
     """Modules built inside have values on rank 0 only; elsewhere they take no memory. *Local.*
 
-    Buffers keep their values everywhere, since no other rank could compute them otherwise.
+    Buffers that no checkpoint would hold are computed by every rank, and must come out alike.
     """
     if own_rank() == 0:
         yield
@@ -55,13 +58,13 @@ def given_source(
     source = world.together(lambda: _source(world, given, task, weights, dtype))
     if isinstance(given, str | Path):
         return source, is_factory(str(given)) and weights is None
-    hollow = [text == "hollow" for text in world.all_gather(_state(given))]
-    if hollow[0]:
-        raise WeightsError(
-            f"the parameters of {source.name} are on meta on rank 0, expected values there; build "
-            f"the model inside pipepar.values_on_root(), or on every rank"
-        )
-    return source, any(hollow)
+    hollow = _is_hollow(given)
+    world.together(lambda: _require_values(source) if hollow and world.rank == 0 else None)
+    from_root = any(json.loads(text) for text in world.all_gather(json.dumps(hollow)))
+    if from_root:
+        texts = world.all_gather(json.dumps(_sums(source.module)))
+        world.together(lambda: _require_alike(*(json.loads(texts[r]) for r in (0, world.rank))))
+    return source, from_root
 
 
 def _source(
@@ -73,15 +76,39 @@ def _source(
         raise InputError(f"found dtype {dtype} for a model that exists; call model.to({dtype})")
     if isinstance(given, nn.Module):
         return from_module(given)
-    if isinstance(given, Sequence) and all(isinstance(layer, nn.Module) for layer in given):
+    if given and all(isinstance(layer, nn.Module) for layer in given):
         return from_module(Layers(*given))
     raise InputError(
-        f"found a {type(given).__name__}, expected an nn.Module, layers=[nn.Module, ...], or the "
-        f"name of a model; give one of these"
+        f"found a {type(given).__name__}, expected an nn.Module, layers=[nn.Module, ...] with at "
+        f"least one, or the name of a model; give one of these"
     )
 
 
-def _state(given: nn.Module | Sequence[nn.Module]) -> str:
+def _is_hollow(given: nn.Module | Sequence[nn.Module]) -> bool:
     modules = [given] if isinstance(given, nn.Module) else given
-    hollow = any(parameter.is_meta for module in modules for parameter in module.parameters())
-    return "hollow" if hollow else ""
+    return any(parameter.is_meta for module in modules for parameter in module.parameters())
+
+
+def _require_values(source: Source) -> None:
+    raise WeightsError(
+        f"the parameters of {source.name} are on meta on rank 0, expected values there; build the "
+        f"model inside pipepar.values_on_root(), or on every rank"
+    )
+
+
+def _sums(module: nn.Module) -> dict[str, float]:
+    """What tells buffers apart that differ by more than the rounding of another processor."""
+    buffers = passing_buffers(module).items()
+    sizes = {name: buffer.to(torch.complex128).abs() for name, buffer in buffers}
+    return {name: float(size.nan_to_num().sum()) for name, size in sizes.items()}
+
+
+def _require_alike(root: dict[str, float], mine: dict[str, float]) -> None:
+    for name, found in mine.items():
+        expected = root.get(name, found)
+        if not math.isclose(found, expected, rel_tol=1e-3):
+            raise WeightsError(
+                f"the buffer {name} has other values than on rank 0 and is not saved with the "
+                f"model, expected one that every rank computes alike; register it with "
+                f"persistent=True, and rank 0 sends it"
+            )

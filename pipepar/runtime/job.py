@@ -6,14 +6,15 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from pipepar.comm.world import World
-from pipepar.data.feed import Reader, input_kind
-from pipepar.errors import InputError
+from pipepar.data.feed import Feed, Reader
+from pipepar.errors import InputError, PlanError
+from pipepar.files import require_apart, require_writable
 from pipepar.model.graph import Graph
 from pipepar.model.source import Source, open_source
 from pipepar.plan.plan import Plan
@@ -46,42 +47,64 @@ def run_job(world: World, job: Job, display: Display = NOBODY) -> RunSummary:
         PipeparError: something the user named is missing or does not fit.
     """
     world.together(lambda: _preflight(world, job))
+    display = display if world.rank == 0 else NOBODY
     with _visible(world, job) as seen:
-        return _run(world, seen, display if world.rank == 0 else NOBODY)
+        opened = _open(world, seen)
+    return _run(world, job, opened, display)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What a job names, open."""
+
+    reader: Reader | None
+    """The input, on rank 0."""
+    sink: Sink | None
+    """The output, on the last rank."""
+    count: int
+    """Number of samples."""
+    example: Feed
+    """A micro-batch without its values."""
+    source: Source
+    """The model."""
+    plan: Plan | None
+    """The plan that the user gave, on rank 0."""
 
 
 @contextmanager
 def _visible(world: World, job: Job) -> Iterator[Job]:
     """The job with a model that this rank sees too, but for its weights."""
-    if not (job.weights_from_root and job.is_folder):
+    if not (job.weights_from == "root" and job.is_folder):
         yield job
         return
     with replica(world, Path(job.model)) as folder:
         yield replace(job, model=str(folder))
 
 
-def _run(world: World, job: Job, display: Display) -> RunSummary:
+def _open(world: World, job: Job) -> _Opened:
     reader = world.together(lambda: open_input(job) if world.rank == 0 else None)
     sink = world.together(lambda: Sink(job) if world.rank == world.size - 1 else None)
     count, example = agree_on_input(world, reader, job.micro_batch)
     source = world.together(lambda: _source(world, job))
     plan = world.together(lambda: _read_plan(world, job))
+    return _Opened(reader, sink, count, example, source, plan)
+
+
+def _run(world: World, job: Job, opened: _Opened, display: Display) -> RunSummary:
+    reader, sink, count, example = opened.reader, opened.sink, opened.count, opened.example
     assembly = assemble(
         world,
-        source,
+        opened.source,
         example.args,
         example.kwargs,
         depth=job.depth,
-        plan=plan,
+        plan=opened.plan,
         carried=carried_names(example),
         weights_from_root=job.weights_from_root,
         loading=display.weights,
+        inspect=lambda graph: _check(graph, job, reader, display),
     )
-    del source  # a factory's model, whole; the stage has what it needs of it
-    limitation = assembly.graph.limitation(job.model)
-    if limitation:
-        display.note(limitation)
-    world.together(lambda: _check(assembly.graph, job, reader))
+    del opened  # a factory's model, whole; the stage has what it needs of it
     tracer = Tracer(world.rank, keep=job.trace is not None)
     begin = time.perf_counter()
     arriving = _arrivals(job, assembly, tracer, reader)
@@ -107,23 +130,23 @@ def _preflight(world: World, job: Job) -> None:
     check_options(job)
     if world.rank != 0:
         return
-    if job.trace is not None and not job.trace.parent.is_dir():
-        raise InputError(f"--trace {job.trace}: there is no folder {job.trace.parent}; create it")
-    for other in (job.input, job.weights, job.plan, job.labels):
-        if (
-            other is not None
-            and job.output.exists()
-            and other.exists()
-            and other.samefile(job.output)
-        ):
-            raise InputError(f"output {job.output} is {other}, which it would replace; rename it")
+    written = {"output": job.output}
+    if job.trace is not None:
+        require_writable("--trace", job.trace)
+        written["--trace"] = job.trace
+    named = {"input": job.input, "--weights": job.weights, "--plan": job.plan}
+    named |= {"--labels": job.labels, "model": None if job.is_factory else Path(job.model)}
+    require_apart(written, {name: path for name, path in named.items() if path is not None})
 
 
-def _check(graph: Graph, job: Job, reader: Reader | None) -> None:
+def _check(graph: Graph, job: Job, reader: Reader | None, display: Display) -> None:
+    limitation = graph.limitation(job.model)
+    if limitation:
+        display.note(limitation)
     check_outputs(graph, job, reader)
     if reader is not None:
         require_batches(graph, len(reader), job.micro_batch, "--micro-batch")
-        if job.padding == "longest" and input_kind(job.input) == "text":
+        if job.pads_texts and job.padding == "longest":
             require_one_length(graph)
 
 
@@ -137,8 +160,10 @@ def _read_plan(world: World, job: Job) -> Plan | None:
         return None
     try:
         return Plan.from_json(job.plan.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--plan {job.plan} cannot be read: {error}") from error
+    except (OSError, UnicodeDecodeError, PlanError) as error:
+        raise InputError(
+            f"--plan {job.plan} cannot be used: {error}; give a file that pipepar plan -o wrote"
+        ) from error
 
 
 def _arrivals(

@@ -10,7 +10,7 @@ from pipepar.model.weights import Reading, Weights, WeightSpec
 from pipepar.plan.plan import Plan
 from pipepar.runtime.progress import Progress
 from pipepar.runtime.scatter import FromRoot
-from pipepar.runtime.stage import Stage, weights_of
+from pipepar.runtime.stage import BareStage, Stage, weights_of
 
 
 def load_stage(
@@ -37,7 +37,9 @@ def load_stage(
         if from_root:
             place = FromRoot(world, place, specs)
         world.together(lambda: place.check(mine))
-        return world.together(lambda: Stage.load(graph, plan, world.rank, place))
+        # A rank that fails before it reads would leave rank 0 sending to nobody.
+        bare = world.together(lambda: BareStage.cut(graph, plan, world.rank))
+        return world.together(lambda: bare.filled(place))
 
 
 class _Counted:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import torch
 
@@ -18,12 +17,6 @@ CLASSIFICATION: Final = ("text-classification", "image-classification")
 """Tasks that give each sample one class."""
 TOKENS: Final = ("token-classification", "fill-mask")
 """Tasks whose answers are about a text's tokens."""
-DTYPES: Final[Mapping[str, torch.dtype]] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-"""What a model can be asked to compute in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +37,11 @@ class Job:
     """Micro-batches that may wait on each end of a channel, at least 1."""
     weights: Path | None = None
     """Checkpoint for a factory's model; None to take the factory's own values."""
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """What to compute in, by torch's name; "auto" for what the checkpoint or the factory says."""
     max_length: int | None = None
     """Tokens after which a text is cut; None for the tokenizer's own limit."""
-    padding: str = "longest"
+    padding: Literal["longest", "max_length"] = "longest"
     """To which length texts are padded: the "longest" of their micro-batch, or "max_length"."""
     plan: Path | None = None
     """A plan made earlier; None to make one."""
@@ -60,7 +53,7 @@ class Job:
     """package.module:function that makes the results; None for those of the task."""
     labels: Path | None = None
     """The samples' right classes; None if nobody knows."""
-    weights_from: str = "disk"
+    weights_from: Literal["disk", "root"] = "disk"
     """Who reads the weights: every rank its own ("disk"), or rank 0 for all ("root")."""
 
     @property
@@ -81,12 +74,19 @@ class Job:
     @property
     def torch_dtype(self) -> torch.dtype | None:
         """The dtype asked for; None to leave it to the model."""
-        return None if self.dtype == "auto" else DTYPES[self.dtype]
+        dtype: torch.dtype | None = getattr(torch, self.dtype, None)
+        return dtype
 
     @property
     def resolved_task(self) -> str:
         """The task asked for; else feature-extraction for a folder, raw for any other model."""
         return self.task or ("feature-extraction" if self.is_folder else "raw")
+
+    @property
+    def pads_texts(self) -> bool:
+        """Whether the samples are texts that the folder's own tokenizer prepares."""
+        # By the name alone: only rank 0 has to see the input.
+        return self.input.suffix.lower() in TEXT_SUFFIXES and self.preprocess is None
 
     @property
     def reads_tokens(self) -> bool:
@@ -105,23 +105,18 @@ def check_options(job: Job) -> None:
     Raises:
         InputError: naming the option, and what to give instead.
     """
-    for name, number in (("--micro-batch", job.micro_batch), ("--depth", job.depth)):
-        if number < 1:
-            raise InputError(f"{name} is {number}, expected at least 1")
-    if job.dtype != "auto" and job.dtype not in DTYPES:
-        raise InputError(f"--dtype is {job.dtype!r}, expected auto or one of {', '.join(DTYPES)}")
-    if job.padding not in ("longest", "max_length"):
-        raise InputError(f"--padding is {job.padding!r}, expected longest or max_length")
-    if job.weights_from not in ("disk", "root"):
-        raise InputError(f"--weights-from is {job.weights_from!r}, expected disk or root")
+    check_task(job)
     if job.weights_from == "root" and Path(job.model).suffix == ".pt2":
         raise InputError(
             f"--weights-from root does not go with {job.model}, whose program every rank must "
             "read; copy the file to where all ranks see it"
         )
+    if not job.pads_texts and (job.max_length is not None or job.padding != "longest"):
+        raise InputError(
+            f"--max-length and --padding are for texts that a tokenizer prepares, found "
+            f"{job.input}{' with --preprocess' if job.preprocess else ''}; leave them out"
+        )
     task = job.resolved_task
-    if task not in TASKS:
-        raise InputError(f"found task {task!r}, expected one of {', '.join(TASKS)}; give --task")
     if job.labels is not None and task not in (*CLASSIFICATION, "raw"):
         raise InputError(
             f"--labels {job.labels} is one class a sample, but the task is {task}; expected "
@@ -132,15 +127,29 @@ def check_options(job: Job) -> None:
         _check_tokens(job, task)
 
 
+def check_task(job: Job) -> None:
+    """Refuse a task that is not known, or that the model is none for. *Local.*
+
+    Raises:
+        InputError: naming the task, and what to give instead.
+    """
+    task = job.resolved_task
+    if task not in TASKS:
+        raise InputError(f"found task {task!r}, expected one of {', '.join(TASKS)}; give --task")
+    if task == "feature-extraction" and not job.is_folder:
+        raise InputError(
+            f"feature-extraction is for a Hugging Face folder, found {job.model}; leave --task out "
+            f"to get what the model returns"
+        )
+
+
 def _check_tokens(job: Job, task: str) -> None:
     if not job.writes_answers:
         raise InputError(
             f"the answers of {task} differ in length, and output {job.output} holds arrays; name "
             "an output that ends in .jsonl, or make tensors of them with --postprocess"
         )
-    # By the name alone: only rank 0 has to see the input.
-    is_text = job.input.suffix.lower() in TEXT_SUFFIXES
-    if not job.is_folder or job.preprocess is not None or not is_text:
+    if not (job.is_folder and job.pads_texts):
         raise InputError(
             f"{task} answers with the words of a text, which needs the tokenizer of a Hugging Face "
             f"folder as MODEL (found {job.model}) and text as INPUT (found {job.input}), without "

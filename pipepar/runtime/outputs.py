@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Final
 
 import torch
 
@@ -25,6 +26,8 @@ from pipepar.runtime.inputs import carried_extras
 from pipepar.runtime.loop import SAMPLES, Arrival
 from pipepar.runtime.options import CLASSIFICATION, Job
 from pipepar.trace import Tracer
+
+_NOT_OF_NUMPY: Final = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class Sink:
@@ -103,11 +106,29 @@ def check_outputs(graph: Graph, job: Job, reader: Reader | None) -> None:
         classes = class_logits(output).shape[1]
         if isinstance(reader, Labelled) and isinstance(classes, int):
             reader.require(classes)
-    names = list(named_tensors(output))
-    if job.output.suffix.lower() == ".npy" and len(names) != 1 and job.postprocess is None:
+    if job.postprocess is None and not answers:
+        _check_tensors(named_tensors(output), job)
+
+
+def _check_tensors(tensors: Mapping[str, torch.Tensor], job: Job) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.dim():
+            raise InputError(
+                f"{name} of the model's output is a single number, expected a row for each sample; "
+                "leave it out of what the model returns, or make rows with --postprocess"
+            )
+    if job.output.suffix.lower() != ".npy":
+        return
+    if len(tensors) != 1:
         raise InputError(
-            f"the model returns {len(names)} tensors ({', '.join(names)}), a .npy file holds one; "
-            "name an output that ends in .safetensors or .jsonl"
+            f"the model returns {len(tensors)} tensors ({', '.join(tensors)}), a .npy file holds "
+            "one; name an output that ends in .safetensors or .jsonl"
+        )
+    ((name, tensor),) = tensors.items()
+    if tensor.dtype in _NOT_OF_NUMPY:
+        raise InputError(
+            f"{name} of the model's output is {tensor.dtype}, which .npy files lack; name an "
+            "output that ends in .safetensors, or give --dtype float32"
         )
 
 

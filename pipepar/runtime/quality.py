@@ -17,12 +17,14 @@ _WORST: Final = 15
 
 
 def print_confusion(confusion: Confusion, console: Console) -> None:
-    """Show accuracy, and how well each class was recognised. *Local.*
+    """Show accuracy, and how well each class was recognised; nothing without samples. *Local.*
 
     Args:
         confusion: of a whole run.
         console: where to.
     """
+    if not confusion.samples:
+        return
     classes = confusion.classes()
     console.print(
         f"[bold]accuracy {_share(confusion.accuracy)}[/] of {confusion.samples:,} samples in "

@@ -11,8 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from pipepar.comm.world import World
-from pipepar.errors import InputError
-from pipepar.model.huggingface import dtype_of
+from pipepar.model.huggingface import dtype_of, require_config
 
 # Configurations, vocabularies, merges, sentencepiece models, chat templates.
 _SUFFIXES: Final = (".json", ".txt", ".model", ".jinja")
@@ -46,11 +45,7 @@ def replica(world: World, folder: Path) -> Iterator[Path]:
 
 def _packed(folder: Path) -> str:
     """The small files; the configuration names the dtype, so that nobody asks the weights."""
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            f"no config.json in {folder} on rank 0, expected a Hugging Face model's folder; start "
-            "the job so that rank 0 runs where the folder is"
-        )
+    require_config(folder)
     files = [file for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES]
     content = {file.name: file.read_bytes() for file in files if file.is_file()}
     content["config.json"] = _with_dtype(folder).encode()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +14,80 @@ from torch._subclasses.fake_tensor import FakeTensor
 from pipepar.errors import PlanError, WeightsError
 from pipepar.model.cut import extract
 from pipepar.model.graph import Graph, get_attribute
+from pipepar.model.tensors import named_tensors
 from pipepar.model.weights import Weights, WeightSpec
 from pipepar.plan.plan import Plan, StagePlan
+
+
+@dataclass(frozen=True, slots=True)
+class BareStage:
+    """One stage of a model without its weights; made by `BareStage.cut`."""
+
+    module: fx.GraphModule
+    """The stage's graph; its weights are on meta, its other tensors on the stage's device."""
+    plan: StagePlan
+    """What the plan says of it."""
+    weights: tuple[WeightSpec, ...]
+    """What it owns, each tensor once."""
+    names: Mapping[str, Sequence[str]]
+    """For each of them its names in the module."""
+    device: torch.device
+    """Where it computes."""
+
+    @staticmethod
+    def cut(graph: Graph, plan: Plan, index: int, device: str = "cpu") -> BareStage:
+        """Cut a stage out of the model. *Local.*
+
+        Args:
+            graph: the captured model.
+            plan: a plan made for this graph.
+            index: which stage, from 0.
+            device: where it will compute, such as "cpu" or "cuda:1".
+
+        Raises:
+            PlanError: the plan was made for another model, or has no such stage.
+        """
+        if plan.model != graph.digest:
+            raise PlanError(
+                f"the plan was made for model {plan.model[:12]}, found model {graph.digest[:12]}; "
+                f"plan again for this model, torch version and kind of device"
+            )
+        if not 0 <= index < len(plan.stages):
+            raise PlanError(
+                f"found stage {index}, expected 0 to {len(plan.stages) - 1}; "
+                f"start {len(plan.stages)} ranks for this plan"
+            )
+        place = torch.device(device)
+        module = extract(graph, plan.stages[index])
+        _redirect(module.graph, graph.device, place)
+        module.recompile()
+        names: dict[str, list[str]] = {}
+        for name, tensor in named_tensors(module).items():
+            if name in graph.weights:
+                names.setdefault(graph.weights[name].name, []).append(name)
+            elif not tensor.is_meta:
+                _assign(module, name, tensor.to(place))
+        owned = tuple(weights_of(graph, plan.stages[index]))
+        return BareStage(module, plan.stages[index], owned, names, place)
+
+    def filled(self, weights: Weights) -> Stage:
+        """Read the stage's weights, one after another, and no others. *Local.*
+
+        Args:
+            weights: where they lie.
+
+        Raises:
+            WeightsError: a weight is missing or does not fit, or a file is damaged.
+        """
+        with closing(weights.read(self.weights)) as values:
+            for own, value in values:
+                first, *ties = self.names[own]
+                old = get_attribute(self.module, first)
+                _assign(self.module, first, _like(old, value.to(self.device)))
+                for tie in ties:
+                    _assign(self.module, tie, get_attribute(self.module, first))
+        _check_values(self.module, self.plan.index)
+        return Stage(self.module, self.plan)
 
 
 class Stage:
@@ -50,23 +123,7 @@ class Stage:
             PlanError: the plan was made for another model, or has no such stage.
             WeightsError: a weight is missing or does not fit, or a file is damaged.
         """
-        if plan.model != graph.digest:
-            raise PlanError(
-                f"the plan was made for model {plan.model[:12]}, found model {graph.digest[:12]}; "
-                f"plan again for this model, torch version and kind of device"
-            )
-        if not 0 <= index < len(plan.stages):
-            raise PlanError(
-                f"found stage {index}, expected 0 to {len(plan.stages) - 1}; "
-                f"start {len(plan.stages)} ranks for this plan"
-            )
-        place = torch.device(device)
-        module = extract(graph, plan.stages[index])
-        _redirect(module.graph, graph.device, place)
-        module.recompile()
-        _fill(module, graph, plan.stages[index], weights, place)
-        _check_values(module, index)
-        return Stage(module, plan.stages[index])
+        return BareStage.cut(graph, plan, index, device).filled(weights)
 
     def __call__(self, values: Sequence[Any]) -> tuple[Any, ...]:
         """Compute one microbatch. *Local.*
@@ -95,35 +152,10 @@ def _redirect(graph: fx.Graph, captured: torch.device, place: torch.device) -> N
         node.kwargs = fx.node.map_aggregate(node.kwargs, redirect)
 
 
-def _fill(
-    module: nn.Module, graph: Graph, plan: StagePlan, weights: Weights, place: torch.device
-) -> None:
-    """Give every tensor of a stage its values, one after another."""
-    names: dict[str, list[str]] = {}
-    for name, tensor in _tensors(module).items():
-        if name in graph.weights:
-            names.setdefault(graph.weights[name].name, []).append(name)
-        elif not tensor.is_meta:
-            _assign(module, name, tensor.to(place))
-    with closing(weights.read(weights_of(graph, plan))) as values:
-        for own, value in values:
-            first, *ties = names[own]
-            _assign(module, first, _like(get_attribute(module, first), value.to(place)))
-            for tie in ties:
-                _assign(module, tie, get_attribute(module, first))
-
-
 def weights_of(graph: Graph, plan: StagePlan) -> list[WeightSpec]:
     """What a stage owns, each tensor once. *Local.*"""
     specs = {spec.name: spec for spec in graph.weights.values()}
     return [specs[name] for name in plan.weights]
-
-
-def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
 
 
 def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

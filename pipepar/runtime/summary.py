@@ -7,15 +7,18 @@ import json
 import resource
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
 from pipepar.comm.world import World
 from pipepar.data.confusion import Confusion
+from pipepar.runtime.figures import bar, readable_bytes
 from pipepar.runtime.quality import print_confusion
 from pipepar.trace import Kind, Totals, Tracer, bound
+
+_BAR: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +120,14 @@ def print_summary(summary: RunSummary, console: Console) -> None:
         table.add_column(column, justify="left" if column in ("host", "") else "right")
     for index, stage in enumerate(summary.stages):
         share = stage.totals["compute"].seconds / summary.seconds if summary.seconds else 0.0
-        bar = "█" * round(20 * share)
         table.add_row(
             str(index),
             stage.host,
             str(stage.threads),
-            f"{stage.weight_bytes / 2**20:,.1f} MiB",
-            f"{stage.peak_bytes / 2**20:,.0f} MiB",
+            readable_bytes(stage.weight_bytes),
+            readable_bytes(stage.peak_bytes),
             f"{share:.0%}",
-            f"[green]{bar}[/][dim]{'░' * (20 - len(bar))}[/]",
+            bar(share, _BAR),
         )
     console.print(table)
     if summary.confusion is not None:

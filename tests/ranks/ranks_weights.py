@@ -84,6 +84,42 @@ def test_values_on_no_rank() -> None:
         Pipeline(model, example_args=(torch.randn(2, 4),))
 
 
+class Noise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+        self.register_buffer("noise", torch.randn(4), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return x + torch.as_tensor(self.noise)
+
+
+def test_a_random_buffer_that_cannot_be_sent() -> None:
+    if MPI.COMM_WORLD.size == 1:
+        pytest.skip("one rank has all there is")
+    with pipepar.values_on_root():
+        model = Noise().eval()
+    with pytest.raises(PipeparError, match="buffer noise has other values than on rank 0"):
+        Pipeline(model, example_args=(torch.randn(2, 4),))
+
+
+def test_a_stage_that_cannot_be_cut_ends_every_rank(
+    world: World, tmp_path: Path, monkeypatch: Any
+) -> None:
+    path = weights_file(tmp_path)
+    if world.rank == world.size - 1:
+        monkeypatch.setattr("pipepar.runtime.stage.extract", _no_memory)
+    with pytest.raises((MemoryError, PipeparError), match="no memory"):
+        load_from_root(world, path)
+
+
+def _no_memory(*args: Any) -> Any:
+    raise MemoryError("no memory")
+
+
 def load_from_root(world: World, path: Path) -> Any:
     source = from_factory("tests.factories:mlp", path)
     example = (torch.randn(2, 4),)
@@ -193,6 +229,11 @@ def test_a_folder_that_only_rank_0_sees(world: World, tmp_path: Path) -> None:
         pass
 
 
+def test_no_layers() -> None:
+    with pytest.raises(PipeparError, match="with at least one"):
+        Pipeline(layers=[], example_args=(torch.randn(2, 2),))
+
+
 @pytest.mark.parametrize("given", [{}, {"model": nn.Linear(2, 2), "layers": [nn.Linear(2, 2)]}])
 def test_neither_or_both(given: Any) -> None:
     with pytest.raises(PipeparError, match=r"a model (nor|and) layers, expected one"):
@@ -201,7 +242,7 @@ def test_neither_or_both(given: Any) -> None:
 
 def test_layers_instead_of_a_model() -> None:
     torch.manual_seed(3)
-    layers = [nn.Linear(4, 4) for _ in range(MPI.COMM_WORLD.size + 1)]
+    layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(MPI.COMM_WORLD.size + 1))
     x = torch.randn(5, 4)
     with Pipeline(layers=layers, example_args=(x,), micro_batch=5) as pipe:
         y = pipe(x)

@@ -1,0 +1,55 @@
+"""The tensors that a module holds, by every name they have."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's parameters and buffers. *Local.*
+
+    Args:
+        module: the module.
+
+    Returns:
+        The tensors; a tied one appears under each of its names.
+    """
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
+def named_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's parameters and persistent buffers: what a checkpoint holds. *Local.*
+
+    Args:
+        module: the module.
+
+    Returns:
+        The tensors; a tied one appears under each of its names.
+    """
+    passing = _passing_names(module)
+    return {name: tensor for name, tensor in named_tensors(module).items() if name not in passing}
+
+
+def passing_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's buffers that no checkpoint holds. *Local.*
+
+    Args:
+        module: the module.
+
+    Returns:
+        The buffers, by every name they have.
+    """
+    passing = _passing_names(module)
+    return {name: tensor for name, tensor in named_tensors(module).items() if name in passing}
+
+
+def _passing_names(module: nn.Module) -> set[str]:
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, owner in module.named_modules(remove_duplicate=False)
+        for name in owner._non_persistent_buffers_set
+    }
