@@ -4,7 +4,7 @@
 
 Four ranks load a Llama of at least 2 GiB in float32, two layers each. Memory is compared with the
 same four processes loading the same model sixteen times narrower, and with four processes that
-have imported and connected everything and load nothing. Loading one stage is timed in a process of
+have imported and connected everything and load nothing. Loading one stage is timed in processes of
 its own, in turn with the safetensors library reading the same tensors.
 """
 
@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, TypeAlias
@@ -113,18 +114,29 @@ def time_loads(folder: Path, repetitions: int) -> tuple[list[float], list[float]
     graph = capture(source.module, (), example())
     plan = make_plan(graph, _RANKS)
     names = [spec.name for spec in weights_of(graph, plan.stages[1])]
-    ours: list[float] = []
-    plain: list[float] = []
-    for _ in range(repetitions):
+    sides: list[Callable[[], object]] = [
+        lambda: Stage.load(graph, plan, 1, source.weights),
+        lambda: read_plainly(folder / "model.safetensors", names),
+    ]
+    times = [tuple(map(seconds_in_child, sides)) for _ in range(repetitions)]
+    ours, plain = zip(*times[1:], strict=True)  # the first ones warm the page cache
+    return list(ours), list(plain), plan.stages[1].weight_bytes
+
+
+def seconds_in_child(action: Callable[[], object]) -> float:
+    """Time an action in a process that ends with it and begins without memory for it. *Local.*"""
+    readable, writable = os.pipe()
+    child = os.fork()
+    if child == 0:
         begin = time.perf_counter()
-        stage = Stage.load(graph, plan, 1, source.weights)
-        ours.append(time.perf_counter() - begin)
-        del stage
-        begin = time.perf_counter()
-        tensors = read_plainly(folder / "model.safetensors", names)
-        plain.append(time.perf_counter() - begin)
-        del tensors
-    return ours[1:], plain[1:], plan.stages[1].weight_bytes  # the first ones warm the page cache
+        action()
+        os.write(writable, str(time.perf_counter() - begin).encode())
+        os._exit(0)
+    os.close(writable)
+    with os.fdopen(readable) as result:
+        seconds = result.read()
+    os.waitpid(child, 0)
+    return float(seconds)
 
 
 def read_plainly(file: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -152,7 +164,7 @@ def main() -> None:
             larges.append(ranks_loading(str(large)))
         report = Report("loading: what a rank holds and reads", ranks=_RANKS)
         _print_memory(report, empties, smalls, larges)
-        _print_times(report, *time_loads(large, 1 + 2 * options.repetitions))
+        _print_times(report, *time_loads(large, 1 + 5 * options.repetitions))
 
 
 def _print_memory(report: Report, empty: Runs, small: Runs, large: Runs) -> None:

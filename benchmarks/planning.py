@@ -50,7 +50,7 @@ def plan(folder: Path, stages: int) -> tuple[float, float, float, int]:
     Raises:
         RuntimeError: it failed; its output.
     """
-    target = folder / "plan.json"
+    target = folder.parent / "plan.json"
     command = [*(sys.executable, "-m", "pipepar", "plan"), str(folder), "--stages", str(stages)]
     with tempfile.TemporaryFile("w+") as output:
         begin = time.perf_counter()
@@ -76,10 +76,11 @@ def main() -> int:
     report = Report("planning: a Llama of 70 billion parameters from config.json alone", ranks=1)
     rows: list[list[str | Figure]] = []
     goals: list[Goal] = []
-    with tempfile.TemporaryDirectory() as folder:
-        write_config(Path(folder), options.layers)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        write_config(folder, options.layers)
         for stages in options.stages:
-            runs = [plan(Path(folder), stages) for _ in range(options.repetitions)]
+            runs = [plan(folder, stages) for _ in range(options.repetitions)]
             seconds, cpu, peak, weights = zip(*runs, strict=True)
             billions = weights[0] / _BF16_BYTES / 1e9
             memory = scaled(peak, 1 / 2**30)
