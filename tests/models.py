@@ -140,6 +140,17 @@ class Sized(nn.Module):
         return h.view(batch, length, width) / (length + 1)
 
 
+class Constant(nn.Module):
+    """Its middle computes from weights alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return torch.relu(x) + (self.first @ self.second).sum()
+
+
 def stages_of(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], count: int
 ) -> tuple[Graph, Plan, list[Stage]]:

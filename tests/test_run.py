@@ -10,35 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from tests import factories
 from tests.command import MLP, pipepar
+from tests.folders import text_folder
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A BERT of two small layers and a tokenizer of a few words, as save_pretrained leaves them."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    words = ["[PAD]", "[UNK]", *"the quick brown fox jumps over a lazy dog".split()]
-    plain = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    plain.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16
-    )
-    torch.manual_seed(5)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=16,
-    )
-    path = tmp_path / "bert"
-    BertModel(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return text_folder(tmp_path / "bert", "BertModel")
 
 
 def embeddings(folder: Path, texts: list[str], size: int) -> torch.Tensor:

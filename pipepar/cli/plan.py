@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from pipepar.cli.arguments import Model, Preprocess
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -18,14 +20,7 @@ _BAR: Final = 20
 
 
 def plan(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A Hugging Face model folder, an exported program (.pt2), or "
-            "package.module:factory.",
-        ),
-    ],
+    model: Model,
     stages: Annotated[
         int | None, typer.Option(help="Into how many stages to cut it, one for each rank.", min=1)
     ] = None,
@@ -44,15 +39,7 @@ def plan(
             "configuration says their size.",
         ),
     ] = None,
-    preprocess: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:FUNCTION",
-            help="Makes the model's arguments. Given a micro-batch's samples (a list of strings, "
-            "a list of RGB PIL images, a .npy's tensor, or a dict of tensors), it returns a "
-            "tensor, a tuple of tensors or a dict of tensors, a row a sample.",
-        ),
-    ] = None,
+    preprocess: Preprocess = None,
     shape: Annotated[
         list[str] | None,
         typer.Option(

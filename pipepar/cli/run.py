@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipepar.cli.arguments import Model, Preprocess
+
 if TYPE_CHECKING:
     from pipepar.comm.world import World
 
 
 def run(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A Hugging Face model folder, package.module:factory, or an exported .pt2.",
-        ),
-    ],
+    model: Model,
     input_path: Annotated[
         Path,
         typer.Argument(
@@ -50,15 +46,7 @@ def run(
             show_default=False,
         ),
     ] = None,
-    preprocess: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:FUNCTION",
-            help="Makes the model's arguments. Given a micro-batch's samples (a list of strings, "
-            "a list of RGB PIL images, a .npy's tensor, or a dict of tensors), it returns a "
-            "tensor, a tuple of tensors or a dict of tensors, a row a sample.",
-        ),
-    ] = None,
+    preprocess: Preprocess = None,
     postprocess: Annotated[
         str | None,
         typer.Option(

@@ -21,7 +21,6 @@ from rich.progress import (
 )
 
 from pipepar.comm.world import launched
-from pipepar.runtime.figures import readable_bytes
 
 _PLAIN_SECONDS: Final = 5.0
 
@@ -66,7 +65,7 @@ def progress(console: Console, total: int) -> Iterator[Callable[[int], None]]:
         A function to call with the number of samples that have just been done.
     """
     if not console.is_terminal:
-        yield _lines(console, total)
+        yield _lines(console, total, "{:,.0f} of {:,.0f} samples", "{:,.1f} samples/s")
         return
     columns = (
         TextColumn("[bold]pipepar"),
@@ -90,7 +89,7 @@ def progress(console: Console, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def loading(console: Console, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how many bytes of the weights are there: a bar on a terminal, else one line. *Local.*
+    """Show how many bytes of the weights are there: a bar on a terminal, else lines. *Local.*
 
     Args:
         console: where to.
@@ -100,13 +99,11 @@ def loading(console: Console, total: int) -> Iterator[Callable[[int], None]]:
         A function to call with the number of bytes that have just been loaded.
     """
     if not console.is_terminal:
-        begin = time.monotonic()
-        yield lambda size: None
-        seconds = time.monotonic() - begin
-        console.print(
-            f"pipepar: rank 0 has loaded {readable_bytes(total)} of weights in {seconds:.1f} s",
-            highlight=False,
+        mebibytes = total / 2**20
+        advance = _lines(
+            console, mebibytes, "{:,.1f} of {:,.1f} MiB of weights", "{:,.0f} MiB/s".format
         )
+        yield lambda size: advance(size / 2**20)
         return
     columns = (
         TextColumn("[bold]pipepar[/] weights"),
@@ -120,22 +117,22 @@ def loading(console: Console, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda size: bar.update(task, advance=size)
 
 
-def _lines(console: Console, total: int) -> Callable[[int], None]:
+def _lines(console: Console, total: float, what: str, speed: str) -> Callable[[float], None]:
+    """A line every few seconds and one at the end; `what` takes how much is done and the total."""
     begin = shown = time.monotonic()
-    done = 0
+    done = 0.0
 
-    def advance(samples: int) -> None:
+    def advance(more: float) -> None:
         nonlocal shown, done
-        done += samples
+        done += more
         now = time.monotonic()
         if now - shown < _PLAIN_SECONDS and done < total:
             return
         shown = now
-        speed = done / max(now - begin, 1e-9)
-        left = (total - done) / speed
+        rate = done / max(now - begin, 1e-9)
         console.print(
-            f"pipepar: {done:,} of {total:,} samples ({done / total:.0%}), "
-            f"{speed:,.1f} samples/s, {left:,.0f} s left",
+            f"pipepar: {what.format(done, total)} ({done / total:.0%}), {speed.format(rate)}, "
+            f"{(total - done) / rate:,.0f} s left",
             highlight=False,
         )
 

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from pipepar.errors import InputError, PipeparError
 from pipepar.pipeline import Pipeline
+from tests.models import Constant
 
 pytestmark = pytest.mark.mpi
 
@@ -281,17 +282,6 @@ def test_more_ranks_than_layers_is_refused_on_every_rank() -> None:
 def test_sizes_below_one_are_refused(name: str) -> None:
     with pytest.raises(PipeparError, match=f"{name} is 0, expected at least 1"):
         Pipeline(nn.Linear(2, 2), example_args=(torch.zeros(1, 2),), **{name: 0})  # type: ignore[arg-type]
-
-
-class Constant(nn.Module):
-    """Its middle computes from weights alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8, 8))
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return torch.relu(x) + (self.first @ self.second).sum()
 
 
 def test_a_stage_that_needs_nothing_of_the_others() -> None:

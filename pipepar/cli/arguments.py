@@ -1,0 +1,25 @@
+"""Arguments that several verbs take."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import typer
+
+Model: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A Hugging Face model folder, package.module:factory, or an exported .pt2.",
+    ),
+]
+
+Preprocess: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:FUNCTION",
+        help="Makes the model's arguments. Given a micro-batch's samples (a list of strings, a "
+        "list of RGB PIL images, a .npy's tensor, or a dict of tensors), it returns a tensor, a "
+        "tuple of tensors or a dict of tensors, a row a sample.",
+    ),
+]
