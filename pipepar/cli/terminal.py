@@ -99,10 +99,8 @@ def loading(console: Console, total: int) -> Iterator[Callable[[int], None]]:
         A function to call with the number of bytes that have just been loaded.
     """
     if not console.is_terminal:
-        mebibytes = total / 2**20
-        advance = _lines(
-            console, mebibytes, "{:,.1f} of {:,.1f} MiB of weights", "{:,.0f} MiB/s".format
-        )
+        what = "{:,.1f} of {:,.1f} MiB of weights"
+        advance = _lines(console, total / 2**20, what, "{:,.0f} MiB/s")
         yield lambda size: advance(size / 2**20)
         return
     columns = (
