@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -98,3 +99,21 @@ def test_answers_that_do_not_fit(tmp_path: Path, answers: list[Any], message: st
         open_output(tmp_path / "o.jsonl", 5) as writer,
     ):
         writer.write(torch.tensor([3, 4]), answers)
+
+
+class Pair(NamedTuple):
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+@dataclasses.dataclass
+class Scores:
+    logits: torch.Tensor
+    nothing: None = None
+
+
+def test_fields_and_keys_and_positions_name_tensors() -> None:
+    one = torch.ones(1)
+    torch.export.register_dataclass(Scores)
+    output = {"pair": Pair(one, one), "list": [one, None], "scores": Scores(one)}
+    assert sorted(named_tensors(output)) == ["list.0", "pair.left", "pair.right", "scores.logits"]

@@ -39,9 +39,14 @@ def named_tensors(output: Any) -> dict[str, torch.Tensor]:
     named = {}
     for path, leaf in pytree.tree_flatten_with_path(output)[0]:
         if isinstance(leaf, torch.Tensor):
-            parts = (str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
-            named[".".join(parts) or "output"] = leaf
+            named[".".join(map(_word, path)) or "output"] = leaf
     return named
+
+
+def _word(key: Any) -> str:
+    """A dict's key, a field's name or a position, which torch keeps in as many attributes."""
+    found = (getattr(key, kind) for kind in ("key", "name", "idx") if hasattr(key, kind))
+    return str(next(found, key))
 
 
 def logits_of(output: Any) -> torch.Tensor:
