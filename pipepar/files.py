@@ -47,11 +47,12 @@ def require_writable(option: str, path: Path) -> None:
         raise InputError(f"{option} {path} is a directory, expected a file; name one inside it")
     if not path.parent.is_dir():
         raise InputError(
-            f"{option} {path}: there is no folder {path.parent}, seen from {Path.cwd()}; create it"
+            f"{option} {path}: the folder {path.parent} does not exist, seen from {Path.cwd()}; "
+            f"create it with mkdir -p {path.parent}"
         )
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(
-            f"{option} {path}: this user may not write to {path.parent}; choose another folder, or "
+            f"{option} {path}: this user may not write to the folder {path.parent}; choose another folder, or "
             f"change its permissions"
         )
 

@@ -50,7 +50,7 @@ def test_a_task_that_nobody_knows() -> None:
 
 @pytest.mark.parametrize(
     ("place", "message"),
-    [("no/plan.json", "there is no folder"), (".", "is a directory, expected a file")],
+    [("no/plan.json", "does not exist"), (".", "is a directory, expected a file")],
 )
 def test_a_place_for_the_plan_is_checked_first(tmp_path: Path, place: str, message: str) -> None:
     # The model that is named here does not exist: it was not looked for.

@@ -60,7 +60,7 @@ CASES: list[Case] = [
     ("input suffix", lambda t, r: [MLP, t / "in.csv", t / "o.npy"], "in.csv"),
     ("text without tokenizer", lambda t, r: [MLP, _file(t), t / "o.npy"], "brings no tokenizer"),
     ("output suffix", lambda t, r: [MLP, r, t / "o.csv"], "'.csv'"),
-    ("output folder", lambda t, r: [MLP, r, t / "no" / "o.npy"], "there is no folder"),
+    ("output folder", lambda t, r: [MLP, r, t / "no" / "o.npy"], "does not exist"),
     ("output is a folder", lambda t, r: [MLP, r, t], "o"),
     (
         "two outputs in .npy",
@@ -85,7 +85,11 @@ CASES: list[Case] = [
     ("tensor missing", lambda t, r: [MLP, r, t / "o.npy", "--weights", _lacking(t)], "2.weight"),
     ("plan missing", lambda t, r: [MLP, r, t / "o.npy", "--plan", t / "gone.json"], "gone.json"),
     ("output is the input", lambda t, r: [MLP, r, r], "would replace what input"),
-    ("trace folder", lambda t, r: [MLP, r, t / "o.npy", "--trace", t / "no" / "t"], "no folder"),
+    (
+        "trace folder",
+        lambda t, r: [MLP, r, t / "o.npy", "--trace", t / "no" / "t"],
+        "does not exist",
+    ),
     ("trace is a folder", lambda t, r: [MLP, r, t / "o.npy", "--trace", t], "is a directory"),
     ("trace is the input", lambda t, r: [MLP, r, t / "o.npy", "--trace", r], "would replace what"),
     (
