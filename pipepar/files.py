@@ -52,8 +52,8 @@ def require_writable(option: str, path: Path) -> None:
         )
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(
-            f"{option} {path}: this user may not write to the folder {path.parent}; choose another folder, or "
-            f"change its permissions"
+            f"{option} {path}: this user may not write to the folder {path.parent}; choose another "
+            f"folder, or change its permissions"
         )
 
 
