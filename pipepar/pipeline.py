@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PipeparError
 from pipepar.microbatch import MicroBatch, rows, split
+from pipepar.model.building import is_patched
 from pipepar.runtime.assembly import assemble
 from pipepar.runtime.failure import FailTogether
 from pipepar.runtime.fixed import require_batches
@@ -50,7 +51,8 @@ class Pipeline:
             one before returned, by position if that is a tuple.
         task: what a Hugging Face folder is to do; "raw" returns the model's own output.
         weights: a checkpoint for a factory that is named.
-        dtype: what a model that is named computes in; None for what it says itself.
+        dtype: what a model that is named computes in; None for what it says itself. Inputs are not
+            cast to it.
         example_args: positional inputs for one call, tensors [batch, ...]; only their shapes and
             dtypes matter. Sizes of the first two dimensions may vary later where the model allows;
             where they cannot, the batch is that of a micro-batch, and a warning says so.
@@ -68,7 +70,7 @@ class Pipeline:
         *,
         layers: Iterable[torch.nn.Module] | None = None,
         task: str = "raw",
-        weights: Path | None = None,
+        weights: Path | str | None = None,
         dtype: torch.dtype | None = None,
         example_args: Sequence[Any] = (),
         example_kwargs: Mapping[str, Any] | None = None,
@@ -82,8 +84,9 @@ class Pipeline:
         self._open: _Stream | None = None
         try:
             self._world.together(lambda: _check(model, layers, micro_batch, depth))
+            path = None if weights is None else Path(weights)
             given: Any = list(layers or ()) if model is None else model
-            source, from_root = given_source(self._world, given, task, weights, dtype)
+            source, from_root = given_source(self._world, given, task, path, dtype)
             example = (tuple(example_args), dict(example_kwargs or {}))
             args, kwargs = self._world.together(lambda: next(split(example, micro_batch)))
             self._assembly = assemble(
@@ -280,6 +283,8 @@ def _check(model: object, layers: object, micro_batch: int, depth: int) -> None:
             f"found {found}, expected one of them; give the model on every rank, built inside "
             f"pipepar.values_on_root() if only rank 0 is to hold its weights"
         )
+    if is_patched():
+        raise InputError("found a Pipeline inside values_on_root(), expected it after; leave that")
     for name, number in (("micro_batch", micro_batch), ("depth", depth)):
         if number < 1:
             raise InputError(f"{name} is {number}, expected at least 1")

@@ -122,6 +122,8 @@ def _lines(console: Console, total: float, what: str, speed: str) -> Callable[[f
 
     def advance(more: float) -> None:
         nonlocal shown, done
+        if not more:
+            return
         done += more
         now = time.monotonic()
         if now - shown < _PLAIN_SECONDS and done < total:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pipepar.errors import InputError
+from pipepar.errors import InputError, PipeparError
 from pipepar.model.fakes import meta_parameter
-from pipepar.model.tensors import passing_buffers
+from pipepar.model.tensors import passing_buffers, same_values
+
+_REGISTER: Final = nn.Module.register_parameter
 
 
 @contextmanager
@@ -49,12 +53,19 @@ def params_on_meta() -> Iterator[None]:
             setattr(nn.Module, name, method)
 
 
-def build_on_meta(make: Callable[[], nn.Module], name: str) -> nn.Module:
-    """Call a factory for the structure of its model alone. *Local.*
+def is_patched() -> bool:
+    """Whether the caller is inside `params_on_meta`. *Local.*"""
+    return nn.Module.register_parameter is not _REGISTER
+
+
+def build_on_meta(make: Callable[[], nn.Module], name: str, alone: bool) -> nn.Module:
+    """Call a factory for the structure of its model only. *Local.*
 
     Args:
-        make: the factory; called twice where the model has buffers that no checkpoint holds.
+        make: the factory.
         name: what to call it in messages.
+        alone: whether nobody sends this process the buffers that no checkpoint holds. They must
+            then come out right by themselves, so the factory is called twice if there are any.
 
     Returns:
         The model, its parameters on meta.
@@ -66,30 +77,44 @@ def build_on_meta(make: Callable[[], nn.Module], name: str) -> nn.Module:
     with params_on_meta():
         try:
             made = make()
-            passing = passing_buffers(made)
-            other = passing_buffers(_reseeded(make)) if passing else {}
-        except (NotImplementedError, RuntimeError, ValueError) as error:
+            passing = passing_buffers(made) if alone else {}
+            with _OtherNumbers():
+                other = passing_buffers(make()) if passing else {}
+        except PipeparError:
+            raise
+        except Exception as error:  # whatever a function of the user's does without values
             raise InputError(
                 f"{name} failed while its parameters had no values "
                 f"({type(error).__name__}: {error}); it is called so wherever it is not for its "
                 f"values; let it build the model without reading its parameters"
             ) from error
     for key, buffer in passing.items():
-        if key in other and not torch.equal(buffer, other[key]):
+        if buffer.is_meta or key not in other or not same_values(buffer, other[key]):
             raise InputError(
-                f"the buffer {key} of {name} is random and not saved with the model, expected one "
-                f"that is the same in every process; register it with persistent=True"
+                f"the buffer {key} of {name} is random or computed from a parameter, and not saved "
+                f"with the model, expected one that is the same in every process; register it with "
+                f"persistent=True"
             )
     return made
 
 
-def _reseeded(make: Callable[[], nn.Module]) -> nn.Module:
-    """Call a factory with other random numbers, whatever seed it sets itself."""
-    seed = torch.manual_seed
-    with torch.random.fork_rng(devices=()):
-        generator = seed(torch.initial_seed() + 1)
-        torch.manual_seed = lambda _: generator  # type: ignore[assignment]
-        try:
-            return make()
-        finally:
-            torch.manual_seed = seed
+class _OtherNumbers(TorchDispatchMode):
+    """Inside, every random draw differs from what it would have been, whoever seeds."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seeds = itertools.count(torch.initial_seed() % 2**31 + 1)
+
+    def __enter__(self) -> _OtherNumbers:
+        self._state = torch.get_rng_state()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        torch.set_rng_state(self._state)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            torch.default_generator.manual_seed(next(self._seeds))
+        return func(*args, **(kwargs or {}))

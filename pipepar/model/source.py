@@ -123,7 +123,7 @@ def from_factory(
     if weights is None and values:
         made = factory()
         return Source(name, hollow(made).eval(), ModuleWeights(made))
-    made = build_on_meta(factory, name).eval()
+    made = build_on_meta(factory, name, alone=weights is not None).eval()
     if weights is None:
         return Source(name, made, ModuleWeights(made))
     stored = StoredWeights(weights, SameNames(_names(made)), cast=dtype is not None)

@@ -47,6 +47,13 @@ def passing_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in named_tensors(module).items() if name in passing}
 
 
+def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors hold the same, NaN included. *Local.*"""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
 def _passing_names(module: nn.Module) -> set[str]:
     return {
         f"{prefix}.{name}" if prefix else name

@@ -17,7 +17,7 @@ from pipepar.microbatch import compact
 from pipepar.model.checkpoint import Checkpoint, Stored, TensorFiles
 from pipepar.model.formats import open_checkpoint
 from pipepar.model.recipes import Naming, Recipe, Recipes
-from pipepar.model.tensors import named_tensors
+from pipepar.model.tensors import named_tensors, same_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +149,9 @@ class StoredWeights:
                     self._check_ties(files, recipe, spec, values)
                 yield from self._made(recipe, asked, values)
 
+    def _places(self, recipe: Recipe) -> list[tuple[Path, int]]:
+        return [_place(self._checkpoint.locate(name)) for name in recipe.sources]
+
     def _values(self, files: TensorFiles, recipe: Recipe) -> list[torch.Tensor]:
         places = sorted(map(self._checkpoint.locate, recipe.sources), key=_place)
         values = {stored.name: files.read(stored) for stored in places}
@@ -160,9 +163,9 @@ class StoredWeights:
         """One tensor under several names must be one, or what was trained apart would be lost."""
         for name in spec.aliases:
             other = self._recipes.by_name.get(name, recipe)
-            if other.sources == recipe.sources:
+            if self._places(other) == self._places(recipe):
                 continue
-            if not all(map(torch.equal, values, self._values(files, other))):
+            if not all(map(same_values, values, self._values(files, other))):
                 raise WeightsError(
                     f"{spec.name} and {name} are one tensor in the model, but {self._path} holds "
                     f"two that differ; build the model without the tie (in config.json: "

@@ -16,6 +16,7 @@ from pipepar.runtime.loading import load_stage
 from pipepar.runtime.loop import Program
 from pipepar.runtime.planning import make_plan
 from pipepar.runtime.progress import Progress, silent
+from pipepar.runtime.scatter import share_buffers
 from pipepar.runtime.stage import Stage
 from pipepar.runtime.threads import claim_threads
 from pipepar.runtime.wiring import Wiring, edges_of, wire_up
@@ -78,6 +79,8 @@ def assemble(
     reads = world.rank == 0 or not weights_from_root
     # A file that is not there is told at once, not after the capture.
     world.together(lambda: source.weights.check(()) if reads else None)
+    if weights_from_root:
+        share_buffers(world, source.module)
     graph = world.together(lambda: capture(source.module, tuple(args), dict(kwargs)))
     world.together(lambda: world.agree("graphs of the model", graph.digest))
     world.together(lambda: inspect(graph))

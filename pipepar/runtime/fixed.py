@@ -21,14 +21,18 @@ def require_batches(graph: Graph, samples: int, micro_batch: int, option: str) -
     size = _fixed(graph, 0)
     if size is None or samples == 0:
         return
-    most = min(micro_batch, samples)
-    odd = samples % size if most == size else most
-    if odd:
-        fitting = max(n for n in range(1, micro_batch + 1) if samples % n == 0)
+    if min(micro_batch, samples) != size:
         raise InputError(
             f"the model was captured for micro-batches of {size} samples only, found {samples} "
-            f"samples, of which one micro-batch would have {odd}; give {option}={fitting}, which "
-            f"divides them, or add samples"
+            f"samples in micro-batches of {micro_batch}; give {option}={size}, or an example of "
+            f"{micro_batch}"
+        )
+    if samples % size:
+        fitting = max(n for n in range(1, size + 1) if samples % n == 0)
+        raise InputError(
+            f"the model was captured for micro-batches of {size} samples only, found {samples} "
+            f"samples, which leave one of {samples % size}; give {option}={fitting}, which divides "
+            f"them, or add samples"
         )
 
 

@@ -34,6 +34,11 @@ def load_tokenizer(folder: str) -> Any:
             f"{folder} holds no tokenizer that transformers can load: {shorten(str(error), 300)}; "
             "copy tokenizer.json and tokenizer_config.json there"
         ) from error
+    files = {*tokenizer.vocab_files_names.values(), "tokenizer.json"}
+    if tokenizer.vocab_files_names and not any((Path(folder) / name).exists() for name in files):
+        raise InputError(
+            f"{folder} holds no vocabulary, expected {' or '.join(sorted(files))}; copy it there"
+        )
     if tokenizer.pad_token is None:  # decoders were trained without; the mask hides it anyway
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

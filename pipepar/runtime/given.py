@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,6 @@ from pipepar.errors import InputError, WeightsError
 from pipepar.model.building import params_on_meta
 from pipepar.model.sequential import Layers
 from pipepar.model.source import Source, from_module, is_factory, open_source
-from pipepar.model.tensors import passing_buffers
 
 Given: TypeAlias = nn.Module | Sequence[nn.Module] | Path | str
 """A model, its layers, or its name."""
@@ -27,7 +25,7 @@ Given: TypeAlias = nn.Module | Sequence[nn.Module] | Path | str
 def values_on_root() -> Iterator[None]:
     """Modules built inside have values on rank 0 only; elsewhere they take no memory. *Local.*
 
-    Buffers that no checkpoint would hold are computed by every rank, and must come out alike.
+    What it holds reaches the others when a Pipeline is made, outside of this context.
     """
     if own_rank() == 0:
         yield
@@ -60,11 +58,7 @@ def given_source(
         return source, is_factory(str(given)) and weights is None
     hollow = _is_hollow(given)
     world.together(lambda: _require_values(source) if hollow and world.rank == 0 else None)
-    from_root = any(json.loads(text) for text in world.all_gather(json.dumps(hollow)))
-    if from_root:
-        texts = world.all_gather(json.dumps(_sums(source.module)))
-        world.together(lambda: _require_alike(*(json.loads(texts[r]) for r in (0, world.rank))))
-    return source, from_root
+    return source, any(json.loads(text) for text in world.all_gather(json.dumps(hollow)))
 
 
 def _source(
@@ -94,21 +88,3 @@ def _require_values(source: Source) -> None:
         f"the parameters of {source.name} are on meta on rank 0, expected values there; build the "
         f"model inside pipepar.values_on_root(), or on every rank"
     )
-
-
-def _sums(module: nn.Module) -> dict[str, float]:
-    """What tells buffers apart that differ by more than the rounding of another processor."""
-    buffers = passing_buffers(module).items()
-    sizes = {name: buffer.to(torch.complex128).abs() for name, buffer in buffers}
-    return {name: float(size.nan_to_num().sum()) for name, size in sizes.items()}
-
-
-def _require_alike(root: dict[str, float], mine: dict[str, float]) -> None:
-    for name, found in mine.items():
-        expected = root.get(name, found)
-        if not math.isclose(found, expected, rel_tol=1e-3):
-            raise WeightsError(
-                f"the buffer {name} has other values than on rank 0 and is not saved with the "
-                f"model, expected one that every rank computes alike; register it with "
-                f"persistent=True, and rank 0 sends it"
-            )

@@ -13,8 +13,9 @@ from typing import Final
 from pipepar.comm.world import World
 from pipepar.model.huggingface import dtype_of, require_config
 
-# Configurations, vocabularies, merges, sentencepiece models, chat templates.
-_SUFFIXES: Final = (".json", ".txt", ".model", ".jinja")
+# Configurations, vocabularies and templates are small; weights are large, in whatever format.
+_LARGEST: Final = 64 * 2**20
+_WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf")
 
 
 @contextmanager
@@ -46,8 +47,9 @@ def replica(world: World, folder: Path) -> Iterator[Path]:
 def _packed(folder: Path) -> str:
     """The small files; the configuration names the dtype, so that nobody asks the weights."""
     require_config(folder)
-    files = [file for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES]
-    content = {file.name: file.read_bytes() for file in files if file.is_file()}
+    files = [file for file in sorted(folder.iterdir()) if file.suffix not in _WEIGHTS]
+    small = [file for file in files if file.is_file() and file.stat().st_size <= _LARGEST]
+    content = {file.name: file.read_bytes() for file in small}
     content["config.json"] = _with_dtype(folder).encode()
     return json.dumps({name: base64.b64encode(data).decode() for name, data in content.items()})
 

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Final
 
 import torch
+from torch import nn
 
 from pipepar.comm.channel import Receiver, Sender
 from pipepar.comm.world import Link, World
 from pipepar.errors import PeerError
 from pipepar.microbatch import MicroBatch, compact
+from pipepar.model.tensors import passing_buffers
 from pipepar.model.weights import Reading, Weights, WeightSpec
 
 # Tensors on their way to one stage: one is read while another travels.
@@ -72,6 +74,26 @@ class FromRoot:
             for sender in self._senders.values():
                 sender.close()
         yield from self._weights.read(specs)
+
+
+def share_buffers(world: World, module: nn.Module) -> None:
+    """Give every rank rank 0's values of the buffers that no checkpoint holds. *Collective.*
+
+    Another rank may have computed them otherwise: from a parameter that has no values there, or of
+    random numbers, of which it draws fewer.
+
+    Args:
+        world: all ranks.
+        module: the same on every rank; changed in place on all but rank 0.
+    """
+    receivers, senders = world.connect(Link(0, rank, _DEPTH) for rank in range(1, world.size))
+    for sender in senders.values():
+        _send(sender, ((name, buffer) for name, buffer in passing_buffers(module).items()))
+        sender.close()
+    for receiver in receivers.values():
+        for name, buffer in _received(receiver):
+            path, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(path), leaf, buffer)
 
 
 def _send(sender: Sender, tensors: Reading) -> None:

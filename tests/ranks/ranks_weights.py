@@ -85,25 +85,46 @@ def test_values_on_no_rank() -> None:
 
 
 class Noise(nn.Module):
+    """Buffers that no checkpoint holds: random, and computed from a parameter."""
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
-        self.register_buffer("noise", torch.randn(4), persistent=False)
+        self.register_buffer("perm", torch.randperm(4), persistent=False)
+        bias = next(self.layers[0].parameters()).sum(1)
+        self.register_buffer("twice", bias.detach() * 2, persistent=False)
 
     def forward(self, x: torch.Tensor) -> Any:
         for layer in self.layers:
             x = layer(x)
-        return x + torch.as_tensor(self.noise)
+        return x[:, torch.as_tensor(self.perm)] + torch.as_tensor(self.twice)
 
 
-def test_a_random_buffer_that_cannot_be_sent() -> None:
-    if MPI.COMM_WORLD.size == 1:
-        pytest.skip("one rank has all there is")
+def noise() -> nn.Module:
+    return Noise().eval()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_buffers_that_only_rank_0_has_right(named: bool) -> None:
     with pipepar.values_on_root():
-        model = Noise().eval()
-    with pytest.raises(PipeparError, match="buffer noise has other values than on rank 0"):
-        Pipeline(model, example_args=(torch.randn(2, 4),))
+        model = noise()
+    x = torch.randn(3, 4)
+    given = f"{__name__}:noise" if named else model
+    with Pipeline(given, example_args=(x,), micro_batch=3) as pipe:
+        found = pipe(x)
+    if ROOT:
+        with torch.no_grad():
+            assert torch.equal(found, model(x))
+
+
+def test_a_pipeline_inside_values_on_root() -> None:
+    if MPI.COMM_WORLD.size == 1:
+        pytest.skip("on one rank there is nothing to leave")
+    with pipepar.values_on_root():
+        model = noise()
+        with pytest.raises(PipeparError, match=r"inside values_on_root\(\)"):
+            Pipeline(model, example_args=(torch.randn(2, 4),))
 
 
 def test_a_stage_that_cannot_be_cut_ends_every_rank(
