@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, cast
 
 import typer
 
+from pipepar.cli.doctor import doctor
 from pipepar.cli.plan import plan
 from pipepar.cli.run import run
 from pipepar.comm.launcher import launcher_rank
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(plan)
+app.command()(doctor)
 
 
 def _print_version(wanted: bool) -> None:

@@ -18,15 +18,15 @@ def claim_threads(world: World) -> int:
     threads count as one. OMP_NUM_THREADS, where the user has set it, is left alone.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        mine = _cores(world.cores[world.rank])
-        sharers = sum(bool(mine & _cores(cpus)) for cpus in world.cores.values())
+        mine = cores_behind(world.cores[world.rank])
+        sharers = sum(bool(mine & cores_behind(cpus)) for cpus in world.cores.values())
         torch.set_num_threads(max(1, len(mine) // sharers))
     return torch.get_num_threads()
 
 
 def crowded(world: World) -> str | None:
     """A warning where ranks of this host share a core, else None. *Local.*"""
-    bound = {rank: _cores(cpus) for rank, cpus in world.cores.items()}
+    bound = {rank: cores_behind(cpus) for rank, cpus in world.cores.items()}
     for cores in [*bound.values(), frozenset[str]().union(*bound.values())]:
         within = [rank for rank, own in bound.items() if own <= cores]
         if len(within) > len(cores):
@@ -39,8 +39,8 @@ def crowded(world: World) -> str | None:
     return None
 
 
-def _cores(cpus: Iterable[int]) -> frozenset[str]:
-    """The cores behind logical CPUs; a core is known by its list of hardware threads."""
+def cores_behind(cpus: Iterable[int]) -> frozenset[str]:
+    """The cores behind logical CPUs; a core is known by its list of hardware threads. *Local.*"""
     return frozenset(map(_siblings, cpus))
 
 

@@ -1,0 +1,135 @@
+"""How fast the links between neighbours are, and how far apart their clocks: by ping-pong.
+
+The lower rank of a link sends, the other one answers. The answer to a small micro-batch is the
+time on the answering rank's clock; were the way out as long as the way back, it was written in the
+middle of the trip, which gives the skew, and half a trip is as far as that can be wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, cast
+
+import torch
+
+from pipepar.comm.channel import Receiver, Sender
+from pipepar.comm.world import Link, World
+from pipepar.microbatch import MicroBatch
+from pipepar.runtime.facts import LinkFacts
+from pipepar.runtime.patience import within
+
+_SMALL_BYTES: Final = 256
+_LARGE_BYTES: Final = 4 * 2**20
+_SMALL_TRIPS: Final = 100
+_LARGE_TRIPS: Final = 20
+# The first trips make connections and buffers, and do not count.
+_WARM_UP: Final = 3
+# A slow link is measured with fewer trips.
+_SECONDS: Final = 0.5
+_DEPTH: Final = 2
+_PATIENCE: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Trip:
+    """A micro-batch's way to the neighbour and the answer's way back."""
+
+    begin: float
+    """Wall time, seconds."""
+    seconds: float
+    """There and back."""
+    answered: float
+    """First element of the answer; to a small micro-batch, wall time on the neighbour's clock."""
+
+
+def measure_links(world: World) -> list[LinkFacts]:
+    """Every link between neighbours, in order, on every rank. *Collective.*
+
+    Links that have no rank in common are measured at the same time, as they are used in a pipeline;
+    so it takes a few seconds, however many ranks there are.
+    """
+    pairs = [(rank, rank + 1) for rank in range(world.size - 1)]
+    both_ways = [Link(*ends, _DEPTH) for pair in pairs for ends in (pair, pair[::-1])]
+    receivers, senders = world.together(lambda: world.connect(both_ways))
+    mine: LinkFacts | None = None
+    for parity in (0, 1):
+        peer = world.rank + 1 if world.rank % 2 == parity else world.rank - 1
+        if peer not in senders:
+            continue
+        with within(world, _PATIENCE, _silence(world, peer)):
+            if peer > world.rank:
+                mine = _measure(world.rank, senders[peer], receivers[peer])
+            else:
+                _answer(senders[peer], receivers[peer])
+    ends: list[Sender | Receiver] = [*senders.values(), *receivers.values()]
+    for channel in ends:
+        channel.close()
+    texts = world.all_gather(json.dumps(mine and dataclasses.asdict(mine)))
+    return [LinkFacts(**fields) for fields in map(json.loads, texts) if fields]
+
+
+def _silence(world: World, peer: int) -> str:
+    return (
+        f"rank {world.rank} on {world.host} exchanges micro-batches with rank {peer} on "
+        f"{world.hosts[peer]} for {_PATIENCE:.0f} s without coming to an end; see that rank {peer} "
+        "is alive and that no firewall is between the hosts, and name the network to use "
+        "(--mca btl_tcp_if_include NAME, UCX_NET_DEVICES)"
+    )
+
+
+def _measure(rank: int, there: Sender, back: Receiver) -> LinkFacts:
+    small = _travel(there, back, torch.zeros(_SMALL_BYTES, dtype=torch.uint8), _SMALL_TRIPS)
+    large = _travel(there, back, torch.zeros(_LARGE_BYTES, dtype=torch.uint8), _LARGE_TRIPS)
+    shortest = min(small, key=lambda trip: trip.seconds)
+    middle = shortest.begin + shortest.seconds / 2
+    return LinkFacts(
+        first=rank,
+        second=rank + 1,
+        latency=statistics.median(trip.seconds for trip in small) / 2,
+        bandwidth=2 * _LARGE_BYTES / statistics.median(trip.seconds for trip in large),
+        skew=shortest.answered - middle,
+        uncertainty=shortest.seconds / 2,
+    )
+
+
+def _travel(there: Sender, back: Receiver, payload: torch.Tensor, trips: int) -> list[_Trip]:
+    """One stream of pings, each sent when the one before has been answered."""
+    answers, made, deadline = back.receive(), list[_Trip](), math.inf
+    for index in range(_WARM_UP + trips):
+        if index == _WARM_UP:
+            deadline = time.perf_counter() + _SECONDS
+        wall, begin = time.time(), time.perf_counter()
+        if begin > deadline:
+            break
+        there.send(MicroBatch(index, (payload,)))
+        (answer,) = next(answers).values
+        seconds = time.perf_counter() - begin
+        made.append(_Trip(wall, seconds, cast("torch.Tensor", answer)[0].item()))
+    there.end()
+    for _ in answers:
+        pass  # nothing is left but the end of the stream
+    return made[_WARM_UP:]
+
+
+def _answer(back: Sender, there: Receiver) -> None:
+    """The other side of `_measure`."""
+    _return(back, there, _stamped)
+    _return(back, there, lambda ping: ping)
+
+
+def _return(back: Sender, there: Receiver, answer: Callable[[MicroBatch], MicroBatch]) -> None:
+    for ping in there.receive():
+        back.send(answer(ping))
+    back.end()
+
+
+def _stamped(ping: MicroBatch) -> MicroBatch:
+    """As many bytes as the ping, and the time in them."""
+    stamp = torch.full((_SMALL_BYTES // 8,), time.time(), dtype=torch.float64)
+    return MicroBatch(ping.index, (stamp,))
