@@ -1,7 +1,8 @@
-"""The dynamic programme against every partition there is."""
+"""Equal devices: the dynamic programme against every partition there is."""
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipepar.errors import PlanError
-from pipepar.plan.partition import partition
+from pipepar.plan import partition as planned
+from pipepar.plan.costs import DeviceCost, LayerCost, LinkCost
 
 SLACK = 0.05
 
@@ -20,6 +22,17 @@ instances = st.integers(2, 9).flatmap(
         st.integers(1, 4),
     )
 )
+
+
+def partition(
+    costs: Sequence[float], crossing: Sequence[float | None], stages: int, slack: float = SLACK
+) -> tuple[int, ...]:
+    """The cuts for equal devices with as much memory and bandwidth as one likes."""
+    layers = [LayerCost(work, crossing=size) for work, size in zip(costs, crossing, strict=True)]
+    links = [LinkCost()] * (stages - 1)
+    found = planned.partition(layers, [DeviceCost(1.0)] * stages, links, slack=slack)
+    assert found.devices == tuple(range(stages))
+    return found.cuts
 
 
 def every_partition(costs: list[int], crossing: list[int | None], stages: int) -> Any:
@@ -106,3 +119,11 @@ def test_a_large_model_keeps_its_balance() -> None:
     spans = [sum(costs[a:b]) for a, b in itertools.pairwise([0, *cuts, 800])]
     assert len(cuts) == 7
     assert max(spans) <= math.ceil(sum(costs) / 8 + max(costs)) * (1 + SLACK)
+
+
+def test_ties_fall_where_they_always_did() -> None:
+    # Equal bytes and equal balance: plans that exist stay as they are.
+    costs = [(i * 37) % 5 + 1.0 for i in range(60)]
+    crossing = [float((i * 11) % 4 + 1) for i in range(60)]
+    assert partition(costs, crossing, 5) == (12, 24, 36, 48)
+    assert partition([1.0] * 12, [1.0] * 12, 5, slack=0.5) == (2, 4, 6, 9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -15,14 +16,39 @@ if TYPE_CHECKING:
     from pipepar.plan.plan import Plan
     from pipepar.runtime.examples import Planned
     from pipepar.runtime.planning import Planning
+    from pipepar.runtime.prediction import Prediction
 
 _BAR: Final = 20
+_MICRO_BATCH: Final = 32  # as `pipepar run` takes it
 
 
 def plan(
     model: Model,
     stages: Annotated[
-        int | None, typer.Option(help="Into how many stages to cut it, one for each rank.", min=1)
+        int | None,
+        typer.Option(
+            help="Into how many stages to cut it, one for each rank; with --cluster one for each "
+            "device, if not given.",
+            min=1,
+        ),
+    ] = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            help="Plan for these devices, rank 0's first, and predict times. Under each "
+            r"\[\[device]] kind, count, memory = '40 GiB', speed = '20 TFLOPS'; under \[\[link]] "
+            "latency = '10 us', bandwidth = '25 GB/s', and between = ['KIND', 'KIND'] where not "
+            "all links are alike.",
+        ),
+    ] = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Samples that travel together, to predict times with --cluster.",
+            show_default=str(_MICRO_BATCH),
+            min=1,
+        ),
     ] = None,
     show_cuts: Annotated[
         bool,
@@ -52,6 +78,12 @@ def plan(
         Path | None,
         typer.Option("-o", "--output", help="Write the plan here, for 'pipepar run --plan'."),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the timeline predicted with --cluster, for Perfetto or chrome://tracing."
+        ),
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(help="What a Hugging Face model is to do.", show_default="feature-extraction"),
@@ -70,18 +102,26 @@ def plan(
     [bold]See where one's own model can be cut[/bold]
 
         pipepar plan mypackage.models:make --shape 2x3x224x224 --show-cuts | less
+
+    [bold]Balance a model over devices that differ, before one has them[/bold]
+
+        pipepar plan ./vit --cluster cluster.toml --micro-batch 64 --trace predicted.json
     """
     from pipepar.errors import PipeparError
     from pipepar.files import write_whole
     from pipepar.runtime.examples import Planned
+    from pipepar.trace import write_chrome_trace
 
     try:
         planned = Planned(model, task, example, preprocess, shape or ())
-        _check(planned, stages, show_cuts, output)
-        planning = _planning(planned, stages)
-        made = planning.plan
+        asked = _Asked(stages, cluster, micro_batch, show_cuts, output, trace)
+        _check(planned, asked)
+        planning = _planning(planned, asked)
+        made, prediction = planning.plan, planning.prediction
         if made is not None and output is not None:
             write_whole(output, made.to_json())
+        if prediction is not None and trace is not None:
+            write_chrome_trace(trace, prediction.timeline.spans)
     except (PipeparError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
@@ -90,53 +130,88 @@ def plan(
 
         print_cuts(planning.table, made)
     if made is not None:
-        _print_plan(made, output)
+        _print_plan(made, prediction, asked)
 
 
-def _check(planned: Planned, stages: int | None, show_cuts: bool, output: Path | None) -> None:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The options, as they were given."""
+
+    stages: int | None
+    cluster: Path | None
+    micro_batch: int | None
+    show_cuts: bool
+    output: Path | None
+    trace: Path | None
+
+
+def _check(planned: Planned, asked: _Asked) -> None:
     """Refuse what can be refused before the model is captured, which may take minutes."""
     from pipepar.errors import InputError
-    from pipepar.files import require_apart, require_writable
-    from pipepar.model.source import is_factory
     from pipepar.runtime.examples import check_planned
 
-    if stages is None and (output is not None or not show_cuts):
+    no_plan = asked.stages is None and asked.cluster is None
+    if no_plan and (asked.output is not None or not asked.show_cuts):
         raise InputError(
-            "found no --stages, expected how many; give --stages N for a plan, or --show-cuts "
-            "without -o to see where the model can be cut"
+            "found no --stages, expected how many; give --stages N or --cluster FILE.toml for a "
+            "plan, or --show-cuts without -o to see where the model can be cut"
         )
+    for option, value in (("--micro-batch", asked.micro_batch), ("--trace", asked.trace)):
+        if value is not None and asked.cluster is None:
+            raise InputError(
+                f"found {option} {value} without --cluster, expected devices to predict times for; "
+                f"give --cluster FILE.toml too, or leave {option} out"
+            )
     check_planned(planned)
-    if output is None:
-        return
-    require_writable("--output", output)
+    _check_written(planned, asked)
+
+
+def _check_written(planned: Planned, asked: _Asked) -> None:
+    from pipepar.files import require_apart, require_writable
+    from pipepar.model.source import is_factory
+
     model = None if is_factory(planned.model) else Path(planned.model)
-    named = {"MODEL": model, "--input": planned.file}
-    read = {name: path for name, path in named.items() if path is not None}
-    require_apart({"--output": output}, read)
+    written = {"--output": asked.output, "--trace": asked.trace}
+    read = {"MODEL": model, "--input": planned.file, "--cluster": asked.cluster}
+    outputs = {option: path for option, path in written.items() if path is not None}
+    for option, path in outputs.items():
+        require_writable(option, path)
+    require_apart(outputs, {name: path for name, path in read.items() if path is not None})
 
 
-def _planning(planned: Planned, stages: int | None) -> Planning:
+def _planning(planned: Planned, asked: _Asked) -> Planning:
     from pipepar.model.source import open_source
+    from pipepar.plan.cluster import read_cluster
     from pipepar.runtime.examples import example_for
     from pipepar.runtime.planning import plan_model
+    from pipepar.runtime.prediction import Target
 
+    target = None
+    if asked.cluster is not None:
+        target = Target(read_cluster(asked.cluster), asked.micro_batch or _MICRO_BATCH)
     module = open_source(planned.model, planned.task, values=False).module
     args, kwargs = example_for(planned, module)
-    return plan_model(module, args, kwargs, stages)
+    return plan_model(module, args, kwargs, asked.stages, target)
 
 
-def _print_plan(made: Plan, output: Path | None) -> None:
+def _print_plan(made: Plan, prediction: Prediction | None, asked: _Asked) -> None:
     from pipepar.cli.cuts import open_wide_console
+    from pipepar.cli.predicted import print_prediction
 
     console = open_wide_console()
-    console.print(_table(made))
-    if output is not None:
-        console.print(f"wrote {output}")
+    if prediction is None:
+        console.print(_table(made))
+    else:
+        print_prediction(made, prediction, console)
+    for path in (asked.output, asked.trace):
+        if path is not None:
+            console.print(f"wrote {path}")
 
 
 def _table(made: Plan) -> Table:
     from rich.table import Table
 
+    from pipepar.cli.predicted import received
     from pipepar.runtime.figures import bar, readable_bytes
 
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -147,17 +222,12 @@ def _table(made: Plan) -> Table:
     largest = max((stage.flops for stage in made.stages), default=0) or 1
     total = sum(stage.flops for stage in made.stages) or 1
     for stage in made.stages:
-        sources = [
-            f"{', '.join(names)} from {producer}"
-            for (producer, consumer), names in sorted(made.edges.items())
-            if consumer == stage.index
-        ]
         table.add_row(
             str(stage.index),
             f"{stage.begin}-{stage.end - 1}",
             readable_bytes(stage.weight_bytes),
             f"{stage.flops / total:.0%}",
             bar(stage.flops / largest, _BAR),
-            "; ".join(sources) or "the input",
+            received(made, stage.index),
         )
     return table

@@ -1,0 +1,224 @@
+"""The devices and links to plan for, as a file tells them.
+
+A `cluster.toml` lists the devices in the order of the pipeline, rank 0's first, and the links
+between them::
+
+    [[device]]
+    kind = "gpu"            # a name of one's own; devices of one kind are alike
+    count = 3               # so many of them in a row; 1 if left out
+    memory = "40 GiB"       # what a stage may take
+    speed = "20 TFLOPS"     # what it reaches, not what its data sheet promises
+
+    [[device]]
+    kind = "cpu"
+    memory = "64 GiB"
+    speed = "800 GFLOPS"
+
+    [[link]]                # between any two devices
+    latency = "10 us"       # for a message of no bytes
+    bandwidth = "25 GB/s"   # for a large one
+
+    [[link]]                # between these kinds, in either direction
+    between = ["gpu", "gpu"]
+    latency = "2 us"
+    bandwidth = "300 GB/s"
+
+Every value but `count` is a number and a unit: B, kB, MB, GB, TB or KiB, MiB, GiB, TiB of memory;
+MFLOPS, GFLOPS, TFLOPS or PFLOPS, floating-point operations a second; ns, us, ms or s of latency;
+MB/s, GB/s, TB/s or Mbit/s, Gbit/s of bandwidth.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Final
+
+from pipepar.errors import InputError
+from pipepar.plan.costs import DeviceCost, LinkCost
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Units = Mapping[str, float]
+
+_MEMORY: Final[Units] = {
+    **{"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12},
+    **{"KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40},
+}
+_SPEED: Final[Units] = {"MFLOPS": 1e6, "GFLOPS": 1e9, "TFLOPS": 1e12, "PFLOPS": 1e15}
+_LATENCY: Final[Units] = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
+_BANDWIDTH: Final[Units] = {
+    **{"MB/s": 1e6, "GB/s": 1e9, "TB/s": 1e12},
+    **{"Mbit/s": 1e6 / 8, "Gbit/s": 1e9 / 8},
+}
+# No pair of kinds: the link between all that have none of their own.
+_ANY: Final[frozenset[str]] = frozenset()
+_QUANTITY: Final = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?) ?(\D\S*)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What a model is to be planned for."""
+
+    devices: tuple[DeviceCost, ...]
+    """One for each rank, in order."""
+    links: Mapping[frozenset[str], LinkCost]
+    """By the kinds of the two devices; one for any two of them."""
+
+    def link(self, one: int, other: int) -> LinkCost:
+        """What connects two devices, by position. *Local.*"""
+        return self.links[_kinds(self.devices[one], self.devices[other])]
+
+
+def read_cluster(path: Path) -> Cluster:
+    """Read and check a `cluster.toml`. *Local.*
+
+    Args:
+        path: the file; the module's docstring describes it.
+
+    Returns:
+        Its devices, and a link for any two of them.
+
+    Raises:
+        InputError: the file is missing or no TOML, or a value is missing, unknown, or not what it
+            has to be.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"--cluster {path} cannot be read: {error.strerror}; name a file that describes the "
+            "devices and links to plan for"
+        ) from error
+    except ValueError as error:  # no TOML, or no UTF-8
+        raise InputError(
+            f"--cluster {path} is not valid TOML: {error}; correct it there"
+        ) from error
+    file = _Table(f"{path}: ", content)
+    file.check_names("device", "link")
+    devices = tuple(device for table in file.tables("device") for device in _devices(table))
+    if not devices:
+        raise InputError(f"{path} names no device, expected one or more; add a [[device]]")
+    _check_alike(path, devices)
+    return Cluster(devices, _links(path, devices, list(file.tables("link"))))
+
+
+class _Table:
+    """A table of the file that knows where it stands."""
+
+    def __init__(self, where: str, content: Mapping[str, Any]) -> None:
+        self.where = where
+        self._content = content
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._content
+
+    def check_names(self, *known: str) -> None:
+        """Refuse what would silently not be read."""
+        for name in self._content:
+            if name not in known:
+                raise InputError(
+                    f"{self.where}{name} is not known, expected {', '.join(known)}; remove it, or "
+                    "correct its name"
+                )
+
+    def tables(self, name: str) -> Iterator[_Table]:
+        """The tables of one name, each written under [[name]]."""
+        found = self._content.get(name, [])
+        if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+            raise self.wrong(name, f"tables; write [[{name}]] above each")
+        for index, each in enumerate(found):
+            yield _Table(f"{self.where}{name}[{index}].", each)
+
+    def value(self, name: str, expected: str) -> Any:
+        """What lies under a name."""
+        if name not in self._content:
+            raise InputError(f"{self.where}{name} is missing, expected {expected}")
+        return self._content[name]
+
+    def quantity(self, name: str, units: Units, example: str) -> float:
+        """A number with a unit, above 0, in the unit that counts as 1."""
+        expected = (
+            f'a number above 0 with a unit ({", ".join(units)}); write it such as "{example}"'
+        )
+        text = self.value(name, expected)
+        found = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
+        if found is None or found[2] not in units or not 0 < float(found[1]) < float("inf"):
+            raise self.wrong(name, expected)
+        return float(found[1]) * units[found[2]]
+
+    def wrong(self, name: str, expected: str) -> InputError:
+        """The error for a value that is not what it has to be."""
+        return InputError(f"{self.where}{name} is {self._content[name]!r}, expected {expected}")
+
+
+def _devices(table: _Table) -> list[DeviceCost]:
+    table.check_names("kind", "count", "memory", "speed")
+    name = 'a name; write it such as "gpu"'
+    kind = table.value("kind", name)
+    if not isinstance(kind, str) or not kind:
+        raise table.wrong("kind", name)
+    count = table.value("count", "") if "count" in table else 1
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise table.wrong("count", "a whole number, 1 or more; write it without quotes")
+    memory = table.quantity("memory", _MEMORY, "16 GiB")
+    speed = table.quantity("speed", _SPEED, "20 TFLOPS")
+    return [DeviceCost(speed=speed, memory=memory, kind=kind)] * count
+
+
+def _check_alike(path: Path, devices: Sequence[DeviceCost]) -> None:
+    first: dict[str, DeviceCost] = {}
+    for device in devices:
+        if first.setdefault(device.kind, device) != device:
+            raise InputError(
+                f"{path} names devices of kind {device.kind!r} that differ in memory or speed, "
+                "expected them alike; give each its own kind"
+            )
+
+
+def _links(
+    path: Path, devices: Sequence[DeviceCost], tables: Sequence[_Table]
+) -> dict[frozenset[str], LinkCost]:
+    """A link for any two of the devices: the one for their kinds, else the one for all."""
+    named: dict[frozenset[str], LinkCost] = {}
+    for table in tables:
+        table.check_names("between", "latency", "bandwidth")
+        pair = _pair(table, {device.kind for device in devices})
+        if pair in named:
+            which = "between these kinds" if pair else "without 'between'"
+            raise InputError(f"{table.where[:-1]} is the second {which}, expected one; remove one")
+        latency = table.quantity("latency", _LATENCY, "10 us")
+        named[pair] = LinkCost(latency, table.quantity("bandwidth", _BANDWIDTH, "25 GB/s"))
+    links = {}
+    for pair in sorted({_kinds(*two) for two in combinations(devices, 2)}, key=sorted):
+        link = named.get(pair, named.get(_ANY))
+        if link is None:
+            kinds = [*sorted(pair), *pair][:2]
+            raise InputError(
+                f"{path} names no link between {kinds[0]!r} and {kinds[1]!r}, expected one for any "
+                f"two devices; add a [[link]] with between = {kinds}, or one without for all"
+            )
+        links[pair] = link
+    return links
+
+
+def _kinds(one: DeviceCost, other: DeviceCost) -> frozenset[str]:
+    return frozenset((one.kind, other.kind))
+
+
+def _pair(table: _Table, kinds: set[str]) -> frozenset[str]:
+    if "between" not in table:
+        return _ANY
+    pair = table.value("between", "")
+    if isinstance(pair, list) and len(pair) == 2 and all(kind in kinds for kind in map(str, pair)):
+        return frozenset(map(str, pair))
+    raise table.wrong(
+        "between", f'two kinds of device out of {sorted(kinds)}; write it such as ["gpu", "gpu"]'
+    )

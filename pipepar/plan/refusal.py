@@ -1,0 +1,77 @@
+"""Why a model cannot be divided among devices, told by the tightest constraint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipepar.errors import PlanError
+from pipepar.plan.costs import DeviceCost
+from pipepar.plan.row import Row
+
+
+def check_cuts(row: Row, legal: int, stages: int) -> None:
+    """Refuse more stages than there are cuts with work between them. *Local.*
+
+    Args:
+        row: the model.
+        legal: how many cuts are legal, useful or not.
+        stages: how many are wanted.
+    """
+    most = max(1, len(np.unique(row.done)) - 1)
+    if stages > most:
+        raise PlanError(
+            f"found {stages} stages to plan for, expected at most {most}: each needs work of its "
+            f"own, and of the model's legal cuts ({legal}) {most - 1} have work before, after and "
+            f"between them; start at most {most} ranks"
+        )
+
+
+def no_room(row: Row, devices: Sequence[DeviceCost]) -> PlanError:
+    """What stands in the way of every partition. *Local.*"""
+    begin, end, need = _tightest(row)
+    layers = f"{row.position[begin]}..{row.position[end]}"
+    largest = max(device.memory for device in devices)
+    if need > largest:
+        return PlanError(
+            f"found a stage that needs {_size(need)} for layers {layers}, expected at most "
+            f"{_size(largest)}, the memory of the largest device; take larger devices, smaller "
+            f"micro-batches or another dtype, or let fewer micro-batches be under way"
+        )
+    weights, room = float(row.weights[-1]), sum(device.memory for device in devices)
+    if weights > room:
+        return PlanError(
+            f"found {_size(weights)} of weights, expected at most {_size(room)}, the memory of "
+            f"all {len(devices)} devices; take more or larger devices, or another dtype"
+        )
+    smallest = min(device.memory for device in devices)
+    return PlanError(
+        f"found no way to cut {_size(weights)} of weights so that each stage fits its device; the "
+        f"tightest stage needs {_size(need)} for layers {layers}, the smallest of "
+        f"{len(devices)} devices has {_size(smallest)}; take more or larger devices, another order "
+        f"or number of them, or let fewer micro-batches be under way"
+    )
+
+
+def _tightest(row: Row) -> tuple[int, int, float]:
+    """Of the smallest stages that hold each layer, the one that needs most: begin, end, bytes."""
+    count = len(row.done) - 1
+    least = np.full(count, np.inf)  # bytes of the smallest stage around each place's layers
+    begin, end = np.zeros(count, dtype=np.intp), np.zeros(count, dtype=np.intp)
+    for place in range(1, count + 1):
+        memory = row.memory(0, place)
+        smallest = np.minimum.accumulate(memory)
+        better = smallest < least[:place]
+        starts = np.maximum.accumulate(np.where(memory <= smallest, np.arange(place), 0))
+        least[:place] = np.where(better, smallest, least[:place])
+        begin[:place] = np.where(better, starts, begin[:place])
+        end[:place] = np.where(better, place, end[:place])
+    worst = int(least.argmax())
+    return int(begin[worst]), int(end[worst]), float(least[worst])
+
+
+def _size(value: float) -> str:
+    unit = min(int(math.log2(max(value, 1)) // 10), 3)
+    return f"{value / 1024**unit:.4g} {('B', 'KiB', 'MiB', 'GiB')[unit]}"

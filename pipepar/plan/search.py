@@ -1,0 +1,181 @@
+"""The best way through a row of places, with the devices taken so far as the state.
+
+A dynamic programme over (place, devices taken): the best partition of what lies before the place
+extends a best one of what lies before the last stage. It generalises the programme of PipeDream
+(Narayanan et al., SOSP 2019, section 3.1) to devices that differ. Both questions are one programme:
+the fewest bytes and then the smallest bottleneck, under a limit on the bottleneck; with no price
+on bytes, what remains is the smallest bottleneck.
+
+Two bounds keep it fast and leave it exact. A stage within the limit begins in a window before its
+end; and a state counts at a place only if the devices taken can have done what lies before the
+place within the limit, and those left can do the rest. So the search for the bottleneck begins
+with a limit that no partition can be below, and widens it until there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipepar.plan.row import Floats, Integers, Row
+from pipepar.plan.takers import Step, Takers
+
+# Rounding in a sum of costs must not exclude the partition that defines the bottleneck.
+ROUNDING = 1e-9
+
+
+def smallest_bottleneck(row: Row, takers: Takers, fewer: bool) -> tuple[float, Integers] | None:
+    """What a partition within memory can reach at best. *Local.*
+
+    Args:
+        row: the model.
+        takers: the devices.
+        fewer: whether the fewest stages that reach it are wanted.
+
+    Returns:
+        Seconds, and the last states that may be asked for; None if no partition fits.
+    """
+    for limit in _widening(*_bounds(row, takers)):
+        worst = Table(row, takers, np.zeros_like(row.crossing), limit).worst[-1, takers.ends]
+        best = float(worst.min())
+        if best < np.inf:
+            reach_it = takers.ends[worst <= best * (1 + ROUNDING)]
+            fewest = takers.stages[reach_it].min()
+            same = takers.stages[takers.ends] == fewest
+            return best, takers.ends[same] if fewer else takers.ends
+    return None
+
+
+def _widening(least: float, most: float) -> Iterator[float]:
+    """Limits from just above the least to the most."""
+    margin = 0.05
+    while 0 < (limit := least * (1 + margin)) < most:
+        yield limit
+        margin *= 2
+    yield most * (1 + ROUNDING)
+
+
+def _bounds(row: Row, takers: Takers) -> tuple[float, float]:
+    """Seconds that no bottleneck is below, and that none is above."""
+    speeds = [step.device.speed for step in takers.steps]
+    longest = max(_transfer(row, step).max() for step in takers.steps)
+    together = row.done[-1] / (takers.speed + takers.speed_left).max()
+    largest = np.diff(row.done).max() / max(speeds)
+    return max(together, largest), max(row.done[-1] / min(speeds), longest)
+
+
+def _transfer(row: Row, step: Step) -> Floats:
+    """Seconds for a stage's inputs, by the place where it begins; the first receives nothing."""
+    seconds = step.link.latency + row.crossing / step.link.bandwidth
+    seconds[0] = 0.0
+    return np.asarray(seconds)
+
+
+class _Move:
+    """One kind of step, and where it may be taken within a limit."""
+
+    def __init__(self, row: Row, takers: Takers, step: Step, limit: float) -> None:
+        self.step, self._row, self._limit = step, row, limit
+        self._transfer = _transfer(row, step)
+        roomy = 1 + ROUNDING
+        farthest = row.done - limit * step.device.speed * roomy
+        fullest = row.weights - step.device.memory
+        first = np.searchsorted(row.done, farthest), np.searchsorted(row.weights, fullest)
+        self._first = np.maximum(*first)
+        # A stage needs work of its own, unless it is the whole model.
+        self._past = np.searchsorted(row.done, row.done)
+        self._past[-1] = max(self._past[-1], 1)
+        # Places that the devices taken can have come to, and from which the rest can go on.
+        at = step.target
+        enough = row.done[-1] - takers.speed_left[at] * limit * roomy
+        room = row.weights[-1] - takers.memory_left[at] * roomy
+        self._earliest = np.maximum(
+            np.searchsorted(row.done, enough), np.searchsorted(row.weights, room)
+        )
+        self._latest = np.minimum(
+            np.searchsorted(row.done, takers.speed[at] * limit * roomy, side="right"),
+            np.searchsorted(row.weights, takers.memory[at] * roomy, side="right"),
+        )
+        self.opens, self.closes = int(self._earliest.min()), int(self._latest.max())
+
+    def edges(self, place: int) -> Integers:
+        """The ways to take this step with a stage that ends at a place."""
+        return np.flatnonzero((self._earliest <= place) & (place < self._latest))
+
+    def stages(self, place: int) -> tuple[Integers, Floats]:
+        """Where a stage that ends at a place may begin, and its seconds."""
+        first, past = self._first[place], self._past[place]
+        if first >= past:
+            return np.array([], dtype=np.intp), np.array([])
+        work = self._row.done[place] - self._row.done[first:past]
+        seconds = np.maximum(work / self.step.device.speed, self._transfer[first:past])
+        memory = self._row.memory(first, place)[: past - first]
+        fits = (seconds <= self._limit) & (memory <= self.step.device.memory)
+        begins = np.flatnonzero(fits)
+        return first + begins, seconds[begins]
+
+
+class Table:
+    """The best partition up to each place with each state, within a limit. *Local.*
+
+    Args:
+        row: the model, P places.
+        takers: the devices, S states.
+        price: [P] what each cut costs.
+        limit: the largest bottleneck allowed, in seconds.
+    """
+
+    def __init__(self, row: Row, takers: Takers, price: Floats, limit: float) -> None:
+        self._row, self._takers, self._price, self._limit = row, takers, price, limit
+        shape = (len(row.done), len(takers.stages))
+        self.total = np.full(shape, np.inf)
+        """[P, S] price of the best partition; infinite where there is none."""
+        self.worst = np.full(shape, np.inf)
+        """[P, S] its bottleneck in seconds."""
+        self.total[0, takers.starts] = self.worst[0, takers.starts] = 0.0
+        self._begin = np.zeros(shape, dtype=np.int32)
+        self._step = np.zeros(shape, dtype=np.int16)
+        moves = [_Move(row, takers, step, limit) for step in takers.steps]
+        for place in range(1, len(row.done)):
+            for number, move in enumerate(moves):
+                if move.opens <= place < move.closes:
+                    self._extend(place, number, move)
+
+    def _extend(self, place: int, number: int, move: _Move) -> None:
+        """Take the stages that end at a place by one kind of step, where they are better."""
+        begins, seconds = move.stages(place)
+        edges = move.edges(place)
+        if not len(begins) or not len(edges):
+            return
+        source, target = move.step.source[edges], move.step.target[edges]
+        before = np.ix_(begins, source)
+        sums = self.total[before] + self._price[begins, None]  # [begins, edges]
+        least = sums.min(axis=0)
+        slowest = np.maximum(self.worst[before], seconds[:, None])
+        slowest[sums > least] = np.inf
+        chosen = slowest.argmin(axis=0)
+        worst = slowest[chosen, np.arange(len(edges))]
+        known = self.total[place, target]
+        better = (least < known) | ((least == known) & (worst < self.worst[place, target]))
+        at = target[better]
+        self.total[place, at], self.worst[place, at] = least[better], worst[better]
+        self._begin[place, at], self._step[place, at] = begins[chosen[better]], number
+
+    def best(self, ends: Integers) -> tuple[tuple[int, ...], tuple[int, ...], float]:
+        """The cheapest partition that ends in one of these states, and of those the fastest.
+
+        Returns:
+            Its cuts, the devices of its stages, and its bottleneck in seconds.
+        """
+        state = int(ends[np.lexsort((self.worst[-1, ends], self.total[-1, ends]))[0]])
+        place, bottleneck = len(self._row.done) - 1, float(self.worst[-1, state])
+        begins, devices = [], []
+        while place > 0:
+            step = self._takers.steps[self._step[place, state]]
+            place = int(self._begin[place, state])
+            edge = int(np.searchsorted(step.target, state))
+            state = int(step.source[edge])
+            begins.append(int(self._row.position[place]))
+            devices.append(int(step.taken[edge]))
+        return tuple(begins[:-1][::-1]), tuple(devices[::-1]), bottleneck

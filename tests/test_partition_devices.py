@@ -1,0 +1,283 @@
+"""Devices that differ: the search against every partition on every choice of devices."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from pipepar.errors import PlanError
+from pipepar.plan.costs import DeviceCost, LayerCost, LinkCost
+from pipepar.plan.partition import Links, Partition, partition
+
+# Powers of two divide without rounding, so that equal is equal.
+powers = st.sampled_from([0.5, 1.0, 2.0, 4.0])
+sizes = st.integers(0, 9).map(float)
+layer = st.builds(LayerCost, sizes, sizes, sizes, st.one_of(st.none(), sizes, sizes))
+memories = st.one_of(st.just(math.inf), st.integers(5, 60).map(float))
+KINDS = "abc"
+device = st.builds(DeviceCost, powers, memories, st.sampled_from(KINDS))
+link = st.builds(LinkCost, st.sampled_from([0.0, 1.0, 8.0]), st.one_of(powers, st.just(math.inf)))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What `partition` is asked."""
+
+    layers: list[LayerCost]
+    devices: list[DeviceCost]
+    links: Links
+    depth: int
+    slack: float
+    free_order: bool
+    fewer: bool
+
+    def solve(self) -> Partition:
+        return partition(
+            self.layers,
+            self.devices,
+            self.links,
+            depth=self.depth,
+            slack=self.slack,
+            free_order=self.free_order,
+            fewer=self.fewer,
+        )
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    devices = draw(st.lists(device, min_size=1, max_size=4))
+    free_order = draw(st.booleans())
+    joins = len(devices) - 1
+    links: Links
+    if draw(st.booleans()):
+        pairs = itertools.combinations_with_replacement(KINDS, 2)
+        links = {frozenset(pair): draw(link) for pair in pairs}
+    else:
+        links = [draw(link)] * joins if free_order else [draw(link) for _ in range(joins)]
+    return Problem(
+        draw(st.lists(layer, min_size=1, max_size=10)),
+        devices,
+        links,
+        draw(st.integers(0, 3)),
+        draw(st.sampled_from([0.0, 0.05, 0.5])),
+        free_order,
+        draw(st.booleans()),
+    )
+
+
+def choices(problem: Problem) -> Iterator[tuple[int, ...]]:
+    """Every row of devices that the stages may take."""
+    count = len(problem.devices)
+    for stages in range(1 if problem.fewer else count, count + 1):
+        if problem.free_order:
+            yield from itertools.permutations(range(count), stages)
+        else:
+            yield from (tuple(range(a, a + stages)) for a in range(count - stages + 1))
+
+
+def joining(problem: Problem, one: int, other: int) -> LinkCost:
+    """What joins two devices."""
+    if isinstance(problem.links, Mapping):
+        kinds = frozenset((problem.devices[one].kind, problem.devices[other].kind))
+        return problem.links[kinds]
+    return problem.links[0 if problem.free_order else one]
+
+
+def bottleneck(problem: Problem, cuts: tuple[int, ...], devices: tuple[int, ...]) -> float:
+    """Seconds of the slowest stage or link; infinite where a stage does not fit."""
+    layers, slowest = problem.layers, 0.0
+    for stage, (a, b) in enumerate(itertools.pairwise([0, *cuts, len(layers)])):
+        taken = problem.devices[devices[stage]]
+        work = sum(layer.work for layer in layers[a:b])
+        crossing = [layers[p].crossing or 0.0 for p in (a, b) if 0 < p < len(layers)]
+        memory = sum(layer.weights for layer in layers[a:b]) + problem.depth * sum(crossing)
+        memory += max(layer.workspace for layer in layers[a:b])
+        if memory > taken.memory or (work == 0 and cuts):
+            return math.inf
+        slowest = max(slowest, work / taken.speed)
+        if stage:
+            joint = joining(problem, devices[stage - 1], devices[stage])
+            slowest = max(slowest, joint.seconds(layers[a].crossing or 0.0))
+    return slowest
+
+
+def total(problem: Problem, cuts: tuple[int, ...]) -> float:
+    """Bytes that cross."""
+    return sum(problem.layers[cut].crossing or 0.0 for cut in cuts)
+
+
+def every_answer(problem: Problem) -> Iterator[Partition]:
+    """Every partition that fits, by trying all."""
+    legal = [p for p, layer in enumerate(problem.layers) if p and layer.crossing is not None]
+    for devices in choices(problem):
+        for cuts in itertools.combinations(legal, len(devices) - 1):
+            seconds = bottleneck(problem, cuts, devices)
+            if seconds < math.inf:
+                yield Partition(cuts, devices, seconds)
+
+
+@given(problems())
+@settings(deadline=None, max_examples=1000)
+def test_equals_brute_force(problem: Problem) -> None:
+    check(problem)
+
+
+@st.composite
+def slow_links(draw: st.DrawFn) -> Problem:
+    """Any order of fast devices behind slow links, which decide."""
+    pairs = itertools.combinations_with_replacement(KINDS, 2)
+    delays = st.integers(0, 9).map(float)
+    return Problem(
+        [LayerCost(1.0, crossing=draw(sizes)) for _ in range(draw(st.integers(3, 7)))],
+        [DeviceCost(4.0, kind=kind) for kind in draw(st.text(KINDS, min_size=3, max_size=4))],
+        {frozenset(pair): LinkCost(draw(delays), bandwidth=draw(powers)) for pair in pairs},
+        depth=2,
+        slack=0.0,
+        free_order=True,
+        fewer=False,
+    )
+
+
+@given(slow_links())
+@settings(deadline=None, max_examples=300)
+def test_links_by_kind_equal_brute_force(problem: Problem) -> None:
+    check(problem)
+
+
+def check(problem: Problem) -> None:
+    """The answer is the best of all, or there is none."""
+    answers = list(every_answer(problem))
+    event("some fit" if answers else "none fits")
+    if not answers:
+        with pytest.raises(PlanError):
+            problem.solve()
+        return
+    best = min(answer.bottleneck for answer in answers)
+    stages = min(len(answer.devices) for answer in answers if answer.bottleneck == best)
+    allowed = [
+        (total(problem, answer.cuts), answer.bottleneck)
+        for answer in answers
+        if answer.bottleneck <= best * (1 + problem.slack) and len(answer.devices) == stages
+    ]
+    mine = problem.solve()
+    assert mine.bottleneck == bottleneck(problem, mine.cuts, mine.devices)
+    assert mine.devices in set(choices(problem))
+    assert (total(problem, mine.cuts), mine.bottleneck) == min(allowed)
+
+
+GIB = 2.0**30
+FREE = LinkCost()
+
+
+def even(count: int, weights: float = 0.0, crossing: float = 1.0) -> list[LayerCost]:
+    return [LayerCost(1.0, weights, crossing=crossing) for _ in range(count)]
+
+
+def test_a_faster_device_takes_more() -> None:
+    found = partition(even(8), [DeviceCost(3.0), DeviceCost(1.0)], [FREE])
+    assert found == Partition(cuts=(6,), devices=(0, 1), bottleneck=2.0)
+
+
+def test_a_small_device_takes_what_fits() -> None:
+    found = partition(even(8, weights=1.0), [DeviceCost(1.0, memory=4.0), DeviceCost(1.0)], [FREE])
+    # Two micro-batches of a byte are under way, so that two of its four bytes are left.
+    assert found.cuts == (2,)
+
+
+def test_a_slow_link_moves_the_cut() -> None:
+    layers = [LayerCost(1.0, crossing=size) for size in (0.0, 9.0, 9.0, 2.0)]
+    found = partition(layers, [DeviceCost(1.0)] * 2, [LinkCost(1.0, bandwidth=1.0)])
+    assert found == Partition(cuts=(3,), devices=(0, 1), bottleneck=3.0)
+
+
+def test_any_order_puts_the_large_device_where_the_weights_are() -> None:
+    layers = [LayerCost(1.0, 1.0, crossing=0.0), LayerCost(1.0, 9.0, crossing=0.0)]
+    devices = [DeviceCost(1.0, memory=9.0), DeviceCost(1.0, memory=1.0)]
+    with pytest.raises(PlanError, match="another order"):
+        partition(layers, devices, [FREE])
+    assert partition(layers, devices, [FREE], free_order=True).devices == (1, 0)
+
+
+def test_a_device_that_would_only_slow_down_is_left_out() -> None:
+    devices = [DeviceCost(4.0), DeviceCost(0.1), DeviceCost(4.0)]
+    found = partition(even(4), devices, [FREE] * 2, free_order=True, fewer=True)
+    assert found == Partition(cuts=(2,), devices=(0, 2), bottleneck=0.5)
+    # In a given order stages take neighbours, since no link joins the first and the last.
+    assert partition(even(4), devices, [FREE] * 2, fewer=True).devices == (0,)
+
+
+def test_fewer_stages_than_devices_where_cuts_are_few() -> None:
+    layers = [LayerCost(1.0), LayerCost(1.0, crossing=1.0)]
+    with pytest.raises(PlanError, match="start at most 2 ranks"):
+        partition(layers, [DeviceCost(1.0)] * 3, [FREE] * 2)
+    assert partition(layers, [DeviceCost(1.0)] * 3, [FREE] * 2, fewer=True).cuts == (1,)
+
+
+def test_a_layer_too_large_for_every_device_is_named() -> None:
+    layers = [*even(2, GIB), LayerCost(1.0, 12 * GIB), *even(1, GIB)]
+    message = r"needs 13 GiB for layers 1\.\.3.*at most 8 GiB"
+    with pytest.raises(PlanError, match=message):
+        partition(layers, [DeviceCost(1.0, 8 * GIB), DeviceCost(1.0, 4 * GIB)], [FREE])
+
+
+def test_too_little_memory_in_all_is_told() -> None:
+    with pytest.raises(PlanError, match=r"found 8 GiB of weights, .* 7 GiB.* all 2 devices"):
+        partition(even(8, GIB), [DeviceCost(1.0, 3.5 * GIB)] * 2, [FREE])
+
+
+def test_memory_that_only_just_lacks_names_the_tightest_stage() -> None:
+    layers = [LayerCost(1.0, 2 * GIB, crossing=0.0)] * 3
+    with pytest.raises(PlanError, match=r"no way to cut 6 GiB.*needs 2 GiB for layers 0\.\.1"):
+        partition(layers, [DeviceCost(1.0, 3 * GIB)] * 2, [FREE])
+
+
+def test_links_that_differ_have_no_free_order() -> None:
+    with pytest.raises(PlanError, match="found 2 links that differ"):
+        partition(even(4), [DeviceCost(1.0)] * 3, [FREE, LinkCost(1.0)], free_order=True)
+
+
+def test_too_many_kinds_have_no_free_order() -> None:
+    devices = [DeviceCost(1.0 + index) for index in range(20)]
+    layers = even(200)
+    with pytest.raises(PlanError, match=r"found 1,048,576 sets .* same speed and memory"):
+        partition(layers, devices, [FREE] * 19, free_order=True)
+
+
+@pytest.mark.parametrize("speed", [0.0, -1.0, math.inf, math.nan])
+def test_a_speed_that_is_none_is_refused(speed: float) -> None:
+    with pytest.raises(PlanError, match="device 1, expected a number above 0"):
+        partition(even(4), [DeviceCost(1.0), DeviceCost(speed)], [FREE])
+
+
+def test_a_link_without_bandwidth_is_refused() -> None:
+    with pytest.raises(PlanError, match="0 bytes a second"):
+        partition(even(4), [DeviceCost(1.0)] * 2, [LinkCost(bandwidth=0.0)])
+
+
+def test_links_are_counted() -> None:
+    with pytest.raises(ValueError, match="2 links between 2 devices"):
+        partition(even(4), [DeviceCost(1.0)] * 2, [FREE] * 2)
+
+
+def test_any_order_keeps_slow_links_between_kinds_few() -> None:
+    devices = [DeviceCost(1.0, kind=kind) for kind in "abab"]
+    fast, slow = LinkCost(), LinkCost(1.0, bandwidth=1.0)
+    links = {frozenset("a"): fast, frozenset("b"): fast, frozenset("ab"): slow}
+    layers = [LayerCost(1.0, crossing=size) for size in (0.0, 5.0, 0.0, 5.0)]
+    # Only the cut between the kinds may be at layer 2, where nothing crosses.
+    found = partition(layers, devices, links, free_order=True)
+    assert "".join(devices[index].kind for index in found.devices) in ("aabb", "bbaa")
+    assert found.bottleneck == 1.0
+    assert partition(layers, devices, links).bottleneck == 6.0
+
+
+def test_any_order_of_equal_devices_is_their_order() -> None:
+    layers = [LayerCost(1.0 + i * 7919 % 13, 2.0, 3.0, 1.0 + i % 3) for i in range(200)]
+    devices, links = [DeviceCost(2.0, memory=100.0)] * 12, [LinkCost(0.5, bandwidth=4.0)] * 11
+    ordered = partition(layers, devices, links)
+    assert partition(layers, devices, links, free_order=True) == ordered
+    assert partition(layers, devices, links, free_order=True, fewer=True) == ordered
