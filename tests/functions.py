@@ -1,5 +1,6 @@
 """Functions that tests name as tests.functions:NAME, for before and after a model."""
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,22 @@ def corners(pictures: list[Image.Image]) -> tuple[torch.Tensor, ...]:
     """The red of a picture's four corners."""
     pixels = [np.asarray(picture)[[0, 0, -1, -1], [0, -1, 0, -1], 0] for picture in pictures]
     return (torch.from_numpy(np.stack(pixels)).float(),)
+
+
+made: list["weakref.ref[nn.Parameter]"] = []
+
+
+def remembered() -> nn.Module:
+    """A factory whose parameters tell for how long anybody holds them."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+    made.extend(map(weakref.ref, model.parameters()))
+    return model
+
+
+def while_it_is_gone(rows: torch.Tensor) -> torch.Tensor:
+    assert made
+    assert all(parameter() is None for parameter in made)
+    return rows
 
 
 def doubled(rows: torch.Tensor) -> torch.Tensor:

@@ -123,3 +123,11 @@ def test_a_function_that_fails_names_the_samples(tmp_path: Path, option: str) ->
     assert f"{name} failed on samples 6, 7: KeyError: 'six'" in output
     assert "in fails_at_6" in output  # the traceback leads to the user's own line
     assert not (tmp_path / "o.npy").exists()
+
+
+def test_a_factorys_model_is_let_go_before_the_work(rows: Path, tmp_path: Path) -> None:
+    options = ["--postprocess", "tests.functions:while_it_is_gone"]
+    status, output = pipepar(
+        "run", "tests.functions:remembered", rows, tmp_path / "o.npy", *options
+    )
+    assert status == 0, output

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
@@ -41,6 +41,8 @@ class Cut:
 class CutTable:
     """What a partition needs to know."""
 
+    counted: Mapping[fx.Node, NodeCost]
+    """What each node of the graph costs, inputs and weights included."""
     costs: tuple[float, ...]
     """Work of each node, in FLOPs or their equivalent in bytes moved."""
     flops: tuple[int, ...]
@@ -70,6 +72,7 @@ def cut_table(graph: Graph) -> CutTable:
     costs = measure(graph)
     work = [float(_work(costs[node])) for node in graph.nodes]
     return CutTable(
+        counted=costs,
         costs=tuple(work),
         flops=tuple(costs[node].flops for node in graph.nodes),
         cuts=tuple(_cuts(graph, costs, work)),

@@ -67,7 +67,7 @@ class Weights(Protocol):
 
         Yields:
             Each tensor on the CPU with its `WeightSpec.name`, in the order in which they lie there.
-            One that the caller lets go of takes no memory any more.
+            A tensor is held no longer than until the next is asked for.
 
         Raises:
             WeightsError: a tensor is missing or does not fit, or a file is damaged.
@@ -188,7 +188,6 @@ class StoredWeights:
         for spec in specs:
             name = self._stored_name(spec)
             wanted.setdefault(self._recipes.by_name[name], []).append((name, spec))
-
         return sorted(
             wanted.items(), key=lambda item: _place(self._checkpoint.locate(item[0].sources[0]))
         )

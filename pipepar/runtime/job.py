@@ -50,12 +50,15 @@ def run_job(world: World, job: Job, display: Display = NOBODY) -> RunSummary:
     display = display if world.rank == 0 else NOBODY
     with _visible(world, job) as seen:
         opened = _open(world, seen)
-    return _run(world, job, opened, display)
+        source = world.together(lambda: _source(world, seen))
+    assembly = _assembled(world, job, opened, source, display)
+    del source  # a factory's model, whole; the stage has what it needs of it
+    return _run(world, job, opened, assembly, display)
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """What a job names, open."""
+    """What a job names, open; but for the model, which is let go once its stages are loaded."""
 
     reader: Reader | None
     """The input, on rank 0."""
@@ -65,8 +68,6 @@ class _Opened:
     """Number of samples."""
     example: Feed
     """A micro-batch without its values."""
-    source: Source
-    """The model."""
     plan: Plan | None
     """The plan that the user gave, on rank 0."""
 
@@ -85,29 +86,34 @@ def _open(world: World, job: Job) -> _Opened:
     reader = world.together(lambda: open_input(job) if world.rank == 0 else None)
     sink = world.together(lambda: Sink(job) if world.rank == world.size - 1 else None)
     count, example = agree_on_input(world, reader, job.micro_batch)
-    source = world.together(lambda: _source(world, job))
     plan = world.together(lambda: _read_plan(world, job))
-    return _Opened(reader, sink, count, example, source, plan)
+    return _Opened(reader, sink, count, example, plan)
 
 
-def _run(world: World, job: Job, opened: _Opened, display: Display) -> RunSummary:
-    reader, sink, count, example = opened.reader, opened.sink, opened.count, opened.example
-    assembly = assemble(
+def _assembled(
+    world: World, job: Job, opened: _Opened, source: Source, display: Display
+) -> Assembly:
+    return assemble(
         world,
-        opened.source,
-        example.args,
-        example.kwargs,
+        source,
+        opened.example.args,
+        opened.example.kwargs,
         depth=job.depth,
         plan=opened.plan,
-        carried=carried_names(example),
+        carried=carried_names(opened.example),
         weights_from_root=job.weights_from_root,
         loading=display.weights,
-        inspect=lambda graph: _check(graph, job, reader, display),
+        inspect=lambda graph: _check(graph, job, opened.reader, display),
     )
-    del opened  # a factory's model, whole; the stage has what it needs of it
+
+
+def _run(
+    world: World, job: Job, opened: _Opened, assembly: Assembly, display: Display
+) -> RunSummary:
+    sink, count = opened.sink, opened.count
     tracer = Tracer(world.rank, keep=job.trace is not None)
     begin = time.perf_counter()
-    arriving = _arrivals(job, assembly, tracer, reader)
+    arriving = _arrivals(job, assembly, tracer, opened.reader)
     _work(world, arriving, assembly, tracer, sink, count, display.samples)
     seconds = time.perf_counter() - begin
     assembly.wiring.close()

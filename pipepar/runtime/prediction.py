@@ -15,7 +15,6 @@ from typing import Final
 
 from torch import fx
 
-from pipepar.model.costs import measure
 from pipepar.model.crossing import CutTable
 from pipepar.model.graph import Graph
 from pipepar.plan.cluster import Cluster
@@ -100,7 +99,7 @@ def model_cost(graph: Graph, table: CutTable, micro_batch: int) -> ModelCost:
         micro_batch: samples; all but the weights grows with them.
     """
     scale = micro_batch / _rows(graph)
-    counted = measure(graph)
+    counted = table.counted
     columns = (graph.nodes, table.costs, table.crossing, _weight_bytes(graph))
     layers = [
         LayerCost(
