@@ -44,15 +44,6 @@ def launched() -> bool:
     return any(name in os.environ for name in _LAUNCHER_VARIABLES)
 
 
-def own_rank() -> int:
-    """This process's number in the job, without joining it. *Local.*"""
-    if not launched():
-        return 0
-    from mpi4py import MPI
-
-    return MPI.COMM_WORLD.rank
-
-
 @dataclass(frozen=True, slots=True)
 class Link:
     """One channel to be connected."""

@@ -11,7 +11,8 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from pipepar.comm.world import World, own_rank
+from pipepar.comm.launcher import launcher_rank
+from pipepar.comm.world import World
 from pipepar.errors import InputError, WeightsError
 from pipepar.model.building import params_on_meta
 from pipepar.model.sequential import Layers
@@ -27,7 +28,7 @@ def values_on_root() -> Iterator[None]:
 
     What it holds reaches the others when a Pipeline is made, outside of this context.
     """
-    if own_rank() == 0:
+    if launcher_rank() == 0:
         yield
         return
     with params_on_meta():
