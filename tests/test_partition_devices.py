@@ -16,9 +16,9 @@ from pipepar.plan.partition import Links, Partition, partition
 # Powers of two divide without rounding, so that equal is equal.
 powers = st.sampled_from([0.5, 1.0, 2.0, 4.0])
 sizes = st.integers(0, 9).map(float)
-layer = st.builds(LayerCost, sizes, sizes, sizes, st.one_of(st.none(), sizes, sizes))
-memories = st.one_of(st.just(math.inf), st.integers(5, 60).map(float))
 KINDS = "abc"
+by_kind = st.fixed_dictionaries(dict.fromkeys(KINDS, sizes))
+memories = st.one_of(st.just(math.inf), st.integers(5, 60).map(float))
 device = st.builds(DeviceCost, powers, memories, st.sampled_from(KINDS))
 link = st.builds(LinkCost, st.sampled_from([0.0, 1.0, 8.0]), st.one_of(powers, st.just(math.inf)))
 
@@ -58,6 +58,8 @@ def problems(draw: st.DrawFn) -> Problem:
         links = {frozenset(pair): draw(link) for pair in pairs}
     else:
         links = [draw(link)] * joins if free_order else [draw(link) for _ in range(joins)]
+    work = by_kind if draw(st.booleans()) else sizes
+    layer = st.builds(LayerCost, work, sizes, sizes, st.one_of(st.none(), sizes, sizes))
     return Problem(
         draw(st.lists(layer, min_size=1, max_size=10)),
         devices,
@@ -92,11 +94,12 @@ def bottleneck(problem: Problem, cuts: tuple[int, ...], devices: tuple[int, ...]
     layers, slowest = problem.layers, 0.0
     for stage, (a, b) in enumerate(itertools.pairwise([0, *cuts, len(layers)])):
         taken = problem.devices[devices[stage]]
-        work = sum(layer.work for layer in layers[a:b])
+        work = sum(layer.work_on(taken.kind) for layer in layers[a:b])
+        some = any(layer.work_on(each.kind) for layer in layers[a:b] for each in problem.devices)
         crossing = [layers[p].crossing or 0.0 for p in (a, b) if 0 < p < len(layers)]
         memory = sum(layer.weights for layer in layers[a:b]) + problem.depth * sum(crossing)
         memory += max(layer.workspace for layer in layers[a:b])
-        if memory > taken.memory or (work == 0 and cuts):
+        if memory > taken.memory or (cuts and not some):
             return math.inf
         slowest = max(slowest, work / taken.speed)
         if stage:

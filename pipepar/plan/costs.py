@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -10,8 +11,12 @@ from dataclasses import dataclass
 class LayerCost:
     """One operation of a model, for one micro-batch."""
 
-    work: float
-    """How much there is to compute: floating-point operations, or what takes as long."""
+    work: float | Mapping[str, float]
+    """How much there is to compute: floating-point operations, or what takes as long.
+
+    Or that by `DeviceCost.kind`, since kinds of devices rank operations differently; where work
+    was measured in seconds, the devices' speed is 1.
+    """
     weights: float = 0.0
     """Bytes of the weights that it uses."""
     workspace: float = 0.0
@@ -19,13 +24,17 @@ class LayerCost:
     crossing: float | None = None
     """Bytes that cross to the next stage if one cuts before it; None where that is not legal."""
 
+    def work_on(self, kind: str) -> float:
+        """How much there is to compute on a device of one kind. *Local.*"""
+        return self.work[kind] if isinstance(self.work, Mapping) else self.work
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceCost:
     """What one rank computes with."""
 
     speed: float
-    """Work a second, in the unit of `LayerCost.work`; above 0."""
+    """Work a second, in the unit of `LayerCost.work` for its kind; above 0."""
     memory: float = math.inf
     """Bytes that a stage may take."""
     kind: str = ""

@@ -18,7 +18,7 @@ from itertools import pairwise
 
 from pipepar.errors import PlanError
 from pipepar.plan.costs import DeviceCost, LayerCost, LinkCost
-from pipepar.plan.refusal import check_cuts, no_room
+from pipepar.plan.refusal import check_cuts, check_work, no_room
 from pipepar.plan.row import make_row
 from pipepar.plan.search import ROUNDING, Table, smallest_bottleneck
 from pipepar.plan.takers import LinkOf, in_any_order, in_order
@@ -64,7 +64,7 @@ def partition(
     84,000 for 4; times the kinds where links differ. P S beyond 10^8 is refused, for its memory.
 
     Args:
-        layers: the model, in order.
+        layers: the model, in order; the work of all is one number, or of all by kind of device.
         devices: one for each stage; without `free_order` they take stages in this order.
         links: links[k] joins the devices at k and k + 1, one fewer than devices; with `free_order`
             all alike. Or by the kinds of the two devices that a link joins.
@@ -75,14 +75,18 @@ def partition(
             smallest bottleneck wins, then the fewest stages that reach it; then bytes decide.
 
     Returns:
-        The partition. Every stage has work above 0, unless it is the only one.
+        The partition. Every stage has work above 0, for one of the kinds at least and not always
+        that of its own device, unless it is the only one.
 
     Raises:
         PlanError: there are fewer legal cuts than the stages need, no partition fits the devices'
-            memory, the order is free and the links differ, or there are too many kinds of devices.
+            memory, the order is free and the links differ, there are too many kinds of devices, or
+            layers lack work for one of them.
     """
     _check(devices, links)
-    row = make_row(layers, depth)
+    kinds = {device.kind for device in devices}
+    check_work(layers, kinds)
+    row = make_row(layers, kinds, depth)
     if not fewer:
         legal = sum(layer.crossing is not None for layer in layers[1:])
         check_cuts(row, legal, len(devices))

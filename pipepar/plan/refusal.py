@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
 from pipepar.errors import PlanError
-from pipepar.plan.costs import DeviceCost
+from pipepar.plan.costs import DeviceCost, LayerCost
 from pipepar.plan.row import Row
+
+
+def check_work(layers: Sequence[LayerCost], kinds: Set[str]) -> None:
+    """Refuse work in two forms, for some kinds of device only, or that is none. *Local.*
+
+    Args:
+        layers: the model.
+        kinds: those of all devices.
+    """
+    if len({isinstance(layer.work, Mapping) for layer in layers}) > 1:
+        raise PlanError(
+            "found layers with one number as their work and layers with work by kind of device, "
+            "expected one form; give the work of every layer by kind"
+        )
+    for index, layer in enumerate(layers):
+        missing = kinds - layer.work.keys() if isinstance(layer.work, Mapping) else ()
+        if missing:
+            raise PlanError(
+                f"found no work of layer {index} for devices of kind {min(missing)!r}, expected it "
+                f"for each of {sorted(kinds)}; give it, or leave those devices out"
+            )
+        for work in map(layer.work_on, kinds):
+            if not 0 <= work < math.inf:
+                raise PlanError(
+                    f"found work of {work:g} in layer {index}, expected 0 or more; give how much "
+                    f"there is to compute"
+                )
 
 
 def check_cuts(row: Row, legal: int, stages: int) -> None:

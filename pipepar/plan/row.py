@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,10 @@ class Row:
 
     position: Integers
     """[P] of the layer after each place: 0, the useful cuts, the number of layers."""
-    done: Floats
-    """[P] work before each place, ascending."""
+    done: Integers
+    """[P] how many layers before each place have work for any kind of device, ascending."""
+    work: Mapping[str, Floats]
+    """[P] work before each place by kind of device, ascending."""
     weights: Floats
     """[P] bytes of the weights before each place, ascending."""
     crossing: Floats
@@ -39,9 +41,17 @@ class Row:
         return weights + in_flight + largest
 
 
-def make_row(layers: Sequence[LayerCost], depth: int) -> Row:
-    """Keep of the legal cuts those with work on both sides. *Local.*"""
-    done = _sums([layer.work for layer in layers])
+def make_row(layers: Sequence[LayerCost], kinds: Collection[str], depth: int) -> Row:
+    """Keep of the legal cuts those with work on both sides. *Local.*
+
+    Args:
+        layers: the model.
+        kinds: those of all devices.
+        depth: how many micro-batches of what crosses a device holds.
+    """
+    works = {kind: [layer.work_on(kind) for layer in layers] for kind in kinds}
+    has_work = np.any(np.array(list(works.values())) > 0, axis=0)
+    done = np.concatenate([[0], np.cumsum(has_work)])
     cuts = [
         position
         for position, layer in enumerate(layers)
@@ -52,6 +62,7 @@ def make_row(layers: Sequence[LayerCost], depth: int) -> Row:
     return Row(
         position=places,
         done=done[places],
+        work={kind: _sums(work)[places] for kind, work in works.items()},
         weights=_sums([layer.weights for layer in layers])[places],
         crossing=np.array([0.0, *(layers[cut].crossing or 0.0 for cut in cuts), 0.0]),
         workspace=np.maximum.reduceat(workspace, places[:-1]),

@@ -8,12 +8,13 @@ on bytes, what remains is the smallest bottleneck.
 
 Two bounds keep it fast and leave it exact. A stage within the limit begins in a window before its
 end; and a state counts at a place only if the devices taken can have done what lies before the
-place within the limit, and those left can do the rest. So the search for the bottleneck begins
-with a limit that no partition can be below, and widens it until there is one.
+place within the limit, and those left can do the rest, were there no links. So the search for the
+bottleneck begins just above what would do without links, and widens it until there is a partition.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -49,7 +50,7 @@ def smallest_bottleneck(row: Row, takers: Takers, fewer: bool) -> tuple[float, I
 
 def _widening(least: float, most: float) -> Iterator[float]:
     """Limits from just above the least to the most."""
-    margin = 0.05
+    margin = 0.02
     while 0 < (limit := least * (1 + margin)) < most:
         yield limit
         margin *= 2
@@ -57,12 +58,19 @@ def _widening(least: float, most: float) -> Iterator[float]:
 
 
 def _bounds(row: Row, takers: Takers) -> tuple[float, float]:
-    """Seconds that no bottleneck is below, and that none is above."""
-    speeds = [step.device.speed for step in takers.steps]
+    """Seconds just below what would do without links, and seconds that no bottleneck is above."""
+    reach = _Reach(row, takers)
+    alone = [row.work[device.kind][-1] / device.speed for device in reach.devices]
     longest = max(_transfer(row, step).max() for step in takers.steps)
-    together = row.done[-1] / (takers.speed + takers.speed_left).max()
-    largest = np.diff(row.done).max() / max(speeds)
-    return max(together, largest), max(row.done[-1] / min(speeds), longest)
+    most = high = float(max(longest, *alone))
+    least = most * ROUNDING
+    while least * 1.01 < high:
+        middle = least * math.sqrt(high / least)
+        if reach.earliest(reach.first(middle))[takers.starts].min() > 0:
+            least = middle
+        else:
+            high = middle
+    return least, most
 
 
 def _transfer(row: Row, step: Step) -> Floats:
@@ -72,48 +80,109 @@ def _transfer(row: Row, step: Step) -> Floats:
     return np.asarray(seconds)
 
 
-class _Move:
-    """One kind of step, and where it may be taken within a limit."""
+class _Reach:
+    """How far devices come if links took no time, and memory held nothing but weights.
 
-    def __init__(self, row: Row, takers: Takers, step: Step, limit: float) -> None:
+    Then it is best for a stage to begin as early, or end as late, as it can, so that one way
+    through the states is enough.
+    """
+
+    def __init__(self, row: Row, takers: Takers) -> None:
+        self._row, self._count = row, len(takers.stages)
+        self.devices = list(dict.fromkeys(step.device for step in takers.steps))
+        number = {device: index for index, device in enumerate(self.devices)}
+        device = [np.full(len(step.source), number[step.device]) for step in takers.steps]
+        source = [step.source for step in takers.steps]
+        target = [step.target for step in takers.steps]
+        edges = np.stack([np.concatenate(column) for column in (device, source, target)])
+        stages = takers.stages[edges[2]]
+        order = np.argsort(stages, kind="stable")
+        # By how many stages there are: [3, edges].
+        self._waves = np.split(edges[:, order], np.flatnonzero(np.diff(stages[order])) + 1, axis=1)
+
+    def first(self, limit: float) -> Integers:
+        """[D, P] where a stage that ends at a place may begin at the earliest, by device."""
+        weights, firsts = self._row.weights, []
+        for device in self.devices:
+            work = self._row.work[device.kind]
+            farthest = work - limit * device.speed - work[-1] * ROUNDING
+            fullest = weights - device.memory
+            first = np.searchsorted(work, farthest), np.searchsorted(weights, fullest)
+            firsts.append(np.maximum(*first))
+        return np.stack(firsts)
+
+    def earliest(self, first: Integers) -> Integers:
+        """[S] the first place from which the devices left can go on to the end."""
+        places = np.full(self._count, first.shape[1] - 1)
+        for device, source, target in reversed(self._waves):
+            np.minimum.at(places, source, first[device, places[target]])
+        return places
+
+    def latest(self, first: Integers) -> Integers:
+        """[S] the last place that the devices taken can come to."""
+        every = np.arange(first.shape[1])
+        last = np.stack([np.searchsorted(each, every, side="right") - 1 for each in first])
+        places = np.zeros(self._count, dtype=np.intp)
+        for device, source, target in self._waves:
+            np.maximum.at(places, target, last[device, places[source]])
+        return places
+
+
+class _Move:
+    """One kind of step, and where it may be taken within a limit.
+
+    Args:
+        row: the model, P places.
+        step: what is taken, E ways.
+        limit: the largest bottleneck allowed, in seconds.
+        first: [P] where a stage that ends at a place may begin at the earliest.
+        earliest: [E] the first place from which the rest can go on.
+        latest: [E] the last place that can be come to.
+    """
+
+    def __init__(
+        self,
+        row: Row,
+        step: Step,
+        limit: float,
+        first: Integers,
+        earliest: Integers,
+        latest: Integers,
+    ) -> None:
         self.step, self._row, self._limit = step, row, limit
-        self._transfer = _transfer(row, step)
-        roomy = 1 + ROUNDING
-        farthest = row.done - limit * step.device.speed * roomy
-        fullest = row.weights - step.device.memory
-        first = np.searchsorted(row.done, farthest), np.searchsorted(row.weights, fullest)
-        self._first = np.maximum(*first)
+        self._work, self._transfer = row.work[step.device.kind], _transfer(row, step)
         # A stage needs work of its own, unless it is the whole model.
         self._past = np.searchsorted(row.done, row.done)
         self._past[-1] = max(self._past[-1], 1)
-        # Places that the devices taken can have come to, and from which the rest can go on.
-        at = step.target
-        enough = row.done[-1] - takers.speed_left[at] * limit * roomy
-        room = row.weights[-1] - takers.memory_left[at] * roomy
-        self._earliest = np.maximum(
-            np.searchsorted(row.done, enough), np.searchsorted(row.weights, room)
-        )
-        self._latest = np.minimum(
-            np.searchsorted(row.done, takers.speed[at] * limit * roomy, side="right"),
-            np.searchsorted(row.weights, takers.memory[at] * roomy, side="right"),
-        )
-        self.opens, self.closes = int(self._earliest.min()), int(self._latest.max())
+        self._first, self._earliest, self._latest = first, earliest, latest
+        self.opens, self.closes = int(earliest.min()), int(latest.max())
 
     def edges(self, place: int) -> Integers:
         """The ways to take this step with a stage that ends at a place."""
-        return np.flatnonzero((self._earliest <= place) & (place < self._latest))
+        return np.flatnonzero((self._earliest <= place) & (place <= self._latest))
 
     def stages(self, place: int) -> tuple[Integers, Floats]:
         """Where a stage that ends at a place may begin, and its seconds."""
         first, past = self._first[place], self._past[place]
         if first >= past:
             return np.array([], dtype=np.intp), np.array([])
-        work = self._row.done[place] - self._row.done[first:past]
+        work = self._work[place] - self._work[first:past]
         seconds = np.maximum(work / self.step.device.speed, self._transfer[first:past])
         memory = self._row.memory(first, place)[: past - first]
         fits = (seconds <= self._limit) & (memory <= self.step.device.memory)
         begins = np.flatnonzero(fits)
         return first + begins, seconds[begins]
+
+
+def _moves(row: Row, takers: Takers, limit: float) -> Iterator[_Move]:
+    """One for each kind of step, in order."""
+    reach = _Reach(row, takers)
+    first = reach.first(limit)
+    earliest, latest = reach.earliest(first), reach.latest(first)
+    of_device = dict(zip(reach.devices, first, strict=True))
+    for step in takers.steps:
+        at = step.target
+        yield _Move(row, step, limit, of_device[step.device], earliest[at], latest[at])
 
 
 class Table:
@@ -136,10 +205,10 @@ class Table:
         self.total[0, takers.starts] = self.worst[0, takers.starts] = 0.0
         self._begin = np.zeros(shape, dtype=np.int32)
         self._step = np.zeros(shape, dtype=np.int16)
-        moves = [_Move(row, takers, step, limit) for step in takers.steps]
+        moves = list(_moves(row, takers, limit))
         for place in range(1, len(row.done)):
             for number, move in enumerate(moves):
-                if move.opens <= place < move.closes:
+                if move.opens <= place <= move.closes:
                     self._extend(place, number, move)
 
     def _extend(self, place: int, number: int, move: _Move) -> None:

@@ -17,12 +17,9 @@ import numpy as np
 
 from pipepar.errors import PlanError
 from pipepar.plan.costs import DeviceCost, LinkCost
-from pipepar.plan.row import Floats, Integers
+from pipepar.plan.row import Integers
 
 LinkOf = Callable[[DeviceCost, DeviceCost], LinkCost]
-
-# Bytes; more than any sum of others, and many times that is still a number.
-_ENDLESS = 1e300
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +46,6 @@ class Takers:
     """By kind of device and link."""
     stages: Integers
     """[S] how many stages there are."""
-    speed: Floats
-    """[S] of all the devices taken, work a second."""
-    speed_left: Floats
-    """[S] of all that may still be taken."""
-    memory: Floats
-    """[S] of all the devices taken, bytes."""
-    memory_left: Floats
-    """[S] of all that may still be taken."""
     starts: Integers
     """States before the first stage."""
     ends: Integers
@@ -84,17 +73,9 @@ def in_order(
             edge = (number[first, taken], number[first, past], taken)
             edges.setdefault((devices[taken], link), []).append(edge)
     first_of, past_of = np.array(states).T
-    place = np.arange(count)
-    taken_by = (first_of[:, None] <= place) & (place < past_of[:, None])  # [states, devices]
-    left_by = past_of[:, None] <= place
-    speed, memory = _abilities(devices)
     return Takers(
         steps=tuple(Step(*kind, *np.array(ways).T) for kind, ways in edges.items()),
         stages=past_of - first_of,
-        speed=taken_by @ speed,
-        speed_left=left_by @ speed,
-        memory=taken_by @ memory,
-        memory_left=left_by @ memory,
         starts=np.flatnonzero(past_of == first_of),
         ends=np.flatnonzero(past_of > first_of if fewer else past_of == count),
     )
@@ -122,18 +103,12 @@ def in_any_order(devices: Sequence[DeviceCost], link: LinkOf, fewer: bool, most:
     _check_few(math.prod(shape) * lasts, most)
     counts = np.indices(shape).reshape(len(shape), -1)  # [kinds, sets]
     steps = tuple(_steps(kinds, links, lasts, counts))
-    counts = np.repeat(counts, lasts, axis=1)  # [kinds, states]
-    left = counts[:, -1:] - counts
-    speed, memory = _abilities(list(kinds))
+    stages = np.repeat(counts.sum(axis=0), lasts)
     return Takers(
         steps=steps,
-        stages=counts.sum(axis=0),
-        speed=speed @ counts,
-        speed_left=speed @ left,
-        memory=memory @ counts,
-        memory_left=memory @ left,
+        stages=stages,
         starts=np.array([0]),
-        ends=np.flatnonzero(counts.any(axis=0) if fewer else ~left.any(axis=0)),
+        ends=np.flatnonzero(stages > 0 if fewer else stages == len(devices)),
     )
 
 
@@ -157,12 +132,6 @@ def _steps(
                 source, target = sets * lasts + last, (sets + further) * lasts + own
                 taken = np.array(members)[counts[number, sets]]
                 yield Step(device, link, source, target, taken)
-
-
-def _abilities(devices: Sequence[DeviceCost]) -> tuple[Floats, Floats]:
-    """Speed and memory of each; none of it infinite, so that none of a kind is 0."""
-    speed = np.array([device.speed for device in devices])
-    return speed, np.array([min(device.memory, _ENDLESS) for device in devices])
 
 
 def _check_few(states: int, most: int) -> None:

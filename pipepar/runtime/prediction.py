@@ -131,7 +131,7 @@ def predict(plan: Plan, cost: ModelCost, target: Target) -> Prediction:
         StagePrediction(
             device=device,
             memory=_memory(stage, cost.layers, target.depth),
-            compute=_work(stage, cost.layers) / device.speed,
+            compute=_work(stage, cost.layers, device.kind) / device.speed,
             transfer=max((t for (_, to), t in transfer.items() if to == stage.index), default=0.0),
         )
         for stage, device in zip(plan.stages, cluster.devices, strict=False)
@@ -141,8 +141,8 @@ def predict(plan: Plan, cost: ModelCost, target: Target) -> Prediction:
     return Prediction(stages, target.micro_batch, timeline)
 
 
-def _work(stage: StagePlan, layers: Sequence[LayerCost]) -> float:
-    return sum(layer.work for layer in layers[stage.begin : stage.end])
+def _work(stage: StagePlan, layers: Sequence[LayerCost], kind: str) -> float:
+    return sum(layer.work_on(kind) for layer in layers[stage.begin : stage.end])
 
 
 def _memory(stage: StagePlan, layers: Sequence[LayerCost], depth: int) -> float:
