@@ -1,0 +1,1 @@
+"""Costs and splits that other systems published, against the splits found here."""
