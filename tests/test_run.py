@@ -121,11 +121,6 @@ def test_a_plan_made_first_is_used(rows: Path, tmp_path: Path) -> None:
     assert "the input" in output
     status, output = pipepar("run", factory, rows, out, "--plan", plan)
     assert status == 0, output
-    status, output = pipepar("plan", factory, "--stages", 2, "--input", rows, "-o", plan)
-    assert status == 0, output
-    status, output = pipepar("run", factory, rows, out, "--plan", plan)
-    assert status == 1
-    assert "the plan has 2 stages, the job has 1; start it with mpirun -n 2" in output
 
 
 def test_a_timeline(rows: Path, tmp_path: Path) -> None:

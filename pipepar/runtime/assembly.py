@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipepar.comm.world import World
-from pipepar.errors import PlanError
 from pipepar.model.capture import capture
 from pipepar.model.graph import Graph
 from pipepar.model.source import Source
 from pipepar.plan.plan import Plan
+from pipepar.runtime.fitting import require_fit
 from pipepar.runtime.loading import load_stage
 from pipepar.runtime.loop import Program
 from pipepar.runtime.planning import make_plan
@@ -97,15 +97,6 @@ def _plan_text(world: World, graph: Graph, plan: Plan | None) -> str:
     if world.rank != 0:
         return ""
     if plan is None:
-        plan = make_plan(graph, world.size)
-    if plan.model != graph.digest:
-        raise PlanError(
-            f"the plan was made for another model (digest {plan.model[:12]}, this one has "
-            f"{graph.digest[:12]}); make one with: pipepar plan MODEL --stages {world.size}"
-        )
-    if len(plan.stages) != world.size:
-        raise PlanError(
-            f"the plan has {len(plan.stages)} stages, the job has {world.size}; start it "
-            f"with mpirun -n {len(plan.stages)}, or make one with --stages {world.size}"
-        )
+        return make_plan(graph, world.size).to_json()
+    require_fit(plan, graph, world.size)
     return plan.to_json()
