@@ -221,7 +221,8 @@ class Pipeline:
                 while gather.taken <= index and (
                     index + 1 - gather.taken >= self._window or channel.ready()
                 ):
-                    gather.add(next(stream.results))
+                    with self._tracer.span("receive", index):
+                        gather.add(next(stream.results))
                     yield from gather.finished()
             stream.ended = True
             for microbatch in stream.results:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -45,17 +46,22 @@ class Totals:
     seconds: float = 0.0
     """Sum over them."""
     first: float = 0.0
-    """Seconds of the first."""
+    """Seconds of the first; where streams followed one another, of each one's first together."""
     last: float = 0.0
-    """Seconds of the last."""
+    """The same of the last."""
+    latest: float = 0.0
+    """Seconds of the one added last."""
 
-    def add(self, seconds: float) -> None:
-        """Count one more."""
-        if self.count == 0:
-            self.first = seconds
+    def add(self, seconds: float, begins: bool = False) -> None:
+        """Count one more; `begins` where it is the first of a stream."""
+        if begins or self.count == 0:
+            self.first += seconds
+        else:
+            self.last -= self.latest
         self.count += 1
         self.seconds += seconds
-        self.last = seconds
+        self.last += seconds
+        self.latest = seconds
 
 
 class Tracer:
@@ -69,12 +75,19 @@ class Tracer:
     def __init__(self, stage: int, keep: bool = False) -> None:
         self.stage = stage
         self.totals: dict[Kind, Totals] = {kind: Totals() for kind in get_args(Kind)}
+        self.gaps = 0.0
+        """Seconds between one record and the next, but before those of a stream's first
+        micro-batch: between streams a stage waits, and this is not what it does."""
         self.spans: list[Span] = []
         self._keep = keep
+        self._end: float | None = None
 
     def record(self, kind: Kind, microbatch: int, begin: float, end: float) -> None:
-        """Keep one span; times in seconds of `time.perf_counter`."""
-        self.totals[kind].add(end - begin)
+        """Keep one span, in the order of time; seconds of `time.perf_counter`."""
+        self.totals[kind].add(end - begin, begins=microbatch == 0)
+        if microbatch and self._end is not None:
+            self.gaps += begin - self._end
+        self._end = end
         if self._keep:
             self.spans.append(Span(self.stage, kind, microbatch, begin, end))
 
@@ -88,22 +101,31 @@ class Tracer:
             self.record(kind, microbatch, begin, time.perf_counter())
 
 
+def paths(work: Sequence[Totals]) -> list[float]:
+    """For each stage the seconds that a run takes because of it, however fast the others. *Local.*
+
+    That is the first micro-batch on its way to the stage, all of the stage's own work, and the last
+    micro-batch on its way out.
+
+    Args:
+        work: what each stage did, in the order of the pipeline.
+    """
+    firsts = [0.0, *accumulate(each.first for each in work)]
+    lasts = [0.0, *accumulate(each.last for each in reversed(work))][::-1]
+    return [firsts[stage] + each.seconds + lasts[stage + 1] for stage, each in enumerate(work)]
+
+
 def bound(compute: Sequence[Totals]) -> float:
     """Seconds that a perfect pipeline would take. *Local.*
 
     With equal micro-batches this is sum(t) + (M - 1) max(t) over the stage times t. Where
-    micro-batches differ it is the largest, over the stages, of: the first micro-batch on its way
-    to the stage, all of the stage's own work, the last micro-batch on its way out.
+    micro-batches differ it is the longest of the stages' `paths`. Streams that followed one another
+    are taken as they were: each ended before the next began.
 
     Args:
         compute: the compute totals of each stage, in the order of the pipeline.
     """
-    longest = 0.0
-    for stage, totals in enumerate(compute):
-        fill = sum(earlier.first for earlier in compute[:stage])
-        drain = sum(later.last for later in compute[stage + 1 :])
-        longest = max(longest, fill + totals.seconds + drain)
-    return longest
+    return max(paths(compute), default=0.0)
 
 
 def write_chrome_trace(path: Path, spans: Iterable[Span]) -> None:

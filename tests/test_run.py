@@ -52,6 +52,8 @@ def test_text_through_a_hugging_face_folder(folder: Path, tmp_path: Path) -> Non
     assert torch.equal(found, embeddings(folder, texts, 2))
     assert "5 samples in" in output
     assert "perfect pipeline" in output
+    assert "busiest: stage 0" in output
+    assert "idle: fill 0% · imbalance 0% · transfer 0% · source" in output
 
 
 def test_jsonl_in_and_out(folder: Path, tmp_path: Path) -> None:

@@ -45,6 +45,29 @@ def test_a_tracer_sums_up_and_keeps_spans_only_when_asked() -> None:
         )
 
 
+def test_streams_that_follow_one_another_are_each_filled_and_drained() -> None:
+    one = [totals([1.0, 2.0, 3.0]), totals([2.0, 2.0, 4.0])]
+    two = [totals([1.0, 2.0, 3.0]), totals([2.0, 2.0, 4.0])]
+    for stage in two:
+        for at, seconds in enumerate([5.0, 6.0]):
+            stage.add(seconds, begins=at == 0)
+    assert (two[0].first, two[0].last, two[0].latest) == (1.0 + 5.0, 3.0 + 6.0, 6.0)
+    assert bound(two) == bound(one) + 11.0 + 6.0
+
+
+def test_gaps_are_within_a_stream() -> None:
+    tracer = Tracer(0)
+    for kind, index, begin, end in [
+        ("receive", 0, 1.0, 2.0),
+        ("compute", 0, 2.0, 3.0),
+        ("receive", 1, 3.5, 4.0),
+        ("compute", 1, 4.25, 5.0),
+        ("receive", 0, 9.0, 10.0),
+    ]:
+        tracer.record(kind, index, begin, end)  # type: ignore[arg-type]
+    assert tracer.gaps == 0.5 + 0.25
+
+
 def test_a_span_is_kept_when_the_body_fails() -> None:
     tracer = Tracer(0)
     with pytest.raises(ValueError, match="no"), tracer.span("sink", 3):

@@ -15,10 +15,23 @@ from rich.table import Table
 from pipepar.comm.world import World
 from pipepar.data.confusion import Confusion
 from pipepar.runtime.figures import bar, readable_bytes
+from pipepar.runtime.idle import Idle, idle_shares
 from pipepar.runtime.quality import print_confusion
 from pipepar.trace import Kind, Totals, Tracer, bound
 
 _BAR: Final = 20
+_WORK: Final[tuple[Kind, ...]] = ("source", "compute", "sink")
+_MUCH: Final = 0.1
+"""Share of idle time from which on a remedy is told."""
+_REMEDIES: Final = {
+    "fill": "let more micro-batches flow: make them smaller, or give more input at once",
+    "imbalance": "try another number of ranks, or plan for devices that differ: pipepar plan "
+    "--cluster",
+    "transfer": "try larger micro-batches, more depth, or cuts where less crosses: pipepar plan "
+    "--show-cuts",
+    "source": "prepare the input beforehand, as arrays, or give rank 0 more threads",
+    "sink": "write tensors rather than answers, or do less in --postprocess",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +49,16 @@ class StageSummary:
     peak_bytes: int
     """Largest resident memory of its process so far."""
     totals: dict[Kind, Totals]
-    """Where its time went, seconds."""
+    """What it did, in seconds of each kind."""
+    gaps: float
+    """Seconds in between; see `Tracer.gaps`."""
+    seconds: float
+    """Wall time of its own run."""
+
+    @property
+    def work(self) -> float:
+        """Seconds that it computed, read the input or wrote results."""
+        return sum(self.totals[kind].seconds for kind in _WORK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +83,23 @@ class RunSummary:
     def efficiency(self) -> float:
         """Achieved / bound as a share of the perfect pipeline's speed, at most about 1."""
         return self.bound / self.seconds if self.seconds else 0.0
+
+    @property
+    def busiest(self) -> StageSummary:
+        """The stage that worked most; where several did, the first."""
+        return max(self.stages, key=lambda stage: stage.work)
+
+    @property
+    def idle(self) -> Idle:
+        """Where the time went in which ranks did not compute."""
+        last = self.stages[-1]
+        recorded = sum(totals.seconds for totals in last.totals.values())
+        return idle_shares(
+            [stage.totals for stage in self.stages],
+            [stage.gaps for stage in self.stages],
+            last.seconds - recorded - last.gaps,
+            self.seconds,
+        )
 
 
 def peak_bytes() -> int:
@@ -89,17 +128,26 @@ def summarise(
         seconds: wall time of the run; the longest counts.
         confusion: what the last rank counted, None elsewhere.
     """
-    mine = StageSummary(world.rank, world.host, threads, weight_bytes, peak_bytes(), tracer.totals)
+    mine = StageSummary(
+        rank=world.rank,
+        host=world.host,
+        threads=threads,
+        weight_bytes=weight_bytes,
+        peak_bytes=peak_bytes(),
+        totals=tracer.totals,
+        gaps=tracer.gaps,
+        seconds=seconds,
+    )
     counted = confusion and dataclasses.asdict(confusion)
-    fields = [samples, seconds, dataclasses.asdict(mine), counted]
+    fields = [samples, dataclasses.asdict(mine), counted]
     texts = world.all_gather(json.dumps(fields))
     parts = [json.loads(text) for text in texts]
     stages = []
-    for _, _, stage, _ in parts:
+    for _, stage, _ in parts:
         totals = {kind: Totals(**each) for kind, each in stage.pop("totals").items()}
         stages.append(StageSummary(**stage, totals=totals))
-    longest = max(part[1] for part in parts)
-    return RunSummary(parts[0][0], longest, tuple(stages), _confusion(parts[-1][3]))
+    longest = max(stage.seconds for stage in stages)
+    return RunSummary(parts[0][0], longest, tuple(stages), _confusion(parts[-1][2]))
 
 
 def _confusion(fields: dict[str, Any] | None) -> Confusion | None:
@@ -130,5 +178,20 @@ def print_summary(summary: RunSummary, console: Console) -> None:
             bar(share, _BAR),
         )
     console.print(table)
+    if summary.samples:
+        _print_idle(summary, console)
     if summary.confusion is not None:
         print_confusion(summary.confusion, console)
+
+
+def _print_idle(summary: RunSummary, console: Console) -> None:
+    busiest = summary.busiest
+    console.print(
+        f"busiest: stage {busiest.rank} on {busiest.host}, at work "
+        f"{busiest.work / summary.seconds:.0%} of the time"
+    )
+    shares = dataclasses.asdict(summary.idle)
+    console.print("idle: " + " · ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    largest = max(_REMEDIES, key=lambda name: shares[name])
+    if shares[largest] > _MUCH:
+        console.print(f"{largest} is large: {_REMEDIES[largest]}")
