@@ -10,20 +10,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.utils import _pytree as pytree
 
 from pipepar.comm.world import World
-from pipepar.errors import InputError, PipeparError
+from pipepar.errors import PipeparError
 from pipepar.microbatch import MicroBatch, rows, split
-from pipepar.model.building import is_patched
 from pipepar.runtime.assembly import assemble
+from pipepar.runtime.choice import Wish
 from pipepar.runtime.failure import FailTogether
 from pipepar.runtime.fixed import require_batches
 from pipepar.runtime.gather import Gather
-from pipepar.runtime.given import given_source, values_on_root
+from pipepar.runtime.given import check_given, given_source, values_on_root
 from pipepar.runtime.loop import Arrival, arrivals, run
 from pipepar.runtime.summary import RunSummary, summarise
 from pipepar.runtime.threads import crowded
@@ -31,6 +31,9 @@ from pipepar.runtime.wiring import admission
 from pipepar.trace import Tracer
 
 __all__ = ["Pipeline", "values_on_root"]
+
+# Rows that a model is captured with where the user names none; most then take any number.
+_CAPTURED: Final = 8
 
 
 class Pipeline:
@@ -57,8 +60,10 @@ class Pipeline:
             dtypes matter. Sizes of the first two dimensions may vary later where the model allows;
             where they cannot, the batch is that of a micro-batch, and a warning says so.
         example_kwargs: the same for keyword inputs.
-        micro_batch: rows that travel together, at least 1.
-        depth: micro-batches that may wait on each end of a channel, at least 1.
+        micro_batch: rows that travel together, at least 1; None to measure which number is best
+            for batches as large as the example.
+        depth: micro-batches that may wait on each end of a channel, at least 1; None for 2, or 1
+            where memory is short.
 
     Raises:
         PipeparError: the model cannot be captured or cut into as many stages as there are ranks.
@@ -74,27 +79,26 @@ class Pipeline:
         dtype: torch.dtype | None = None,
         example_args: Sequence[Any] = (),
         example_kwargs: Mapping[str, Any] | None = None,
-        micro_batch: int = 8,
-        depth: int = 2,
+        micro_batch: int | None = None,
+        depth: int | None = None,
     ) -> None:
         self._world = World.start()
         self._together = FailTogether(self._world)
-        self._micro_batch = micro_batch
-        self._window = admission(self._world.size, depth)
         self._open: _Stream | None = None
         try:
-            self._world.together(lambda: _check(model, layers, micro_batch, depth))
+            self._world.together(lambda: check_given(model, layers, micro_batch, depth))
             path = None if weights is None else Path(weights)
             given: Any = list(layers or ()) if model is None else model
             source, from_root = given_source(self._world, given, task, path, dtype)
             example = (tuple(example_args), dict(example_kwargs or {}))
-            args, kwargs = self._world.together(lambda: next(split(example, micro_batch)))
+            samples = self._world.together(lambda: rows(pytree.tree_leaves(example)))
+            args, kwargs = next(split(example, micro_batch or _CAPTURED))
             self._assembly = assemble(
                 self._world,
                 source,
                 args,
                 kwargs,
-                depth=depth,
+                wish=Wish(samples, micro_batch, depth),
                 results_to_root=True,
                 weights_from_root=from_root,
             )
@@ -109,6 +113,7 @@ class Pipeline:
         limitation = self._assembly.graph.limitation(source.name)
         if limitation and self._world.rank == 0:
             warnings.warn(limitation, stacklevel=2)
+        self._window = admission(self._world.size, self._assembly.agreed.depth)
         self._reset()
 
     def _reset(self) -> None:
@@ -119,6 +124,11 @@ class Pipeline:
     def rank(self) -> int:
         """This process's rank, and its stage."""
         return self._world.rank
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows that travel together."""
+        return self._assembly.agreed.micro_batch
 
     def __enter__(self) -> Pipeline:
         """Watch over the job: from here on, a failure of any rank ends all."""
@@ -257,10 +267,10 @@ class Pipeline:
         graph, count = self._assembly.graph, itertools.count()
         for call in calls:
             total = rows(pytree.tree_leaves(call))
-            require_batches(graph, total, self._micro_batch, "micro_batch")
-            gather.expect(total, self._micro_batch)
+            require_batches(graph, total, self.micro_batch, "micro_batch")
+            gather.expect(total, self.micro_batch)
             self._samples += total
-            for args, kwargs in split(call, self._micro_batch):
+            for args, kwargs in split(call, self.micro_batch):
                 values = graph.flatten_inputs(args, kwargs)
                 yield next(count), dict(zip(graph.inputs, values, strict=True))
 
@@ -275,20 +285,6 @@ class _Stream:
     """Whether its end has been sent."""
     left: bool = False
     """Whether its caller takes no more of it: at its end, by a break, or by an exception."""
-
-
-def _check(model: object, layers: object, micro_batch: int, depth: int) -> None:
-    if (model is None) == (layers is None):
-        found = "neither a model nor layers" if model is None else "both a model and layers"
-        raise InputError(
-            f"found {found}, expected one of them; give the model on every rank, built inside "
-            f"pipepar.values_on_root() if only rank 0 is to hold its weights"
-        )
-    if is_patched():
-        raise InputError("found a Pipeline inside values_on_root(), expected it after; leave that")
-    for name, number in (("micro_batch", micro_batch), ("depth", depth)):
-        if number < 1:
-            raise InputError(f"{name} is {number}, expected at least 1")
 
 
 def _as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What tests of one process share."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,14 @@ from hypothesis import settings
 # A busy machine may take its time for an example; that is no failure.
 settings.register_profile("pipepar", deadline=None)
 settings.load_profile("pipepar")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or leaves measured times in the user's home, nor do the ranks it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

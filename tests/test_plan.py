@@ -71,7 +71,7 @@ def test_digest_tells_plans_apart() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["version"], 2, "plan.version is 2, expected 1"),
+        (["version"], 3, "plan.version is 3, expected 2"),
         (["model"], None, "plan.model is missing"),
         (["model"], 7, "plan.model is 7, expected a string"),
         (["extra"], 7, "plan.extra is not a field"),

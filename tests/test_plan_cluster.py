@@ -14,8 +14,9 @@ from pipepar.model.crossing import cut_table
 from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LinkCost
 from pipepar.plan.plan import Plan
+from pipepar.runtime.choice import Wish
 from pipepar.runtime.planning import Planning, plan_model
-from pipepar.runtime.prediction import Target, model_cost
+from pipepar.runtime.prediction import Prediction, model_cost
 from tests.command import MLP, pipepar
 
 SHAPE = ("--shape", "2x4")
@@ -48,8 +49,13 @@ def planned(*devices: DeviceCost, link: LinkCost | None = None, micro_batch: int
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(8))).eval()
     kinds = {frozenset((one.kind, other.kind)) for one in devices for other in devices}
     described = Cluster(devices, dict.fromkeys(kinds, link or LinkCost()))
-    target = Target(described, micro_batch)
-    return plan_model(model, (torch.zeros(2, 4),), {}, None, target)
+    wish = Wish(micro_batch=micro_batch)
+    return plan_model(model, (torch.zeros(2, 4),), {}, None, described, wish)
+
+
+def predicted(planning: Planning) -> Prediction:
+    assert planning.choice is not None
+    return planning.choice.prediction
 
 
 def layers_of(planning: Planning) -> list[int]:
@@ -65,8 +71,7 @@ def test_a_small_device_gets_fewer_layers() -> None:
     # 448 bytes for four layers, with what is under way; 368 for three.
     small = planned(DeviceCost(1e6, 400), DeviceCost(1e6, 1e9))
     assert layers_of(small) == [3, 5]
-    assert small.prediction is not None
-    assert small.prediction.stages[0].memory == 368
+    assert predicted(small).stages[0].memory == 368
 
 
 def test_a_model_that_does_not_fit() -> None:
@@ -76,14 +81,13 @@ def test_a_model_that_does_not_fit() -> None:
 
 def test_predicted_seconds() -> None:
     planning = planned(DeviceCost(1e6), DeviceCost(1e6), link=LinkCost(1e-3, 32e3))
-    assert planning.prediction is not None
-    first, second = planning.prediction.stages
+    first, second = predicted(planning).stages
     assert first.compute == second.compute == sum(planning.table.costs[:4]) / 1e6
     assert first.transfer == 0.0
     assert second.transfer == pytest.approx(1e-3 + 32 / 32e3)
-    assert planning.prediction.bottleneck == second.slowest
-    rate = planning.prediction.samples_per_second
-    assert rate == pytest.approx(64 * 2 / planning.prediction.timeline.seconds)
+    assert predicted(planning).bottleneck == second.slowest
+    rate = predicted(planning).samples_per_second
+    assert rate == pytest.approx(64 * 2 / predicted(planning).timeline.seconds)
     assert (
         first.memory == 4 * 80 + 2 * 32 + 2 * 32
     )  # weights, depth x crossing, what a layer reads and makes
@@ -92,11 +96,9 @@ def test_predicted_seconds() -> None:
 def test_everything_but_weights_grows_with_the_micro_batch() -> None:
     link = LinkCost(0.0, 32e3)
     small, large = (
-        planned(DeviceCost(1e6), DeviceCost(1e6), link=link, micro_batch=n).prediction
+        predicted(planned(DeviceCost(1e6), DeviceCost(1e6), link=link, micro_batch=n))
         for n in (2, 20)
     )
-    assert small is not None
-    assert large is not None
     for one, ten in zip(small.stages, large.stages, strict=True):
         assert ten.compute == pytest.approx(10 * one.compute)
         assert ten.transfer == pytest.approx(10 * one.transfer)
@@ -132,8 +134,8 @@ def test_the_table_and_the_forecast(cluster: Path) -> None:
     )
     assert " of 2.0 GiB " in output
     assert "100%" in output
-    assert "samples/s for 64 micro-batches of 8 · " in output
-    assert "cluster file's speeds; nothing was measured." in output
+    assert "samples/s for 64 micro-batches of 8, depth 2 · " in output
+    assert "Times are from operation counts and the cluster file." in output
 
 
 def test_a_predicted_timeline_is_written(cluster: Path, tmp_path: Path) -> None:

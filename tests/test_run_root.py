@@ -53,7 +53,7 @@ def test_a_checkpoint_that_only_rank_0_sees(tmp_path: Path) -> None:
     save_file(factories.mlp().state_dict(), tmp_path / "w.safetensors")
     x = np.random.default_rng(0).standard_normal((5, 4), dtype=np.float32)
     np.save(tmp_path / "x.npy", x)
-    options = ["--weights", "w.safetensors", "--weights-from", "root"]
+    options = ["--weights", "w.safetensors", "--weights-from", "root", "--micro-batch", 32]
     output = tmp_path / "y.npy"
     status, text = run_apart(tmp_path, "tests.factories:mlp", "x.npy", output, *options)
     assert status == 0, text

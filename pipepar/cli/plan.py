@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipepar.cli.arguments import Model, Preprocess
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from pipepar.plan.plan import Plan
+    from pipepar.comm.world import World
+    from pipepar.runtime.choice import Wish
     from pipepar.runtime.examples import Planned
     from pipepar.runtime.planning import Planning
-    from pipepar.runtime.prediction import Prediction
-
-_BAR: Final = 20
-_MICRO_BATCH: Final = 32  # as `pipepar run` takes it
 
 
 def plan(
@@ -42,11 +37,36 @@ def plan(
             "all links are alike.",
         ),
     ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Measure the model here, and plan by that: every rank's speed, memory and links "
+            "under mpirun; in one process, as if --stages devices were like this one. Times are "
+            "kept for later jobs; this measures them again.",
+        ),
+    ] = False,
+    free_order: Annotated[
+        bool,
+        typer.Option("--free-order", help="With --cluster, let any device take any stage."),
+    ] = False,
+    fewer: Annotated[
+        bool,
+        typer.Option("--fewer", help="With --cluster, leave devices out that are of no use."),
+    ] = False,
     micro_batch: Annotated[
         int | None,
         typer.Option(
-            help="Samples that travel together, to predict times with --cluster.",
-            show_default=str(_MICRO_BATCH),
+            help="Samples that travel together, to predict times for.",
+            show_default="what was measured to be best; with --cluster 32, or what fits",
+            min=1,
+        ),
+    ] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(
+            help="Micro-batches that may wait on each end of a channel, to predict times for.",
+            show_default="2, or 1 where memory is short",
             min=1,
         ),
     ] = None,
@@ -80,9 +100,7 @@ def plan(
     ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(
-            help="Write the timeline predicted with --cluster, for Perfetto or chrome://tracing."
-        ),
+        typer.Option(help="Write the predicted timeline, for Perfetto or chrome://tracing."),
     ] = None,
     task: Annotated[
         str | None,
@@ -106,31 +124,32 @@ def plan(
     [bold]Balance a model over devices that differ, before one has them[/bold]
 
         pipepar plan ./vit --cluster cluster.toml --micro-batch 64 --trace predicted.json
-    """
-    from pipepar.errors import PipeparError
-    from pipepar.files import write_whole
-    from pipepar.runtime.examples import Planned
-    from pipepar.trace import write_chrome_trace
 
+    [bold]Measure ranks and links, and see what a run would reach[/bold]
+
+        mpirun -n 4 pipepar plan ./vit --profile --input photos -o plan.json
+    """
+    from pipepar.comm.world import World
+    from pipepar.errors import PipeparError
+    from pipepar.runtime.choice import Wish
+    from pipepar.runtime.examples import Planned
+    from pipepar.runtime.failure import FailTogether
+
+    planned = Planned(model, task, example, preprocess, shape or ())
+    wish = Wish(None, micro_batch, depth, free_order, fewer)
+    asked = _Asked(stages, cluster, profile, wish, show_cuts, output, trace)
     try:
-        planned = Planned(model, task, example, preprocess, shape or ())
-        asked = _Asked(stages, cluster, micro_batch, show_cuts, output, trace)
-        _check(planned, asked)
-        planning = _planning(planned, asked)
-        made, prediction = planning.plan, planning.prediction
-        if made is not None and output is not None:
-            write_whole(output, made.to_json())
-        if prediction is not None and trace is not None:
-            write_chrome_trace(trace, prediction.timeline.spans)
-    except (PipeparError, OSError) as error:
+        world = World.start()
+        with FailTogether(world):
+            _check(planned, asked, world)
+            planning = _planning(planned, asked, world)
+            if planning is not None:
+                _write(planning, asked)
+                _print(planning, asked)
+        world.close()
+    except (PipeparError, ImportError, RuntimeError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    if show_cuts:
-        from pipepar.cli.cuts import print_cuts
-
-        print_cuts(planning.table, made)
-    if made is not None:
-        _print_plan(made, prediction, asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,31 +158,51 @@ class _Asked:
 
     stages: int | None
     cluster: Path | None
-    micro_batch: int | None
+    profile: bool
+    wish: Wish
     show_cuts: bool
     output: Path | None
     trace: Path | None
 
 
-def _check(planned: Planned, asked: _Asked) -> None:
+def _check(planned: Planned, asked: _Asked, world: World) -> None:
     """Refuse what can be refused before the model is captured, which may take minutes."""
     from pipepar.errors import InputError
     from pipepar.runtime.examples import check_planned
 
-    no_plan = asked.stages is None and asked.cluster is None
-    if no_plan and (asked.output is not None or not asked.show_cuts):
+    no_plan = asked.stages is None and asked.cluster is None and world.size == 1
+    if no_plan and (asked.output is not None or asked.profile or not asked.show_cuts):
         raise InputError(
             "found no --stages, expected how many; give --stages N or --cluster FILE.toml for a "
             "plan, or --show-cuts without -o to see where the model can be cut"
         )
-    for option, value in (("--micro-batch", asked.micro_batch), ("--trace", asked.trace)):
-        if value is not None and asked.cluster is None:
-            raise InputError(
-                f"found {option} {value} without --cluster, expected devices to predict times for; "
-                f"give --cluster FILE.toml too, or leave {option} out"
-            )
+    if asked.cluster is not None and asked.profile:
+        raise InputError(
+            f"found --profile and --cluster {asked.cluster}, expected one of them: what runs here "
+            "can be measured, what is only described cannot; leave one out"
+        )
+    if asked.cluster is None:
+        _check_useful(asked, measured=asked.profile or world.size > 1)
     check_planned(planned)
-    _check_written(planned, asked)
+    if world.rank == 0:
+        _check_written(planned, asked)
+
+
+def _check_useful(asked: _Asked, measured: bool) -> None:
+    """Refuse options that say something of devices where there are none."""
+    from pipepar.errors import InputError
+
+    wish = asked.wish
+    described = {"--free-order": wish.free_order, "--fewer": wish.fewer}
+    known = {"--micro-batch": wish.micro_batch, "--depth": wish.depth, "--trace": asked.trace}
+    for option, value in (described if measured else described | known).items():
+        if value:
+            found = option if value is True else f"{option} {value}"
+            raise InputError(
+                f"found {found} without --cluster, expected devices to predict times for; give "
+                f"--cluster FILE.toml{'' if option in described else ' or --profile'} too, or "
+                f"leave {option} out"
+            )
 
 
 def _check_written(planned: Planned, asked: _Asked) -> None:
@@ -179,55 +218,55 @@ def _check_written(planned: Planned, asked: _Asked) -> None:
     require_apart(outputs, {name: path for name, path in read.items() if path is not None})
 
 
-def _planning(planned: Planned, asked: _Asked) -> Planning:
+def _planning(planned: Planned, asked: _Asked, world: World) -> Planning | None:
+    """The plan on rank 0, None elsewhere."""
     from pipepar.model.source import open_source
     from pipepar.plan.cluster import read_cluster
     from pipepar.runtime.examples import example_for
     from pipepar.runtime.planning import plan_model
-    from pipepar.runtime.prediction import Target
+    from pipepar.runtime.sizing import plan_measured
 
-    target = None
-    if asked.cluster is not None:
-        target = Target(read_cluster(asked.cluster), asked.micro_batch or _MICRO_BATCH)
+    if asked.profile or (world.size > 1 and asked.cluster is None):
+        return plan_measured(world, planned, asked.wish, asked.stages, _note, asked.profile)
+    if world.rank != 0:
+        return None
+    cluster = None if asked.cluster is None else read_cluster(asked.cluster)
     module = open_source(planned.model, planned.task, values=False).module
     args, kwargs = example_for(planned, module)
-    return plan_model(module, args, kwargs, asked.stages, target)
+    return plan_model(module, args, kwargs, asked.stages, cluster, asked.wish)
 
 
-def _print_plan(made: Plan, prediction: Prediction | None, asked: _Asked) -> None:
-    from pipepar.cli.cuts import open_wide_console
-    from pipepar.cli.predicted import print_prediction
+def _note(sentence: str) -> None:
+    typer.echo(f"note: {sentence}", err=True)
 
+
+def _write(planning: Planning, asked: _Asked) -> None:
+    from pipepar.files import write_whole
+    from pipepar.trace import write_chrome_trace
+
+    if planning.plan is not None and asked.output is not None:
+        write_whole(asked.output, planning.plan.to_json())
+    if planning.choice is not None and asked.trace is not None:
+        write_chrome_trace(asked.trace, planning.choice.prediction.timeline.spans)
+
+
+def _print(planning: Planning, asked: _Asked) -> None:
+    from pipepar.cli.cuts import open_wide_console, print_cuts
+    from pipepar.cli.predicted import print_prediction, print_shares
+
+    if asked.show_cuts:
+        print_cuts(planning.table, planning.plan)
+    if planning.plan is None:
+        return
     console = open_wide_console()
-    if prediction is None:
-        console.print(_table(made))
+    if planning.choice is None:
+        print_shares(planning.plan, console)
     else:
-        print_prediction(made, prediction, console)
+        print_prediction(planning.plan, planning.choice.prediction, console)
+        how = "measured" if asked.cluster is None else "from operation counts and the cluster file"
+        console.print(f"Times are {how}.")
+    if planning.advice is not None:
+        console.print(f"[yellow]note:[/] {planning.advice}")
     for path in (asked.output, asked.trace):
         if path is not None:
             console.print(f"wrote {path}")
-
-
-def _table(made: Plan) -> Table:
-    from rich.table import Table
-
-    from pipepar.cli.predicted import received
-    from pipepar.runtime.figures import bar, readable_bytes
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("stage", "operations", "weights", "compute"):
-        table.add_column(column, justify="right")
-    table.add_column(min_width=_BAR)
-    table.add_column("receives")
-    largest = max((stage.flops for stage in made.stages), default=0) or 1
-    total = sum(stage.flops for stage in made.stages) or 1
-    for stage in made.stages:
-        table.add_row(
-            str(stage.index),
-            f"{stage.begin}-{stage.end - 1}",
-            readable_bytes(stage.weight_bytes),
-            f"{stage.flops / total:.0%}",
-            bar(stage.flops / largest, _BAR),
-            received(made, stage.index),
-        )
-    return table

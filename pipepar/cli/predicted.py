@@ -18,6 +18,30 @@ _BAR: Final = 20
 _COLUMNS: Final = ("stage", "device", "operations", "weights", "memory", "compute", "transfer")
 
 
+def print_shares(plan: Plan, console: Console) -> None:
+    """Print each stage's share of the counted work. *Local.*
+
+    Args:
+        plan: the plan.
+        console: where to.
+    """
+    table = _empty("stage", "operations", "weights", "compute")
+    table.add_column(min_width=_BAR)
+    table.add_column("receives")
+    largest = max((stage.flops for stage in plan.stages), default=0) or 1
+    total = sum(stage.flops for stage in plan.stages) or 1
+    for stage in plan.stages:
+        table.add_row(
+            str(stage.index),
+            f"{stage.begin}-{stage.end - 1}",
+            readable_bytes(stage.weight_bytes),
+            f"{stage.flops / total:.0%}",
+            bar(stage.flops / largest, _BAR),
+            received(plan, stage.index),
+        )
+    console.print(table)
+
+
 def print_prediction(plan: Plan, prediction: Prediction, console: Console) -> None:
     """Print each stage's figures, and what the whole pipeline would do. *Local.*
 
@@ -26,18 +50,14 @@ def print_prediction(plan: Plan, prediction: Prediction, console: Console) -> No
         prediction: what it would take.
         console: where to.
     """
-    from pipepar.runtime.prediction import MICROBATCHES
-
-    timeline = prediction.timeline
+    timeline, target = prediction.timeline, prediction.target
     console.print(_table(plan, prediction))
     console.print(
-        f"[bold]predicted: {prediction.samples_per_second:,.1f} samples/s[/] for {MICROBATCHES} "
-        f"micro-batches of {prediction.micro_batch} · {timeline.efficiency:.0%} of the perfect "
-        f"pipeline's speed (bound {_seconds(timeline.bound)}) · full after "
-        f"{_seconds(timeline.fill)}, drains in {_seconds(timeline.drain)}"
-    )
-    console.print(
-        "Times follow from operation counts and the cluster file's speeds; nothing was measured."
+        f"[bold]predicted: {prediction.samples_per_second:,.1f} samples/s[/] for "
+        f"{target.microbatches:,} micro-batches of {target.micro_batch}, depth {target.depth} · "
+        f"{timeline.efficiency:.0%} of the perfect pipeline's speed (bound "
+        f"{_seconds(timeline.bound)}) · full after {_seconds(timeline.fill)}, drains in "
+        f"{_seconds(timeline.drain)}"
     )
 
 
@@ -51,10 +71,15 @@ def received(plan: Plan, stage: int) -> str:
     return "; ".join(sources) or "the input"
 
 
-def _table(plan: Plan, prediction: Prediction) -> Table:
+def _empty(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in (*_COLUMNS, "of slowest"):
+    for column in columns:
         table.add_column(column, justify="left" if column == "device" else "right")
+    return table
+
+
+def _table(plan: Plan, prediction: Prediction) -> Table:
+    table = _empty(*_COLUMNS, "of slowest")
     table.add_column(min_width=_BAR)
     table.add_column("receives")
     slowest = prediction.bottleneck or 1.0

@@ -63,10 +63,20 @@ def run(
             ".npy of integers, .txt of a name or number a line, .jsonl (field 'label')."
         ),
     ] = None,
-    micro_batch: Annotated[int, typer.Option(help="Samples that travel together.", min=1)] = 32,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Samples that travel together.", min=1, show_default="measured to be best"
+        ),
+    ] = None,
     depth: Annotated[
-        int, typer.Option(help="Micro-batches that may wait on each end of a channel.", min=1)
-    ] = 2,
+        int | None,
+        typer.Option(
+            help="Micro-batches that may wait on each end of a channel.",
+            min=1,
+            show_default="2, or 1 where memory is short",
+        ),
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Cut a text after so many tokens.", min=1)
     ] = None,

@@ -130,7 +130,7 @@ def _described(module: fx.GraphModule) -> list[str]:
     for node in module.graph.nodes:
         lines.append(f"{node.op} {node.name} {_target(node)} {node.args} {node.kwargs}")
         if node.op in ("get_attr", "call_module"):
-            lines += _described_state(get_attribute(module, str(node.target)))
+            lines += described_state(get_attribute(module, str(node.target)))
     return lines
 
 
@@ -142,7 +142,8 @@ def _target(node: fx.Node) -> str:
     return f"{node.target.__module__}.{node.target.__name__}"
 
 
-def _described_state(state: Any) -> list[str]:
+def described_state(state: Any) -> list[str]:
+    """A tensor's, module's or other attribute's shapes and settings, in words. *Local.*"""
     if isinstance(state, torch.Tensor):
         return [f"tensor {tuple(state.shape)} {state.dtype}"]
     if isinstance(state, fx.GraphModule):

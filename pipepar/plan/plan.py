@@ -12,7 +12,8 @@ from pipepar.errors import PlanError
 
 Edge = tuple[int, int]
 
-_VERSION = 1
+_VERSION = 2
+_FIELDS = {"version", "model", "inputs", "outputs", "micro_batch", "depth", "stages"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,10 @@ class Plan:
     """Names of the values that the model's output is made of; the last stage hands them out."""
     stages: tuple[StagePlan, ...]
     """The stages, in order; their nodes follow one another without a gap."""
+    micro_batch: int | None = None
+    """Samples that are to travel together, at least 1; None where the run may decide."""
+    depth: int | None = None
+    """Micro-batches that are to wait on each end of a channel, at least 1; None likewise."""
 
     def __post_init__(self) -> None:
         """Refuse a plan that no pipeline could run."""
@@ -93,6 +98,8 @@ class Plan:
             "model": self.model,
             "inputs": self.inputs,
             "outputs": self.outputs,
+            "micro_batch": self.micro_batch,
+            "depth": self.depth,
             "stages": stages,
         }
         return json.dumps(content, indent=2) + "\n"
@@ -117,7 +124,7 @@ class Plan:
             raise PlanError(
                 f"the plan is not valid JSON: {error}; make it again with `pipepar plan`"
             ) from error
-        record = _record(content, "plan", {"version", "model", "inputs", "outputs", "stages"})
+        record = _record(content, "plan", _FIELDS)
         version = _integer(record["version"], "plan.version")
         if version != _VERSION:
             raise PlanError(
@@ -131,6 +138,8 @@ class Plan:
             inputs=_names(record["inputs"], "plan.inputs"),
             outputs=_names(record["outputs"], "plan.outputs"),
             stages=tuple(_stage(item, f"plan.stages[{i}]") for i, item in enumerate(stages)),
+            micro_batch=_number(record["micro_batch"], "plan.micro_batch"),
+            depth=_number(record["depth"], "plan.depth"),
         )
 
 
@@ -162,6 +171,12 @@ def _integer(content: object, where: str) -> int:
     if not isinstance(content, int) or isinstance(content, bool) or content < 0:
         raise _wrong_type(where, "a whole number, 0 or more", content)
     return content
+
+
+def _number(content: object, where: str) -> int | None:
+    if content is None or (isinstance(content, int) and content is not True and content > 0):
+        return content
+    raise _wrong_type(where, "a whole number, 1 or more, or null", content)
 
 
 def _string(content: object, where: str) -> str:

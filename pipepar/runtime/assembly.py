@@ -11,10 +11,10 @@ from pipepar.model.capture import capture
 from pipepar.model.graph import Graph
 from pipepar.model.source import Source
 from pipepar.plan.plan import Plan
-from pipepar.runtime.fitting import require_fit
+from pipepar.runtime.agreement import Agreed, agree_on_plan
+from pipepar.runtime.choice import Wish
 from pipepar.runtime.loading import load_stage
 from pipepar.runtime.loop import Program
-from pipepar.runtime.planning import make_plan
 from pipepar.runtime.progress import Progress, silent
 from pipepar.runtime.scatter import share_buffers
 from pipepar.runtime.stage import Stage
@@ -28,14 +28,19 @@ class Assembly:
 
     graph: Graph
     """The whole model, without its weights."""
-    plan: Plan
-    """The same on every rank."""
+    agreed: Agreed
+    """The plan, the same on every rank."""
     stage: Stage
     """This rank's part, with its weights."""
     wiring: Wiring
     """Its channels."""
     threads: int
     """Threads it computes with."""
+
+    @property
+    def plan(self) -> Plan:
+        """The same on every rank."""
+        return self.agreed.plan
 
     @property
     def program(self) -> Program:
@@ -49,13 +54,14 @@ def assemble(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     *,
-    depth: int,
+    wish: Wish,
     plan: Plan | None = None,
     carried: Sequence[str] = (),
     results_to_root: bool = False,
     weights_from_root: bool = False,
     loading: Progress = silent,
     inspect: Callable[[Graph], None] = lambda graph: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Assembly:
     """Build this rank's stage and connect it. *Collective.*
 
@@ -64,13 +70,14 @@ def assemble(
         source: the model and where its weights lie.
         args: example of the model's positional inputs; shapes and dtypes count, values do not.
         kwargs: the same for its keyword inputs.
-        depth: micro-batches under way on each end of a channel, at least 1.
-        plan: a plan to use, rank 0's counts; made here if None.
+        wish: how the samples are to travel.
+        plan: a plan to use, rank 0's counts; measured and made here if None.
         carried: see `wiring.edges_of`.
         results_to_root: see `wiring.wire_up`.
         weights_from_root: whether only rank 0's weights have values.
         loading: is told the bytes of weights that this rank has read.
         inspect: refuses a graph that does not fit the job, before anything is read for it.
+        note: is told, on rank 0, what is worth knowing of the measuring.
 
     Raises:
         PipeparError: told once, by the lowest rank that has the problem; PeerError elsewhere.
@@ -84,19 +91,8 @@ def assemble(
     graph = world.together(lambda: capture(source.module, tuple(args), dict(kwargs)))
     world.together(lambda: world.agree("graphs of the model", graph.digest))
     world.together(lambda: inspect(graph))
-    text = world.together(lambda: _plan_text(world, graph, plan))
-    agreed = Plan.from_json(world.broadcast(text))
-    world.agree("plans", agreed.digest)
-    stage = load_stage(world, graph, agreed, source.weights, weights_from_root, loading)
-    edges = edges_of(agreed, carried)
-    wiring = wire_up(world, agreed, edges, depth, results_to_root)
+    agreed = agree_on_plan(world, graph, plan, wish, note)
+    stage = load_stage(world, graph, agreed.plan, source.weights, weights_from_root, loading)
+    edges = edges_of(agreed.plan, carried)
+    wiring = wire_up(world, agreed.plan, edges, agreed.depth, results_to_root)
     return Assembly(graph, agreed, stage, wiring, threads)
-
-
-def _plan_text(world: World, graph: Graph, plan: Plan | None) -> str:
-    if world.rank != 0:
-        return ""
-    if plan is None:
-        return make_plan(graph, world.size).to_json()
-    require_fit(plan, graph, world.size)
-    return plan.to_json()

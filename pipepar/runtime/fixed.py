@@ -18,7 +18,7 @@ def require_batches(graph: Graph, samples: int, micro_batch: int, option: str) -
     Raises:
         InputError: the last micro-batch, or every one, would be of another size.
     """
-    size = _fixed(graph, 0)
+    size = fixed_batch(graph)
     if size is None or samples == 0:
         return
     if min(micro_batch, samples) != size:
@@ -34,6 +34,11 @@ def require_batches(graph: Graph, samples: int, micro_batch: int, option: str) -
             f"samples, which leave one of {samples % size}; give {option}={fitting}, which divides "
             f"them, or add samples"
         )
+
+
+def fixed_batch(graph: Graph) -> int | None:
+    """The only number of samples that a micro-batch may have; None for most models. *Local.*"""
+    return _fixed(graph, 0)
 
 
 def require_one_length(graph: Graph) -> None:

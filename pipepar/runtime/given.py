@@ -14,7 +14,7 @@ from torch import nn
 from pipepar.comm.launcher import launcher_rank
 from pipepar.comm.world import World
 from pipepar.errors import InputError, WeightsError
-from pipepar.model.building import params_on_meta
+from pipepar.model.building import is_patched, params_on_meta
 from pipepar.model.sequential import Layers
 from pipepar.model.source import Source, from_module, is_factory, open_source
 
@@ -33,6 +33,26 @@ def values_on_root() -> Iterator[None]:
         return
     with params_on_meta():
         yield
+
+
+def check_given(model: object, layers: object, micro_batch: int | None, depth: int | None) -> None:
+    """Refuse what a Pipeline cannot be made of. *Local.*
+
+    Raises:
+        InputError: there is not exactly one of a model and layers, a number is below 1, or this is
+            inside of `values_on_root`.
+    """
+    if (model is None) == (layers is None):
+        found = "neither a model nor layers" if model is None else "both a model and layers"
+        raise InputError(
+            f"found {found}, expected one of them; give the model on every rank, built inside "
+            f"pipepar.values_on_root() if only rank 0 is to hold its weights"
+        )
+    if is_patched():
+        raise InputError("found a Pipeline inside values_on_root(), expected it after; leave that")
+    for name, number in (("micro_batch", micro_batch), ("depth", depth)):
+        if number is not None and number < 1:
+            raise InputError(f"{name} is {number}, expected at least 1")
 
 
 def given_source(

@@ -19,6 +19,7 @@ from pipepar.model.graph import Graph
 from pipepar.model.source import Source, open_source
 from pipepar.plan.plan import Plan
 from pipepar.runtime.assembly import Assembly, assemble
+from pipepar.runtime.choice import MICRO_BATCH, Wish
 from pipepar.runtime.fixed import require_batches, require_one_length
 from pipepar.runtime.inputs import agree_on_input, carried_names, feed_all, open_input
 from pipepar.runtime.loop import SAMPLES, Arrival, arrivals, run
@@ -85,7 +86,7 @@ def _visible(world: World, job: Job) -> Iterator[Job]:
 def _open(world: World, job: Job) -> _Opened:
     reader = world.together(lambda: open_input(job) if world.rank == 0 else None)
     sink = world.together(lambda: Sink(job) if world.rank == world.size - 1 else None)
-    count, example = agree_on_input(world, reader, job.micro_batch)
+    count, example = agree_on_input(world, reader, _example_rows(job))
     plan = world.together(lambda: _read_plan(world, job))
     return _Opened(reader, sink, count, example, plan)
 
@@ -98,13 +99,19 @@ def _assembled(
         source,
         opened.example.args,
         opened.example.kwargs,
-        depth=job.depth,
+        wish=Wish(opened.count, job.micro_batch, job.depth),
         plan=opened.plan,
         carried=carried_names(opened.example),
         weights_from_root=job.weights_from_root,
         loading=display.weights,
         inspect=lambda graph: _check(graph, job, opened.reader, display),
+        note=display.note,
     )
+
+
+def _example_rows(job: Job) -> int:
+    """Samples to capture the model with; most models then take any number."""
+    return job.micro_batch or MICRO_BATCH
 
 
 def _run(
@@ -113,7 +120,7 @@ def _run(
     sink, count = opened.sink, opened.count
     tracer = Tracer(world.rank, keep=job.trace is not None)
     begin = time.perf_counter()
-    arriving = _arrivals(job, assembly, tracer, opened.reader)
+    arriving = _arrivals(assembly, tracer, opened.reader)
     _work(world, arriving, assembly, tracer, sink, count, display.samples)
     seconds = time.perf_counter() - begin
     assembly.wiring.close()
@@ -151,7 +158,7 @@ def _check(graph: Graph, job: Job, reader: Reader | None, display: Display) -> N
         display.note(limitation)
     check_outputs(graph, job, reader)
     if reader is not None:
-        require_batches(graph, len(reader), job.micro_batch, "--micro-batch")
+        require_batches(graph, len(reader), _example_rows(job), "--micro-batch")
         if job.pads_texts and job.padding == "longest":
             require_one_length(graph)
 
@@ -172,12 +179,10 @@ def _read_plan(world: World, job: Job) -> Plan | None:
         ) from error
 
 
-def _arrivals(
-    job: Job, assembly: Assembly, tracer: Tracer, reader: Reader | None
-) -> Iterator[Arrival]:
+def _arrivals(assembly: Assembly, tracer: Tracer, reader: Reader | None) -> Iterator[Arrival]:
     if reader is None:
         return arrivals(assembly.wiring.inlets, tracer)
-    return feed_all(reader, job.micro_batch, assembly.graph, tracer)
+    return feed_all(reader, assembly.agreed.micro_batch, assembly.graph, tracer)
 
 
 def _work(

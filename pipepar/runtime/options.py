@@ -31,10 +31,11 @@ class Job:
     """Where the results go; its suffix says how."""
     task: str | None = None
     """What the model is to do, by Hugging Face's name; None for what its kind does by itself."""
-    micro_batch: int = 32
-    """Samples that travel together, at least 1."""
-    depth: int = 2
-    """Micro-batches that may wait on each end of a channel, at least 1."""
+    micro_batch: int | None = None
+    """Samples that travel together, at least 1; None for what the plan says, or is measured to be
+    best."""
+    depth: int | None = None
+    """Micro-batches that may wait on each end of a channel, at least 1; None likewise."""
     weights: Path | None = None
     """Checkpoint for a factory's model; None to take the factory's own values."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"

@@ -1,9 +1,10 @@
-"""From a model to a plan: costs from the graph, cuts from the dynamic programme."""
+"""From a model to a plan without running anything: costs counted, cuts from the programme."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -11,12 +12,16 @@ from torch import nn
 from pipepar.errors import PlanError
 from pipepar.model.capture import capture
 from pipepar.model.crossing import CutTable, cut_table
-from pipepar.model.cut import parts
 from pipepar.model.graph import Graph
+from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LayerCost, LinkCost
+from pipepar.plan.hardware import Hardware, Taken
 from pipepar.plan.partition import partition
-from pipepar.plan.plan import Plan, StagePlan
-from pipepar.runtime.prediction import Prediction, Target, model_cost, predict
+from pipepar.plan.plan import Plan
+from pipepar.runtime.advice import advice
+from pipepar.runtime.choice import MICRO_BATCH, Choice, Wish, choose
+from pipepar.runtime.prediction import model_cost
+from pipepar.runtime.stages import plan_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +30,12 @@ class Planning:
 
     table: CutTable
     """Where it can be cut."""
-    plan: Plan | None
+    plan: Plan | None = None
     """How it is cut; None if nobody said into how many stages."""
-    prediction: Prediction | None = None
+    choice: Choice | None = None
     """What the plan would take; None if nobody said on which devices."""
+    advice: str | None = None
+    """What would be faster than a pipeline; None if nothing is known to be."""
 
 
 def plan_model(
@@ -36,7 +43,8 @@ def plan_model(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     stages: int | None,
-    target: Target | None = None,
+    cluster: Cluster | None = None,
+    wish: Wish | None = None,
 ) -> Planning:
     """Capture a model, and plan its stages. *Local.*
 
@@ -44,23 +52,24 @@ def plan_model(
         module: the model in eval mode, parameters on meta.
         args: example of its positional inputs; shapes and dtypes count, values do not.
         kwargs: the same for its keyword inputs.
-        stages: how many, one for each rank; None for as many as the target has devices, or for no
+        stages: how many, one for each rank; None for as many as the cluster has devices, or for no
             plan without one.
-        target: the devices to plan for, of which the first are used; None for equal ones.
+        cluster: the devices to plan for, of which the first are used; None for equal ones.
+        wish: what to plan for on that cluster; None to choose all.
 
     Returns:
-        Its legal cuts, the plan, and what that would take on the target.
+        Its legal cuts, the plan, and what that would take on the cluster.
 
     Raises:
         CaptureError: the model cannot be traced.
         PlanError: it cannot be cut into that many stages, or does not fit the devices.
     """
-    if target is not None:
-        stages = _stages_for(target, stages)
+    hardware = None if cluster is None else _first(cluster, stages)
     graph = capture(module, args, kwargs)
     table = cut_table(graph)
-    if target is not None and stages is not None:
-        return _planned_for(graph, table, target, stages)
+    if hardware is not None:
+        choice = _choice(graph, table, hardware, wish or Wish())
+        return Planning(table, choice.plan, choice, advice(choice, hardware.devices))
     return Planning(table, None if stages is None else _equal_stages(graph, table, stages))
 
 
@@ -83,45 +92,31 @@ def make_plan(graph: Graph, stages: int) -> Plan:
 def _equal_stages(graph: Graph, table: CutTable, stages: int) -> Plan:
     """The plan for devices that are alike, behind links that cost nothing."""
     layers = [LayerCost(w, crossing=c) for w, c in zip(table.costs, table.crossing, strict=True)]
-    cuts = partition(layers, [DeviceCost(1.0)] * stages, [LinkCost()] * (stages - 1)).cuts
-    return _plan(graph, table, cuts)
+    found = partition(layers, [DeviceCost(1.0)] * stages, [LinkCost()] * (stages - 1))
+    return plan_of(graph, table, found.cuts)
 
 
-def _stages_for(target: Target, stages: int | None) -> int:
-    devices = len(target.cluster.devices)
+def _first(cluster: Cluster, stages: int | None) -> Hardware:
+    devices = len(cluster.devices)
     if stages is not None and stages > devices:
         raise PlanError(
             f"found {stages} stages for {devices} devices, expected a device for each stage; give "
             "fewer stages, or a cluster with more devices"
         )
-    return stages or devices
+    return Taken(cluster, tuple(range(stages or devices)))
 
 
-def _planned_for(graph: Graph, table: CutTable, target: Target, stages: int) -> Planning:
-    cluster = target.cluster
-    cost = model_cost(graph, table, target.micro_batch)
-    links = [cluster.link(stage, stage + 1) for stage in range(stages - 1)]
-    found = partition(cost.layers, cluster.devices[:stages], links, depth=target.depth)
-    plan = _plan(graph, table, found.cuts)
-    return Planning(table, plan, predict(plan, cost, target))
+def _choice(graph: Graph, table: CutTable, hardware: Hardware, wish: Wish) -> Choice:
+    """For the micro-batch that is wished, else the usual one, or the largest below that fits.
 
-
-def _plan(graph: Graph, table: CutTable, cuts: Sequence[int]) -> Plan:
-    return Plan(
-        model=graph.digest,
-        inputs=graph.inputs,
-        outputs=graph.outputs,
-        stages=tuple(
-            StagePlan(
-                index=index,
-                begin=part.begin,
-                end=part.end,
-                inputs=part.inputs,
-                outputs=part.outputs,
-                weights=part.weights,
-                weight_bytes=part.weight_bytes,
-                flops=sum(table.flops[part.begin : part.end]),
-            )
-            for index, part in enumerate(parts(graph, cuts))
-        ),
-    )
+    Counted work is the same for each sample, so it says nothing in favour of any size.
+    """
+    costs = partial(model_cost, graph, table)
+    size = wish.micro_batch or MICRO_BATCH
+    while True:
+        try:
+            return choose(graph, table, hardware, costs, [size], wish)
+        except PlanError:
+            if wish.micro_batch is not None or size == 1:
+                raise
+            size //= 2

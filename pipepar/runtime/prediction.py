@@ -1,8 +1,8 @@
-"""What a plan would take on devices that are only described: seconds, bytes and a timeline.
+"""What a plan would take on given devices: seconds, bytes and a timeline.
 
-Nothing is measured. A stage's seconds are its operations over its device's speed, a transfer's
-are its bytes over its link; both are counted at the example's sizes, and grow with the rows of a
-micro-batch.
+A stage's seconds are those of its operations, measured, or their counted work over its device's
+speed; a transfer's are its bytes over its link. What is counted is counted at the example's sizes,
+and grows with the rows of a micro-batch.
 """
 
 from __future__ import annotations
@@ -17,25 +17,35 @@ from torch import fx
 
 from pipepar.model.crossing import CutTable
 from pipepar.model.graph import Graph
-from pipepar.plan.cluster import Cluster
+from pipepar.model.operations import example_rows
 from pipepar.plan.costs import DeviceCost, LayerCost
+from pipepar.plan.hardware import Hardware
 from pipepar.plan.plan import Plan, StagePlan
 from pipepar.plan.simulate import Timeline, simulate
 
 MICROBATCHES: Final = 64
-"""As many are simulated: enough that filling and draining count for little."""
+"""At most as many are simulated: enough to see a pipeline fill, run and drain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """What to plan for."""
 
-    cluster: Cluster
+    hardware: Hardware
     """Its devices, one a rank, and their links."""
     micro_batch: int
     """Samples that travel together."""
-    depth: int = 2
+    depth: int
     """Micro-batches that may wait on each end of a channel."""
+    samples: int | None = None
+    """How many there are to compute; None for as many as make `MICROBATCHES`."""
+
+    @property
+    def microbatches(self) -> int:
+        """How many there are, at least 1."""
+        if self.samples is None:
+            return MICROBATCHES
+        return max(1, -(-self.samples // self.micro_batch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +73,10 @@ class Prediction:
 
     stages: tuple[StagePrediction, ...]
     """In order."""
-    micro_batch: int
-    """Samples that travel together."""
+    target: Target
+    """What it was planned for."""
     timeline: Timeline
-    """A run of `MICROBATCHES` micro-batches."""
+    """Of the first `MICROBATCHES` micro-batches, or of all."""
 
     @property
     def bottleneck(self) -> float:
@@ -74,10 +84,17 @@ class Prediction:
         return max(stage.slowest for stage in self.stages)
 
     @property
+    def seconds(self) -> float:
+        """For all micro-batches: as simulated, and then one after the other at the bottleneck."""
+        beyond = max(0, self.target.microbatches - MICROBATCHES)
+        return self.timeline.seconds + beyond * self.bottleneck
+
+    @property
     def samples_per_second(self) -> float:
-        """Over the whole timeline, filling and draining too; 0 if there is nothing to compute."""
-        seconds = self.timeline.seconds
-        return MICROBATCHES * self.micro_batch / seconds if seconds else 0.0
+        """Over the whole run, filling and draining too; 0 if there is nothing to compute."""
+        target = self.target
+        samples = target.samples or target.microbatches * target.micro_batch
+        return samples / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +107,29 @@ class ModelCost:
     """Bytes of each value, by name."""
 
 
-def model_cost(graph: Graph, table: CutTable, micro_batch: int) -> ModelCost:
-    """Count what a micro-batch of so many samples costs. *Local.*
+def model_cost(
+    graph: Graph,
+    table: CutTable,
+    micro_batch: int,
+    measured: Mapping[str, Sequence[float]] | None = None,
+) -> ModelCost:
+    """What a micro-batch of so many samples costs. *Local.*
 
     Args:
         graph: the captured model.
         table: its costs at the example's sizes.
-        micro_batch: samples; all but the weights grows with them.
+        micro_batch: samples; all that is counted but the weights grows with them.
+        measured: by kind of device, seconds of each compute node for that micro-batch; None to
+            count operations instead.
     """
-    scale = micro_batch / _rows(graph)
+    scale = micro_batch / example_rows(graph)
     counted = table.counted
-    columns = (graph.nodes, table.costs, table.crossing, _weight_bytes(graph))
+    works: Sequence[float | Mapping[str, float]]
+    works = _works(measured) if measured else [work * scale for work in table.costs]
+    columns = (graph.nodes, works, table.crossing, _weight_bytes(graph))
     layers = [
         LayerCost(
-            work=work * scale,
+            work=work,
             weights=weights,
             workspace=counted[node].touched * scale,
             crossing=None if crossing is None else crossing * scale,
@@ -122,27 +148,32 @@ def predict(plan: Plan, cost: ModelCost, target: Target) -> Prediction:
         cost: the model's, for the target's micro-batch.
         target: at least as many devices as the plan has stages.
     """
-    cluster = target.cluster
+    hardware = target.hardware
     transfer = {
-        edge: cluster.link(*edge).seconds(sum(cost.sizes[name] for name in names))
+        edge: hardware.link(*edge).seconds(sum(cost.sizes[name] for name in names))
         for edge, names in plan.edges.items()
     }
     stages = tuple(
         StagePrediction(
             device=device,
             memory=_memory(stage, cost.layers, target.depth),
-            compute=_work(stage, cost.layers, device.kind) / device.speed,
+            compute=seconds_on(device, cost.layers[stage.begin : stage.end]),
             transfer=max((t for (_, to), t in transfer.items() if to == stage.index), default=0.0),
         )
-        for stage, device in zip(plan.stages, cluster.devices, strict=False)
+        for stage, device in zip(plan.stages, hardware.devices, strict=False)
     )
     compute = [stage.compute for stage in stages]
-    timeline = simulate(compute, transfer, MICROBATCHES, target.depth)
-    return Prediction(stages, target.micro_batch, timeline)
+    shown = min(target.microbatches, MICROBATCHES)
+    return Prediction(stages, target, simulate(compute, transfer, shown, target.depth))
 
 
-def _work(stage: StagePlan, layers: Sequence[LayerCost], kind: str) -> float:
-    return sum(layer.work_on(kind) for layer in layers[stage.begin : stage.end])
+def seconds_on(device: DeviceCost, layers: Sequence[LayerCost]) -> float:
+    """Time that a device computes these layers. *Local.*"""
+    return sum(layer.work_on(device.kind) for layer in layers) / device.speed
+
+
+def _works(measured: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    return [dict(zip(measured, each, strict=True)) for each in zip(*measured.values(), strict=True)]
 
 
 def _memory(stage: StagePlan, layers: Sequence[LayerCost], depth: int) -> float:
@@ -150,11 +181,6 @@ def _memory(stage: StagePlan, layers: Sequence[LayerCost], depth: int) -> float:
     ends = [layer.crossing or 0.0 for at in (stage.begin, stage.end) for layer in layers[at:][:1]]
     workspace = max(layer.workspace for layer in layers[stage.begin : stage.end])
     return stage.weight_bytes + depth * sum(ends) + workspace
-
-
-def _rows(graph: Graph) -> int:
-    """Samples in the example: the rows of its first tensor that has any."""
-    return next((tensor.shape[0] for tensor in graph.example if tensor.dim()), 1)
 
 
 def _weight_bytes(graph: Graph) -> list[int]:

@@ -16,6 +16,7 @@ import torch
 from pipepar.comm.world import World, launched
 from pipepar.runtime.facts import RankFacts, Space
 from pipepar.runtime.figures import readable_bytes
+from pipepar.runtime.machine import processor
 from pipepar.runtime.threads import claim_threads, cores_behind
 
 _PACKAGES: Final = ("pipepar", "torch", "transformers", "mpi4py", "numpy")
@@ -43,7 +44,7 @@ def look_around(world: World) -> RankFacts:
         cores=sorted(cores_behind(world.cores[world.rank])),
         allotted=_allotted(world),
         threads=claim_threads(world),
-        cpu=_processor(),
+        cpu=processor(),
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         devices=_devices(),
         mpi=mpi,
@@ -64,15 +65,6 @@ def _allotted(world: World) -> int:
     # is told in hardware threads.
     share = os.environ.get("SLURM_CPUS_ON_NODE", "")
     return min(cores, int(share) * cores // len(cpus)) if share.isdecimal() else cores
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def _devices() -> list[str]:

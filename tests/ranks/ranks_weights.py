@@ -17,6 +17,7 @@ from pipepar.model.checkpoint import TensorFiles
 from pipepar.model.source import from_factory
 from pipepar.pipeline import Pipeline
 from pipepar.runtime.assembly import assemble
+from pipepar.runtime.choice import Wish
 from pipepar.runtime.replica import replica
 
 pytestmark = pytest.mark.mpi
@@ -144,7 +145,7 @@ def _no_memory(*args: Any) -> Any:
 def load_from_root(world: World, path: Path) -> Any:
     source = from_factory("tests.factories:mlp", path)
     example = (torch.randn(2, 4),)
-    assembly = assemble(world, source, example, {}, depth=1, weights_from_root=True)
+    assembly = assemble(world, source, example, {}, wish=Wish(2, 2, 1), weights_from_root=True)
     assembly.wiring.close()
     return assembly.stage
 

@@ -1,0 +1,114 @@
+"""The plan of a job, made on rank 0 of what all ranks measured, and the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from pipepar.comm.world import World
+from pipepar.model.crossing import cut_table
+from pipepar.model.graph import Graph
+from pipepar.plan.costs import LinkCost
+from pipepar.plan.hardware import Neighbours
+from pipepar.plan.plan import Plan
+from pipepar.runtime.choice import DEPTH, MICRO_BATCH, Choice, Wish, choose
+from pipepar.runtime.fitting import require_fit
+from pipepar.runtime.fixed import fixed_batch
+from pipepar.runtime.prediction import ModelCost, model_cost
+from pipepar.runtime.profile import take_profile
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What all ranks will do."""
+
+    plan: Plan
+    """The same on every rank."""
+    micro_batch: int
+    """Samples that travel together."""
+    depth: int
+    """Micro-batches that may wait on each end of a channel."""
+    choice: Choice | None
+    """What it was measured to take, on rank 0; None where the plan was given."""
+
+
+def agree_on_plan(world: World, graph: Graph, given: Plan | None, wish: Wish, note: Note) -> Agreed:
+    """Take the plan that the user gave, or measure and make one. *Collective.*
+
+    Args:
+        world: rank k will own stage k.
+        graph: the captured model.
+        given: the user's plan, on rank 0.
+        wish: what the user wants of a plan; what it names overrides the given plan.
+        note: is told, on rank 0, what is worth knowing of the measuring.
+
+    Raises:
+        PipeparError: the plan does not fit the model or the ranks, or there is none that does;
+            told once, by the lowest rank that has the problem; PeerError elsewhere.
+    """
+    choice: Choice | None = None
+    if world.broadcast("given" if given else ""):
+        made = world.together(lambda: _taken(graph, given, wish, world.size))
+    else:
+        choice = measured_choice(world, graph, wish, note)
+        made = choice.plan if choice else None
+    plan = Plan.from_json(world.broadcast(made.to_json() if made else ""))
+    world.agree("plans", plan.digest)
+    return Agreed(plan, plan.micro_batch or MICRO_BATCH, plan.depth or DEPTH, choice)
+
+
+def measured_choice(
+    world: World,
+    graph: Graph,
+    wish: Wish,
+    note: Note,
+    *,
+    stages: int | None = None,
+    fresh: bool = False,
+) -> Choice | None:
+    """Measure what the ranks can do, and make the plan for that. *Collective.*
+
+    Args:
+        world: a stage for each rank.
+        graph: the captured model.
+        wish: what the user wants of a plan.
+        note: is told, on rank 0, what is worth knowing of the measuring.
+        stages: in a world of one, for how many devices like this one to plan, on links that cost
+            nothing.
+        fresh: whether to measure again what earlier jobs have kept.
+
+    Returns:
+        The plan on rank 0, None elsewhere.
+
+    Raises:
+        PipeparError: as in `agree_on_plan`.
+    """
+    table = world.together(lambda: cut_table(graph))
+    sizes = wish.sizes(fixed_batch(graph))
+    profile = take_profile(world, graph, table, sizes, fresh=fresh, note=note)
+    hardware = profile.hardware if stages is None else _as_many(profile.hardware, stages)
+
+    def costs(size: int) -> ModelCost:
+        return model_cost(graph, table, size, profile.curve[size])
+
+    def make() -> Choice | None:
+        if world.rank != 0:
+            return None
+        return choose(graph, table, hardware, costs, list(profile.curve), wish)
+
+    return world.together(make)
+
+
+def _as_many(hardware: Neighbours, stages: int) -> Neighbours:
+    return Neighbours(hardware.devices * stages, (LinkCost(),) * (stages - 1))
+
+
+def _taken(graph: Graph, given: Plan | None, wish: Wish, ranks: int) -> Plan | None:
+    if given is None:  # on every rank but 0
+        return None
+    require_fit(given, graph, ranks)
+    micro_batch = wish.micro_batch or given.micro_batch or fixed_batch(graph) or MICRO_BATCH
+    depth = wish.depth or given.depth or DEPTH
+    return replace(given, micro_batch=micro_batch, depth=depth)

@@ -1,0 +1,74 @@
+"""What this rank's host gives it: the name of its processor, and memory."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+_GROUPS: Final = Path("/sys/fs/cgroup")
+
+
+def processor() -> str:
+    """What the processor calls itself. *Local.*"""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def free_memory() -> float:
+    """Bytes of the host's memory that this process could still take. *Local.*
+
+    The least of what the kernel calls available and what is left of the limits that a batch system
+    set; shared with the other ranks of the host.
+    """
+    return min([_available(), *_left_of_limits()])
+
+
+def _available() -> float:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        lines = []
+    found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return float(next((int(kibibytes) * 1024 for kibibytes in found), total))
+
+
+def _left_of_limits() -> Iterator[float]:
+    """Of each control group that this process is in, its own and those around it."""
+    try:
+        groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            yield from _left(_GROUPS, path, "memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            yield from _left(_GROUPS / "memory", path, *names)
+
+
+def _left(root: Path, path: str, limit: str, usage: str) -> Iterator[float]:
+    group = root / path.lstrip("/")
+    for place in (group, *group.parents):
+        if root in (place, *place.parents):
+            most, used = _number(place / limit), _number(place / usage)
+            if most < math.inf and used < math.inf:
+                yield max(0.0, most - used)
+
+
+def _number(path: Path) -> float:
+    """What a file of the kernel's says; infinite where it sets no limit, or is not there."""
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except OSError:
+        return math.inf
+    return float(text) if text.isdecimal() else math.inf

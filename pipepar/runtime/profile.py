@@ -1,0 +1,188 @@
+"""What a plan is made of, measured on the ranks that will run it.
+
+The time of a model's operations on each kind of device is kept from job to job. How fast each rank
+is just now, what memory it has free and how fast its links are is measured every time: another job
+may share its host today.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import torch
+
+from pipepar.comm.world import World
+from pipepar.model.crossing import CutTable
+from pipepar.model.graph import Graph
+from pipepar.model.operations import Operation, distinct, operations_of
+from pipepar.plan.costs import DeviceCost, LinkCost
+from pipepar.plan.hardware import Neighbours
+from pipepar.runtime.kept import Kept, Times
+from pipepar.runtime.links import measure_links
+from pipepar.runtime.machine import free_memory, processor
+from pipepar.runtime.timing import Bench
+
+Seconds = Mapping[str, tuple[float, ...]]
+"""By kind of device, seconds of each of the graph's compute nodes."""
+
+# A micro-batch twice as large is worth trying while its samples take less time by this share.
+_GAIN: Final = 0.05
+# Nor are larger ones tried once the operations that differ take so many seconds.
+_LONGEST: Final = 0.5
+# Seconds for an operation's unit of work where not a single one can be timed.
+_UNTIMED: Final = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A job's ranks and links, and the model on them."""
+
+    hardware: Neighbours
+    """A device's speed is 1 where it takes the times below, less where it is slower just now."""
+    curve: Mapping[int, Seconds]
+    """By size of micro-batch, ascending; at least one."""
+
+
+def take_profile(
+    world: World,
+    graph: Graph,
+    table: CutTable,
+    sizes: Iterable[int],
+    *,
+    fresh: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> Profile:
+    """Measure what the ranks and links of a job can do. *Collective.*
+
+    Args:
+        world: all ranks; each has its threads already.
+        graph: the captured model.
+        table: its counted costs, for what cannot be timed by itself.
+        sizes: of micro-batches, ascending; those that cannot be better than the one before are
+            left out.
+        fresh: whether to measure what is kept from earlier jobs again.
+        note: is told, on rank 0, if the times cannot be kept.
+
+    Returns:
+        The same on every rank.
+
+    Raises:
+        PeerError: another rank failed.
+    """
+    # Before the times: connecting settles how memory is handled, and so how long it takes.
+    links = tuple(LinkCost(link.latency, link.bandwidth) for link in measure_links(world))
+    mine = _kind()
+    kinds = world.all_gather(mine)
+    subject = _Subject(graph, table, Kept.of(graph, mine), world.size)
+    curve: dict[int, Seconds] = {}
+    for size in sizes:
+        sized = _Sized(subject, size)
+        times = _times(world, kinds, sized, fresh, note)
+        curve[size] = {kind: sized.by_node(known) for kind, known in times.items()}
+        if not _worth_more(curve) or _total(times[mine]) > _LONGEST:
+            break
+    hardware = Neighbours(_devices(world, kinds, sized, times[mine]), links)
+    return Profile(hardware, curve)
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What is measured."""
+
+    graph: Graph
+    table: CutTable
+    kept: Kept
+    stages: int
+
+
+class _Sized:
+    """The model for one size of micro-batch."""
+
+    def __init__(self, subject: _Subject, size: int) -> None:
+        self.size = size
+        self.kept = subject.kept
+        self._subject = subject
+        self._operations = operations_of(subject.graph, size)
+        self.distinct: Sequence[Operation] = distinct(self._operations)
+
+    @cached_property
+    def bench(self) -> Bench:
+        """The distinct operations, ready to be computed."""
+        graph = self._subject.graph
+        weights = sum(spec.nbytes for spec in set(graph.weights.values()))
+        return Bench(self.distinct, torch.device(graph.device), weights // self._subject.stages)
+
+    def by_node(self, times: Times) -> tuple[float, ...]:
+        """Seconds of each node; what was not timed is reckoned by what was counted of it."""
+        nodes, work = self._subject.graph.nodes, self._subject.table.costs
+        known = dict(zip((each.signature for each in self.distinct), times, strict=True))
+        timed = [
+            known[self._operations[node].signature] if node in self._operations else None
+            for node in nodes
+        ]
+        done = sum(w for w, seconds in zip(work, timed, strict=True) if seconds is not None)
+        rate = sum(seconds or 0.0 for seconds in timed) / done if done else _UNTIMED
+        return tuple(
+            w * rate if seconds is None else seconds for w, seconds in zip(work, timed, strict=True)
+        )
+
+
+def _times(
+    world: World, kinds: Sequence[str], sized: _Sized, fresh: bool, note: Callable[[str], None]
+) -> dict[str, Times]:
+    """By kind, the median over its ranks."""
+    kind = kinds[world.rank]
+    known = None if fresh else sized.kept.read(sized.size, len(sized.distinct))
+    own = world.together(lambda: sized.bench.medians() if known is None else known)
+    texts = world.all_gather(json.dumps([known is None, list(own)]))
+    parts = [(of, *json.loads(text)) for of, text in zip(kinds, texts, strict=True)]
+    times = {of: _middle([own for other, _, own in parts if other == of]) for of in kinds}
+    measured = any(new for other, new, _ in parts if other == kind)
+    if measured and kinds.index(kind) == world.rank:
+        try:
+            sized.kept.write(sized.size, times[kind])
+        except OSError as error:
+            note(f"measured times cannot be kept in {sized.kept.path.parent}: {error.strerror}")
+    return times
+
+
+def _middle(rows: Sequence[Times]) -> Times:
+    return [
+        statistics.median(known) if (known := [t for t in column if t is not None]) else None
+        for column in zip(*rows, strict=True)
+    ]
+
+
+def _worth_more(curve: Mapping[int, Seconds]) -> bool:
+    """Whether the last size has gained enough over the one before for a larger one to be tried."""
+    if len(curve) < 2:
+        return True
+    (small, before), (large, last) = list(curve.items())[-2:]
+    return any(sum(last[kind]) / large < (1 - _GAIN) * sum(before[kind]) / small for kind in last)
+
+
+def _total(times: Times) -> float:
+    return sum(seconds or 0.0 for seconds in times)
+
+
+def _devices(
+    world: World, kinds: Sequence[str], sized: _Sized, times: Times
+) -> tuple[DeviceCost, ...]:
+    """Every rank's, measured while all ranks are busy."""
+    bench = world.together(lambda: sized.bench)  # and all begin together
+    pace = bench.pace(times)
+    memory = free_memory() / len(world.cores)
+    found = map(json.loads, world.all_gather(json.dumps([pace, memory])))
+    return tuple(
+        DeviceCost(speed, room, kind) for (speed, room), kind in zip(found, kinds, strict=True)
+    )
+
+
+def _kind() -> str:
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s' * (threads > 1)}"

@@ -1,0 +1,63 @@
+"""Planning with the ranks of a job that only measures: what `pipepar plan` does under mpirun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipepar.comm.world import World
+from pipepar.errors import InputError
+from pipepar.model.capture import capture
+from pipepar.model.crossing import cut_table
+from pipepar.model.source import open_source
+from pipepar.runtime.advice import advice
+from pipepar.runtime.agreement import measured_choice
+from pipepar.runtime.choice import Wish
+from pipepar.runtime.examples import Planned, example_for
+from pipepar.runtime.planning import Planning
+from pipepar.runtime.threads import claim_threads
+
+
+def plan_measured(
+    world: World,
+    planned: Planned,
+    wish: Wish,
+    stages: int | None,
+    note: Callable[[str], None],
+    fresh: bool,
+) -> Planning | None:
+    """Measure a model on the ranks of this job, and plan for them. *Collective.*
+
+    Args:
+        world: all ranks; each sees the model, and the input if there is one.
+        planned: the job to plan for, as `check_planned` lets it pass.
+        wish: what the user wants of the plan.
+        stages: how many, as many as there are ranks; one rank stands for any number like it.
+        note: is told, on rank 0, what is worth knowing of the measuring.
+        fresh: whether to measure again what earlier jobs have kept.
+
+    Returns:
+        The plan on rank 0, None elsewhere.
+
+    Raises:
+        PipeparError: the model cannot be captured, measured or cut so; told once.
+    """
+    world.together(lambda: _check(world, stages))
+    claim_threads(world)
+    module = world.together(lambda: open_source(planned.model, planned.task, values=False).module)
+    args, kwargs = world.together(lambda: example_for(planned, module))
+    graph = world.together(lambda: capture(module, args, kwargs))
+    world.agree("graphs of the model", graph.digest)
+    several = stages if world.size == 1 else None
+    choice = measured_choice(world, graph, wish, note, stages=several, fresh=fresh)
+    if choice is None:
+        return None
+    devices = choice.prediction.target.hardware.devices
+    return Planning(cut_table(graph), choice.plan, choice, advice(choice, devices))
+
+
+def _check(world: World, stages: int | None) -> None:
+    if stages is not None and world.size > 1 and stages != world.size:
+        raise InputError(
+            f"found --stages {stages} with {world.size} ranks to measure, expected a stage for "
+            f"each; leave --stages out, or start {stages} ranks"
+        )
