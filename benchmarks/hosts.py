@@ -42,14 +42,20 @@ class Hosts:
     agent: Path
     """What mpirun starts its daemons with, instead of ssh."""
 
-    def mpirun(self, command: Sequence[str]) -> list[str]:
-        """The command that starts one rank of a command on each host, over TCP. *Local.*"""
-        places = ",".join(f"{address}:1" for address in self.addresses)
+    def mpirun(self, command: Sequence[str], ranks: tuple[int, int] = (1, 1)) -> list[str]:
+        """The command that starts ranks of a command on each host, over TCP. *Local.*
+
+        Args:
+            command: of one rank.
+            ranks: how many on the first host, and on the second.
+        """
+        counted = zip(self.addresses, ranks, strict=True)
+        places = ",".join(f"{address}:{count}" for address, count in counted)
         # In mpirun's own words, not its defaults: no shared memory, and only this one link.
         options = ["--prtemca", "plm_ssh_agent", str(self.agent), "--host", places]
         options += ["--mca", "pml", "ob1", "--mca", "btl", "self,tcp"]
         options += ["--mca", "btl_tcp_if_include", INTERFACE, "-x", "PATH"]
-        return _on(self.names[0], [*mpirun(2, *options), *command])
+        return _on(self.names[0], [*mpirun(sum(ranks), *options), *command])
 
 
 def obstacle() -> str | None:

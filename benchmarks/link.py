@@ -44,6 +44,10 @@ def pin(comm: MPI.Intracomm) -> None:
     cores = sorted(os.sched_getaffinity(0))
     if len({bytes(boots[at : at + 36]) for at in range(0, len(boots), 36)}) > 1:
         return
-    mine = {cores[comm.rank % len(cores)]}
+    pin_to(cores[comm.rank % len(cores)])
+
+
+def pin_to(core: int) -> None:
+    """Keep this process, and what it starts, on one core. *Local.*"""
     for thread in os.listdir("/proc/self/task"):  # MPI has started some of its own already
-        os.sched_setaffinity(int(thread), mine)
+        os.sched_setaffinity(int(thread), {core})

@@ -1,10 +1,11 @@
-"""What a partition takes: the search for cuts and devices, on models and devices made of numbers.
+"""What a partition takes, and whether what is predicted of a plan comes true.
 
     python -m benchmarks.planner [--repetitions R]
 
-Layers differ in work, memory and what crosses, as a seed says. Equal devices, devices that all
+First the search for cuts and devices, on models and devices made of numbers. Layers differ in work, memory and what crosses, as a seed says. Equal devices, devices that all
 differ in a given order with links that all differ, and devices of three kinds in any order, the
-last with little memory too, with links that depend on the kinds, and with work that does.
+last with little memory too, with links that depend on the kinds, and with work that does. Then real jobs,
+see forecast.py; two hosts for one of them need root.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from benchmarks.forecast import forecasts
 from benchmarks.report import Figure, Goal, Report
 from pipepar.plan.costs import DeviceCost, LayerCost, LinkCost
 from pipepar.plan.partition import Links, partition
@@ -123,7 +125,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=3, help="for each [3]")
     repetitions = parser.parse_args().repetitions
-    report = Report("planner: cuts and devices, from numbers alone", ranks=1)
+    report = Report("planner: cuts and devices from numbers alone, then jobs", ranks=1)
     goals: list[Goal] = []
     for name, layers, case, sizes, counts, limit in _CASES:
         rows: list[list[str | Figure]] = []
@@ -133,6 +135,7 @@ def main() -> int:
         report.table(name, ["layers", *(f"{count} devices, seconds" for count in counts)], rows)
         what = f"{name}, {sizes[-1]} layers on {counts[-1]}: seconds"
         goals.append(Goal(what, "at most", limit, figures[-1]))
+    goals += forecasts(report, repetitions)
     report.goals(goals)
     return 0
 

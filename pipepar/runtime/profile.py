@@ -8,7 +8,7 @@ may share its host today.
 from __future__ import annotations
 
 import json
-import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,6 +109,7 @@ class _Sized:
         self._subject = subject
         self._operations = operations_of(subject.graph, size)
         self.distinct: Sequence[Operation] = distinct(self._operations)
+        self._counts = Counter(each.signature for each in self._operations.values())
 
     @cached_property
     def bench(self) -> Bench:
@@ -116,6 +117,10 @@ class _Sized:
         graph = self._subject.graph
         weights = sum(spec.nbytes for spec in set(graph.weights.values()))
         return Bench(self.distinct, torch.device(graph.device), weights // self._subject.stages)
+
+    def pace(self, times: Times) -> float:
+        """How fast this rank is now, by operations in the proportions of the model."""
+        return self.bench.pace(times, [self._counts[each.signature] for each in self.distinct])
 
     def by_node(self, times: Times) -> tuple[float, ...]:
         """Seconds of each node; what was not timed is reckoned by what was counted of it."""
@@ -135,13 +140,13 @@ class _Sized:
 def _times(
     world: World, kinds: Sequence[str], sized: _Sized, fresh: bool, note: Callable[[str], None]
 ) -> dict[str, Times]:
-    """By kind, the median over its ranks."""
+    """By kind, the shortest of its ranks': how far each is from that, its pace will tell."""
     kind = kinds[world.rank]
     known = None if fresh else sized.kept.read(sized.size, len(sized.distinct))
     own = world.together(lambda: sized.bench.medians() if known is None else known)
     texts = world.all_gather(json.dumps([known is None, list(own)]))
     parts = [(of, *json.loads(text)) for of, text in zip(kinds, texts, strict=True)]
-    times = {of: _middle([own for other, _, own in parts if other == of]) for of in kinds}
+    times = {of: _shortest([own for other, _, own in parts if other == of]) for of in kinds}
     measured = any(new for other, new, _ in parts if other == kind)
     if measured and kinds.index(kind) == world.rank:
         try:
@@ -151,9 +156,9 @@ def _times(
     return times
 
 
-def _middle(rows: Sequence[Times]) -> Times:
+def _shortest(rows: Sequence[Times]) -> Times:
     return [
-        statistics.median(known) if (known := [t for t in column if t is not None]) else None
+        min((seconds for seconds in column if seconds is not None), default=None)
         for column in zip(*rows, strict=True)
     ]
 
@@ -174,8 +179,8 @@ def _devices(
     world: World, kinds: Sequence[str], sized: _Sized, times: Times
 ) -> tuple[DeviceCost, ...]:
     """Every rank's, measured while all ranks are busy."""
-    bench = world.together(lambda: sized.bench)  # and all begin together
-    pace = bench.pace(times)
+    world.together(lambda: sized.bench)  # and all begin together
+    pace = sized.pace(times)
     memory = free_memory() / len(world.cores)
     found = map(json.loads, world.all_gather(json.dumps([pace, memory])))
     return tuple(

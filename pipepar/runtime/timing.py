@@ -64,20 +64,25 @@ class Bench:
         # One that failed in any round is not to be relied on.
         return [statistics.median(c) if len(c) == len(rounds) else None for c in columns]
 
-    def pace(self, expected: Sequence[float | None]) -> float:
+    def pace(self, expected: Sequence[float | None], counts: Sequence[int]) -> float:
         """How fast this device computes the operations now, 1 where it takes what is expected.
 
         The mean over a while, unlike a median, counts what the device does not compute at all
         because something else does.
+
+        Args:
+            expected: seconds of each operation; None for one that does not count.
+            counts: how often the model has each.
         """
         planned = taken = 0.0
-        while taken < _PACE_SECONDS:
-            for seconds, awaited in zip(self._round(), expected, strict=True):
-                if seconds is not None and awaited is not None:
-                    planned += awaited
-                    taken += seconds
-            if not taken:
+        end = time.perf_counter() + _PACE_SECONDS
+        while not taken or time.perf_counter() < end:
+            times = zip(self._round(), expected, counts, strict=True)
+            known = [(t, e, n) for t, e, n in times if t is not None and e is not None]
+            if not known:
                 return 1.0
+            taken += sum(seconds * count for seconds, _, count in known)
+            planned += sum(awaited * count for _, awaited, count in known)
         return planned / taken
 
     def _round(self) -> list[float | None]:

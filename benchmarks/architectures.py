@@ -1,0 +1,50 @@
+"""Three models that have little in common, for `pipepar run`; random weights, alike everywhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaModel, ResNetConfig, ResNetModel
+
+from benchmarks.encoder import encoder as _encoder
+
+LAYERS = 12
+"""Of the encoder, all alike."""
+
+
+def encoder() -> nn.Module:
+    """A transformer encoder; takes [B, 128, 384], equal layers one after another. *Local.*"""
+    return _encoder(LAYERS, 384)
+
+
+class _Named(nn.Module):
+    """A model that takes its one input by name, and gives one tensor."""
+
+    def __init__(self, model: nn.Module, takes: str, gives: str) -> None:
+        super().__init__()
+        self.model, self._takes, self._gives = model, takes, gives
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.model(**{self._takes: x})[self._gives]
+        return result
+
+
+def resnet() -> nn.Module:
+    """ResNet-50; takes pictures [B, 3, 224, 224]. Layers differ, and so does what crosses."""
+    torch.manual_seed(0)
+    return _Named(ResNetModel(ResNetConfig()), "pixel_values", "pooler_output").eval()
+
+
+def llama() -> nn.Module:
+    """A small Llama; takes token ids [B, 128]. A large table, then equal layers."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        vocab_size=8000,
+        use_cache=False,
+    )
+    return _Named(LlamaModel(config), "input_ids", "last_hidden_state").eval()
