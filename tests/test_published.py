@@ -49,7 +49,6 @@ def test_ours_equals_brute_force(example: Example, link: LinkCost) -> None:
 
 
 def test_layers_of_two_kinds_of_devices_reach_the_smallest() -> None:
-    # Planned with one speed for each kind, measured with every layer's own times.
     example = EXAMPLES["PipeEdge ViT-Base"]
     (link,) = example.links.values()
     ours = example.bottleneck(example.ours(link, slack=0), link)

@@ -61,17 +61,14 @@ class Example:
         return max(compute + [link.seconds(self.crossing[cut - 1]) for cut in split.cuts])
 
     def ours(self, link: LinkCost, slack: float) -> Split:
-        """The split found here, in any order of the devices. *Local.*
-
-        A layer has one amount of work for all devices, and a device one speed for all layers. So a
-        second kind of device is as fast as its whole model, not as each of its layers.
-        """
+        """The split found here, in any order of the devices. *Local.*"""
         kinds = self.theirs.kinds
-        work = self.seconds[kinds[0]]
-        speeds = {kind: math.fsum(work) / math.fsum(own) for kind, own in self.seconds.items()}
-        before = (None, *self.crossing[:-1])
-        layers = [LayerCost(cost, crossing=size) for cost, size in zip(work, before, strict=True)]
-        devices = [DeviceCost(speeds[kind], kind=kind) for kind in kinds]
+        works = zip(*self.seconds.values(), strict=True)
+        layers = [
+            LayerCost(dict(zip(self.seconds, work, strict=True)), crossing=size)
+            for work, size in zip(works, (None, *self.crossing[:-1]), strict=True)
+        ]
+        devices = [DeviceCost(1.0, kind=kind) for kind in kinds]
         links = [link] * (len(devices) - 1)
         found = partition(layers, devices, links, slack=slack, free_order=True)
         return Split(found.cuts, tuple(kinds[index] for index in found.devices))

@@ -84,7 +84,7 @@ def take_profile(
         sized = _Sized(subject, size)
         times = _times(world, kinds, sized, fresh, note)
         curve[size] = {kind: sized.by_node(known) for kind, known in times.items()}
-        if not _worth_more(curve) or _total(times[mine]) > _LONGEST:
+        if not _worth_more(curve) or max(map(_total, times.values())) > _LONGEST:
             break
     hardware = Neighbours(_devices(world, kinds, sized, times[mine]), links)
     return Profile(hardware, curve)
