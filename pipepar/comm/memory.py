@@ -120,6 +120,16 @@ def laid_out(leg: Leg, buffer: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def return_freed_memory() -> None:
+    """Give the kernel back what lies free now, when something much larger is to come. *Local.*
+
+    Of no effect where the C library is not glibc.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def keep_freed_memory() -> None:
     """Let this process reuse large blocks of memory instead of returning them. *Local.*
 

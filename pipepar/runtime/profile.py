@@ -16,6 +16,7 @@ from typing import Final
 
 import torch
 
+from pipepar.comm.memory import return_freed_memory
 from pipepar.comm.world import World
 from pipepar.model.crossing import CutTable
 from pipepar.model.graph import Graph
@@ -87,6 +88,8 @@ def take_profile(
         if not _worth_more(curve) or max(map(_total, times.values())) > _LONGEST:
             break
     hardware = Neighbours(_devices(world, kinds, sized, times[mine]), links)
+    del sized
+    return_freed_memory()  # the stage's weights come next
     return Profile(hardware, curve)
 
 
