@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from pipepar.runtime.facts import Finding, LinkFacts, RankFacts, Space, named
-from pipepar.runtime.linkrules import judge_links, readable_seconds
+from pipepar.runtime.linkrules import judge_links
 from pipepar.runtime.rules import judge_ranks
 
 GIB = 2**30
@@ -253,9 +253,3 @@ def test_a_skew_that_may_be_an_error_of_measurement_is_fine() -> None:
 def test_names_of_ranks() -> None:
     assert named([3]) == "rank 3"
     assert named([0, 1, 2, 5, 7, 8]) == "ranks 0-2, 5, 7-8"
-
-
-def test_readable_seconds() -> None:
-    assert readable_seconds(2.5e-5) == "25.0 us"
-    assert readable_seconds(0.99999e-3) == "1.0 ms"
-    assert readable_seconds(2.0) == "2.0 s"

@@ -3,7 +3,7 @@
 import pytest
 from rich.text import Text
 
-from pipepar.runtime.figures import bar, readable_bytes
+from pipepar.runtime.figures import bar, readable_bytes, readable_seconds
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,9 @@ def test_a_bar_is_as_wide_as_asked(share: float, full: int) -> None:
 )
 def test_a_size_in_the_unit_that_fits(count: int, expected: str) -> None:
     assert readable_bytes(count) == expected
+
+
+def test_a_time_in_the_unit_that_fits() -> None:
+    assert readable_seconds(2.5e-5) == "25.0 us"
+    assert readable_seconds(0.99999e-3) == "1.0 ms"
+    assert readable_seconds(2.0) == "2.0 s"

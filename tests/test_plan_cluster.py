@@ -130,11 +130,11 @@ def test_the_table_and_the_forecast(cluster: Path) -> None:
     status, output = pipepar("plan", MLP, *SHAPE, "--cluster", cluster, "--micro-batch", 8)
     assert status == 0, output
     assert output.startswith(
-        "stage device operations weights memory compute transfer of slowest receives 0 gpu 0-0 80 B"
+        "stage operations weights on memory compute transfer balance "
+        "0 0-0 80 B gpu 1 of 1,024 MiB 2.3 ms 100%"
     )
-    assert " of 2.0 GiB " in output
-    assert "100%" in output
-    assert "samples/s for 64 micro-batches of 8, depth 2 · " in output
+    assert " 1 1-3 240 B cpu 1 of 2,048 MiB 2.3 ms " in output
+    assert " samples/s · 100% of the perfect pipeline's speed 64 micro-batches of 8, dep" in output
     assert "Times are from operation counts and the cluster file." in output
 
 

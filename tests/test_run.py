@@ -120,7 +120,7 @@ def test_a_plan_made_first_is_used(rows: Path, tmp_path: Path) -> None:
     factory = "tests.factories:mlp"
     status, output = pipepar("plan", factory, "--stages", 1, "--input", rows, "-o", plan)
     assert status == 0, output
-    assert "the input" in output
+    assert " 0 0-3 320 B 100% " in output
     status, output = pipepar("run", factory, rows, out, "--plan", plan)
     assert status == 0, output
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipepar.plan.plan import Plan
 from tests import factories
 from tests.command import MLP, pipepar
 
@@ -53,3 +54,19 @@ def test_an_exported_program_keeps_its_own(rows: Path, tmp_path: Path) -> None:
     assert status == 0, text
     with torch.no_grad():
         assert torch.equal(torch.from_numpy(np.load(output)), factories.mlp()(*x))
+
+
+@pytest.mark.parametrize("example", ["--input", "--shape"])
+def test_a_plan_for_another_dtype(rows: Path, tmp_path: Path, example: str) -> None:
+    plan, result = tmp_path / "plan.json", tmp_path / "out.safetensors"
+    given = (example, rows if example == "--input" else "2x4")
+    status, output = pipepar(
+        *("plan", MLP, "--stages", 1, *given, "--dtype", "bfloat16", "-o", plan)
+    )
+    assert status == 0, output
+    assert sum(stage.weight_bytes for stage in Plan.from_json(plan.read_text()).stages) == 2 * 80
+    status, output = pipepar("run", MLP, rows, result, "--plan", plan, "--dtype", "bfloat16")
+    assert status == 0, output
+    status, output = pipepar("run", MLP, rows, result, "--plan", plan)
+    assert status == 1
+    assert "the plan does not fit" in output

@@ -149,7 +149,7 @@ def test_chosen_cuts_are_marked() -> None:
     assert output.count("<- stage") == 1
     marked = output.split("<- stage 1")[0].rsplit("%", 1)[0]
     assert marked.endswith("1 _1 1 32 B 50.0")
-    assert "stage operations weights compute receives" in output
+    assert "stage operations weights compute 0 0-1 160 B 50%" in output
 
 
 def test_neither_stages_nor_cuts_are_asked_for(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
@@ -21,5 +21,13 @@ Preprocess: TypeAlias = Annotated[
         help="Makes the model's arguments. Given a micro-batch's samples (a list of strings, a "
         "list of RGB PIL images, a .npy's tensor, or a dict of tensors), it returns a tensor, a "
         "tuple of tensors or a dict of tensors, a row a sample.",
+    ),
+]
+
+Dtype: TypeAlias = Annotated[
+    Literal["auto", "float32", "float16", "bfloat16"],
+    typer.Option(
+        help="What to compute in; weights and floating-point inputs are cast to it. auto: what "
+        "the checkpoint or the factory says."
     ),
 ]

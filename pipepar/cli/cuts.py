@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from pipepar.runtime.figures import bar, readable_bytes
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pipepar.model.crossing import Cut, CutTable
     from pipepar.plan.plan import Plan
 
 _BAR: Final = 10
-# Wide enough for every path, since a file or another program has no right margin.
-_UNBOUNDED: Final = 10_000
 
 
-def print_cuts(table: CutTable, plan: Plan | None) -> None:
+def print_cuts(table: CutTable, plan: Plan | None, console: Console) -> None:
     """Print a line for each legal cut, and how many there are. *Local.*
 
     Args:
         table: the cuts.
         plan: the cuts that were chosen are marked with the stage that begins there; may be None.
+        console: where to.
     """
     begins = {stage.begin: stage.index for stage in plan.stages} if plan else {}
-    console = open_wide_console()
     console.print(_table(table, begins))
     alone = sum(cut.tensors == 1 for cut in table.cuts)
     console.print(
         f"{len(table.costs):,} operations, {len(table.cuts):,} legal cuts, {alone:,} of one tensor"
     )
-
-
-def open_wide_console() -> Console:
-    """A console on stdout that cuts nothing off, unless a terminal's width makes it. *Local.*"""
-    return Console(width=None if sys.stdout.isatty() else _UNBOUNDED, highlight=False)
 
 
 def _table(table: CutTable, begins: Mapping[int, int]) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from pipepar.runtime.doctor import Checkup
     from pipepar.runtime.facts import Finding
 
-_WIDTH: Final = 100
 # Seconds for the last rank to start; a cold file system can take a minute to load torch.
 _PATIENCE: Final = 180.0
 _STYLES: Final = {"ok": "green", "warning": "yellow", "problem": "bold red"}
@@ -60,7 +58,7 @@ def doctor(
     try:
         world = _wait_for_every_rank_to_start()
     except (PipeparError, ImportError, RuntimeError) as error:  # no MPI, or the wrong one
-        errors.print(f"error: {error}", markup=False, highlight=False)
+        errors.print(f"error: {error}", markup=False)
         raise typer.Exit(1) from None
     try:
         with FailTogether(world):
@@ -69,7 +67,7 @@ def doctor(
                 _show(checkup, as_json)
             world.all_gather("")  # a launcher may end all ranks when the first ends with status 1
     except (Exception, KeyboardInterrupt) as error:  # a world of one; others have been ended
-        errors.print(report(world, error), markup=False, highlight=False)
+        errors.print(report(world, error), markup=False)
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
     world.close()
     if checkup.status == "problem":
@@ -96,27 +94,10 @@ def _show(checkup: Checkup, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(checkup.to_json() + "\n")
     else:
-        _print_checkup(checkup, _open_console())
+        from pipepar.cli.terminal import open_console
+
+        _print_checkup(checkup, open_console(stdout=True))
     sys.stdout.flush()
-
-
-def _open_console() -> Console:
-    """A console on stdout that knows what is behind a launcher, which may give us a terminal."""
-    from rich.console import Console
-
-    from pipepar.comm.world import launched
-
-    terminal = _shown_on_terminal() if launched() else None
-    return Console(width=_WIDTH, force_terminal=terminal, highlight=False)
-
-
-def _shown_on_terminal() -> bool:
-    """Whether our parent, the launcher, has a terminal for its output."""
-    try:
-        output = os.readlink(f"/proc/{os.getppid()}/fd/1")
-    except OSError:
-        return False
-    return output.startswith(("/dev/pts/", "/dev/tty"))
 
 
 def _print_checkup(checkup: Checkup, console: Console) -> None:
@@ -154,7 +135,7 @@ def _ranks(checkup: Checkup) -> Table:
 
 
 def _links(checkup: Checkup) -> Table:
-    from pipepar.runtime.linkrules import readable_rate, readable_seconds
+    from pipepar.runtime.figures import readable_rate, readable_seconds
 
     table = _table("link", "latency", "bandwidth", "clock", left=("from, to",))
     for link in checkup.links:

@@ -1,14 +1,14 @@
-"""`pipepar plan`: which stage would get what, without running anything."""
+"""`pipepar plan`: which stage would get what, and what a run would reach."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipepar.cli.arguments import Model, Preprocess
+from pipepar.cli.arguments import Dtype, Model, Preprocess
 
 if TYPE_CHECKING:
     from pipepar.comm.world import World
@@ -41,9 +41,9 @@ def plan(
         bool,
         typer.Option(
             "--profile",
-            help="Measure the model here, and plan by that: every rank's speed, memory and links "
-            "under mpirun; in one process, as if --stages devices were like this one. Times are "
-            "kept for later jobs; this measures them again.",
+            help="Measure the model here, and plan by that: in one process, as if --stages devices "
+            "were like this one. Ranks are measured anyhow; times that earlier jobs have kept, in "
+            "~/.cache/pipepar, are then measured again.",
         ),
     ] = False,
     free_order: Annotated[
@@ -80,9 +80,9 @@ def plan(
         Path | None,
         typer.Option(
             "--input",
-            help="The input of the job to plan for; its first samples are the example. A folder "
-            "needs none where its model, for this --task, takes text or pictures: its "
-            "configuration says their size.",
+            help="The input of the job to plan for: its first samples are the example, and times "
+            "are predicted for as many as it has. A folder needs none where its model, for this "
+            "--task, takes text or pictures: its configuration says their size.",
         ),
     ] = None,
     preprocess: Preprocess = None,
@@ -106,14 +106,17 @@ def plan(
         str | None,
         typer.Option(help="What a Hugging Face model is to do.", show_default="feature-extraction"),
     ] = None,
+    dtype: Dtype = "auto",
 ) -> None:
-    """Cut a model into stages and show them, without weights and without ranks.
+    """Cut a model into stages and show them; no weights are read, of a folder only config.json.
 
-    A model too large for this machine can be planned on it: of a folder, config.json is enough.
+    Under mpirun it measures ranks and links, as a run without --plan does, and predicts times.
 
-    [bold]Plan a job, then run it[/bold]
+    In one process it counts operations, also for a model or devices that this machine cannot hold.
 
-        pipepar plan ./all-MiniLM-L6-v2 --stages 4 --input passages.txt -o plan.json
+    [bold]Measure ranks and links, then run as planned[/bold]
+
+        mpirun -n 4 pipepar plan ./all-MiniLM-L6-v2 --input passages.txt -o plan.json
 
         mpirun -n 4 pipepar run ./all-MiniLM-L6-v2 passages.txt out.npy --plan plan.json
 
@@ -124,10 +127,6 @@ def plan(
     [bold]Balance a model over devices that differ, before one has them[/bold]
 
         pipepar plan ./vit --cluster cluster.toml --micro-batch 64 --trace predicted.json
-
-    [bold]Measure ranks and links, and see what a run would reach[/bold]
-
-        mpirun -n 4 pipepar plan ./vit --profile --input photos -o plan.json
     """
     from pipepar.comm.world import World
     from pipepar.errors import PipeparError
@@ -135,7 +134,7 @@ def plan(
     from pipepar.runtime.examples import Planned
     from pipepar.runtime.failure import FailTogether
 
-    planned = Planned(model, task, example, preprocess, shape or ())
+    planned = Planned(model, task, example, preprocess, shape or (), dtype)
     wish = Wish(None, micro_batch, depth, free_order, fewer)
     asked = _Asked(stages, cluster, profile, wish, show_cuts, output, trace)
     try:
@@ -220,9 +219,8 @@ def _check_written(planned: Planned, asked: _Asked) -> None:
 
 def _planning(planned: Planned, asked: _Asked, world: World) -> Planning | None:
     """The plan on rank 0, None elsewhere."""
-    from pipepar.model.source import open_source
     from pipepar.plan.cluster import read_cluster
-    from pipepar.runtime.examples import example_for
+    from pipepar.runtime.examples import example_for, planned_model
     from pipepar.runtime.planning import plan_model
     from pipepar.runtime.sizing import plan_measured
 
@@ -231,9 +229,10 @@ def _planning(planned: Planned, asked: _Asked, world: World) -> Planning | None:
     if world.rank != 0:
         return None
     cluster = None if asked.cluster is None else read_cluster(asked.cluster)
-    module = open_source(planned.model, planned.task, values=False).module
-    args, kwargs = example_for(planned, module)
-    return plan_model(module, args, kwargs, asked.stages, cluster, asked.wish)
+    module = planned_model(planned)
+    (args, kwargs), samples = example_for(planned, module)
+    wish = replace(asked.wish, samples=samples)
+    return plan_model(module, args, kwargs, asked.stages, cluster, wish)
 
 
 def _note(sentence: str) -> None:
@@ -251,22 +250,21 @@ def _write(planning: Planning, asked: _Asked) -> None:
 
 
 def _print(planning: Planning, asked: _Asked) -> None:
-    from pipepar.cli.cuts import open_wide_console, print_cuts
+    from pipepar.cli.cuts import print_cuts
     from pipepar.cli.predicted import print_prediction, print_shares
+    from pipepar.cli.terminal import UNBOUNDED, open_console
 
+    console = open_console(stdout=True, width=UNBOUNDED)
     if asked.show_cuts:
-        print_cuts(planning.table, planning.plan)
+        print_cuts(planning.table, planning.plan, console)
     if planning.plan is None:
         return
-    console = open_wide_console()
     if planning.choice is None:
         print_shares(planning.plan, console)
     else:
-        print_prediction(planning.plan, planning.choice.prediction, console)
-        how = "measured" if asked.cluster is None else "from operation counts and the cluster file"
-        console.print(f"Times are {how}.")
+        print_prediction(planning.choice, console, measured=asked.cluster is None)
     if planning.advice is not None:
         console.print(f"[yellow]note:[/] {planning.advice}")
     for path in (asked.output, asked.trace):
         if path is not None:
-            console.print(f"wrote {path}")
+            console.print(f"wrote {path}", markup=False, soft_wrap=True)

@@ -1,21 +1,31 @@
-"""A plan's predicted times, as a table and a few lines to read."""
+"""A plan as a table to read, and what it would take, in a terminal of 80 columns too."""
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipepar.runtime.figures import bar, readable_bytes
+from pipepar.runtime.figures import bar, readable_bytes, readable_seconds
 
 if TYPE_CHECKING:
-    from pipepar.plan.plan import Plan
-    from pipepar.runtime.prediction import Prediction
+    from rich.console import Console
 
+    from pipepar.plan.costs import DeviceCost
+    from pipepar.plan.plan import Plan, StagePlan
+    from pipepar.runtime.choice import Choice
+    from pipepar.runtime.prediction import Prediction, StagePrediction
+
+# Columns of a full bar, and of one that is still worth drawing.
 _BAR: Final = 20
-_COLUMNS: Final = ("stage", "device", "operations", "weights", "memory", "compute", "transfer")
+_LEAST_BAR: Final = 4
+_SHORT_NAME: Final = 8
+# Ranks whose speeds differ by less are as fast as each other.
+_ALIKE: Final = 0.05
 
 
 def print_shares(plan: Plan, console: Console) -> None:
@@ -25,84 +35,132 @@ def print_shares(plan: Plan, console: Console) -> None:
         plan: the plan.
         console: where to.
     """
-    table = _empty("stage", "operations", "weights", "compute")
-    table.add_column(min_width=_BAR)
-    table.add_column("receives")
-    largest = max((stage.flops for stage in plan.stages), default=0) or 1
-    total = sum(stage.flops for stage in plan.stages) or 1
-    for stage in plan.stages:
-        table.add_row(
-            str(stage.index),
-            f"{stage.begin}-{stage.end - 1}",
-            readable_bytes(stage.weight_bytes),
-            f"{stage.flops / total:.0%}",
-            bar(stage.flops / largest, _BAR),
-            received(plan, stage.index),
-        )
-    console.print(table)
+    work = [stage.flops for stage in plan.stages]
+    most, total = max(work) or 1, sum(work) or 1
+    columns = _columns(plan.stages)
+    bars = [(each / total, each / most) for each in work]
+    console.print(_table(columns, "compute", bars, console.width))
+    _print_skips(plan, console)
 
 
-def print_prediction(plan: Plan, prediction: Prediction, console: Console) -> None:
+def print_prediction(choice: Choice, console: Console, *, measured: bool) -> None:
     """Print each stage's figures, and what the whole pipeline would do. *Local.*
 
     Args:
-        plan: the plan.
-        prediction: what it would take.
+        choice: the plan, and what it would take.
         console: where to.
+        measured: whether speeds are those of ranks just now, as shares of the usual.
     """
-    timeline, target = prediction.timeline, prediction.target
-    console.print(_table(plan, prediction))
-    console.print(
-        f"[bold]predicted: {prediction.samples_per_second:,.1f} samples/s[/] for "
-        f"{target.microbatches:,} micro-batches of {target.micro_batch}, depth {target.depth} · "
-        f"{timeline.efficiency:.0%} of the perfect pipeline's speed (bound "
-        f"{_seconds(timeline.bound)}) · full after {_seconds(timeline.fill)}, drains in "
-        f"{_seconds(timeline.drain)}"
-    )
-
-
-def received(plan: Plan, stage: int) -> str:
-    """What a stage receives and from which, in words. *Local.*"""
-    sources = [
-        f"{', '.join(names)} from {producer}"
-        for (producer, consumer), names in sorted(plan.edges.items())
-        if consumer == stage
-    ]
-    return "; ".join(sources) or "the input"
-
-
-def _empty(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "device" else "right")
-    return table
-
-
-def _table(plan: Plan, prediction: Prediction) -> Table:
-    table = _empty(*_COLUMNS, "of slowest")
-    table.add_column(min_width=_BAR)
-    table.add_column("receives")
+    prediction = choice.prediction
+    devices = [stage.device for stage in prediction.stages]
+    names = _names(devices)
+    columns = _columns(choice.plan.stages)
+    if len(names) > 1:
+        columns["on"] = [names[device.kind] for device in devices]
+    paced = measured and _differ(devices)
+    if paced:
+        columns["pace"] = [f"{device.speed:.2f}" for device in devices]
+    columns |= _predicted(prediction.stages)
     slowest = prediction.bottleneck or 1.0
-    for stage, cost in zip(plan.stages, prediction.stages, strict=True):
-        share = cost.slowest / slowest
-        table.add_row(
-            str(stage.index),
-            escape(cost.device.kind),
-            f"{stage.begin}-{stage.end - 1}",
-            readable_bytes(stage.weight_bytes),
-            f"{readable_bytes(round(cost.memory))} of {readable_bytes(round(cost.device.memory))}",
-            _seconds(cost.compute),
-            _seconds(cost.transfer) if stage.index else "",
-            f"{share:.0%}",
-            bar(share, _BAR),
-            received(plan, stage.index),
-        )
+    shares = [stage.slowest / slowest for stage in prediction.stages]
+    _print_names(names, console)
+    console.print(_table(columns, "balance", list(zip(shares, shares, strict=True)), console.width))
+    if paced:
+        console.print("pace: 1 is what such a device usually reaches")
+    _print_skips(choice.plan, console)
+    _print_whole(prediction, console)
+    how = "measured" if measured else "from operation counts and the cluster file"
+    console.print(f"Times are {how}.")
+
+
+def _columns(stages: Sequence[StagePlan]) -> dict[str, list[str]]:
+    return {
+        "stage": [str(stage.index) for stage in stages],
+        "operations": [f"{stage.begin}-{stage.end - 1}" for stage in stages],
+        "weights": [readable_bytes(stage.weight_bytes) for stage in stages],
+    }
+
+
+def _predicted(stages: Sequence[StagePrediction]) -> dict[str, list[str]]:
+    return {
+        "memory": [_room(stage.memory, stage.device.memory) for stage in stages],
+        "compute": [readable_seconds(stage.compute) for stage in stages],
+        "transfer": ["", *(readable_seconds(stage.transfer) for stage in stages[1:])],
+    }
+
+
+def _room(taken: float, whole: float) -> str:
+    """Bytes out of bytes in one unit, such as 18 of 11,000 MiB."""
+    if taken < 2**30:
+        return f"{math.ceil(taken / 2**20):,} of {whole / 2**20:,.0f} MiB"
+    return f"{taken / 2**30:,.1f} of {whole / 2**30:,.1f} GiB"
+
+
+def _names(devices: Sequence[DeviceCost]) -> Mapping[str, str]:
+    """What to call each kind of device in a narrow column: its name if all are short, or a, b."""
+    kinds = dict.fromkeys(device.kind for device in devices)
+    if all(len(kind) <= _SHORT_NAME for kind in kinds):
+        return {kind: kind for kind in kinds}
+    return {kind: chr(ord("a") + index) for index, kind in enumerate(kinds)}
+
+
+def _print_names(names: Mapping[str, str], console: Console) -> None:
+    for kind, name in names.items():
+        if len(names) == 1:
+            console.print(f"device: {kind}", markup=False)
+        elif name != kind:
+            console.print(f"{name} = {kind}", markup=False)
+
+
+def _differ(devices: Sequence[DeviceCost]) -> bool:
+    speeds = [device.speed for device in devices]
+    return max(speeds) > (1 + _ALIKE) * min(speeds)
+
+
+def _table(
+    columns: Mapping[str, Sequence[str]],
+    last: str,
+    bars: Sequence[tuple[float, float]],
+    width: int,
+) -> Table:
+    """Columns of text and one of shares, each with a bar in the room that is left."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(last, no_wrap=True)
+    used = sum(1 + max(map(len, (name, *cells))) for name, cells in columns.items())
+    room = width - used - len("100% ")
+    full = min(_BAR, room) if room >= _LEAST_BAR else 0
+    for *cells, (share, length) in zip(*columns.values(), bars, strict=True):
+        table.add_row(*map(escape, cells), f"{share:4.0%} {bar(length, full)}")
     return table
 
 
-def _seconds(seconds: float) -> str:
-    """A time as one reads it, such as 1.5 ms."""
-    for scale, unit in ((1.0, "s"), (1e3, "ms")):
-        if seconds * scale >= 1:
-            return f"{seconds * scale:,.3g} {unit}"
-    return f"{seconds * 1e6:,.3g} us"
+def _print_skips(plan: Plan, console: Console) -> None:
+    """What crosses more than one cut, which every stage in between could take along."""
+    skips: dict[tuple[int, tuple[str, ...]], list[str]] = defaultdict(list)
+    for (producer, consumer), names in plan.edges.items():
+        if consumer > producer + 1:
+            skips[producer, names].append(str(consumer))
+    for (producer, names), consumers in skips.items():
+        to = f"stage{'s' * (len(consumers) > 1)} {', '.join(consumers)}"
+        console.print(f"skips: {', '.join(names)} from stage {producer} to {to}", markup=False)
+
+
+def _print_whole(prediction: Prediction, console: Console) -> None:
+    target, timeline = prediction.target, prediction.timeline
+    count = target.microbatches
+    samples = "" if target.samples is None else f"{target.samples:,} samples, "
+    console.print(
+        f"[bold]predicted: {prediction.samples_per_second:,.1f} samples/s[/] · "
+        f"{prediction.efficiency:.0%} of the perfect pipeline's speed"
+    )
+    console.print(
+        f"{samples}{count:,} micro-batch{'es' * (count > 1)} of {target.micro_batch}, depth "
+        f"{target.depth}: {readable_seconds(prediction.seconds)} (bound "
+        f"{readable_seconds(prediction.bound)})"
+    )
+    console.print(
+        f"full after {readable_seconds(timeline.fill)}, drains in "
+        f"{readable_seconds(timeline.drain)}"
+    )

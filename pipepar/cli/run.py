@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipepar.cli.arguments import Model, Preprocess
+from pipepar.cli.arguments import Dtype, Model, Preprocess
 
 if TYPE_CHECKING:
     from pipepar.comm.world import World
@@ -66,7 +66,10 @@ def run(
     micro_batch: Annotated[
         int | None,
         typer.Option(
-            help="Samples that travel together.", min=1, show_default="measured to be best"
+            help="Samples that travel together. Another number may change a result's last bits; "
+            "naming it repeats a run bit for bit.",
+            min=1,
+            show_default="the plan's, or measured to be best",
         ),
     ] = None,
     depth: Annotated[
@@ -74,7 +77,7 @@ def run(
         typer.Option(
             help="Micro-batches that may wait on each end of a channel.",
             min=1,
-            show_default="2, or 1 where memory is short",
+            show_default="the plan's, or 2, or 1 where memory is short",
         ),
     ] = None,
     max_length: Annotated[
@@ -102,15 +105,13 @@ def run(
             "all ranks see. root: rank 0, which sends the others theirs.",
         ),
     ] = "disk",
-    dtype: Annotated[
-        Literal["auto", "float32", "float16", "bfloat16"],
-        typer.Option(
-            help="What to compute in; weights and floating-point inputs are cast to it. auto: what "
-            "the checkpoint or the factory says."
-        ),
-    ] = "auto",
+    dtype: Dtype = "auto",
     plan: Annotated[
-        Path | None, typer.Option(help="Use a plan made by 'pipepar plan -o FILE'.")
+        Path | None,
+        typer.Option(
+            help="Use a plan made by 'pipepar plan -o FILE'.",
+            show_default="made here, of measured times",
+        ),
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Write a timeline for Perfetto or chrome://tracing.")
@@ -170,27 +171,27 @@ def run(
     try:
         world = World.start()
     except (PipeparError, ImportError, RuntimeError) as error:  # no MPI, or the wrong one
-        console.print(f"error: {error}", markup=False, highlight=False)
+        console.print(f"error: {error}", markup=False)
         raise typer.Exit(1) from None
 
     def note(sentence: str) -> None:
-        console.print(f"[yellow]note:[/] {escape(sentence)}", highlight=False)
+        console.print(f"[yellow]note:[/] {escape(sentence)}")
 
     display = Display(partial(progress, console), partial(loading, console), note)
     try:
         with FailTogether(world):
             warning = crowded(world)
             if warning and world.rank == min(world.cores):
-                console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+                console.print(f"[yellow]warning:[/] {warning}")
             if world.rank == 0:
-                console.print(_opening(world, model), highlight=False)
+                console.print(_opening(world, model))
             summary = run_job(world, job, display)
     except (Exception, KeyboardInterrupt) as error:  # a world of one; others have been ended
-        console.print(report(world, error), markup=False, highlight=False)
+        console.print(report(world, error), markup=False)
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
     if world.rank == 0:
         print_summary(summary, console)
-        console.print(f"wrote {output_path}", highlight=False)
+        console.print(f"wrote {output_path}")
     world.close()
 
 

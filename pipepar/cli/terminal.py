@@ -1,4 +1,4 @@
-"""Where a rank's messages go: a terminal that can show a moving bar, or a log file."""
+"""Where a rank's words go: a terminal that can show a moving bar, or a file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -22,27 +22,44 @@ from rich.progress import (
 
 from pipepar.comm.world import launched
 
+UNBOUNDED: Final = 10_000
+"""Columns of what may be searched in a file, or read by a program: nothing is cut off."""
+
+_WIDTH: Final = 100
 _PLAIN_SECONDS: Final = 5.0
 
 
-def open_console() -> Console:
-    """A console on stderr that knows the terminal behind it, also through mpirun's pipe. *Local.*
+def open_console(*, stdout: bool = False, width: int = _WIDTH) -> Console:
+    """A console that knows the terminal behind it, also through a launcher. *Local.*
 
-    mpirun reads each rank's stderr and writes it to its own; so a rank has a terminal if mpirun,
-    its parent process, has one.
+    A launcher reads what its ranks write and writes it to its own stdout and stderr; so a rank has
+    a terminal if the launcher, its parent process, has one. What a rank finds itself says nothing:
+    mpirun gives it a pipe, or a terminal of no width.
+
+    Args:
+        stdout: whether it is on stdout, not on stderr.
+        width: columns where there is no terminal.
     """
-    if sys.stderr.isatty():
-        return Console(stderr=True)
-    width = _launcher_width()
-    return Console(stderr=True, force_terminal=width is not None or None, width=width or 100)
+    own = sys.stdout if stdout else sys.stderr
+    if launched() and not _has_width(own):
+        columns = _launcher_width(1 if stdout else 2)
+        return _console(stdout, columns or width, columns is not None)
+    return _console(stdout, None if own.isatty() else width, None)
 
 
-def _launcher_width() -> int | None:
-    """Columns of the launcher's terminal, None where it has none."""
-    if not launched():
-        return None
+def _console(stdout: bool, width: int | None, terminal: bool | None) -> Console:
+    return Console(stderr=not stdout, width=width, force_terminal=terminal, highlight=False)
+
+
+def _has_width(stream: TextIO) -> bool:
+    return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+
+
+def _launcher_width(number: int) -> int | None:
+    """Columns of the launcher's terminal behind that file descriptor, None where it has none."""
+    options = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK  # a pipe may have no reader any more
     try:
-        terminal = os.open(f"/proc/{os.getppid()}/fd/2", os.O_WRONLY | os.O_NOCTTY)
+        terminal = os.open(f"/proc/{os.getppid()}/fd/{number}", options)
     except OSError:
         return None
     try:
@@ -132,8 +149,7 @@ def _lines(console: Console, total: float, what: str, speed: str) -> Callable[[f
         rate = done / max(now - begin, 1e-9)
         console.print(
             f"pipepar: {what.format(done, total)} ({done / total:.0%}), {speed.format(rate)}, "
-            f"{(total - done) / rate:,.0f} s left",
-            highlight=False,
+            f"{(total - done) / rate:,.0f} s left"
         )
 
     return advance

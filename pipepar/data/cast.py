@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
+from typing import TypeAlias
 
 import torch
 
 from pipepar.data.feed import Feed, Reader
+
+Args: TypeAlias = tuple[torch.Tensor, ...]
+Kwargs: TypeAlias = dict[str, torch.Tensor]
 
 
 class Cast:
@@ -36,9 +41,21 @@ class Cast:
         return self._cast(self._reader.example())
 
     def _cast(self, feed: Feed) -> Feed:
-        args = tuple(map(self._one, feed.args))
-        kwargs = {name: self._one(tensor) for name, tensor in feed.kwargs.items()}
+        args, kwargs = cast(feed.args, feed.kwargs, self._dtype)
         return dataclasses.replace(feed, args=args, kwargs=kwargs)
 
-    def _one(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+def cast(args: Args, kwargs: Kwargs, dtype: torch.dtype) -> tuple[Args, Kwargs]:
+    """The same arguments, but what is floating-point in one dtype. *Local.*
+
+    Args:
+        args: positional ones.
+        kwargs: keyword ones.
+        dtype: a floating-point dtype.
+    """
+    one = partial(_one, dtype)
+    return tuple(map(one, args)), {name: one(tensor) for name, tensor in kwargs.items()}
+
+
+def _one(dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

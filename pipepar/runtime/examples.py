@@ -1,15 +1,17 @@
-"""The input to plan for: the shapes or the file that the user names, else one made up."""
+"""The job to plan for: its model, and the input that the user names, else one made up."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from torch import nn
 
+from pipepar.data.cast import cast
 from pipepar.errors import InputError
+from pipepar.model.source import open_source
 from pipepar.model.synthetic import (
     TOKEN_INPUTS,
     Example,
@@ -38,12 +40,16 @@ class Planned:
     """package.module:function that makes the model's arguments of the input's samples."""
     shapes: Sequence[str] = ()
     """The model's arguments instead of an input; see `shaped_example`."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """What to compute in; "auto" for what the checkpoint or the factory says."""
 
     @property
     def job(self) -> Job:
         """The job itself; where nobody named its files, they are the working directory."""
         file = self.file or Path()
-        return Job(self.model, file, Path(), self.task, preprocess=self.preprocess)
+        return Job(
+            self.model, file, Path(), self.task, dtype=self.dtype, preprocess=self.preprocess
+        )
 
 
 def check_planned(planned: Planned) -> None:
@@ -65,28 +71,41 @@ def check_planned(planned: Planned) -> None:
         )
 
 
-def example_for(planned: Planned, module: nn.Module) -> Example:
-    """Arguments to capture a model with. *Local.*
+def planned_model(planned: Planned) -> nn.Module:
+    """The model in eval mode, parameters on meta. *Local.*
+
+    Raises:
+        PipeparError: as in `open_source`.
+    """
+    dtype = planned.job.torch_dtype
+    return open_source(planned.model, planned.task, values=False, dtype=dtype).module
+
+
+def example_for(planned: Planned, module: nn.Module) -> tuple[Example, int | None]:
+    """Arguments to capture a model with, as a run of the job would. *Local.*
 
     Args:
         planned: the job to plan for, as `check_planned` lets it pass.
         module: its model.
 
     Returns:
-        Positional and keyword arguments.
+        Positional and keyword arguments; and how many samples there are, None if nobody knows.
 
     Raises:
         InputError: a shape or the file cannot be read, or nothing tells what the model takes.
         StageError: the function of the user's failed; the cause is chained to it.
     """
-    if planned.shapes:
-        return shaped_example(planned.shapes)
     job = planned.job
+    if planned.shapes:
+        args, kwargs = shaped_example(planned.shapes)
+        dtype = job.torch_dtype
+        return (args, kwargs) if dtype is None else cast(args, kwargs, dtype), None
     if planned.file is not None:
-        feed = open_input(job).example()
-        return feed.args, feed.kwargs
+        reader = open_input(job)
+        feed = reader.example()
+        return (feed.args, feed.kwargs), len(reader)
     if job.is_folder:
-        return _made_up(Path(job.model), module)
+        return _made_up(Path(job.model), module), None
     raise InputError(
         f"found neither --input nor --shape, and {job.model} does not tell what it takes; expected "
         "an example: give --shape SIZExSIZE:DTYPE for each input, such as 2x512"

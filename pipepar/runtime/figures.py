@@ -29,3 +29,24 @@ def readable_bytes(count: int) -> str:
         if round(size, 1) < 1024:
             return f"{size:.1f} {unit}"
     return f"{size / 1024:,.1f} TiB"
+
+
+def readable_seconds(seconds: float) -> str:
+    """A time as one reads it, such as 25.0 us. *Local.*
+
+    Args:
+        seconds: 0 or more.
+    """
+    for unit, size in (("us", 1e-6), ("ms", 1e-3)):
+        if round(seconds / size, 1) < 1000:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:,.1f} s"
+
+
+def readable_rate(bandwidth: float) -> str:
+    """A bandwidth as one reads it, such as 1.25 GB/s. *Local.*
+
+    Args:
+        bandwidth: bytes a second.
+    """
+    return f"{bandwidth / 1e9:.2f} GB/s"

@@ -18,8 +18,9 @@ from pipepar.files import require_apart, require_writable
 from pipepar.model.graph import Graph
 from pipepar.model.source import Source, open_source
 from pipepar.plan.plan import Plan
+from pipepar.runtime.advice import advice
 from pipepar.runtime.assembly import Assembly, assemble
-from pipepar.runtime.choice import MICRO_BATCH, Wish
+from pipepar.runtime.choice import MICRO_BATCH, Choice, Wish
 from pipepar.runtime.fixed import require_batches, require_one_length
 from pipepar.runtime.inputs import agree_on_input, carried_names, feed_all, open_input
 from pipepar.runtime.loop import SAMPLES, Arrival, arrivals, run
@@ -94,7 +95,7 @@ def _open(world: World, job: Job) -> _Opened:
 def _assembled(
     world: World, job: Job, opened: _Opened, source: Source, display: Display
 ) -> Assembly:
-    return assemble(
+    assembly = assemble(
         world,
         source,
         opened.example.args,
@@ -107,6 +108,23 @@ def _assembled(
         inspect=lambda graph: _check(graph, job, opened.reader, display),
         note=display.note,
     )
+    if assembly.agreed.choice is not None:
+        _tell(assembly.agreed.choice, job, display)
+    return assembly
+
+
+def _tell(choice: Choice, job: Job, display: Display) -> None:
+    """What was planned, how to have the same again, and what would be faster."""
+    prediction = choice.prediction
+    target = prediction.target
+    again = f"; --micro-batch {target.micro_batch} repeats it bit for bit"
+    display.note(
+        f"micro-batches of {target.micro_batch}, depth {target.depth}, predicted "
+        f"{prediction.samples_per_second:,.1f} samples/s{'' if job.micro_batch else again}"
+    )
+    better = advice(choice, target.hardware.devices)
+    if better is not None:
+        display.note(better)
 
 
 def _example_rows(job: Job) -> int:
@@ -124,15 +142,16 @@ def _run(
     _work(world, arriving, assembly, tracer, sink, count, display.samples)
     seconds = time.perf_counter() - begin
     assembly.wiring.close()
-    weight_bytes = assembly.stage.weight_bytes
+    choice = assembly.agreed.choice
     summary = summarise(
         world,
         tracer,
-        weight_bytes,
+        assembly.stage.weight_bytes,
         assembly.threads,
         count,
         seconds,
         confusion=sink.confusion() if sink else None,
+        predicted=choice.prediction.samples_per_second if choice else None,
     )
     if job.trace is not None:
         _write_trace(world, job.trace, tracer, begin)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from pipepar.runtime.facts import Finding, LinkFacts
+from pipepar.runtime.figures import readable_rate, readable_seconds
 
 # A link is far slower than the others of its kind by this factor. Below the latency given here,
 # what the two processes do themselves varies more than that.
@@ -104,24 +105,3 @@ def _between(link: LinkFacts, hosts: Sequence[str]) -> str:
 
 def _inside(link: LinkFacts, hosts: Sequence[str]) -> bool:
     return hosts[link.first] == hosts[link.second]
-
-
-def readable_seconds(seconds: float) -> str:
-    """A time as one reads it, such as 25.0 us. *Local.*
-
-    Args:
-        seconds: 0 or more.
-    """
-    for unit, size in (("us", 1e-6), ("ms", 1e-3)):
-        if round(seconds / size, 1) < 1000:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:,.1f} s"
-
-
-def readable_rate(bandwidth: float) -> str:
-    """A bandwidth as one reads it, such as 1.25 GB/s. *Local.*
-
-    Args:
-        bandwidth: bytes a second.
-    """
-    return f"{bandwidth / 1e9:.2f} GB/s"

@@ -112,7 +112,7 @@ def _choice(graph: Graph, table: CutTable, hardware: Hardware, wish: Wish) -> Ch
     Counted work is the same for each sample, so it says nothing in favour of any size.
     """
     costs = partial(model_cost, graph, table)
-    size = wish.micro_batch or MICRO_BATCH
+    size = wish.micro_batch or min(MICRO_BATCH, wish.samples or MICRO_BATCH)
     while True:
         try:
             return choose(graph, table, hardware, costs, [size], wish)

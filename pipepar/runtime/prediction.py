@@ -86,8 +86,18 @@ class Prediction:
     @property
     def seconds(self) -> float:
         """For all micro-batches: as simulated, and then one after the other at the bottleneck."""
-        beyond = max(0, self.target.microbatches - MICROBATCHES)
-        return self.timeline.seconds + beyond * self.bottleneck
+        return self.timeline.seconds + self._beyond * self.bottleneck
+
+    @property
+    def bound(self) -> float:
+        """Seconds that a perfect pipeline would take for the same stages; see `trace.bound`."""
+        slowest = max(stage.compute for stage in self.stages)
+        return self.timeline.bound + self._beyond * slowest
+
+    @property
+    def efficiency(self) -> float:
+        """Achieved / bound, as a share of the perfect pipeline's speed."""
+        return self.bound / self.seconds if self.seconds else 1.0
 
     @property
     def samples_per_second(self) -> float:
@@ -95,6 +105,11 @@ class Prediction:
         target = self.target
         samples = target.samples or target.microbatches * target.micro_batch
         return samples / self.seconds if self.seconds else 0.0
+
+    @property
+    def _beyond(self) -> int:
+        """Micro-batches that are not simulated."""
+        return max(0, self.target.microbatches - MICROBATCHES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from pipepar.comm.world import World
 from pipepar.errors import InputError
 from pipepar.model.capture import capture
 from pipepar.model.crossing import cut_table
-from pipepar.model.source import open_source
 from pipepar.runtime.advice import advice
 from pipepar.runtime.agreement import measured_choice
 from pipepar.runtime.choice import Wish
-from pipepar.runtime.examples import Planned, example_for
+from pipepar.runtime.examples import Planned, example_for, planned_model
 from pipepar.runtime.planning import Planning
 from pipepar.runtime.threads import claim_threads
 
@@ -30,7 +30,7 @@ def plan_measured(
     Args:
         world: all ranks; each sees the model, and the input if there is one.
         planned: the job to plan for, as `check_planned` lets it pass.
-        wish: what the user wants of the plan.
+        wish: what the user wants of the plan; it is made for as many samples as the input has.
         stages: how many, as many as there are ranks; one rank stands for any number like it.
         note: is told, on rank 0, what is worth knowing of the measuring.
         fresh: whether to measure again what earlier jobs have kept.
@@ -43,11 +43,12 @@ def plan_measured(
     """
     world.together(lambda: _check(world, stages))
     claim_threads(world)
-    module = world.together(lambda: open_source(planned.model, planned.task, values=False).module)
-    args, kwargs = world.together(lambda: example_for(planned, module))
+    module = world.together(lambda: planned_model(planned))
+    (args, kwargs), samples = world.together(lambda: example_for(planned, module))
     graph = world.together(lambda: capture(module, args, kwargs))
     world.agree("graphs of the model", graph.digest)
     several = stages if world.size == 1 else None
+    wish = replace(wish, samples=samples)
     choice = measured_choice(world, graph, wish, note, stages=several, fresh=fresh)
     if choice is None:
         return None

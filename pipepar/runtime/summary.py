@@ -73,6 +73,8 @@ class RunSummary:
     """In the order of the pipeline."""
     confusion: Confusion | None = None
     """Which class was taken for which; None where the right ones are not known."""
+    predicted: float | None = None
+    """Samples a second that the plan was to reach; None where it was not made of measured times."""
 
     @property
     def bound(self) -> float:
@@ -116,6 +118,7 @@ def summarise(
     samples: int,
     seconds: float,
     confusion: Confusion | None = None,
+    predicted: float | None = None,
 ) -> RunSummary:
     """Put every stage's figures together. *Collective.*
 
@@ -127,6 +130,7 @@ def summarise(
         samples: rows done; rank 0's number counts.
         seconds: wall time of the run; the longest counts.
         confusion: what the last rank counted, None elsewhere.
+        predicted: samples a second; rank 0's number counts.
     """
     mine = StageSummary(
         rank=world.rank,
@@ -139,15 +143,16 @@ def summarise(
         seconds=seconds,
     )
     counted = confusion and dataclasses.asdict(confusion)
-    fields = [samples, dataclasses.asdict(mine), counted]
+    fields = [samples, dataclasses.asdict(mine), counted, predicted]
     texts = world.all_gather(json.dumps(fields))
     parts = [json.loads(text) for text in texts]
     stages = []
-    for _, stage, _ in parts:
+    for _, stage, *_ in parts:
         totals = {kind: Totals(**each) for kind, each in stage.pop("totals").items()}
         stages.append(StageSummary(**stage, totals=totals))
     longest = max(stage.seconds for stage in stages)
-    return RunSummary(parts[0][0], longest, tuple(stages), _confusion(parts[-1][2]))
+    told, *_, planned = parts[0]
+    return RunSummary(told, longest, tuple(stages), _confusion(parts[-1][2]), planned)
 
 
 def _confusion(fields: dict[str, Any] | None) -> Confusion | None:
@@ -159,9 +164,12 @@ def _confusion(fields: dict[str, Any] | None) -> Confusion | None:
 def print_summary(summary: RunSummary, console: Console) -> None:
     """Show a run to a person. *Local.*"""
     speed = summary.samples / summary.seconds if summary.seconds else 0.0
+    known = summary.samples and summary.predicted is not None
+    predicted = f" (predicted {summary.predicted:,.1f})" if known else ""
     console.print(
         f"[bold]{summary.samples:,} samples in {summary.seconds:.1f} s, {speed:,.1f} samples/s[/]"
-        f" · {summary.efficiency:.0%} of the perfect pipeline's speed (bound {summary.bound:.1f} s)"
+        f"{predicted} · {summary.efficiency:.0%} of the perfect pipeline's speed (bound "
+        f"{summary.bound:.1f} s)"
     )
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("stage", "host", "threads", "weights", "peak memory", "busy", ""):
