@@ -72,7 +72,7 @@ def run_job(case: Case, ranks: int, folder: Path, hosts: Hosts | None, equal: bo
     """
     files = [f"--input={folder / 'in.npy'}", f"--output={folder / 'out.npy'}"]
     files.append(f"--plan={folder / 'plan.json'}")
-    options = [f"--model=benchmarks.architectures:{case.model}", f"--samples={case.samples}"]
+    options = [f"--model=benchmarks.architectures:{case.model}"]
     options += ["--equal"] if equal else []
     options += [f"--busy={ranks - 1}"] if case.busy else []
     command = rank_command("benchmarks.job", [*options, *files])

@@ -1,6 +1,6 @@
 """One job, as a user would do it: measure, plan, run; prints one line of JSON.
 
-    mpirun -n 2 python -m benchmarks.job --model=M --input=F --output=F --plan=F --samples=N
+    mpirun -n 2 python -m benchmarks.job --model=M --input=F --output=F --plan=F
 
 Ranks are kept on cores of their own; if there are more ranks than cores, the last ones share one.
 """
@@ -23,10 +23,9 @@ from benchmarks.link import pin_to
 from pipepar.comm.world import World
 from pipepar.model.capture import capture
 from pipepar.model.crossing import CutTable, cut_table
-from pipepar.model.source import open_source
 from pipepar.plan.plan import Plan
 from pipepar.runtime.choice import Wish
-from pipepar.runtime.examples import Planned, example_for
+from pipepar.runtime.examples import Planned, example_for, planned_model
 from pipepar.runtime.failure import FailTogether
 from pipepar.runtime.job import Job, run_job
 from pipepar.runtime.sizing import plan_measured
@@ -72,8 +71,9 @@ def equal_layers(table: CutTable, ranks: int) -> list[int]:
 
 def write_equal_plan(planned: Planned, ranks: int, micro_batch: int, path: Path) -> None:
     """What a user without a planner would run. *Local.*"""
-    module = open_source(planned.model, planned.task, values=False).module
-    graph = capture(module, *example_for(planned, module))
+    module = planned_model(planned)
+    (args, kwargs), _ = example_for(planned, module)
+    graph = capture(module, args, kwargs)
     table = cut_table(graph)
     path.write_text(plan_of(graph, table, equal_layers(table, ranks), micro_batch).to_json())
 
@@ -81,9 +81,7 @@ def write_equal_plan(planned: Planned, ranks: int, micro_batch: int, path: Path)
 def work(world: World, options: argparse.Namespace) -> Done | None:
     """Plan and run; what came out on rank 0, None elsewhere. *Collective.*"""
     planned = Planned(options.model, file=options.input)
-    count = int(options.samples)
-    wish = Wish(samples=count)
-    planning = plan_measured(world, planned, wish, None, print, fresh=False)
+    planning = plan_measured(world, planned, Wish(), None, print, fresh=False)
     if planning is not None and planning.plan is not None:
         if options.equal:
             assert planning.plan.micro_batch is not None
@@ -111,7 +109,6 @@ def main() -> None:
     for name in ("input", "output", "plan"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--model", required=True, help="package.module:factory")
-    parser.add_argument("--samples", type=int, required=True, help="in the input")
     parser.add_argument("--equal", action="store_true", help="as many layers for each rank")
     parser.add_argument("--busy", type=int, help="the rank with a busy neighbour on its core")
     options = parser.parse_args()

@@ -2,10 +2,12 @@
 
     python -m benchmarks.planner [--repetitions R]
 
-First the search for cuts and devices, on models and devices made of numbers. Layers differ in work, memory and what crosses, as a seed says. Equal devices, devices that all
-differ in a given order with links that all differ, and devices of three kinds in any order, the
-last with little memory too, with links that depend on the kinds, and with work that does. Then real jobs,
-see forecast.py; two hosts for one of them need root.
+First the search for cuts and devices, on models and devices made of numbers. Layers differ in work,
+memory and what crosses, as a seed says. Equal devices, devices that all differ in a given order
+with links that all differ, and devices of three kinds in any order, the last with little memory
+too, with links that depend on the kinds, and with work that does.
+
+Then real jobs, see forecast.py; two hosts for one of them need root.
 """
 
 from __future__ import annotations
