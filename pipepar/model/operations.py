@@ -98,17 +98,23 @@ class _DescribingRun(fx.Interpreter):
         }
 
     def run_node(self, n: fx.Node) -> Any:
+        operation: Operation | None = None
         if n.op == "call_function":
-            self._note(n, n.target, f"{n.target}")  # type: ignore[arg-type]
+            operation = self._operation(n, n.target, f"{n.target}")  # type: ignore[arg-type]
         elif n.op == "call_module":
             module = self.fetch_attr(str(n.target))
-            self._note(n, module, "\n".join(described_state(module)))
-        return super().run_node(n)
+            operation = self._operation(n, module, "\n".join(described_state(module)))
+        result = super().run_node(n)
+        if operation is not None:
+            self.operations[n] = operation
+        return result
 
-    def _note(self, n: fx.Node, target: Callable[..., Any] | nn.Module, name: str) -> None:
+    def _operation(
+        self, n: fx.Node, target: Callable[..., Any] | nn.Module, name: str
+    ) -> Operation:
         args: Any = fx.node.map_arg(n.args, self._described)
         kwargs: Any = fx.node.map_arg(n.kwargs, self._described)
-        self.operations[n] = Operation(target, args, kwargs, f"{name} {args} {kwargs}")
+        return Operation(target, args, kwargs, f"{name} {args} {kwargs}")
 
     def _described(self, node: fx.Node) -> Any:
         grad = self._grads.get(node)

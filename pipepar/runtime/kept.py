@@ -1,7 +1,8 @@
 """Measured times, kept on disk from job to job.
 
 A small JSON file for each model, kind of device and shape of input, in ``$XDG_CACHE_HOME/pipepar``
-or ``~/.cache/pipepar``. What is damaged, or was made by another version, is as good as absent.
+or ``~/.cache/pipepar``; a user without a home has them among temporary files. What is damaged, or
+was made by another version, is as good as absent.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +94,12 @@ class Kept:
 
 def _folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "pipepar"
+    if base:
+        return Path(base) / "pipepar"
+    try:
+        return Path.home() / ".cache" / "pipepar"
+    except RuntimeError:  # a container's user who has none
+        return Path(tempfile.gettempdir()) / f"pipepar-{os.getuid()}"
 
 
 def _is_time(value: object) -> bool:

@@ -50,19 +50,29 @@ def _left_of_limits() -> Iterator[float]:
     for line in groups:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            yield from _left(_GROUPS, path, "memory.max", "memory.current")
+            yield from _left(_GROUPS, path, "memory.max", "memory.current", "")
         elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
             yield from _left(_GROUPS / "memory", path, *names)
 
 
-def _left(root: Path, path: str, limit: str, usage: str) -> Iterator[float]:
+def _left(root: Path, path: str, limit: str, usage: str, prefix: str) -> Iterator[float]:
     group = root / path.lstrip("/")
     for place in (group, *group.parents):
         if root in (place, *place.parents):
             most, used = _number(place / limit), _number(place / usage)
             if most < math.inf and used < math.inf:
-                yield max(0.0, most - used)
+                yield min(most, max(0.0, most - used + _cached(place / "memory.stat", prefix)))
+
+
+def _cached(path: Path, prefix: str) -> float:
+    """Bytes in use that hold files; the kernel gives them up before it refuses any."""
+    try:
+        words = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
+    except OSError:
+        return 0.0
+    names = (f"{prefix}active_file", f"{prefix}inactive_file")
+    return float(sum(int(value) for name, value in words if name in names))
 
 
 def _number(path: Path) -> float:

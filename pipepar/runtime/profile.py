@@ -81,12 +81,18 @@ def take_profile(
     kinds = world.all_gather(mine)
     subject = _Subject(graph, table, Kept.of(graph, mine), world.size)
     curve: dict[int, Seconds] = {}
+    problem = ""
     for size in sizes:
         sized = _Sized(subject, size)
-        times = _times(world, kinds, sized, fresh, note)
+        times, measured = _times(world, kinds, sized, fresh)
+        problem = problem or (_keep(sized, times[mine]) if measured else "")
         curve[size] = {kind: sized.by_node(known) for kind, known in times.items()}
+        # Of all kinds, so that all ranks stop here.
         if not _worth_more(curve) or max(map(_total, times.values())) > _LONGEST:
             break
+    problems = dict.fromkeys(world.all_gather(problem))
+    for text in filter(None, problems if world.rank == 0 else ()):
+        note(text)
     hardware = Neighbours(_devices(world, kinds, sized, times[mine]), links)
     del sized
     return_freed_memory()  # the stage's weights come next
@@ -141,9 +147,12 @@ class _Sized:
 
 
 def _times(
-    world: World, kinds: Sequence[str], sized: _Sized, fresh: bool, note: Callable[[str], None]
-) -> dict[str, Times]:
-    """By kind, the shortest of its ranks': how far each is from that, its pace will tell."""
+    world: World, kinds: Sequence[str], sized: _Sized, fresh: bool
+) -> tuple[dict[str, Times], bool]:
+    """By kind, the shortest of its ranks': how far each is from that, its pace will tell.
+
+    And whether this rank is to keep those of its own kind.
+    """
     kind = kinds[world.rank]
     known = None if fresh else sized.kept.read(sized.size, len(sized.distinct))
     own = world.together(lambda: sized.bench.medians() if known is None else known)
@@ -151,12 +160,16 @@ def _times(
     parts = [(of, *json.loads(text)) for of, text in zip(kinds, texts, strict=True)]
     times = {of: _shortest([own for other, _, own in parts if other == of]) for of in kinds}
     measured = any(new for other, new, _ in parts if other == kind)
-    if measured and kinds.index(kind) == world.rank:
-        try:
-            sized.kept.write(sized.size, times[kind])
-        except OSError as error:
-            note(f"measured times cannot be kept in {sized.kept.path.parent}: {error.strerror}")
-    return times
+    return times, measured and kinds.index(kind) == world.rank
+
+
+def _keep(sized: _Sized, times: Times) -> str:
+    """Keep what was measured; the problem if that cannot be."""
+    try:
+        sized.kept.write(sized.size, times)
+    except OSError as error:
+        return f"measured times cannot be kept in {sized.kept.path.parent}: {error.strerror}"
+    return ""
 
 
 def _shortest(rows: Sequence[Times]) -> Times:

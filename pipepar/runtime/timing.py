@@ -23,6 +23,7 @@ from torch import nn
 
 from pipepar.microbatch import TensorSpec
 from pipepar.model.operations import Needed, Operation
+from pipepar.model.tensors import named_tensors
 
 # More than a core has of its caches for itself; touching more memory would take too long.
 _MOST_WEIGHTS: Final = 64 * 2**20
@@ -107,6 +108,7 @@ class Bench:
             self._finish()
             seconds = time.perf_counter() - begin
         del result
+        self._memory.mend()
         return seconds
 
     def _finish(self) -> None:
@@ -127,9 +129,14 @@ def _by_values(operation: Operation) -> bool:
 
 
 def _filled(module: nn.Module, device: torch.device) -> nn.Module:
+    """A copy with values: its own where it has them, such as a table of positions."""
+    own = named_tensors(module)
     made = copy.deepcopy(module).to_empty(device=device)
-    for tensor in made.state_dict().values():
-        _fill(tensor)
+    for name, tensor in named_tensors(made).items():
+        if own[name].is_meta:
+            _fill(tensor.detach())
+        else:
+            tensor.detach().copy_(own[name])
     return made
 
 
@@ -138,11 +145,13 @@ def _fill(tensor: torch.Tensor) -> None:
 
     Whole numbers are 0, which is a position in any table.
     """
-    flat = tensor.view(-1)
     if not tensor.is_floating_point():
-        flat.zero_()
+        tensor.zero_()
         return
-    noise = torch.empty_like(flat[:_NOISE]).uniform_(0.1, 1.0)
+    flat = tensor.as_strided((TensorSpec.of(tensor).extent,), (1,))  # channels may come last
+    size = min(_NOISE, len(flat))
+    # Not every type of number can be drawn.
+    noise = torch.empty(size, device=tensor.device).uniform_(0.1, 1.0).to(tensor.dtype)
     # Drawing so many numbers would take longer than all the rest.
     for begin in range(0, len(flat), _NOISE):
         part = flat[begin : begin + _NOISE]
@@ -175,6 +184,11 @@ class _Memory:
         args, kwargs = pytree.tree_map(self._given, (operation.args, dict(operation.kwargs)))
         return partial(operation.target, *args, **kwargs)
 
+    def mend(self) -> None:
+        """Put back what the operation has written over, else its values grow or fade."""
+        for block in self._activations.values():
+            block.mend()
+
     def _given(self, leaf: Any) -> Any:
         if not isinstance(leaf, Needed):
             return leaf
@@ -202,10 +216,17 @@ class _Block:
         self._memory = torch.empty(size, dtype=dtype, device=device)
         _fill(self._memory)
         self._next = 0
+        self._version = self._memory._version
 
     def rewind(self) -> None:
         """Begin at the beginning."""
         self._next = 0
+
+    def mend(self) -> None:
+        """Fill again what has been taken since the beginning, if anybody wrote into it."""
+        if self._memory._version != self._version:
+            _fill(self._memory[: self._next])
+            self._version = self._memory._version
 
     def take(self, spec: TensorSpec) -> torch.Tensor:
         """The next tensor of that shape and strides."""
