@@ -118,9 +118,12 @@ class Bench:
 
 def _ready(operation: Operation, device: torch.device) -> Operation | None:
     """The operation with weights where it is a module; None if made-up values tell nothing."""
-    if isinstance(operation.target, nn.Module):
+    if not isinstance(operation.target, nn.Module):
+        return None if _by_values(operation) else operation
+    try:
         return replace(operation, target=_filled(operation.target, device))
-    return None if _by_values(operation) else operation
+    except Exception:  # a module that cannot be copied, or filled, has no time either
+        return None
 
 
 def _by_values(operation: Operation) -> bool:
