@@ -68,11 +68,12 @@ def _left(root: Path, path: str, limit: str, usage: str, prefix: str) -> Iterato
 def _cached(path: Path, prefix: str) -> float:
     """Bytes in use that hold files; the kernel gives them up before it refuses any."""
     try:
-        words = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
+        lines = path.read_text(encoding="ascii").splitlines()
     except OSError:
         return 0.0
-    names = (f"{prefix}active_file", f"{prefix}inactive_file")
-    return float(sum(int(value) for name, value in words if name in names))
+    counts = dict(line.partition(" ")[::2] for line in lines)
+    files = (counts.get(f"{prefix}{name}_file", "") for name in ("active", "inactive"))
+    return float(sum(int(count) for count in files if count.isdecimal()))
 
 
 def _number(path: Path) -> float:

@@ -1,0 +1,49 @@
+"""What joins devices in a row, and some of them in any order."""
+
+from pipepar.plan.cluster import Cluster
+from pipepar.plan.costs import DeviceCost, LinkCost
+from pipepar.plan.hardware import Hardware, Neighbours, Taken
+
+A, B, C, D = (DeviceCost(speed, memory=speed, kind=f"{speed:g}") for speed in (1.0, 2.0, 3.0, 4.0))
+LINKS = (LinkCost(1e-6, 30.0), LinkCost(3e-6, 20.0), LinkCost(2e-6, 10.0))
+ROW = Neighbours((A, B, C, D), LINKS)
+
+
+def test_a_link_between_neighbours_is_as_measured() -> None:
+    assert [ROW.link(place, place + 1) for place in range(3)] == list(LINKS)
+
+
+def test_a_way_over_several_links_is_as_slow_as_the_slowest() -> None:
+    assert ROW.link(0, 2) == LinkCost(3e-6, 20.0)
+    assert ROW.link(1, 3) == LinkCost(3e-6, 10.0)
+    assert ROW.link(0, 3) == LinkCost(3e-6, 10.0)
+
+
+def test_a_link_leads_both_ways() -> None:
+    pairs = [(one, other) for one in range(4) for other in range(4) if one != other]
+    assert all(ROW.link(one, other) == ROW.link(other, one) for one, other in pairs)
+
+
+def test_a_single_device_has_no_links() -> None:
+    assert Neighbours((A,), ()).devices == (A,)
+
+
+def test_devices_that_are_taken_come_in_the_order_of_the_stages() -> None:
+    taken = Taken(ROW, (3, 0, 2))
+    assert tuple(taken.devices) == (D, A, C)
+    assert taken.link(0, 1) == ROW.link(3, 0)
+    assert taken.link(1, 2) == ROW.link(0, 2)
+
+
+def test_some_of_some() -> None:
+    whole: Hardware = Taken(ROW, (1, 2, 3))
+    taken = Taken(whole, (2, 0))
+    assert tuple(taken.devices) == (D, B)
+    assert taken.link(0, 1) == ROW.link(3, 1)
+
+
+def test_devices_of_a_cluster_can_be_taken() -> None:
+    near, far = LinkCost(1e-6), LinkCost(1e-3)
+    links = {frozenset((A.kind,)): near, frozenset((A.kind, B.kind)): far}
+    taken = Taken(Cluster((A, B, A), links), (0, 2, 1))
+    assert [taken.link(0, 1), taken.link(1, 2)] == [near, far]
