@@ -1,0 +1,262 @@
+"""Which micro-batch, depth and devices are chosen, by costs that are made by hand.
+
+The model has eight layers of which each weighs 80 bytes and hands 16 bytes a sample on; it reads as
+many and makes as many. So a stage of n layers between two others takes
+80 n + 2 x depth x 16 b + 32 b bytes for micro-batches of b samples.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from pipepar.errors import PlanError
+from pipepar.model.capture import capture
+from pipepar.model.crossing import cut_table
+from pipepar.plan.cluster import Cluster
+from pipepar.plan.costs import DeviceCost, LinkCost
+from pipepar.plan.hardware import Hardware, Neighbours
+from pipepar.runtime.choice import Choice, Wish, choose
+from pipepar.runtime.prediction import ModelCost, model_cost
+
+GRAPH = capture(
+    nn.Sequential(*(nn.Linear(4, 4) for _ in range(8))).eval(), (torch.zeros(2, 4),), {}
+)
+TABLE = cut_table(GRAPH)
+SIZES = [1, 2, 4, 8, 16, 32]
+ONE_MS = 1e-3
+
+
+def costs(
+    *by_layer: float, kind: str = "", **others: Sequence[float]
+) -> Callable[[int], ModelCost]:
+    """Layers that take these seconds for any micro-batch, on one kind of device or several."""
+    return lambda size: model_cost(GRAPH, TABLE, size, {kind: by_layer, **others})
+
+
+def per_micro_batch(fixed: float, each: float) -> Callable[[int], ModelCost]:
+    """Equal layers with something to pay for each micro-batch and for each of its samples."""
+    return lambda size: costs(*[fixed + each * size] * 8)(size)
+
+
+def row(
+    count: int, *, memory: float = math.inf, link: LinkCost | None = None, kind: str = ""
+) -> Neighbours:
+    return Neighbours((DeviceCost(1.0, memory, kind),) * count, (link or LinkCost(),) * (count - 1))
+
+
+def chosen(
+    cost: Callable[[int], ModelCost],
+    hardware: Hardware | None = None,
+    sizes: Sequence[int] = SIZES,
+    wish: Wish | None = None,
+) -> Choice:
+    return choose(GRAPH, TABLE, hardware or row(4), cost, sizes, wish or Wish())
+
+
+def layers_of(choice: Choice) -> list[int]:
+    return [stage.end - stage.begin for stage in choice.plan.stages]
+
+
+def taken_by(choice: Choice) -> list[str]:
+    return [device.kind for device in choice.prediction.target.hardware.devices]
+
+
+def best_by_hand(fixed: float, each: float, samples: int, stages: int = 4) -> int:
+    """The size by which (M + stages - 1) steps of 8 / stages layers are over first."""
+
+    def seconds(size: int) -> float:
+        return (-(-samples // size) + stages - 1) * (8 / stages) * (fixed + each * size)
+
+    return min(SIZES, key=seconds)
+
+
+def test_what_is_paid_once_for_a_micro_batch_makes_it_large() -> None:
+    choice = chosen(per_micro_batch(ONE_MS, 1e-9), wish=Wish(samples=10_000))
+    assert choice.plan.micro_batch == 32
+    assert choice.prediction.target.micro_batch == 32
+    assert layers_of(choice) == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("samples", [32, 64, 128])
+def test_filling_the_pipeline_bounds_the_size(samples: int) -> None:
+    """Larger ones take less time a sample, but leave stages without work at both ends."""
+    fixed, each = ONE_MS, ONE_MS / 8
+    assert fixed + 8 * each < 2 * (fixed + 4 * each)
+    choice = chosen(per_micro_batch(fixed, each), wish=Wish(samples=samples))
+    assert choice.plan.micro_batch == best_by_hand(fixed, each, samples)
+    assert 1 < (choice.plan.micro_batch or 0) < 32
+
+
+def test_fewer_samples_want_smaller_micro_batches() -> None:
+    few, many = (
+        chosen(per_micro_batch(ONE_MS, ONE_MS / 8), wish=Wish(samples=n)) for n in (16, 1024)
+    )
+    assert (few.plan.micro_batch or 0) < (many.plan.micro_batch or 0)
+
+
+def test_of_sizes_that_are_about_equal_the_smallest_is_taken() -> None:
+    # 64 micro-batches of any size, of which none makes a sample cheaper by more than 3%.
+    assert chosen(per_micro_batch(0.02 * ONE_MS, ONE_MS)).plan.micro_batch == 1
+    assert chosen(per_micro_batch(0.05 * ONE_MS, ONE_MS)).plan.micro_batch == 2
+
+
+def test_a_single_device_has_no_pipeline_to_fill() -> None:
+    choice = chosen(per_micro_batch(ONE_MS, ONE_MS / 8), row(1), wish=Wish(samples=32))
+    assert choice.plan.micro_batch == 32
+    assert layers_of(choice) == [8]
+
+
+def test_memory_bounds_the_size() -> None:
+    # Two layers, one neighbour each at the ends: 160 + 2 x 16 b + 32 b; in the middle 32 b more.
+    cost = per_micro_batch(ONE_MS, 1e-9)
+    roomy = chosen(cost, row(4, memory=160 + 96 * 16))
+    assert (roomy.plan.micro_batch, roomy.plan.depth) == (16, 2)
+    assert max(stage.memory for stage in roomy.prediction.stages) == 160 + 96 * 16
+
+
+def test_where_memory_is_short_fewer_micro_batches_wait() -> None:
+    cost = per_micro_batch(ONE_MS, 1e-9)
+    tight = chosen(cost, row(4, memory=160 + 64 * 16), [16])
+    assert (tight.plan.micro_batch, tight.plan.depth) == (16, 1)
+    assert tight.prediction.target.depth == 1
+    # The ends need less and take three layers each; a single one in the middle is the least.
+    tighter = chosen(cost, row(4, memory=80 + 64 * 16), [16])
+    assert layers_of(tighter) == [3, 1, 1, 3]
+    with pytest.raises(PlanError):
+        chosen(cost, row(4, memory=79 + 64 * 16), [16])
+
+
+def test_a_larger_size_with_depth_1_may_win() -> None:
+    cost = per_micro_batch(ONE_MS, 1e-9)
+    choice = chosen(cost, row(4, memory=160 + 64 * 16))
+    assert (choice.plan.micro_batch, choice.plan.depth) == (16, 1)
+
+
+def test_a_depth_that_is_told_is_kept_or_refused() -> None:
+    cost, room = per_micro_batch(ONE_MS, 1e-9), 160 + 64 * 16
+    for depth in (1, 2, 3):
+        assert chosen(cost, wish=Wish(depth=depth)).plan.depth == depth
+    # In the middle 80 + 2 x 2 x 16 b + 32 b, which is at most the room up to b = 11.
+    choice = chosen(cost, row(4, memory=room), wish=Wish(depth=2))
+    assert (choice.plan.micro_batch, choice.plan.depth) == (8, 2)
+    with pytest.raises(PlanError, match=r"the smallest of 4 devices has 1\.156 KiB"):
+        chosen(cost, row(4, memory=room), [16], Wish(depth=2))
+
+
+def test_a_micro_batch_that_is_told_is_kept_or_refused() -> None:
+    cost = per_micro_batch(ONE_MS, 1e-9)
+    wish = Wish(samples=10_000, micro_batch=3)
+    assert wish.sizes(None) == [3]
+    assert chosen(cost, sizes=wish.sizes(None), wish=wish).plan.micro_batch == 3
+    # What a layer reads and makes, what crosses at both ends, its weights: 80 + 2 x 16 b + 32 b.
+    with pytest.raises(PlanError, match=r"needs 272 B for layers \d\.\.\d, expected at most 200 B"):
+        chosen(cost, row(4, memory=200), wish.sizes(None), wish)
+
+
+def test_where_no_size_fits_the_smallest_is_told() -> None:
+    with pytest.raises(PlanError, match=r"needs 144 B .* at most 100 B"):
+        chosen(per_micro_batch(ONE_MS, 0), row(4, memory=100))
+
+
+def test_more_stages_than_layers() -> None:
+    with pytest.raises(PlanError, match="at most 8 ranks"):
+        chosen(costs(*[1.0] * 8), row(9))
+
+
+@pytest.mark.parametrize(
+    ("wish", "fixed", "sizes"),
+    [
+        (Wish(), None, [1, 2, 4, 8, 16, 32, 64, 128, 256]),
+        (Wish(samples=0), None, [1, 2, 4, 8, 16, 32, 64, 128, 256]),
+        (Wish(samples=1), None, [1]),
+        (Wish(samples=7), None, [1, 2, 4]),
+        (Wish(samples=8), None, [1, 2, 4, 8]),
+        (Wish(samples=10**6), None, [1, 2, 4, 8, 16, 32, 64, 128, 256]),
+        (Wish(samples=1), 12, [12]),
+        (Wish(micro_batch=5), None, [5]),
+        (Wish(micro_batch=1000), None, [1000]),
+        (Wish(micro_batch=12), 12, [12]),
+    ],
+)
+def test_sizes_to_choose_from(wish: Wish, fixed: int | None, sizes: list[int]) -> None:
+    assert wish.sizes(fixed) == sizes
+
+
+def test_nothing_to_compute_can_be_planned() -> None:
+    choice = chosen(per_micro_batch(ONE_MS, ONE_MS), wish=Wish(samples=0))
+    assert choice.prediction.target.microbatches == 1
+
+
+def test_the_choice_tells_its_cost_and_its_prediction() -> None:
+    choice = chosen(per_micro_batch(ONE_MS, 0), wish=Wish(samples=320, micro_batch=4), sizes=[4])
+    assert [layer.work for layer in choice.cost.layers] == [{"": ONE_MS}] * 8
+    assert choice.prediction.seconds == pytest.approx((63 + 4 + 16) * 2 * ONE_MS)
+    assert choice.prediction.samples_per_second == pytest.approx(320 / (83 * 2 * ONE_MS))
+
+
+def cluster(*kinds: str, slow: LinkCost | None = None) -> Cluster:
+    devices = tuple(DeviceCost(1.0, 200.0 if kind == "small" else 1e9, kind) for kind in kinds)
+    pairs = {frozenset((one.kind, other.kind)) for one in devices for other in devices}
+    return Cluster(devices, {pair: LinkCost() for pair in pairs})
+
+
+def test_in_any_order_a_device_comes_where_its_work_is() -> None:
+    """The odd device is slow at all but the last two layers."""
+    odd = [4.0] * 6 + [0.5] * 2
+    cost = costs(*[1.0] * 8, kind="even", odd=odd)
+    hardware = cluster("odd", "even", "even")
+    fixed = chosen(cost, hardware, [1])
+    assert taken_by(fixed) == ["odd", "even", "even"]
+    assert fixed.prediction.bottleneck == 4.0
+    free = chosen(cost, hardware, [1], Wish(free_order=True))
+    assert taken_by(free) == ["even", "even", "odd"]
+    assert layers_of(free) == [3, 3, 2]
+    assert [stage.device.kind for stage in free.prediction.stages] == taken_by(free)
+    assert [stage.compute for stage in free.prediction.stages] == [3.0, 3.0, 1.0]
+
+
+def test_in_any_order_links_go_with_the_kinds() -> None:
+    near, far = LinkCost(0.0), LinkCost(5.0)
+    devices = tuple(DeviceCost(1.0, kind=kind) for kind in ("a", "b", "a", "b"))
+    links = {frozenset("a"): near, frozenset("b"): near, frozenset("ab"): far}
+    cost = costs(*[1.0] * 8, kind="a", b=[1.0] * 8)
+    free = chosen(cost, Cluster(devices, links), [1], Wish(free_order=True))
+    assert taken_by(free) in (["a", "a", "b", "b"], ["b", "b", "a", "a"])
+    assert sorted(stage.transfer for stage in free.prediction.stages) == [0.0, 0.0, 0.0, 5.0]
+
+
+@pytest.mark.parametrize("free_order", [False, True])
+def test_a_single_device_in_any_order(free_order: bool) -> None:
+    choice = chosen(costs(*[1.0] * 8, kind="a"), cluster("a"), [1], Wish(free_order=free_order))
+    assert taken_by(choice) == ["a"]
+
+
+@pytest.mark.parametrize("free_order", [False, True])
+def test_a_device_that_is_of_no_use_is_left_out(free_order: bool) -> None:
+    cost = costs(*[1.0] * 8, kind="fast", slow=[100.0] * 8)
+    hardware = cluster("fast", "fast", "slow")
+    assert len(chosen(cost, hardware, [1]).plan.stages) == 3
+    choice = chosen(cost, hardware, [1], Wish(fewer=True, free_order=free_order))
+    assert taken_by(choice) == ["fast", "fast"]
+    assert layers_of(choice) == [4, 4]
+    assert choice.prediction.bottleneck == 4.0
+
+
+def test_only_a_run_of_neighbours_stays_unless_the_order_is_free() -> None:
+    cost = costs(*[1.0] * 8, kind="fast", slow=[100.0] * 8)
+    hardware = cluster("fast", "slow", "fast")
+    assert taken_by(chosen(cost, hardware, [1], Wish(fewer=True))) == ["fast"]
+    free = chosen(cost, hardware, [1], Wish(fewer=True, free_order=True))
+    assert taken_by(free) == ["fast", "fast"]
+
+
+def test_devices_that_are_left_out_keep_the_links_of_the_others() -> None:
+    devices = tuple(DeviceCost(1.0, kind=kind) for kind in ("slow", "fast", "fast"))
+    hardware = Neighbours(devices, (LinkCost(7.0), LinkCost(2.0)))
+    cost = costs(*[1.0] * 8, kind="fast", slow=[100.0] * 8)
+    choice = chosen(cost, hardware, [1], Wish(fewer=True))
+    assert taken_by(choice) == ["fast", "fast"]
+    assert choice.prediction.stages[1].transfer == 2.0
