@@ -99,7 +99,7 @@ def test_what_fails_later_has_no_time_either() -> None:
     assert first is None
     assert second is not None
     assert calls == 3
-    assert made.pace([1.0, second]) > 0  # and is left out of the pace
+    assert made.pace([1.0, second], [1, 1]) > 0  # and is left out of the pace
 
 
 def test_a_module_that_cannot_be_copied_has_no_time() -> None:
@@ -132,11 +132,11 @@ def test_where_nothing_can_be_timed_the_pace_is_the_expected(
     def fail(*given: Any) -> None:
         raise ValueError("no")
 
-    assert bench(*[operation(Spy(fail))] * len(expected)).pace(expected) == 1.0
+    assert bench(*[operation(Spy(fail))] * len(expected)).pace(expected, [1] * len(expected)) == 1.0
 
 
 def test_what_was_not_timed_before_does_not_count() -> None:
-    assert bench(operation(torch.relu, tensor(4))).pace([None]) == 1.0
+    assert bench(operation(torch.relu, tensor(4))).pace([None], [1]) == 1.0
 
 
 def test_twice_the_expected_time_is_about_twice_the_pace() -> None:
@@ -144,8 +144,9 @@ def test_twice_the_expected_time_is_about_twice_the_pace() -> None:
     graph = capture(model.eval(), (torch.randn(32, 64),), {})
     made = Bench(distinct(operations_of(graph, 32)), CPU, 1 << 16)
     expected = made.medians()
-    once = made.pace(expected)
-    twice = made.pace([seconds and 2 * seconds for seconds in expected])
+    counts = [1] * len(expected)
+    once = made.pace(expected, counts)
+    twice = made.pace([seconds and 2 * seconds for seconds in expected], counts)
     assert once > 0
     assert 0.4 < twice / once < 10
 
@@ -155,7 +156,7 @@ def test_the_pace_is_taken_once_where_a_round_takes_long(monkeypatch: pytest.Mon
     calls: list[torch.Tensor] = []
     made = bench(operation(Spy(calls.append), tensor(4)), operation(torch.relu, tensor(4)))
     # What takes the time need not be what counts.
-    assert made.pace([None, 1e-6]) > 0
+    assert made.pace([None, 1e-6], [1, 1]) > 0
     assert len(calls) == 2
 
 
