@@ -119,9 +119,10 @@ def test_memory_bounds_the_size() -> None:
 
 def test_where_memory_is_short_fewer_micro_batches_wait() -> None:
     cost = per_micro_batch(ONE_MS, 1e-9)
-    tight = chosen(cost, row(4, memory=160 + 64 * 16), [16])
+    tight = chosen(cost, row(4, memory=160 + 64 * 16), [16], Wish(samples=48))
     assert (tight.plan.micro_batch, tight.plan.depth) == (16, 1)
     assert tight.prediction.target.depth == 1
+    assert tight.prediction.target.samples == 48
     # The ends need less and take three layers each; a single one in the middle is the least.
     tighter = chosen(cost, row(4, memory=80 + 64 * 16), [16])
     assert layers_of(tighter) == [3, 1, 1, 3]
@@ -219,13 +220,16 @@ def test_in_any_order_a_device_comes_where_its_work_is() -> None:
 
 
 def test_in_any_order_links_go_with_the_kinds() -> None:
-    near, far = LinkCost(0.0), LinkCost(5.0)
-    devices = tuple(DeviceCost(1.0, kind=kind) for kind in ("a", "b", "a", "b"))
-    links = {frozenset("a"): near, frozenset("b"): near, frozenset("ab"): far}
-    cost = costs(*[1.0] * 8, kind="a", b=[1.0] * 8)
+    """The link between the first two is slow, and the third one is near to both."""
+    near, far = LinkCost(0.5), LinkCost(5.0)
+    devices = tuple(DeviceCost(1.0, kind=kind) for kind in ("a", "b", "c"))
+    links = {frozenset("ab"): far, frozenset("ac"): near, frozenset("bc"): near}
+    cost = costs(*[1.0] * 8, kind="a", b=[1.0] * 8, c=[1.0] * 8)
+    assert chosen(cost, Cluster(devices, links), [1]).prediction.bottleneck == 5.0
     free = chosen(cost, Cluster(devices, links), [1], Wish(free_order=True))
-    assert taken_by(free) in (["a", "a", "b", "b"], ["b", "b", "a", "a"])
-    assert sorted(stage.transfer for stage in free.prediction.stages) == [0.0, 0.0, 0.0, 5.0]
+    assert taken_by(free)[1] == "c"
+    assert [stage.transfer for stage in free.prediction.stages] == [0.0, 0.5, 0.5]
+    assert free.prediction.bottleneck == 3.0
 
 
 @pytest.mark.parametrize("free_order", [False, True])

@@ -88,6 +88,13 @@ def test_a_group_seen_from_inside_a_container_is_the_root(host: Host) -> None:
     assert free_memory() == 4000
 
 
+def test_what_lies_outside_of_the_groups_is_no_limit(host: Host) -> None:
+    host.in_groups("0::/job")
+    host.write("/sys/fs/memory.max", "5000")
+    host.write("/sys/fs/memory.current", "0")
+    assert free_memory() == AVAILABLE
+
+
 def test_a_limit_that_is_larger_than_the_memory(host: Host) -> None:
     host.in_groups("4:memory:/")
     host.limit_v1("/", 9223372036854771712, 4096)

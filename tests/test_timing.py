@@ -1,6 +1,8 @@
 """Operations computed by themselves: what they are given, and what becomes of those that fail."""
 
 from collections.abc import Callable, Sequence
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,6 +153,18 @@ def test_twice_the_expected_time_is_about_twice_the_pace() -> None:
     assert 0.4 < twice / once < 10
 
 
+def test_the_pace_is_the_expected_time_over_the_time_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a clock that goes on by a second whenever anybody looks."""
+    made = bench(operation(torch.relu, tensor(4)), operation(torch.neg, tensor(4)))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=count().__next__))
+    assert made.medians() == [1.0, 1.0]
+    assert made.pace([1.0, 1.0]) == 1.0
+    assert made.pace([3.0, 5.0]) == 4.0
+    assert made.pace([0.5, None]) == 0.5
+
+
 def test_the_pace_is_taken_once_where_a_round_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "_PACE_SECONDS", 0.0)
     calls: list[torch.Tensor] = []
@@ -204,6 +218,13 @@ def test_activations_lie_in_one_place_and_weights_wander() -> None:
     assert all(one.data_ptr() + 64 * 4 == other.data_ptr() for one, other, _ in calls)
     places = [given.data_ptr() for _, _, given in calls]
     assert [place - places[0] for place in places] == [256 * (turn % 4) for turn in range(9)]
+
+
+def test_a_small_operation_finds_its_activations_where_a_large_one_does() -> None:
+    calls: list[torch.Tensor] = []
+    spy = Spy(calls.append)
+    bench(*(operation(spy, tensor(size)) for size in (64, 64, 256)))
+    assert len({given.data_ptr() for given in calls}) == 1
 
 
 def test_only_weights_ask_for_gradients() -> None:
