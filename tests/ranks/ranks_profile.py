@@ -176,6 +176,8 @@ def test_all_ranks_stop_where_one_kind_takes_long(
     profile, _ = profiled(world, graph, [1, 2, 4])
     assert all_equal(world, list(profile.curve))
     assert list(profile.curve) == [1]
+    assert profile.curve[1]["odd"] == (1.0,) * LAYERS
+    assert 1.0 not in profile.curve[1].get("even", ())
 
 
 def test_what_cannot_be_kept_is_told_on_rank_0_once(
