@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.ranks import Finished, environment, finish, mpirun, run_ranks, start
+from tests.command import pipepar
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 5.0
@@ -25,13 +26,22 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
+def with_plan(model: str, ranks: int, tmp_path: Path) -> list[str]:
+    """A plan made before, if there is any: traps are to spring in the pipeline, not in measuring."""
+    path = tmp_path / "plan.json"
+    status, _ = pipepar(
+        *("plan", f"tests.factories:{model}", "--shape", "2x4", "--stages", ranks, "-o", path)
+    )
+    return ["--micro-batch", "2", *(["--plan", str(path)] if status == 0 else [])]
+
+
 def job(
     model: str, rows: Path, tmp_path: Path, ranks: int = 2, output: str = "out.npy"
 ) -> tuple[Finished, float]:
     """Run a job; how it ended, and how long after the failure."""
     clock = tmp_path / "clock"
     command = ["-m", "pipepar", "run", f"tests.factories:{model}", str(rows)]
-    command += [str(tmp_path / output), "--micro-batch", "2"]
+    command += [str(tmp_path / output), *with_plan(model, ranks, tmp_path)]
     ended = run_ranks(ranks, command, PATIENCE, {"PIPEPAR_TEST_CLOCK": str(clock)})
     seconds = time.time() - float(clock.read_text()) if clock.exists() else 0.0
     return ended, seconds
@@ -157,7 +167,7 @@ def test_several_ranks_write_what_one_writes(tmp_path: Path) -> None:
 def test_ctrl_c(ranks: int, rows: Path, tmp_path: Path) -> None:
     clock = tmp_path / "clock"
     command = [sys.executable, "-m", "pipepar", "run", "tests.factories:stays", str(rows)]
-    command += [str(tmp_path / "out.npy"), "--micro-batch", "2"]
+    command += [str(tmp_path / "out.npy"), *with_plan("stays", ranks, tmp_path)]
     launched = command if ranks == 1 else [*mpirun(ranks), *command]
     running = start(launched, {"PIPEPAR_TEST_CLOCK": str(clock)})
     deadline = time.monotonic() + PATIENCE
