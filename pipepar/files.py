@@ -9,13 +9,14 @@ from pathlib import Path
 from pipepar.errors import InputError
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str, writer: str = "") -> None:
     """Write a text beside its final name, then rename it to that. *Local.*
 
     Args:
         path: the final name. What is no plain file, such as a link or /dev/stdout, is written
             through instead, since a rename would put a file into its place.
         text: all of it; written as UTF-8.
+        writer: a name of one's own, where others may write the same file at the same time.
 
     Raises:
         OSError: the file system refuses; nothing has then changed under the final name.
@@ -24,7 +25,7 @@ def write_whole(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
         return
     # A fixed name: what a killed process left is overwritten by the next, not piled up.
-    beside = path.with_name(f".{path.name}.partial")
+    beside = path.with_name(f".{path.name}{writer}.partial")
     try:
         beside.write_text(text, encoding="utf-8")
         os.replace(beside, path)

@@ -61,7 +61,7 @@ class Pipeline:
             where they cannot, the batch is that of a micro-batch, and a warning says so.
         example_kwargs: the same for keyword inputs.
         micro_batch: rows that travel together, at least 1; None to measure which number is best
-            for batches as large as the example.
+            for batches as large as the example, or 8 if that has one row.
         depth: micro-batches that may wait on each end of a channel, at least 1; None for 2, or 1
             where memory is short.
 
@@ -92,6 +92,8 @@ class Pipeline:
             source, from_root = given_source(self._world, given, task, path, dtype)
             example = (tuple(example_args), dict(example_kwargs or {}))
             samples = self._world.together(lambda: rows(pytree.tree_leaves(example)))
+            if samples <= 1:  # says nothing of batches
+                micro_batch = micro_batch or _CAPTURED
             args, kwargs = next(split(example, micro_batch or _CAPTURED))
             self._assembly = assemble(
                 self._world,

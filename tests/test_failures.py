@@ -27,7 +27,7 @@ def rows(tmp_path: Path) -> Path:
 
 
 def with_plan(model: str, ranks: int, tmp_path: Path) -> list[str]:
-    """A plan made before, if there is any: traps are to spring in the pipeline, not in measuring."""
+    """A plan made before, if there is any: traps are for the pipeline, not for measuring."""
     path = tmp_path / "plan.json"
     status, _ = pipepar(
         *("plan", f"tests.factories:{model}", "--shape", "2x4", "--stages", ranks, "-o", path)

@@ -160,9 +160,10 @@ def test_the_pace_is_the_expected_time_over_the_time_taken(
     made = bench(operation(torch.relu, tensor(4)), operation(torch.neg, tensor(4)))
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=count().__next__))
     assert made.medians() == [1.0, 1.0]
-    assert made.pace([1.0, 1.0]) == 1.0
-    assert made.pace([3.0, 5.0]) == 4.0
-    assert made.pace([0.5, None]) == 0.5
+    assert made.pace([1.0, 1.0], [1, 1]) == 1.0
+    assert made.pace([3.0, 5.0], [1, 1]) == 4.0
+    assert made.pace([3.0, 5.0], [3, 1]) == 3.5
+    assert made.pace([0.5, None], [1, 1]) == 0.5
 
 
 def test_the_pace_is_taken_once_where_a_round_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,7 +230,7 @@ def _planning(planned: Planned, asked: _Asked, world: World) -> Planning | None:
         return None
     cluster = None if asked.cluster is None else read_cluster(asked.cluster)
     module = planned_model(planned)
-    (args, kwargs), samples = example_for(planned, module)
+    (args, kwargs), samples = example_for(planned, module, asked.wish.micro_batch)
     wish = replace(asked.wish, samples=samples)
     return plan_model(module, args, kwargs, asked.stages, cluster, wish)
 

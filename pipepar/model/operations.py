@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipepar.microbatch import TensorSpec
 from pipepar.model.fakes import fake_tensor, faked
@@ -63,17 +65,44 @@ def operations_of(graph: Graph, rows: int) -> dict[fx.Node, Operation]:
     Returns:
         An operation for each node, but those from the first on that needs real values to go on.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    example = [_resized(tensor, rows, example_rows(graph)) for tensor in graph.example]
-    inputs = [fake_tensor(tensor, mode, graph.device) for tensor in example]
     run = _DescribingRun(graph)
-    with faked(graph.module, mode, graph.device), mode, torch.no_grad():
-        try:
-            run.run(*inputs)
-        except Exception:
-            # As in costs.measure: what cannot be gone through under fakes is guessed at, not timed.
-            return run.operations
+    with contextlib.suppress(Exception):
+        # As in costs.measure: what cannot be gone through under fakes is guessed at, not timed.
+        _run(run, graph, rows)
     return run.operations
+
+
+def takes_rows(graph: Graph, rows: int) -> bool:
+    """Whether micro-batches of so many samples can be computed, and put together again. *Local.*
+
+    Args:
+        graph: the captured model.
+        rows: samples.
+
+    Returns:
+        False if the graph does not hold for that size, a layer fails on it, or an output has no row
+        for each sample.
+    """
+    if not graph.signature.holds_for([each.shape for each in _example(graph, rows)]):
+        return False
+    try:
+        outputs = pytree.tree_leaves(_run(fx.Interpreter(graph.module), graph, rows))
+    except Exception:
+        return False
+    tensors = [leaf for leaf in outputs if isinstance(leaf, torch.Tensor)]
+    return all(tensor.dim() and len(tensor) == rows for tensor in tensors)
+
+
+def _run(run: fx.Interpreter, graph: Graph, rows: int) -> Any:
+    """Go through the graph with tensors that have no values."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    inputs = [fake_tensor(tensor, mode, graph.device) for tensor in _example(graph, rows)]
+    with faked(graph.module, mode, graph.device), mode, torch.no_grad():
+        return run.run(*inputs)
+
+
+def _example(graph: Graph, rows: int) -> list[torch.Tensor]:
+    return [_resized(tensor, rows, example_rows(graph)) for tensor in graph.example]
 
 
 def _resized(tensor: torch.Tensor, rows: int, found: int) -> torch.Tensor:
@@ -104,9 +133,16 @@ class _DescribingRun(fx.Interpreter):
         elif n.op == "call_module":
             module = self.fetch_attr(str(n.target))
             operation = self._operation(n, module, "\n".join(described_state(module)))
-        result = super().run_node(n)
+        with (
+            FlopCounterMode(display=False)
+            if n.op == "call_module"
+            else contextlib.nullcontext() as counter
+        ):
+            result = super().run_node(n)
         if operation is not None:
-            self.operations[n] = operation
+            # Not every setting of a module shows in its description; this one does in its work.
+            work = f" {counter.get_total_flops()}" if counter else ""
+            self.operations[n] = replace(operation, signature=operation.signature + work)
         return result
 
     def _operation(

@@ -94,6 +94,14 @@ class Signature:
             self.seen[shapes] = None
         return tuple(flat)
 
+    def holds_for(self, shapes: Sequence[torch.Size]) -> bool:
+        """Whether tensors of these shapes, one for each of `tensors`, are within it. *Local.*"""
+        try:
+            self._check_sizes(tuple(shapes))
+        except InputError:
+            return False
+        return True
+
     def _ordered(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """The same keyword arguments in the example's order, which the graph was traced in."""
         if kwargs.keys() != set(self.keywords):

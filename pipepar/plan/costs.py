@@ -38,7 +38,7 @@ class DeviceCost:
     memory: float = math.inf
     """Bytes that a stage may take."""
     kind: str = ""
-    """Devices of one kind are alike in speed and memory, and so are the links between two kinds."""
+    """What decides how long layers take, up to the speed; links may be given by two kinds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pipepar.comm.world import World
 from pipepar.model.crossing import cut_table
 from pipepar.model.graph import Graph
+from pipepar.model.operations import example_rows, takes_rows
 from pipepar.plan.costs import LinkCost
 from pipepar.plan.hardware import Neighbours
 from pipepar.plan.plan import Plan
@@ -16,6 +18,7 @@ from pipepar.runtime.fitting import require_fit
 from pipepar.runtime.fixed import fixed_batch
 from pipepar.runtime.prediction import ModelCost, model_cost
 from pipepar.runtime.profile import take_profile
+from pipepar.runtime.stages import plan_of
 
 Note = Callable[[str], None]
 
@@ -34,7 +37,9 @@ class Agreed:
     """What it was measured to take, on rank 0; None where the plan was given."""
 
 
-def agree_on_plan(world: World, graph: Graph, given: Plan | None, wish: Wish, note: Note) -> Agreed:
+def agree_on_plan(
+    world: World, graph: Graph, given: Plan | None, wish: Wish, note: Note, held: float = 0.0
+) -> Agreed:
     """Take the plan that the user gave, or measure and make one. *Collective.*
 
     Args:
@@ -43,6 +48,7 @@ def agree_on_plan(world: World, graph: Graph, given: Plan | None, wish: Wish, no
         given: the user's plan, on rank 0.
         wish: what the user wants of a plan; what it names overrides the given plan.
         note: is told, on rank 0, what is worth knowing of the measuring.
+        held: bytes of the model's weights that this rank has in memory already.
 
     Raises:
         PipeparError: the plan does not fit the model or the ranks, or there is none that does;
@@ -51,8 +57,10 @@ def agree_on_plan(world: World, graph: Graph, given: Plan | None, wish: Wish, no
     choice: Choice | None = None
     if world.broadcast("given" if given else ""):
         made = world.together(lambda: _taken(graph, given, wish, world.size))
+    elif world.size == 1 and len(sizes := _sizes(world, graph, wish)) == 1:
+        made = plan_of(graph, cut_table(graph), (), sizes[0], wish.depth or DEPTH)
     else:
-        choice = measured_choice(world, graph, wish, note)
+        choice = measured_choice(world, graph, wish, note, held=held)
         made = choice.plan if choice else None
     plan = Plan.from_json(world.broadcast(made.to_json() if made else ""))
     world.agree("plans", plan.digest)
@@ -66,6 +74,7 @@ def measured_choice(
     note: Note,
     *,
     stages: int | None = None,
+    held: float = 0.0,
     fresh: bool = False,
 ) -> Choice | None:
     """Measure what the ranks can do, and make the plan for that. *Collective.*
@@ -77,6 +86,7 @@ def measured_choice(
         note: is told, on rank 0, what is worth knowing of the measuring.
         stages: in a world of one, for how many devices like this one to plan, on links that cost
             nothing.
+        held: bytes of the model's weights that this rank has in memory already.
         fresh: whether to measure again what earlier jobs have kept.
 
     Returns:
@@ -86,8 +96,8 @@ def measured_choice(
         PipeparError: as in `agree_on_plan`.
     """
     table = world.together(lambda: cut_table(graph))
-    sizes = wish.sizes(fixed_batch(graph))
-    profile = take_profile(world, graph, table, sizes, fresh=fresh, note=note)
+    sizes = _sizes(world, graph, wish)
+    profile = take_profile(world, graph, table, sizes, held=held, fresh=fresh, note=note)
     hardware = profile.hardware if stages is None else _as_many(profile.hardware, stages)
 
     def costs(size: int) -> ModelCost:
@@ -99,6 +109,21 @@ def measured_choice(
         return choose(graph, table, hardware, costs, list(profile.curve), wish)
 
     return world.together(make)
+
+
+def _sizes(world: World, graph: Graph, wish: Wish) -> list[int]:
+    """The micro-batches to choose from; rank 0's count, as does its input."""
+
+    def own() -> list[int]:
+        fixed = fixed_batch(graph)
+        if world.rank != 0 or fixed is not None or wish.micro_batch is not None:
+            return wish.sizes(fixed)
+        return [size for size in wish.sizes(None) if takes_rows(graph, size)] or [
+            example_rows(graph)
+        ]
+
+    sizes: list[int] = json.loads(world.broadcast(json.dumps(world.together(own))))
+    return sizes
 
 
 def _as_many(hardware: Neighbours, stages: int) -> Neighbours:

@@ -10,6 +10,7 @@ from pipepar.comm.world import World
 from pipepar.model.capture import capture
 from pipepar.model.graph import Graph
 from pipepar.model.source import Source
+from pipepar.model.weights import ModuleWeights
 from pipepar.plan.plan import Plan
 from pipepar.runtime.agreement import Agreed, agree_on_plan
 from pipepar.runtime.choice import Wish
@@ -91,7 +92,8 @@ def assemble(
     graph = world.together(lambda: capture(source.module, tuple(args), dict(kwargs)))
     world.together(lambda: world.agree("graphs of the model", graph.digest))
     world.together(lambda: inspect(graph))
-    agreed = agree_on_plan(world, graph, plan, wish, note)
+    held = source.weights.held if isinstance(source.weights, ModuleWeights) else 0
+    agreed = agree_on_plan(world, graph, plan, wish, note, held)
     stage = load_stage(world, graph, agreed.plan, source.weights, weights_from_root, loading)
     edges = edges_of(agreed.plan, carried)
     wiring = wire_up(world, agreed.plan, edges, agreed.depth, results_to_root)

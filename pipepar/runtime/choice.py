@@ -15,6 +15,7 @@ from typing import Final
 from pipepar.errors import PlanError
 from pipepar.model.crossing import CutTable
 from pipepar.model.graph import Graph
+from pipepar.plan.costs import LayerCost
 from pipepar.plan.hardware import Hardware, Taken
 from pipepar.plan.partition import Links, partition
 from pipepar.plan.plan import Plan
@@ -130,10 +131,27 @@ def _fitting(
 
 
 def _planned(graph: Graph, table: CutTable, cost: ModelCost, target: Target, wish: Wish) -> Choice:
-    devices = target.hardware.devices
+    try:
+        return _cut(graph, table, cost, cost.layers, target, wish)
+    except PlanError:
+        # A weight that several layers use counts for each of them, though a stage has it once.
+        sharing = _cut(graph, table, cost, cost.sharing, target, wish)
+        if all(stage.memory <= stage.device.memory for stage in sharing.prediction.stages):
+            return sharing
+        raise
+
+
+def _cut(
+    graph: Graph,
+    table: CutTable,
+    cost: ModelCost,
+    layers: Sequence[LayerCost],
+    target: Target,
+    wish: Wish,
+) -> Choice:
     found = partition(
-        cost.layers,
-        devices,
+        layers,
+        target.hardware.devices,
         _links(target.hardware, wish.free_order),
         depth=target.depth,
         free_order=wish.free_order,

@@ -19,8 +19,9 @@ from pipepar.model.synthetic import (
     shaped_example,
     text_example,
 )
+from pipepar.runtime.choice import MICRO_BATCH
 from pipepar.runtime.folder import load_tokenizer
-from pipepar.runtime.inputs import open_input
+from pipepar.runtime.inputs import example_of, open_input
 from pipepar.runtime.options import Job, check_task
 
 _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json")
@@ -81,12 +82,15 @@ def planned_model(planned: Planned) -> nn.Module:
     return open_source(planned.model, planned.task, values=False, dtype=dtype).module
 
 
-def example_for(planned: Planned, module: nn.Module) -> tuple[Example, int | None]:
+def example_for(
+    planned: Planned, module: nn.Module, micro_batch: int | None = None
+) -> tuple[Example, int | None]:
     """Arguments to capture a model with, as a run of the job would. *Local.*
 
     Args:
         planned: the job to plan for, as `check_planned` lets it pass.
         module: its model.
+        micro_batch: samples that are to travel together; None if that is not known yet.
 
     Returns:
         Positional and keyword arguments; and how many samples there are, None if nobody knows.
@@ -102,7 +106,7 @@ def example_for(planned: Planned, module: nn.Module) -> tuple[Example, int | Non
         return (args, kwargs) if dtype is None else cast(args, kwargs, dtype), None
     if planned.file is not None:
         reader = open_input(job)
-        feed = reader.example()
+        feed = example_of(reader, micro_batch or MICRO_BATCH)
         return (feed.args, feed.kwargs), len(reader)
     if job.is_folder:
         return _made_up(Path(job.model), module), None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,21 +66,44 @@ def agree_on_input(world: World, reader: Reader | None, micro_batch: int) -> tup
     Args:
         world: all ranks.
         reader: the input on rank 0, None elsewhere.
-        micro_batch: samples that will travel together.
+        micro_batch: samples that travel together.
 
     Returns:
         Rank 0's number, and an example of its shapes and dtypes without its values.
     """
-    found = world.together(lambda: None if reader is None else reader.example())
+    found = world.together(lambda: None if reader is None else example_of(reader, micro_batch))
     text = ""
     if reader is not None and found is not None:
-        rows = min(micro_batch, len(reader)) or len(found.samples)
-        outline = partial(_outline, rows=rows)
-        named = ({n: outline(t) for n, t in d.items()} for d in (found.kwargs, found.extras))
-        text = json.dumps([len(reader), [outline(t) for t in found.args], *named])
+        named = ({n: _outline(t) for n, t in d.items()} for d in (found.kwargs, found.extras))
+        text = json.dumps([len(reader), [_outline(t) for t in found.args], *named])
     count, args, *rest = json.loads(world.broadcast(text))
     kwargs, extras = ({n: _blank(o) for n, o in named.items()} for named in rest)
     return count, Feed(torch.arange(0), tuple(map(_blank, args)), kwargs, extras)
+
+
+def example_of(reader: Reader, micro_batch: int) -> Feed:
+    """A micro-batch's shapes and dtypes, without its values. *Local.*
+
+    Args:
+        reader: the input.
+        micro_batch: samples that travel together; fewer if there are not as many.
+
+    Raises:
+        InputError: the first sample cannot be read.
+        StageError: a function of the user's failed; the cause is chained to it.
+    """
+    found = reader.example()
+    rows = min(micro_batch, len(reader)) or len(found.samples)
+
+    def blank(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype)
+
+    args = tuple(map(blank, found.args))
+    kwargs, extras = (
+        {name: blank(tensor) for name, tensor in named.items()}
+        for named in (found.kwargs, found.extras)
+    )
+    return Feed(torch.arange(0), args, kwargs, extras)
 
 
 def carried_names(example: Feed) -> tuple[str, ...]:
@@ -171,8 +193,8 @@ def _open_arrays(job: Job) -> Reader:
     return open_arrays(job.input, prepare, f"the image processor of {job.model}")
 
 
-def _outline(tensor: torch.Tensor, rows: int) -> list[Any]:
-    return [str(tensor.dtype).removeprefix("torch."), rows, *tensor.shape[1:]]
+def _outline(tensor: torch.Tensor) -> list[Any]:
+    return [str(tensor.dtype).removeprefix("torch."), *tensor.shape]
 
 
 def _blank(outline: list[Any]) -> torch.Tensor:

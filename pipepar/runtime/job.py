@@ -87,8 +87,8 @@ def _visible(world: World, job: Job) -> Iterator[Job]:
 def _open(world: World, job: Job) -> _Opened:
     reader = world.together(lambda: open_input(job) if world.rank == 0 else None)
     sink = world.together(lambda: Sink(job) if world.rank == world.size - 1 else None)
-    count, example = agree_on_input(world, reader, _example_rows(job))
     plan = world.together(lambda: _read_plan(world, job))
+    count, example = agree_on_input(world, reader, _example_rows(job, plan))
     return _Opened(reader, sink, count, example, plan)
 
 
@@ -105,10 +105,10 @@ def _assembled(
         carried=carried_names(opened.example),
         weights_from_root=job.weights_from_root,
         loading=display.weights,
-        inspect=lambda graph: _check(graph, job, opened.reader, display),
+        inspect=lambda graph: _check(graph, job, opened, display),
         note=display.note,
     )
-    if assembly.agreed.choice is not None:
+    if assembly.agreed.choice is not None and opened.count:
         _tell(assembly.agreed.choice, job, display)
     return assembly
 
@@ -127,9 +127,9 @@ def _tell(choice: Choice, job: Job, display: Display) -> None:
         display.note(better)
 
 
-def _example_rows(job: Job) -> int:
+def _example_rows(job: Job, plan: Plan | None) -> int:
     """Samples to capture the model with; most models then take any number."""
-    return job.micro_batch or MICRO_BATCH
+    return job.micro_batch or (plan and plan.micro_batch) or MICRO_BATCH
 
 
 def _run(
@@ -171,13 +171,14 @@ def _preflight(world: World, job: Job) -> None:
     require_apart(written, {name: path for name, path in named.items() if path is not None})
 
 
-def _check(graph: Graph, job: Job, reader: Reader | None, display: Display) -> None:
+def _check(graph: Graph, job: Job, opened: _Opened, display: Display) -> None:
+    reader = opened.reader
     limitation = graph.limitation(job.model)
     if limitation:
         display.note(limitation)
     check_outputs(graph, job, reader)
     if reader is not None:
-        require_batches(graph, len(reader), _example_rows(job), "--micro-batch")
+        require_batches(graph, len(reader), _example_rows(job, opened.plan), "--micro-batch")
         if job.pads_texts and job.padding == "longest":
             require_one_length(graph)
 

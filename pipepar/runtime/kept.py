@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,12 +39,14 @@ class Kept:
     """What the times hold for."""
 
     @staticmethod
-    def of(graph: Graph, kind: str) -> Kept:
+    def of(graph: Graph, kind: str, work: float = 0.0, spread: int = 0) -> Kept:
         """Where the times of a model are. *Local.*
 
         Args:
             graph: the captured model.
             kind: name of the device, with the threads that it computes with.
+            work: what was counted of the model; it tells layers apart whose settings do not show.
+            spread: bytes of weights that a stage has; they decide what comes from a cache.
         """
         example = [[str(t.dtype).removeprefix("torch."), *t.shape[1:]] for t in graph.example]
         key: dict[str, object] = {
@@ -51,6 +54,8 @@ class Kept:
             "model": graph.digest,
             "inputs": example,
             "device": kind,
+            "work": work,
+            "spread": spread,
             "torch": torch.__version__,
         }
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
@@ -79,7 +84,8 @@ class Kept:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         seconds = self._known() | {str(micro_batch): list(times)}
-        write_whole(self.path, json.dumps(self.key | {"seconds": seconds}, indent=1) + "\n")
+        writer = f".{platform.node()}.{os.getpid()}"
+        write_whole(self.path, json.dumps(self.key | {"seconds": seconds}, indent=1) + "\n", writer)
 
     def _known(self) -> dict[str, object]:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Final
 
@@ -117,9 +117,17 @@ class ModelCost:
     """What a model costs for one micro-batch of the target's."""
 
     layers: tuple[LayerCost, ...]
-    """One for each node of the graph."""
+    """One for each node of the graph; a weight that several use counts for each."""
     sizes: Mapping[str, float]
     """Bytes of each value, by name."""
+    first_use: tuple[float, ...]
+    """For each node, bytes of the weights that no node before it uses."""
+
+    @property
+    def sharing(self) -> tuple[LayerCost, ...]:
+        """The layers, as if all that use a weight were in one stage."""
+        pairs = zip(self.layers, self.first_use, strict=True)
+        return tuple(replace(layer, weights=weights) for layer, weights in pairs)
 
 
 def model_cost(
@@ -137,22 +145,23 @@ def model_cost(
         measured: by kind of device, seconds of each compute node for that micro-batch; None to
             count operations instead.
     """
-    scale = micro_batch / example_rows(graph)
+    scale = micro_batch / max(1, example_rows(graph))
     counted = table.counted
     works: Sequence[float | Mapping[str, float]]
     works = _works(measured) if measured else [work * scale for work in table.costs]
-    columns = (graph.nodes, works, table.crossing, _weight_bytes(graph))
+    weights = _weights(graph)
+    columns = (graph.nodes, works, table.crossing, weights)
     layers = [
         LayerCost(
             work=work,
-            weights=weights,
+            weights=sum(own.values()),
             workspace=counted[node].touched * scale,
             crossing=None if crossing is None else crossing * scale,
         )
-        for node, work, crossing, weights in zip(*columns, strict=True)
+        for node, work, crossing, own in zip(*columns, strict=True)
     ]
     sizes = {node.name: cost.size * scale for node, cost in counted.items()}
-    return ModelCost(tuple(layers), sizes)
+    return ModelCost(tuple(layers), sizes, _first_use(weights))
 
 
 def predict(plan: Plan, cost: ModelCost, target: Target) -> Prediction:
@@ -198,19 +207,29 @@ def _memory(stage: StagePlan, layers: Sequence[LayerCost], depth: int) -> float:
     return stage.weight_bytes + depth * sum(ends) + workspace
 
 
-def _weight_bytes(graph: Graph) -> list[int]:
-    """Bytes of the weights that each node uses, itself or through a module that it calls.
-
-    What two nodes share counts for both: a cut between them puts it into two stages.
-    """
+def _weights(graph: Graph) -> list[dict[str, int]]:
+    """For each node, bytes of the weights that it uses, itself or through a module, by name."""
     below: dict[str, dict[str, int]] = defaultdict(dict)
     for name, spec in graph.weights.items():
         for target in accumulate(name.split("."), "{}.{}".format):
             below[target][spec.name] = spec.nbytes
     return [
-        sum(sum(below[str(holder.target)].values()) for holder in _holders(node))
+        {
+            name: size
+            for holder in _holders(node)
+            for name, size in below[str(holder.target)].items()
+        }
         for node in graph.nodes
     ]
+
+
+def _first_use(weights: Sequence[Mapping[str, int]]) -> tuple[float, ...]:
+    known: set[str] = set()
+    sizes = []
+    for own in weights:
+        sizes.append(float(sum(size for name, size in own.items() if name not in known)))
+        known |= own.keys()
+    return tuple(sizes)
 
 
 def _holders(node: fx.Node) -> list[fx.Node]:

@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final
 
 import torch
@@ -37,6 +37,8 @@ _GAIN: Final = 0.05
 _LONGEST: Final = 0.5
 # Seconds for an operation's unit of work where not a single one can be timed.
 _UNTIMED: Final = 1e-9
+# Of a rank's memory, what a single operation may take while it is timed.
+_SHARE: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ def take_profile(
     table: CutTable,
     sizes: Iterable[int],
     *,
+    held: float = 0.0,
     fresh: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> Profile:
@@ -66,6 +69,7 @@ def take_profile(
         table: its counted costs, for what cannot be timed by itself.
         sizes: of micro-batches, ascending; those that cannot be better than the one before are
             left out.
+        held: bytes of the model's weights that this rank has in memory already.
         fresh: whether to measure what is kept from earlier jobs again.
         note: is told, on rank 0, if the times cannot be kept.
 
@@ -78,14 +82,37 @@ def take_profile(
     # Before the times: connecting settles how memory is handled, and so how long it takes.
     links = tuple(LinkCost(link.latency, link.bandwidth) for link in measure_links(world))
     mine = _kind()
-    kinds = world.all_gather(mine)
-    subject = _Subject(graph, table, Kept.of(graph, mine), world.size)
+    room = held + free_memory() / len(world.cores)
+    ranks = [_Rank(*json.loads(text)) for text in world.all_gather(json.dumps([mine, room]))]
+    spread = sum(spec.nbytes for spec in set(graph.weights.values())) // world.size
+    kept = Kept.of(graph, mine, sum(table.costs), spread)
+    subject = _Subject(graph, table, kept, spread, room * _SHARE)
+    with torch.random.fork_rng(devices=()):  # a script's own random numbers stay what they were
+        curve, paces = _measured(world, [rank.kind for rank in ranks], subject, sizes, fresh, note)
+    return_freed_memory()  # the stage's weights come next
+    devices = (
+        DeviceCost(pace, rank.room, rank.kind) for pace, rank in zip(paces, ranks, strict=True)
+    )
+    return Profile(Neighbours(tuple(devices), links), curve)
+
+
+def _measured(
+    world: World,
+    kinds: Sequence[str],
+    subject: _Subject,
+    sizes: Iterable[int],
+    fresh: bool,
+    note: Callable[[str], None],
+) -> tuple[dict[int, Seconds], list[float]]:
+    """The curve, and every rank's pace."""
     curve: dict[int, Seconds] = {}
     problem = ""
     for size in sizes:
-        sized = _Sized(subject, size)
-        times, measured = _times(world, kinds, sized, fresh)
-        problem = problem or (_keep(sized, times[mine]) if measured else "")
+        sized = world.together(partial(_Sized, subject, size))
+        times, to_keep = _times(world, kinds, sized, fresh)
+        problem = problem or (_keep(sized, times[kinds[world.rank]]) if to_keep else "")
+        if not any(map(_total, times.values())):
+            problem = "not one operation of this model can be timed by itself: all are counted"
         curve[size] = {kind: sized.by_node(known) for kind, known in times.items()}
         # Of all kinds, so that all ranks stop here.
         if not _worth_more(curve) or max(map(_total, times.values())) > _LONGEST:
@@ -93,10 +120,17 @@ def take_profile(
     problems = dict.fromkeys(world.all_gather(problem))
     for text in filter(None, problems if world.rank == 0 else ()):
         note(text)
-    hardware = Neighbours(_devices(world, kinds, sized, times[mine]), links)
-    del sized
-    return_freed_memory()  # the stage's weights come next
-    return Profile(hardware, curve)
+    return curve, _paces(world, sized, times[kinds[world.rank]])
+
+
+@dataclass(frozen=True, slots=True)
+class _Rank:
+    """What one rank computes with."""
+
+    kind: str
+    """What its device is called, with its threads."""
+    room: float
+    """Bytes that a stage may take there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +140,8 @@ class _Subject:
     graph: Graph
     table: CutTable
     kept: Kept
-    stages: int
+    spread: int
+    room: float
 
 
 class _Sized:
@@ -123,9 +158,9 @@ class _Sized:
     @cached_property
     def bench(self) -> Bench:
         """The distinct operations, ready to be computed."""
-        graph = self._subject.graph
-        weights = sum(spec.nbytes for spec in set(graph.weights.values()))
-        return Bench(self.distinct, torch.device(graph.device), weights // self._subject.stages)
+        subject = self._subject
+        device = torch.device(subject.graph.device)
+        return Bench(self.distinct, device, subject.spread, subject.room)
 
     def pace(self, times: Times) -> float:
         """How fast this rank is now, by operations in the proportions of the model."""
@@ -160,7 +195,10 @@ def _times(
     parts = [(of, *json.loads(text)) for of, text in zip(kinds, texts, strict=True)]
     times = {of: _shortest([own for other, _, own in parts if other == of]) for of in kinds}
     measured = any(new for other, new, _ in parts if other == kind)
-    return times, measured and kinds.index(kind) == world.rank
+    # On each host, since they may not share a file system.
+    alike = zip(kinds, world.hosts, strict=True)
+    first = list(alike).index((kind, world.host)) == world.rank
+    return times, measured and first
 
 
 def _keep(sized: _Sized, times: Times) -> str:
@@ -191,17 +229,12 @@ def _total(times: Times) -> float:
     return sum(seconds or 0.0 for seconds in times)
 
 
-def _devices(
-    world: World, kinds: Sequence[str], sized: _Sized, times: Times
-) -> tuple[DeviceCost, ...]:
-    """Every rank's, measured while all ranks are busy."""
+def _paces(world: World, sized: _Sized, times: Times) -> list[float]:
+    """Every rank's, measured while all ranks are busy; one alone is as fast as it was."""
+    if world.size == 1:
+        return [1.0]
     world.together(lambda: sized.bench)  # and all begin together
-    pace = sized.pace(times)
-    memory = free_memory() / len(world.cores)
-    found = map(json.loads, world.all_gather(json.dumps([pace, memory])))
-    return tuple(
-        DeviceCost(speed, room, kind) for (speed, room), kind in zip(found, kinds, strict=True)
-    )
+    return [float(text) for text in world.all_gather(repr(sized.pace(times)))]
 
 
 def _kind() -> str:

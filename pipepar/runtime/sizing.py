@@ -9,10 +9,12 @@ from pipepar.comm.world import World
 from pipepar.errors import InputError
 from pipepar.model.capture import capture
 from pipepar.model.crossing import cut_table
+from pipepar.model.graph import Graph
 from pipepar.runtime.advice import advice
 from pipepar.runtime.agreement import measured_choice
 from pipepar.runtime.choice import Wish
 from pipepar.runtime.examples import Planned, example_for, planned_model
+from pipepar.runtime.fixed import fixed_batch
 from pipepar.runtime.planning import Planning
 from pipepar.runtime.threads import claim_threads
 
@@ -44,9 +46,10 @@ def plan_measured(
     world.together(lambda: _check(world, stages))
     claim_threads(world)
     module = world.together(lambda: planned_model(planned))
-    (args, kwargs), samples = world.together(lambda: example_for(planned, module))
+    (args, kwargs), samples = world.together(lambda: example_for(planned, module, wish.micro_batch))
     graph = world.together(lambda: capture(module, args, kwargs))
     world.agree("graphs of the model", graph.digest)
+    world.together(lambda: _check_size(graph, wish))
     several = stages if world.size == 1 else None
     wish = replace(wish, samples=samples)
     choice = measured_choice(world, graph, wish, note, stages=several, fresh=fresh)
@@ -61,4 +64,14 @@ def _check(world: World, stages: int | None) -> None:
         raise InputError(
             f"found --stages {stages} with {world.size} ranks to measure, expected a stage for "
             f"each; leave --stages out, or start {stages} ranks"
+        )
+
+
+def _check_size(graph: Graph, wish: Wish) -> None:
+    fixed = fixed_batch(graph)
+    if fixed is not None and wish.micro_batch not in (None, fixed):
+        raise InputError(
+            f"found --micro-batch {wish.micro_batch} for a model that was captured for {fixed} "
+            f"samples only, expected --micro-batch {fixed}; give that, or an example of "
+            f"{wish.micro_batch}"
         )

@@ -9,6 +9,7 @@ come from as far away as in a run.
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections import defaultdict
@@ -45,14 +46,20 @@ class Bench:
         operations: all different.
         device: where to compute.
         weight_bytes: of a stage; so much memory the weights are spread over.
+        room: bytes that one operation may take; one that needs more is not computed.
     """
 
     def __init__(
-        self, operations: Sequence[Operation], device: torch.device, weight_bytes: int
+        self,
+        operations: Sequence[Operation],
+        device: torch.device,
+        weight_bytes: int,
+        room: float = math.inf,
     ) -> None:
         self._device = device
-        self._memory = _Memory(operations, device, min(weight_bytes, _MOST_WEIGHTS))
-        self._operations = [_ready(each, device) for each in operations]
+        self._operations = [each if _is_timed(each, room) else None for each in operations]
+        timed = [each for each in self._operations if each is not None]
+        self._memory = _Memory(timed, device, min(weight_bytes, _MOST_WEIGHTS))
         self._round()  # finds out what fails, and warms up
 
     def medians(self) -> list[float | None]:
@@ -100,7 +107,7 @@ class Bench:
             return None
 
     def _timed(self, operation: Operation) -> float:
-        call = self._memory.call(operation)
+        call = self._memory.call(_with_values(operation, self._device))
         with torch.no_grad():
             self._finish()
             begin = time.perf_counter()
@@ -116,19 +123,22 @@ class Bench:
             torch.cuda.synchronize(self._device)
 
 
-def _ready(operation: Operation, device: torch.device) -> Operation | None:
-    """The operation with weights where it is a module; None if made-up values tell nothing."""
+def _is_timed(operation: Operation, room: float) -> bool:
+    """Whether there is room for it, and made-up values tell how long it takes.
+
+    In a mixture of experts, what there is to compute depends on more than sizes.
+    """
+    own = named_tensors(operation.target) if isinstance(operation.target, nn.Module) else {}
+    size = sum(each.spec.extent * each.spec.dtype.itemsize for each in operation.needed)
+    size += sum(tensor.nbytes for tensor in own.values())
+    return size <= room and "grouped_mm" not in operation.signature
+
+
+def _with_values(operation: Operation, device: torch.device) -> Operation:
+    """The operation with a copy of its module that has weights, for as long as it is computed."""
     if not isinstance(operation.target, nn.Module):
-        return None if _by_values(operation) else operation
-    try:
-        return replace(operation, target=_filled(operation.target, device))
-    except Exception:  # a module that cannot be copied, or filled, has no time either
-        return None
-
-
-def _by_values(operation: Operation) -> bool:
-    """Whether what there is to compute depends on more than sizes, as in a mixture of experts."""
-    return "grouped_mm" in operation.signature
+        return operation
+    return replace(operation, target=_filled(operation.target, device))
 
 
 def _filled(module: nn.Module, device: torch.device) -> nn.Module:
@@ -189,7 +199,7 @@ class _Memory:
 
     def mend(self) -> None:
         """Put back what the operation has written over, else its values grow or fade."""
-        for block in self._activations.values():
+        for block in (*self._activations.values(), *self._weights.values()):
             block.mend()
 
     def _given(self, leaf: Any) -> Any:
@@ -226,9 +236,9 @@ class _Block:
         self._next = 0
 
     def mend(self) -> None:
-        """Fill again what has been taken since the beginning, if anybody wrote into it."""
+        """Fill it again if anybody wrote into it."""
         if self._memory._version != self._version:
-            _fill(self._memory[: self._next])
+            _fill(self._memory)
             self._version = self._memory._version
 
     def take(self, spec: TensorSpec) -> torch.Tensor:
