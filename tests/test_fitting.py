@@ -106,7 +106,10 @@ def test_another_number_of_operations_and_other_weights() -> None:
         "- weights that only the model has (12): layers.0.weight, layers.0.bias, layers.1.weight "
         "and 9 more",
     ]
-    assert lines[-1] == "plan again for this model: pipepar plan MODEL --stages 3 -o plan.json"
+    assert lines[-1] == (
+        "plan again with this job's model, input, --task and --dtype: mpirun -n 3 pipepar plan MODEL "
+        "--input INPUT -o plan.json"
+    )
 
 
 def test_no_more_than_a_few_lines() -> None:

@@ -92,9 +92,9 @@ def test_one_process_stands_for_any_number_like_it(tmp_path: Path) -> None:
     assert status == 0, output
     plan = Plan.from_json(path.read_text())
     assert [stage.index for stage in plan.stages] == [0, 1, 2]
-    assert output.startswith("stage device operations")
+    assert output.startswith("device: ")
     assert "Times are measured." in output
-    assert f"micro-batches of {plan.micro_batch}, depth {plan.depth} · " in output
+    assert f"micro-batches of {plan.micro_batch}, depth {plan.depth}: " in output
     events = json.loads(trace.read_text())["traceEvents"]
     assert {event["tid"] for event in events} == {0, 1, 2}
 

@@ -162,7 +162,7 @@ def test_a_configuration_without_a_dtype(tmp_path: Path) -> None:
 
 
 def test_a_shape_in_place_of_an_input(tmp_path: Path, rows: Path) -> None:
-    shaped = plan_of(tmp_path, MLP, "--stages", 2, "--shape", "8x4")
+    shaped = plan_of(tmp_path, MLP, "--stages", 2, "--shape", "44x4")
     plain = plan_of(tmp_path, MLP, "--stages", 2, "--input", rows)
     assert sum(s.flops for s in shaped.stages) == 4 * sum(s.flops for s in plain.stages)
     assert shaped.model == plain.model

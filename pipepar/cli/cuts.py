@@ -39,7 +39,14 @@ def _table(table: CutTable, begins: Mapping[int, int]) -> Table:
     shown = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("module", "after", "tensors", "bytes", "work before", "", ""):
         right = column in ("tensors", "bytes", "work before")
-        shown.add_column(column, justify="right" if right else "left", no_wrap=True)
+        # Where there is no room for all, the names of modules go on in the next line.
+        wraps = column == "module"
+        shown.add_column(
+            column,
+            justify="right" if right else "left",
+            no_wrap=not wraps,
+            overflow="fold" if wraps else "ellipsis",
+        )
     for cut in table.cuts:
         stage = begins.get(cut.position)
         shown.add_row(

@@ -68,6 +68,7 @@ def plan(
             help="Micro-batches that may wait on each end of a channel, to predict times for.",
             show_default="2, or 1 where memory is short",
             min=1,
+            max=1000,
         ),
     ] = None,
     show_cuts: Annotated[
@@ -133,6 +134,7 @@ def plan(
     from pipepar.runtime.choice import Wish
     from pipepar.runtime.examples import Planned
     from pipepar.runtime.failure import FailTogether
+    from pipepar.runtime.threads import crowded
 
     planned = Planned(model, task, example, preprocess, shape or (), dtype)
     wish = Wish(None, micro_batch, depth, free_order, fewer)
@@ -140,6 +142,9 @@ def plan(
     try:
         world = World.start()
         with FailTogether(world):
+            warning = crowded(world)
+            if warning and world.rank == min(world.cores):
+                _note(warning)
             _check(planned, asked, world)
             planning = _planning(planned, asked, world)
             if planning is not None:
@@ -206,9 +211,10 @@ def _check_useful(asked: _Asked, measured: bool) -> None:
 
 def _check_written(planned: Planned, asked: _Asked) -> None:
     from pipepar.files import require_apart, require_writable
+    from pipepar.model.named import source_file
     from pipepar.model.source import is_factory
 
-    model = None if is_factory(planned.model) else Path(planned.model)
+    model = source_file(planned.model) if is_factory(planned.model) else Path(planned.model)
     written = {"--output": asked.output, "--trace": asked.trace}
     read = {"MODEL": model, "--input": planned.file, "--cluster": asked.cluster}
     outputs = {option: path for option, path in written.items() if path is not None}

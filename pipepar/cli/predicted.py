@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pipepar.plan.costs import DeviceCost
+    from pipepar.plan.hardware import Hardware, Taken
     from pipepar.plan.plan import Plan, StagePlan
     from pipepar.runtime.choice import Choice
     from pipepar.runtime.prediction import Prediction, StagePrediction
@@ -68,6 +69,7 @@ def print_prediction(choice: Choice, console: Console, *, measured: bool) -> Non
     if paced:
         console.print("pace: 1 is what such a device usually reaches")
     _print_skips(choice.plan, console)
+    _print_order(prediction.target.hardware, console)
     _print_whole(prediction, console)
     how = "measured" if measured else "from operation counts and the cluster file"
     console.print(f"Times are {how}.")
@@ -91,6 +93,8 @@ def _predicted(stages: Sequence[StagePrediction]) -> dict[str, list[str]]:
 
 def _room(taken: float, whole: float) -> str:
     """Bytes out of bytes in one unit, such as 18 of 11,000 MiB."""
+    if whole < 2**24:
+        return f"{readable_bytes(round(taken))} of {readable_bytes(round(whole))}"
     if taken < 2**30:
         return f"{math.ceil(taken / 2**20):,} of {whole / 2**20:,.0f} MiB"
     return f"{taken / 2**30:,.1f} of {whole / 2**30:,.1f} GiB"
@@ -114,7 +118,7 @@ def _print_names(names: Mapping[str, str], console: Console) -> None:
 
 def _differ(devices: Sequence[DeviceCost]) -> bool:
     speeds = [device.speed for device in devices]
-    return max(speeds) > (1 + _ALIKE) * min(speeds)
+    return max(speeds) > (1 + _ALIKE) * min(speeds) or min(speeds) < 1 - 2 * _ALIKE
 
 
 def _table(
@@ -145,6 +149,26 @@ def _print_skips(plan: Plan, console: Console) -> None:
     for (producer, names), consumers in skips.items():
         to = f"stage{'s' * (len(consumers) > 1)} {', '.join(consumers)}"
         console.print(f"skips: {', '.join(names)} from stage {producer} to {to}", markup=False)
+
+
+def _print_order(hardware: Hardware, console: Console) -> None:
+    """Where the ranks must be started for the plan to hold, if not as the devices are given."""
+    from pipepar.plan.hardware import Taken
+
+    if not isinstance(hardware, Taken):
+        return
+    given = range(len(hardware.whole.devices))
+    if list(hardware.order) == list(given):
+        return
+    console.print(f"start ranks on these devices, as given: {_listed(hardware, hardware.order)}")
+    left = [place for place in given if place not in hardware.order]
+    if left:
+        console.print(f"left out: {_listed(hardware, left)}")
+
+
+def _listed(hardware: Taken, places: Sequence[int]) -> str:
+    devices = hardware.whole.devices
+    return ", ".join(escape(f"{place} ({devices[place].kind})") for place in places)
 
 
 def _print_whole(prediction: Prediction, console: Console) -> None:

@@ -69,7 +69,7 @@ def run(
             help="Samples that travel together. Another number may change a result's last bits; "
             "naming it repeats a run bit for bit.",
             min=1,
-            show_default="the plan's, or measured to be best",
+            show_default="the plan's (32 if it says nothing), or measured to be best",
         ),
     ] = None,
     depth: Annotated[
@@ -77,6 +77,7 @@ def run(
         typer.Option(
             help="Micro-batches that may wait on each end of a channel.",
             min=1,
+            max=1000,
             show_default="the plan's, or 2, or 1 where memory is short",
         ),
     ] = None,

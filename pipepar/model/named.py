@@ -5,9 +5,21 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from pipepar.errors import InputError
+
+
+def source_file(name: str) -> Path | None:
+    """The file of the module in package.module:attribute; None if it has none. *Local.*"""
+    _search_here()
+    try:
+        spec = find_spec(name.partition(":")[0])
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
 
 
 def import_named(name: str, what: str) -> Any:
@@ -26,9 +38,7 @@ def import_named(name: str, what: str) -> Any:
     path, separator, attribute = name.partition(":")
     if not (path and separator and attribute):
         raise InputError(f"found {name!r}, expected package.module:name of {what}; name both")
-    # Commands installed by pip do not search the working directory, scripts do.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    _search_here()
     try:
         found: Any = importlib.import_module(path)
     except ModuleNotFoundError as error:
@@ -46,3 +56,9 @@ def import_named(name: str, what: str) -> Any:
     if not callable(found):
         raise InputError(f"{name} is a {type(found).__name__}, expected {what}")
     return found
+
+
+def _search_here() -> None:
+    """Commands installed by pip do not search the working directory, scripts do."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())

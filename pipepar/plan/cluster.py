@@ -143,14 +143,15 @@ class _Table:
             raise InputError(f"{self.where}{name} is missing, expected {expected}")
         return self._content[name]
 
-    def quantity(self, name: str, units: Units, example: str) -> float:
-        """A number with a unit, above 0, in the unit that counts as 1."""
-        expected = (
-            f'a number above 0 with a unit ({", ".join(units)}); write it such as "{example}"'
-        )
+    def quantity(self, name: str, units: Units, example: str, zero: bool = False) -> float:
+        """A number with a unit, above 0 or `zero` too, in the unit that counts as 1."""
+        least = "" if zero else " above 0"
+        expected = f'a number{least} with a unit ({", ".join(units)}); write it such as "{example}"'
         text = self.value(name, expected)
         found = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
-        if found is None or found[2] not in units or not 0 < float(found[1]) < float("inf"):
+        if found is None or found[2] not in units or not float(found[1]) < float("inf"):
+            raise self.wrong(name, expected)
+        if not (zero or float(found[1])):
             raise self.wrong(name, expected)
         return float(found[1]) * units[found[2]]
 
@@ -194,7 +195,7 @@ def _links(
         if pair in named:
             which = "between these kinds" if pair else "without 'between'"
             raise InputError(f"{table.where[:-1]} is the second {which}, expected one; remove one")
-        latency = table.quantity("latency", _LATENCY, "10 us")
+        latency = table.quantity("latency", _LATENCY, "10 us", zero=True)
         named[pair] = LinkCost(latency, table.quantity("bandwidth", _BANDWIDTH, "25 GB/s"))
     links = {}
     for pair in sorted({_kinds(*two) for two in combinations(devices, 2)}, key=sorted):

@@ -120,7 +120,7 @@ class Plan:
         """
         try:
             content = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise PlanError(
                 f"the plan is not valid JSON: {error}; make it again with `pipepar plan`"
             ) from error

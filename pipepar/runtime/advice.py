@@ -33,16 +33,17 @@ def advice(choice: Choice, devices: Sequence[DeviceCost]) -> str | None:
     weights = sum(stage.weight_bytes for stage in choice.plan.stages)
     memory = weights + max(layer.workspace for layer in choice.cost.layers)
     able = [device for device in devices if memory <= device.memory]
-    if not able or len(devices) < 2 or not choice.prediction.seconds:
-        return None
-    times = [seconds_on(device, choice.cost.layers) for device in able]
     count = choice.prediction.target.microbatches
+    if not able or len(devices) < 2 or count < 2 or not choice.prediction.seconds:
+        return None
+    times = sorted(seconds_on(device, choice.cost.layers) for device in able)[:count]
     alone = count * min(times)
     copies, stages = alone / _makespan(times, count), alone / choice.prediction.seconds
     if copies < _WORTH * stages:
         return None
-    what = "one device alone" if len(able) == 1 else f"{len(able)} replicas"
-    how = "one rank" if len(able) == 1 else "jobs of one rank each, with a share of the input"
+    single = copies < _WORTH
+    what = "one device alone" if single else f"{len(times)} replicas"
+    how = "one rank" if single else "jobs of one rank each, with a share of the input"
     return (
         f"the model fits on one device: {what} would give {copies:.1f}x its speed, "
         f"{len(choice.plan.stages)} stages {stages:.1f}x; where speed is all that counts, start "

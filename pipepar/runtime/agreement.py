@@ -16,6 +16,7 @@ from pipepar.plan.plan import Plan
 from pipepar.runtime.choice import DEPTH, MICRO_BATCH, Choice, Wish, choose
 from pipepar.runtime.fitting import require_fit
 from pipepar.runtime.fixed import fixed_batch
+from pipepar.runtime.planning import make_plan
 from pipepar.runtime.prediction import ModelCost, model_cost
 from pipepar.runtime.profile import take_profile
 from pipepar.runtime.stages import plan_of
@@ -55,8 +56,11 @@ def agree_on_plan(
             told once, by the lowest rank that has the problem; PeerError elsewhere.
     """
     choice: Choice | None = None
-    if world.broadcast("given" if given else ""):
+    way = world.broadcast("given" if given else "nothing to do" if wish.samples == 0 else "")
+    if way == "given":
         made = world.together(lambda: _taken(graph, given, wish, world.size))
+    elif way:
+        made = world.together(lambda: make_plan(graph, world.size))
     elif world.size == 1 and len(sizes := _sizes(world, graph, wish)) == 1:
         made = plan_of(graph, cut_table(graph), (), sizes[0], wish.depth or DEPTH)
     else:

@@ -54,8 +54,9 @@ class Wish:
         Args:
             fixed: the only one that the model takes; None for most models.
         """
-        if self.micro_batch is not None or fixed is not None:
-            return [self.micro_batch or fixed or 1]
+        told = self.micro_batch or fixed
+        if told is not None:
+            return [min(told, self.samples or told)]
         most = min(_LARGEST, self.samples or _LARGEST)
         return [1 << power for power in range(most.bit_length())]
 

@@ -30,7 +30,8 @@ def require_fit(plan: Plan, graph: Graph, ranks: int) -> None:
     about_ranks = [] if stages == ranks else [f"it has {stages} stages, the job has {ranks}"]
     about_model = list(_edited(plan, graph) if plan.model == graph.digest else _other(plan, graph))
     if about_model:
-        remedy = f"plan again for this model: pipepar plan MODEL --stages {ranks} -o plan.json"
+        again = f"mpirun -n {ranks} pipepar plan MODEL --input INPUT -o plan.json"
+        remedy = f"plan again with this job's model, input, --task and --dtype: {again}"
     else:
         remedy = f"start it with mpirun -n {stages}, or plan again with --stages {ranks}"
     if about_ranks or about_model:
@@ -55,6 +56,11 @@ def _edited(plan: Plan, graph: Graph) -> Iterator[str]:
         return
     cuts = [stage.begin for stage in plan.stages[1:]]
     for stage, part in zip(plan.stages, parts(graph, cuts), strict=True):
+        if stage.weight_bytes != part.weight_bytes:
+            yield (
+                f"its stage {stage.index} has {stage.weight_bytes:,} bytes of weights, operations "
+                f"{stage.begin}-{stage.end - 1} have {part.weight_bytes:,}: was the file edited?"
+            )
         for what in ("inputs", "outputs", "weights"):
             planned, needed = getattr(stage, what), getattr(part, what)
             if planned != needed:

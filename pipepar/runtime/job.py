@@ -16,6 +16,7 @@ from pipepar.data.feed import Feed, Reader
 from pipepar.errors import InputError, PlanError
 from pipepar.files import require_apart, require_writable
 from pipepar.model.graph import Graph
+from pipepar.model.named import source_file
 from pipepar.model.source import Source, open_source
 from pipepar.plan.plan import Plan
 from pipepar.runtime.advice import advice
@@ -167,7 +168,10 @@ def _preflight(world: World, job: Job) -> None:
         require_writable("--trace", job.trace)
         written["--trace"] = job.trace
     named = {"input": job.input, "--weights": job.weights, "--plan": job.plan}
-    named |= {"--labels": job.labels, "model": None if job.is_factory else Path(job.model)}
+    named |= {
+        "--labels": job.labels,
+        "model": source_file(job.model) if job.is_factory else Path(job.model),
+    }
     require_apart(written, {name: path for name, path in named.items() if path is not None})
 
 

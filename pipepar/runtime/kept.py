@@ -90,7 +90,7 @@ class Kept:
     def _known(self) -> dict[str, object]:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         if not isinstance(content, dict):
             return {}
@@ -100,7 +100,7 @@ class Kept:
 
 def _folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if base:
+    if Path(base).is_absolute():  # any other is to be ignored, says its specification
         return Path(base) / "pipepar"
     try:
         return Path.home() / ".cache" / "pipepar"

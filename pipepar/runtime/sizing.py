@@ -51,7 +51,7 @@ def plan_measured(
     world.agree("graphs of the model", graph.digest)
     world.together(lambda: _check_size(graph, wish))
     several = stages if world.size == 1 else None
-    wish = replace(wish, samples=samples)
+    wish = replace(wish, samples=samples or None)
     choice = measured_choice(world, graph, wish, note, stages=several, fresh=fresh)
     if choice is None:
         return None

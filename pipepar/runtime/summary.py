@@ -25,8 +25,7 @@ _MUCH: Final = 0.1
 """Share of idle time from which on a remedy is told."""
 _REMEDIES: Final = {
     "fill": "let more micro-batches flow: make them smaller, or give more input at once",
-    "imbalance": "try another number of ranks, or plan for devices that differ: pipepar plan "
-    "--cluster",
+    "imbalance": "try another number of ranks, or measure again: mpirun pipepar plan --profile",
     "transfer": "try larger micro-batches, more depth, or cuts where less crosses: pipepar plan "
     "--show-cuts",
     "source": "prepare the input beforehand, as arrays, or give rank 0 more threads",
@@ -200,6 +199,6 @@ def _print_idle(summary: RunSummary, console: Console) -> None:
     )
     shares = dataclasses.asdict(summary.idle)
     console.print("idle: " + " · ".join(f"{name} {share:.0%}" for name, share in shares.items()))
-    largest = max(_REMEDIES, key=lambda name: shares[name])
-    if shares[largest] > _MUCH:
+    largest = max(shares, key=lambda name: shares[name])
+    if shares[largest] > _MUCH and largest in _REMEDIES:
         console.print(f"{largest} is large: {_REMEDIES[largest]}")
