@@ -107,8 +107,8 @@ def test_another_number_of_operations_and_other_weights() -> None:
         "and 9 more",
     ]
     assert lines[-1] == (
-        "plan again with this job's model, input, --task and --dtype: mpirun -n 3 pipepar plan MODEL "
-        "--input INPUT -o plan.json"
+        "plan again with this job's model, input, --task and --dtype: "
+        "mpirun -n 3 pipepar plan MODEL --input INPUT -o plan.json"
     )
 
 
