@@ -100,7 +100,7 @@ class Pipeline:
                 source,
                 args,
                 kwargs,
-                wish=Wish(samples, micro_batch, depth),
+                wish=Wish(samples or None, micro_batch, depth),
                 results_to_root=True,
                 weights_from_root=from_root,
             )

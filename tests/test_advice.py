@@ -137,3 +137,17 @@ def test_very_many_are_divided_like_a_liquid(monkeypatch: pytest.MonkeyPatch) ->
     liquid = module._makespan((3.0, 1.0, 1.5), 9_000)
     assert liquid == pytest.approx(9_000 / 2)  # 1/3 + 1 + 2/3 of them in a second
     assert liquid <= exact <= liquid + 3
+
+
+def test_a_single_micro_batch_cannot_be_shared() -> None:
+    devices = alike(4)
+    assert advice(planned(UNBALANCED, *devices, samples=1), devices) is None
+
+
+def test_one_rank_where_links_cost_more_than_they_bring() -> None:
+    """Two of 8 s, one after the other, on the only device that holds the model: 16 s."""
+    devices = (DeviceCost(1.0, WHOLE), DeviceCost(1.0, WHOLE - 1))
+    told = advice(planned(UNBALANCED, *devices, samples=2, link=20.0), devices)
+    assert told is not None
+    assert "one device alone would give 1.0x its speed, 2 stages 0." in told
+    assert told.endswith("start one rank")

@@ -7,6 +7,7 @@ many and makes as many. So a stage of n layers between two others takes
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -179,6 +180,7 @@ def test_more_stages_than_layers() -> None:
         (Wish(samples=1), 12, [12]),
         (Wish(micro_batch=5), None, [5]),
         (Wish(micro_batch=1000), None, [1000]),
+        (Wish(micro_batch=1000, samples=400), None, [400]),
         (Wish(micro_batch=12), 12, [12]),
     ],
 )
@@ -264,3 +266,14 @@ def test_devices_that_are_left_out_keep_the_links_of_the_others() -> None:
     choice = chosen(cost, hardware, [1], Wish(fewer=True))
     assert taken_by(choice) == ["fast", "fast"]
     assert choice.prediction.stages[1].transfer == 2.0
+
+
+def test_a_weight_that_layers_share_needs_room_once() -> None:
+    shared = nn.Linear(4, 4)
+    graph = capture(nn.Sequential(*[shared] * 8).eval(), (torch.zeros(2, 4),), {})
+    table = cut_table(graph)
+    room = 80 + 2 * 2 * 32 + 64  # the weight, what waits at both ends, what a layer works with
+    made = choose(graph, table, row(2, memory=room), partial(model_cost, graph, table), [2], Wish())
+    assert [stage.memory for stage in made.prediction.stages] <= [room, room]
+    with pytest.raises(PlanError, match="memory of the largest device"):
+        choose(graph, table, row(2, memory=79), partial(model_cost, graph, table), [2], Wish())

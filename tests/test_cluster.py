@@ -86,7 +86,7 @@ def test_units_of_bandwidth(path: Path, bandwidth: str, expected: float) -> None
         (DEVICE + PAIR + LINK + PAIR, "link[2] is the second between these kinds, expected one"),
         (CPU + PAIR, "link[0].between is ['gpu', 'gpu'], expected two kinds of device out of"),
         (DEVICE + PAIR.replace(', "gpu"]', "]"), "link[0].between is ['gpu'], expected two kinds"),
-        (DEVICE + LINK.replace("10 us", "10"), "link[0].latency is '10', expected a number above"),
+        (DEVICE + LINK.replace("10 us", "10"), "link[0].latency is '10', expected a number with"),
         (DEVICE + LINK.replace("25 GB/s", "25 GB"), "link[0].bandwidth is '25 GB', expected"),
     ],
 )

@@ -152,7 +152,7 @@ def test_another_constant_inside() -> None:
     message = refusal(plan, graph)
     assert f"made for model {plan.model[:12]}, found {graph.digest[:12]}: sizes or const" in message
     assert "the version of torch" in message
-    assert "pipepar plan MODEL --stages 2" in message
+    assert "mpirun -n 2 pipepar plan MODEL --input INPUT" in message
 
 
 def test_an_end_that_was_edited() -> None:

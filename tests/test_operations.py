@@ -10,7 +10,14 @@ from pipepar.microbatch import TensorSpec
 from pipepar.model.building import params_on_meta
 from pipepar.model.capture import capture
 from pipepar.model.graph import Graph
-from pipepar.model.operations import Needed, Operation, distinct, example_rows, operations_of
+from pipepar.model.operations import (
+    Needed,
+    Operation,
+    distinct,
+    example_rows,
+    operations_of,
+    takes_rows,
+)
 from pipepar.model.sequential import Layers
 from pipepar.runtime.timing import Bench
 from tests.models import InPlace, Mlp, Skips, Tied
@@ -228,3 +235,42 @@ def test_operations_of_real_architectures_are_timed_or_told_apart(animal: Animal
     assert all(seconds is None or seconds > 0 for seconds in times)
     lost = [each.signature for each, t in zip(different, times, strict=True) if t is None]
     assert all("grouped_mm" in signature for signature in lost), lost
+
+
+class Pairs(nn.Module):
+    """Takes an even number of rows, and gives half as many."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(-1, 2 * x.shape[1])
+
+
+class Branches(nn.Module):
+    """Another path for more than four rows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if x.shape[0] > 4 else x - 1
+
+
+class Sums(nn.Module):
+    """One row for all."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(0)
+
+
+@pytest.mark.parametrize(
+    ("model", "taken"),
+    [
+        (nn.Linear(4, 4), [1, 2, 4, 8]),
+        (
+            nn.Sequential(Pairs(), nn.Linear(8, 8), nn.Unflatten(1, (2, 4)), nn.Flatten(0, 1)),
+            [2, 4, 8],
+        ),
+        (Layers(nn.Linear(4, 4), Pairs(), nn.Unflatten(1, (2, 4)), nn.Flatten(0, 1)), [2, 4, 8]),
+        (Branches(), [8]),
+        (Sums(), [4]),  # which is chance, and so is not asked of it alone
+    ],
+)
+def test_sizes_that_a_model_can_travel_in(model: nn.Module, taken: list[int]) -> None:
+    graph = captured(model, torch.randn(8, 4))
+    assert [rows for rows in (1, 2, 4, 8) if takes_rows(graph, rows)] == taken

@@ -196,3 +196,12 @@ def test_a_cluster_is_not_written_over(cluster: Path) -> None:
     assert status == 1
     assert f"--output {cluster} would replace what --cluster" in output
     assert cluster.read_text() == TWO
+
+
+def test_the_source_of_a_model_is_not_replaced(cluster: Path) -> None:
+    source = Path(__file__).parent / "factories.py"
+    before = source.read_text()
+    status, output = pipepar("plan", MLP, *SHAPE, "--cluster", cluster, "-o", source)
+    assert status == 1
+    assert f"--output {source} would replace what MODEL {source} names" in output
+    assert source.read_text() == before

@@ -278,3 +278,12 @@ class Table(nn.Module):
 def test_a_layer_keeps_the_values_that_it_has_itself() -> None:
     for _ in range(10):  # memory that nobody has filled may by chance hold the right values
         assert None not in timed(nn.Sequential(Table(), Table()), torch.randn(2, 4, 8))
+
+
+def test_what_takes_too_much_room_is_not_computed() -> None:
+    calls: list[torch.Tensor] = []
+    large, small = operation(Spy(calls.append), tensor(1000)), operation(torch.relu, tensor(4))
+    first, second = Bench([large, small], CPU, 1 << 16, room=500).medians()
+    assert first is None
+    assert second is not None
+    assert not calls

@@ -122,9 +122,10 @@ def _sizes(world: World, graph: Graph, wish: Wish) -> list[int]:
         fixed = fixed_batch(graph)
         if world.rank != 0 or fixed is not None or wish.micro_batch is not None:
             return wish.sizes(fixed)
-        return [size for size in wish.sizes(None) if takes_rows(graph, size)] or [
-            example_rows(graph)
-        ]
+        known = example_rows(graph)
+        if not takes_rows(graph, known):  # its rows are not those of its samples: as it is, then
+            return [known]
+        return [size for size in wish.sizes(None) if takes_rows(graph, size)] or [known]
 
     sizes: list[int] = json.loads(world.broadcast(json.dumps(world.together(own))))
     return sizes

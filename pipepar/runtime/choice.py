@@ -54,9 +54,10 @@ class Wish:
         Args:
             fixed: the only one that the model takes; None for most models.
         """
-        told = self.micro_batch or fixed
-        if told is not None:
-            return [min(told, self.samples or told)]
+        if fixed is not None:
+            return [fixed]
+        if self.micro_batch is not None:
+            return [min(self.micro_batch, self.samples or self.micro_batch)]
         most = min(_LARGEST, self.samples or _LARGEST)
         return [1 << power for power in range(most.bit_length())]
 

@@ -84,7 +84,7 @@ def take_profile(
     mine = _kind()
     room = held + free_memory() / len(world.cores)
     ranks = [_Rank(*json.loads(text)) for text in world.all_gather(json.dumps([mine, room]))]
-    spread = sum(spec.nbytes for spec in set(graph.weights.values())) // world.size
+    spread = _spread(graph, world.size)
     kept = Kept.of(graph, mine, sum(table.costs), spread)
     subject = _Subject(graph, table, kept, spread, room * _SHARE)
     with torch.random.fork_rng(devices=()):  # a script's own random numbers stay what they were
@@ -235,6 +235,11 @@ def _paces(world: World, sized: _Sized, times: Times) -> list[float]:
         return [1.0]
     world.together(lambda: sized.bench)  # and all begin together
     return [float(text) for text in world.all_gather(repr(sized.pace(times)))]
+
+
+def _spread(graph: Graph, stages: int) -> int:
+    """Bytes of weights that a stage has, about."""
+    return sum(spec.nbytes for spec in set(graph.weights.values())) // stages
 
 
 def _kind() -> str:

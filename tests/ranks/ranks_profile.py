@@ -98,8 +98,9 @@ def test_ranks_of_a_host_share_its_memory(
     ]
 
 
-def kept_by(graph: Graph) -> Kept:
-    return Kept.of(graph, profiling._kind())
+def kept_by(world: World, graph: Graph) -> Kept:
+    work, spread = sum(cut_table(graph).costs), profiling._spread(graph, world.size)
+    return Kept.of(graph, profiling._kind(), work, spread)
 
 
 def absurd(world: World, graph: Graph, *sizes: int) -> None:
@@ -107,14 +108,14 @@ def absurd(world: World, graph: Graph, *sizes: int) -> None:
     world.together(lambda: None)
     if world.rank == 0:
         for size in sizes:
-            kept_by(graph).write(size, [1.0] * len(distinct(operations_of(graph, size))))
+            kept_by(world, graph).write(size, [1.0] * len(distinct(operations_of(graph, size))))
     world.together(lambda: None)
 
 
 def test_what_was_kept_is_used(world: World, graph: Graph, cache: Path) -> None:
     profiled(world, graph)
     files = sorted(file.name for file in cache.iterdir())
-    assert files == [kept_by(graph).path.name]
+    assert files == [kept_by(world, graph).path.name]
     absurd(world, graph, 1, 2)
     again, notes = profiled(world, graph)
     assert notes == []
@@ -280,3 +281,51 @@ def test_what_fits_no_rank_is_refused_on_all(
     monkeypatch.setattr(profiling, "free_memory", lambda: 100.0)
     with pytest.raises(PipeparError, match="memory of the largest device"):
         measured_choice(world, graph, Wish(), print)
+
+
+class Total(nn.Module):
+    """One row for all that is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(0)
+
+
+def test_a_model_that_joins_its_rows_gets_all_of_them(world: World) -> None:
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    layers = [*(nn.Linear(4, 4) for _ in range(world.size)), Total()]
+    whole = nn.Sequential(*layers).eval()
+    for parameter in whole.parameters():
+        nn.init.constant_(parameter, 0.5)
+    with Pipeline(whole, example_args=(x,)) as pipe, torch.no_grad():
+        assert pipe.micro_batch == 8
+        result = pipe(x)
+        assert world.rank or torch.equal(result, whole(x))
+
+
+def test_examples_of_other_sizes_on_other_ranks(world: World) -> None:
+    with Pipeline(model(), example_args=(torch.zeros(256 if world.rank == 0 else 8, 8),)) as pipe:
+        assert all_equal(world, pipe.micro_batch)
+
+
+def test_an_example_without_rows(world: World) -> None:
+    with Pipeline(model(), example_args=(torch.zeros(0, 8),)) as pipe:
+        result = pipe(torch.ones(5, 8))
+        assert world.rank or len(result) == 5
+
+
+def test_measuring_leaves_random_numbers_alone(world: World, graph: Graph) -> None:
+    torch.manual_seed(7)
+    profiled(world, graph)
+    drawn = torch.rand(3)
+    torch.manual_seed(7)
+    assert torch.equal(drawn, torch.rand(3))
+
+
+def test_weights_that_are_here_already_need_no_room(
+    world: World, graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = sum(spec.nbytes for spec in graph.weights.values())
+    # Room for what a micro-batch takes, and for nothing else.
+    monkeypatch.setattr(profiling, "free_memory", lambda: 1000.0 * world.size)
+    whole = measured_choice(world, graph, Wish(micro_batch=1), print, held=weights)
+    assert (whole is None) == (world.rank > 0)
