@@ -51,7 +51,8 @@ class Pipeline:
             rank 0 sends each stage its own. A Hugging Face folder, an exported program (.pt2) or
             package.module:factory can be named instead, as on the command line.
         layers: instead of a model that cannot be captured, its layers: each is called with what the
-            one before returned, by position if that is a tuple.
+            one before returned, by position if that is a tuple. While ranks measure, copies of
+            them compute made-up values.
         task: what a Hugging Face folder is to do; "raw" returns the model's own output.
         weights: a checkpoint for a factory that is named.
         dtype: what a model that is named computes in; None for what it says itself. Inputs are not
