@@ -34,7 +34,7 @@ _ROUNDS: Final = 5
 # Slow operations are not computed as often.
 _SECONDS: Final = 1.0
 # Long enough to see a neighbour on the same core, or a quota that is renewed ten times a second.
-_PACE_SECONDS: Final = 0.3
+_PACE_SECONDS: Final = 0.5
 
 Call = Callable[[], Any]
 
