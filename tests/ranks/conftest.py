@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from pipepar.comm.world import World
+from pipepar.model.capture import capture
+from pipepar.model.graph import Graph
+from tests.models import six_layers
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -21,3 +24,18 @@ def world() -> Iterator[World]:
     world = World.start()
     yield world
     world.close()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for all ranks, new for each test."""
+    world = World.start()
+    path = Path(world.broadcast(str(tmp_path_factory.mktemp("cache"))))
+    world.close()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))
+    return path / "pipepar"
+
+
+@pytest.fixture
+def graph() -> Graph:
+    return capture(six_layers(), (torch.randn(4, 8),), {})
