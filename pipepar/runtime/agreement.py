@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pipepar.comm.world import World
-from pipepar.model.crossing import cut_table
+from pipepar.model.crossing import CutTable, cut_table
 from pipepar.model.graph import Graph
 from pipepar.model.operations import example_rows, takes_rows
 from pipepar.plan.costs import LinkCost
@@ -64,7 +64,8 @@ def agree_on_plan(
     elif world.size == 1 and len(sizes := _sizes(world, graph, wish)) == 1:
         made = plan_of(graph, cut_table(graph), (), sizes[0], wish.depth or DEPTH)
     else:
-        choice = measured_choice(world, graph, wish, note, held=held)
+        table = world.together(lambda: cut_table(graph))
+        choice = measured_choice(world, graph, table, wish, note, held=held)
         made = choice.plan if choice else None
     plan = Plan.from_json(world.broadcast(made.to_json() if made else ""))
     world.agree("plans", plan.digest)
@@ -74,6 +75,7 @@ def agree_on_plan(
 def measured_choice(
     world: World,
     graph: Graph,
+    table: CutTable,
     wish: Wish,
     note: Note,
     *,
@@ -86,6 +88,7 @@ def measured_choice(
     Args:
         world: a stage for each rank.
         graph: the captured model.
+        table: its legal cuts and counted costs.
         wish: what the user wants of a plan.
         note: is told, on rank 0, what is worth knowing of the measuring.
         stages: in a world of one, for how many devices like this one to plan, on links that cost
@@ -99,7 +102,6 @@ def measured_choice(
     Raises:
         PipeparError: as in `agree_on_plan`.
     """
-    table = world.together(lambda: cut_table(graph))
     sizes = _sizes(world, graph, wish)
     profile = take_profile(world, graph, table, sizes, held=held, fresh=fresh, note=note)
     hardware = profile.hardware if stages is None else _as_many(profile.hardware, stages)

@@ -52,11 +52,12 @@ def plan_measured(
     world.together(lambda: _check_size(graph, wish))
     several = stages if world.size == 1 else None
     wish = replace(wish, samples=samples or None)
-    choice = measured_choice(world, graph, wish, note, stages=several, fresh=fresh)
+    table = world.together(lambda: cut_table(graph))
+    choice = measured_choice(world, graph, table, wish, note, stages=several, fresh=fresh)
     if choice is None:
         return None
     devices = choice.prediction.target.hardware.devices
-    return Planning(cut_table(graph), choice.plan, choice, advice(choice, devices))
+    return Planning(table, choice.plan, choice, advice(choice, devices))
 
 
 def _check(world: World, stages: int | None) -> None:

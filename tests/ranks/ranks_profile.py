@@ -133,7 +133,7 @@ def test_each_kind_of_device_has_its_own_times(
     for by_kind in profile.curve.values():
         assert set(by_kind) == set(kinds)
     assert len(list(cache.iterdir())) == len(set(kinds))
-    choice = measured_choice(world, graph, Wish(samples=8), lambda text: None)
+    choice = measured_choice(world, graph, cut_table(graph), Wish(samples=8), lambda text: None)
     assert (choice is not None) == (world.rank == 0)
 
 
@@ -164,7 +164,7 @@ def test_what_fits_no_rank_is_refused_on_all(
 ) -> None:
     monkeypatch.setattr(profiling, "free_memory", lambda: 100.0)
     with pytest.raises(PipeparError, match="memory of the largest device"):
-        measured_choice(world, graph, Wish(), print)
+        measured_choice(world, graph, cut_table(graph), Wish(), print)
 
 
 def test_measuring_leaves_random_numbers_alone(world: World, graph: Graph) -> None:
@@ -181,5 +181,7 @@ def test_weights_that_are_here_already_need_no_room(
     weights = sum(spec.nbytes for spec in graph.weights.values())
     # Room for what a micro-batch takes, and for nothing else.
     monkeypatch.setattr(profiling, "free_memory", lambda: 1000.0 * world.size)
-    whole = measured_choice(world, graph, Wish(micro_batch=1), print, held=weights)
+    whole = measured_choice(
+        world, graph, cut_table(graph), Wish(micro_batch=1), print, held=weights
+    )
     assert (whole is None) == (world.rank > 0)
