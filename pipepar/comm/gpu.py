@@ -1,0 +1,130 @@
+"""A GPU as channels see it: CUDA streams, events, memory and copies.
+
+Nothing in here waits for the device. What must happen before what is said by events, each recorded
+on one stream and waited for by another, so that a host may run ahead of its device.
+
+The contract is torch's own, as narrow as channels need it, so that tests can put a GPU in its place
+that checks the order of things.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final, Protocol
+
+import torch
+
+# Between two looks at an event; a wait is for a whole micro-batch, so this costs it nothing.
+_LOOK_SECONDS: Final = 50e-6
+
+
+class Event(Protocol):
+    """A point on a CUDA stream; see `torch.cuda.Event`."""
+
+    @property
+    def cuda_event(self) -> int:
+        """Its handle; there is none before it has been recorded."""
+
+    def record(self, stream: Any) -> None:
+        """Be the point that the stream has been told to come to so far. *Local.*"""
+
+    def query(self) -> bool:
+        """Whether the stream has come there; True where it was never recorded. *Local.*"""
+
+    def elapsed_time(self, end_event: Any) -> float:
+        """Milliseconds from here to a later event, both timed and both come to. *Local.*"""
+
+
+class Stream(Protocol):
+    """A CUDA stream; see `torch.cuda.Stream`."""
+
+    @property
+    def cuda_stream(self) -> int:
+        """Its handle."""
+
+    def wait_event(self, event: Any) -> None:
+        """Go on only after the event, as last recorded; the host goes on at once. *Local.*"""
+
+
+class Gpu(Protocol):
+    """One rank's GPU."""
+
+    @property
+    def device(self) -> torch.device:
+        """Which one, such as cuda:1."""
+
+    @property
+    def compute(self) -> Stream:
+        """The CUDA stream that the stage computes on, and that `empty` belongs to."""
+
+    def stream(self) -> Stream:
+        """Another CUDA stream, for what is to overlap with computing. *Local.*"""
+
+    def event(self, timed: bool = False) -> Event:
+        """An event that has not been recorded yet. *Local.*"""
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        """Memory of the GPU, uint8 [nbytes]. *Local.*
+
+        What is freed on the host may be given out again at once: it is what `compute` did with it
+        last that comes before what `compute` does with it next. Another stream has to wait for an
+        event on `compute`, and `compute` for the other stream before the memory is let go.
+        """
+
+    def pinned(self, nbytes: int) -> torch.Tensor:
+        """Page-locked memory of the host, uint8 [nbytes]. *Local.*
+
+        It is not given out again before copies from or to it are done.
+        """
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, stream: Stream) -> None:
+        """Copy on a stream, between tensors of one shape and dtype; memory of the host is pinned.
+        *Local*; both must live until the copy is done, or be of `empty` or `pinned`."""
+
+
+class CudaGpu:
+    """A GPU that torch drives.
+
+    Args:
+        device: which one, such as cuda:1; it becomes the current device of this thread.
+
+    Raises:
+        RuntimeError: torch has no CUDA, or there is no such device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        torch.cuda.set_device(device)
+        self.device = device
+        self.compute: Stream = torch.cuda.current_stream(device)
+
+    def stream(self) -> Stream:
+        """See `Gpu.stream`; what it does comes before what waits for a place on `compute`."""
+        stream: Stream = torch.cuda.Stream(self.device, priority=-1)
+        return stream
+
+    def event(self, timed: bool = False) -> Event:
+        """See `Gpu.event`."""
+        event: Event = torch.cuda.Event(enable_timing=timed)
+        return event
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        """See `Gpu.empty`."""
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+
+    def pinned(self, nbytes: int) -> torch.Tensor:
+        """See `Gpu.pinned`."""
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, stream: Stream) -> None:
+        """See `Gpu.copy`."""
+        if stream is self.compute:
+            target.copy_(source, non_blocking=True)
+            return
+        with torch.cuda.stream(stream):  # type: ignore[arg-type]
+            target.copy_(source, non_blocking=True)
+
+
+def wait_for_event(event: Event) -> None:
+    """Wait on the host until an event has come, without a call that synchronises. *Local.*"""
+    while not event.query():
+        time.sleep(_LOOK_SECONDS)
