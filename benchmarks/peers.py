@@ -10,7 +10,8 @@ import torch
 from mpi4py import MPI
 
 from benchmarks.load import Load, timed
-from pipepar.comm.world import Link, World
+from pipepar.comm.link import Link
+from pipepar.comm.world import World
 from pipepar.microbatch import Value
 from pipepar.runtime.loop import Arrival, Inlet, Outlet, Program, arrivals, run
 from pipepar.trace import Tracer

@@ -8,6 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -19,12 +20,16 @@ from pipepar.comm.world import World
 from pipepar.errors import PipeparError
 from pipepar.microbatch import MicroBatch, rows, split
 from pipepar.runtime.assembly import assemble
+from pipepar.runtime.calls import as_call, device_of
 from pipepar.runtime.choice import Wish
+from pipepar.runtime.devices import Wanted
 from pipepar.runtime.failure import FailTogether
 from pipepar.runtime.fixed import require_batches
 from pipepar.runtime.gather import Gather
 from pipepar.runtime.given import check_given, given_source, values_on_root
+from pipepar.runtime.landing import landed
 from pipepar.runtime.loop import Arrival, arrivals, run
+from pipepar.runtime.seat import take_seat
 from pipepar.runtime.summary import RunSummary, summarise
 from pipepar.runtime.threads import crowded
 from pipepar.runtime.wiring import admission
@@ -65,6 +70,8 @@ class Pipeline:
             for batches as large as the example, or 8 if that has one row.
         depth: micro-batches that may wait on each end of a channel, at least 1; None for 2, or 1
             where memory is short.
+        device: what ranks compute on: "cuda" for a GPU each, "cpu", or "auto" for a GPU where there
+            is one. A model stays where it is; results lie where a call's inputs lay.
 
     Raises:
         PipeparError: the model cannot be captured or cut into as many stages as there are ranks.
@@ -82,6 +89,7 @@ class Pipeline:
         example_kwargs: Mapping[str, Any] | None = None,
         micro_batch: int | None = None,
         depth: int | None = None,
+        device: Wanted = "auto",
     ) -> None:
         self._world = World.start()
         self._together = FailTogether(self._world)
@@ -96,11 +104,13 @@ class Pipeline:
             if samples <= 1:  # says nothing of batches
                 micro_batch = micro_batch or _CAPTURED
             args, kwargs = next(split(example, micro_batch or _CAPTURED))
+            seat = take_seat(self._world, device, partial(warnings.warn, stacklevel=3))
             self._assembly = assemble(
                 self._world,
                 source,
                 args,
                 kwargs,
+                seat=seat,
                 wish=Wish(samples or None, micro_batch, depth),
                 results_to_root=True,
                 weights_from_root=from_root,
@@ -120,7 +130,7 @@ class Pipeline:
         self._reset()
 
     def _reset(self) -> None:
-        self._tracer = Tracer(self._world.rank)
+        self._tracer = Tracer(self._world.rank, clock=self._assembly.seat.clock())
         self._samples, self._seconds = 0, 0.0
 
     @property
@@ -184,7 +194,7 @@ class Pipeline:
             On rank 0 what the model returns for each batch, in order; nothing elsewhere, where the
             loop must be entered all the same.
         """
-        return self._stream(map(_as_call, batches))
+        return self._stream(map(as_call, batches))
 
     def summary(self) -> RunSummary:
         """Speed, bound, and each stage's share since the last summary. *Collective.*
@@ -201,6 +211,7 @@ class Pipeline:
             assembly.threads,
             self._samples,
             self._seconds,
+            seat=assembly.seat,
         )
         self._reset()
         return result
@@ -222,9 +233,11 @@ class Pipeline:
         gather = Gather(self._assembly.graph.unflatten_outputs)
         work = self._run(self._feed(calls, gather))
         channel = self._assembly.wiring.results
+        names = self._assembly.plan.outputs
         if channel is None:
+            if (gpu := self._assembly.seat.gpu) is not None:
+                work = landed(work, names, gpu, self._assembly.agreed.depth)
             for index, values in work:
-                names = self._assembly.plan.outputs
                 gather.add(MicroBatch(index, tuple(values[name] for name in names)))
                 yield from gather.finished()
             return
@@ -269,13 +282,15 @@ class Pipeline:
     ) -> Iterator[Arrival]:
         graph, count = self._assembly.graph, itertools.count()
         for call in calls:
-            total = rows(pytree.tree_leaves(call))
+            leaves = pytree.tree_leaves(call)
+            total = rows(leaves)
             require_batches(graph, total, self.micro_batch, "micro_batch")
-            gather.expect(total, self.micro_batch)
+            gather.expect(total, self.micro_batch, device_of(leaves))
             self._samples += total
             for args, kwargs in split(call, self.micro_batch):
                 values = graph.flatten_inputs(args, kwargs)
-                yield next(count), dict(zip(graph.inputs, values, strict=True))
+                near = map(self._assembly.seat.reached, values)
+                yield next(count), dict(zip(graph.inputs, near, strict=True))
 
 
 @dataclass(slots=True)
@@ -288,11 +303,3 @@ class _Stream:
     """Whether its end has been sent."""
     left: bool = False
     """Whether its caller takes no more of it: at its end, by a break, or by an exception."""
-
-
-def _as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(batch, tuple):
-        return batch, {}
-    if isinstance(batch, dict):
-        return (), batch
-    return (batch,), {}

@@ -7,16 +7,48 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Final, Literal, Protocol, TypeAlias, get_args
 
 from pipepar.files import write_whole
 
 Kind = Literal["source", "receive", "compute", "send", "sink"]
+
+Mark: TypeAlias = Any
+"""A point in time, as the clock made it that can read it."""
+
+# Between two looks at a mark that has not come yet.
+_LOOK_SECONDS: Final = 1e-4
+
+
+class Clock(Protocol):
+    """What a stage's times are taken by: its host's clock, or what its device does."""
+
+    def now(self) -> Mark:
+        """The point that the stage has been told to come to so far. *Local*, waits for nothing."""
+
+    def seconds(self, mark: Mark) -> float | None:
+        """When it was, as `time.perf_counter` would have told; None while it is yet to come.
+
+        *Local*; marks are asked about in about the order in which they were made.
+        """
+
+
+class HostClock:
+    """A stage that computes on its host is where it has been told to be."""
+
+    def now(self) -> Mark:
+        """See `Clock.now`."""
+        return time.perf_counter()
+
+    def seconds(self, mark: Mark) -> float | None:
+        """See `Clock.seconds`."""
+        return float(mark)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +62,8 @@ class Span:
     """Seconds on the clock of the stage's host."""
     end: float
     """Seconds, the same clock."""
+    beside: bool = False
+    """Whether it went on beside what the stage did, as a GPU's transfers do."""
 
     @property
     def seconds(self) -> float:
@@ -70,10 +104,12 @@ class Tracer:
     Args:
         stage: the stage, 0-based.
         keep: whether to keep the spans, which take memory for every micro-batch.
+        clock: what tells the time; None for the host's.
     """
 
-    def __init__(self, stage: int, keep: bool = False) -> None:
+    def __init__(self, stage: int, keep: bool = False, clock: Clock | None = None) -> None:
         self.stage = stage
+        self.clock: Clock = clock or HostClock()
         self.totals: dict[Kind, Totals] = {kind: Totals() for kind in get_args(Kind)}
         self.gaps = 0.0
         """Seconds between one record and the next, but before those of a stream's first
@@ -81,9 +117,45 @@ class Tracer:
         self.spans: list[Span] = []
         self._keep = keep
         self._end: float | None = None
+        self._pending: deque[tuple[Kind, int, Mark, Mark]] = deque()
+        self._beside: list[tuple[Kind, int, Mark, Mark]] = []
 
-    def record(self, kind: Kind, microbatch: int, begin: float, end: float) -> None:
-        """Keep one span, in the order of time; seconds of `time.perf_counter`."""
+    def record(self, kind: Kind, microbatch: int, begin: Mark, end: Mark) -> None:
+        """Keep one span, in the order of time; marks of `clock`."""
+        self._pending.append((kind, microbatch, begin, end))
+        self._settle()
+
+    def record_beside(self, kind: Kind, microbatch: int, begin: Mark, end: Mark) -> None:
+        """Keep a span of something that went on beside what the stage did; it is in no sum."""
+        self._beside.append((kind, microbatch, begin, end))
+
+    def finish(self) -> None:
+        """Wait until all that was recorded has come to pass; only then are the sums complete."""
+        while self._pending:
+            self._settle()
+            if self._pending:
+                time.sleep(_LOOK_SECONDS)
+        for kind, microbatch, *marks in self._beside:
+            begin, end = map(self._awaited, marks)
+            self.spans.append(Span(self.stage, kind, microbatch, begin, end, beside=True))
+        self._beside.clear()
+
+    def _awaited(self, mark: Mark) -> float:
+        while (seconds := self.clock.seconds(mark)) is None:
+            time.sleep(_LOOK_SECONDS)
+        return seconds
+
+    def _settle(self) -> None:
+        """Count what has come to pass."""
+        while self._pending:
+            kind, microbatch, *marks = self._pending[0]
+            begin, end = map(self.clock.seconds, marks)
+            if begin is None or end is None:
+                return
+            self._pending.popleft()
+            self._count(kind, microbatch, begin, end)
+
+    def _count(self, kind: Kind, microbatch: int, begin: float, end: float) -> None:
         self.totals[kind].add(end - begin, begins=microbatch == 0)
         if microbatch and self._end is not None:
             self.gaps += begin - self._end
@@ -94,11 +166,11 @@ class Tracer:
     @contextmanager
     def span(self, kind: Kind, microbatch: int) -> Iterator[None]:
         """Time the body of a ``with`` statement, also when it raises."""
-        begin = time.perf_counter()
+        begin = self.clock.now()
         try:
             yield
         finally:
-            self.record(kind, microbatch, begin, time.perf_counter())
+            self.record(kind, microbatch, begin, self.clock.now())
 
 
 def paths(work: Sequence[Totals]) -> list[float]:
@@ -129,7 +201,8 @@ def bound(compute: Sequence[Totals]) -> float:
 
 
 def write_chrome_trace(path: Path, spans: Iterable[Span]) -> None:
-    """Write spans for chrome://tracing or Perfetto; one row a stage. *Local.*
+    """Write spans for chrome://tracing or Perfetto; one row a stage, and one for what went on
+    beside it, where there is any. *Local.*
 
     Args:
         path: the file; it appears, or replaces another, when all of it is written.
@@ -138,16 +211,33 @@ def write_chrome_trace(path: Path, spans: Iterable[Span]) -> None:
     Raises:
         OSError: the file system refuses.
     """
-    events = [
+    shown = list(spans)
+    rows = sorted({(span.stage, span.beside) for span in shown})
+    names: list[dict[str, Any]] = [
+        {
+            "name": "thread_name",
+            "ph": "M",
+            "pid": 0,
+            "tid": _row(stage, beside),
+            "args": {"name": f"stage {stage}{', transfers' * beside}"},
+        }
+        for stage, beside in rows
+    ]
+    events: list[dict[str, Any]] = [
         {
             "name": f"{span.kind} {span.microbatch}",
             "cat": span.kind,
             "ph": "X",
             "pid": 0,
-            "tid": span.stage,
+            "tid": _row(span.stage, span.beside),
             "ts": span.begin * 1e6,
             "dur": span.seconds * 1e6,
         }
-        for span in spans
+        for span in shown
     ]
-    write_whole(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
+    write_whole(path, json.dumps({"traceEvents": names + events, "displayTimeUnit": "ms"}))
+
+
+def _row(stage: int, beside: bool) -> int:
+    """Rows are shown in the order of their numbers."""
+    return 2 * stage + beside

@@ -24,6 +24,15 @@ Preprocess: TypeAlias = Annotated[
     ),
 ]
 
+Device: TypeAlias = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(
+        help="What ranks compute on. cuda: a GPU each, the one of its local rank among those that "
+        "the launcher or CUDA_VISIBLE_DEVICES leaves it. auto: a GPU where there is one, else the "
+        "CPU; stages of both kinds can be mixed."
+    ),
+]
+
 Dtype: TypeAlias = Annotated[
     Literal["auto", "float32", "float16", "bfloat16"],
     typer.Option(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipepar.cli.arguments import Dtype, Model, Preprocess
+from pipepar.cli.arguments import Device, Dtype, Model, Preprocess
 
 if TYPE_CHECKING:
     from pipepar.comm.world import World
@@ -108,6 +108,7 @@ def plan(
         typer.Option(help="What a Hugging Face model is to do.", show_default="feature-extraction"),
     ] = None,
     dtype: Dtype = "auto",
+    device: Device = "auto",
 ) -> None:
     """Cut a model into stages and show them; no weights are read, of a folder only config.json.
 
@@ -138,7 +139,7 @@ def plan(
 
     planned = Planned(model, task, example, preprocess, shape or (), dtype)
     wish = Wish(None, micro_batch, depth, free_order, fewer)
-    asked = _Asked(stages, cluster, profile, wish, show_cuts, output, trace)
+    asked = _Asked(stages, cluster, profile, wish, show_cuts, output, trace, device)
     try:
         world = World.start()
         with FailTogether(world):
@@ -167,6 +168,7 @@ class _Asked:
     show_cuts: bool
     output: Path | None
     trace: Path | None
+    device: Literal["auto", "cpu", "cuda"]
 
 
 def _check(planned: Planned, asked: _Asked, world: World) -> None:
@@ -185,6 +187,11 @@ def _check(planned: Planned, asked: _Asked, world: World) -> None:
             f"found --profile and --cluster {asked.cluster}, expected one of them: what runs here "
             "can be measured, what is only described cannot; leave one out"
         )
+    if asked.cluster is not None and asked.device != "auto":
+        raise InputError(
+            f"found --device {asked.device} and --cluster {asked.cluster}, expected one of them: "
+            "the file says which devices to plan for; leave --device out"
+        )
     if asked.cluster is None:
         _check_useful(asked, measured=asked.profile or world.size > 1)
     check_planned(planned)
@@ -198,7 +205,12 @@ def _check_useful(asked: _Asked, measured: bool) -> None:
 
     wish = asked.wish
     described = {"--free-order": wish.free_order, "--fewer": wish.fewer}
-    known = {"--micro-batch": wish.micro_batch, "--depth": wish.depth, "--trace": asked.trace}
+    known = {
+        "--micro-batch": wish.micro_batch,
+        "--depth": wish.depth,
+        "--trace": asked.trace,
+        "--device": asked.device.replace("auto", ""),
+    }
     for option, value in (described if measured else described | known).items():
         if value:
             found = option if value is True else f"{option} {value}"
@@ -231,7 +243,9 @@ def _planning(planned: Planned, asked: _Asked, world: World) -> Planning | None:
     from pipepar.runtime.sizing import plan_measured
 
     if asked.profile or (world.size > 1 and asked.cluster is None):
-        return plan_measured(world, planned, asked.wish, asked.stages, _note, asked.profile)
+        return plan_measured(
+            world, planned, asked.wish, asked.stages, _note, asked.profile, asked.device
+        )
     if world.rank != 0:
         return None
     cluster = None if asked.cluster is None else read_cluster(asked.cluster)

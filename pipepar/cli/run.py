@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipepar.cli.arguments import Dtype, Model, Preprocess
+from pipepar.cli.arguments import Device, Dtype, Model, Preprocess
 
 if TYPE_CHECKING:
     from pipepar.comm.world import World
@@ -107,6 +107,7 @@ def run(
         ),
     ] = "disk",
     dtype: Dtype = "auto",
+    device: Device = "auto",
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -135,6 +136,10 @@ def run(
 
         mpirun -n 4 pipepar run ./vit photos out.jsonl --task image-classification --labels y.txt
 
+    [bold]A GPU for each rank[/bold]
+
+        mpirun -n 4 pipepar run ./llama passages.txt embeddings.npy --device cuda
+
     [bold]Your own model on text, prepared by a function of yours[/bold]
 
         mpirun -n 2 pipepar run my.models:make in.txt out.npy --preprocess my.texts:encode
@@ -160,6 +165,7 @@ def run(
         weights=weights,
         weights_from=weights_from,
         dtype=dtype,
+        device=device,
         max_length=max_length,
         padding=padding,
         plan=plan,

@@ -10,6 +10,7 @@ that checks the order of things.
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 import torch
@@ -57,6 +58,9 @@ class Gpu(Protocol):
     def compute(self) -> Stream:
         """The CUDA stream that the stage computes on, and that `empty` belongs to."""
 
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor lies in its memory. *Local.*"""
+
     def stream(self) -> Stream:
         """Another CUDA stream, for what is to overlap with computing. *Local.*"""
 
@@ -81,6 +85,9 @@ class Gpu(Protocol):
         """Copy on a stream, between tensors of one shape and dtype; memory of the host is pinned.
         *Local*; both must live until the copy is done, or be of `empty` or `pinned`."""
 
+    def range(self, name: str) -> AbstractContextManager[None]:
+        """Show what the host does inside under that name in a profiler. *Local.*"""
+
 
 class CudaGpu:
     """A GPU that torch drives.
@@ -97,15 +104,17 @@ class CudaGpu:
         self.device = device
         self.compute: Stream = torch.cuda.current_stream(device)
 
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """See `Gpu.holds`."""
+        return tensor.device == self.device
+
     def stream(self) -> Stream:
         """See `Gpu.stream`; what it does comes before what waits for a place on `compute`."""
-        stream: Stream = torch.cuda.Stream(self.device, priority=-1)
-        return stream
+        return torch.cuda.Stream(self.device, priority=-1)  # type: ignore[no-untyped-call]
 
     def event(self, timed: bool = False) -> Event:
         """See `Gpu.event`."""
-        event: Event = torch.cuda.Event(enable_timing=timed)
-        return event
+        return torch.cuda.Event(enable_timing=timed)  # type: ignore[no-untyped-call]
 
     def empty(self, nbytes: int) -> torch.Tensor:
         """See `Gpu.empty`."""
@@ -122,6 +131,10 @@ class CudaGpu:
             return
         with torch.cuda.stream(stream):  # type: ignore[arg-type]
             target.copy_(source, non_blocking=True)
+
+    def range(self, name: str) -> AbstractContextManager[None]:
+        """See `Gpu.range`; an NVTX range."""
+        return torch.cuda.nvtx.range(name)
 
 
 def wait_for_event(event: Event) -> None:

@@ -119,6 +119,11 @@ class Inbox:
         carry(slot.memory[:nbytes], self._side)
         self._arrived[place].record(self._side)
 
+    @property
+    def last(self) -> Event:
+        """The event of everything having arrived that was posted so far."""
+        return self._arrived[(self._posted - 1) % len(self._slots)]
+
     def take(self) -> torch.Tensor:
         """The oldest slot that was posted, for `compute` to read until `release`; uint8."""
         place = self._taken % len(self._slots)

@@ -14,17 +14,20 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, cast
 
 from pipepar.comm.channel import Receiver, Sender
 from pipepar.comm.launcher import RANK_VARIABLES
+from pipepar.comm.link import Link
 from pipepar.errors import PeerError, PipeparError, PlanError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from pipepar.comm.communicators import Communicators, Pair
+    from pipepar.comm.gpu import Gpu
+    from pipepar.comm.gpu_channel import Courier, Watch
     from pipepar.comm.native._progress import Engine
 
 T = TypeVar("T")
@@ -37,23 +40,13 @@ _LAUNCHER_VARIABLES: Final = (*RANK_VARIABLES, "PMI_FD")
 PROGRESS_PERIOD: Final = 5e-3
 # A job that cannot even abort in order is ended all the same.
 _ABORT_SECONDS: Final = 3.0
+# To abort NCCL's communicators may hang, as when the driver does.
+_RELEASE_SECONDS: Final = 1.0
 
 
 def launched() -> bool:
     """Whether a launcher started this process as a rank. *Local.*"""
     return any(name in os.environ for name in _LAUNCHER_VARIABLES)
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """One channel to be connected."""
-
-    producer: int
-    """Rank that sends."""
-    consumer: int
-    """Rank that receives."""
-    depth: int
-    """How many micro-batches may be under way on each end."""
 
 
 class World:
@@ -73,6 +66,7 @@ class World:
         self._progress_period = progress_period
         self._engine: Engine | None = None
         self._next_tag = 0
+        self._communicators: list[Communicators] = []
         self.rank = comm.rank if comm else 0
         self.size = comm.size if comm else 1
         self.host = platform.node()
@@ -170,34 +164,58 @@ class World:
             raise failure
         raise PeerError(f"rank {first} on {self.hosts[first]}: {problems[first]}")
 
-    def connect(self, links: Iterable[Link]) -> tuple[dict[int, Receiver], dict[int, Sender]]:
+    def connect(
+        self, links: Iterable[Link], gpu: Gpu | None = None, watch: Watch | None = None
+    ) -> tuple[dict[int, Receiver], dict[int, Sender]]:
         """Make this rank's ends of all channels. *Collective*; the same links on every rank.
+
+        Args:
+            links: what to connect.
+            gpu: this rank's, where a link is from or to it.
+            watch: is told of every transfer between two GPUs; None to take no times of them.
 
         Returns:
             The receivers by the rank they come from, the senders by the rank they go to.
+
+        Raises:
+            WireError: NCCL cannot connect two GPUs.
         """
         receivers: dict[int, Receiver] = {}
         senders: dict[int, Sender] = {}
         if self._comm is None:
             return receivers, senders
         from pipepar.comm.edge import Edge
+        from pipepar.comm.ends import Ends
         from pipepar.comm.memory import keep_freed_memory
-        from pipepar.comm.mpi import MpiReceiver, MpiSender
 
         keep_freed_memory()
-        engine = self._start_engine()
+        links = list(links)
+        couriers = self._couriers(links, gpu)
+        ends = Ends(self._start_engine(), gpu, couriers, watch)
         for link in links:
             if link.consumer == self.rank:
                 edge = Edge(self._comm, link.producer, self._next_tag, link.depth)
-                receivers[link.producer] = MpiReceiver(edge, engine)
+                receivers[link.producer] = ends.receiver(link, edge)
             if link.producer == self.rank:
                 edge = Edge(self._comm, link.consumer, self._next_tag, link.depth)
-                senders[link.consumer] = MpiSender(edge, engine)
+                senders[link.consumer] = ends.sender(link, edge)
             self._next_tag += Edge.tags(link.depth)
         return receivers, senders
 
+    def _couriers(self, links: Sequence[Link], gpu: Gpu | None) -> Mapping[Pair, Courier]:
+        pairs = [(link.producer, link.consumer) for link in links if link.by_nccl]
+        if not pairs:
+            return {}
+        from pipepar.comm.communicators import Communicators
+
+        started = Communicators.start(self, pairs, gpu)
+        self._communicators.append(started)
+        return started
+
     def close(self) -> None:
         """Let go of MPI; every channel must be closed. *Collective*, may be called twice."""
+        for communicators in self._communicators:
+            communicators.close()
         if self._engine:
             self._engine.close()
             self._engine = None
@@ -221,8 +239,20 @@ class World:
         sys.stderr.write(f"\n{report}\n")
         sys.stderr.flush()
         time.sleep(0.1)  # the launcher forwards our stderr; let it have the report first
+        self._release_gpus()
         self._comm.Abort(1)
         os._exit(1)
+
+    def _release_gpus(self) -> None:
+        """Stop NCCL's kernels, which else wait on the GPU for a peer that will not come."""
+        aborting = [
+            threading.Thread(target=communicators.abort, daemon=True)
+            for communicators in self._communicators
+        ]
+        for thread in aborting:
+            thread.start()
+        for thread in aborting:
+            thread.join(_RELEASE_SECONDS)
 
     def _start_engine(self) -> Engine:
         if self._engine is None:

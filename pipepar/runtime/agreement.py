@@ -19,6 +19,7 @@ from pipepar.runtime.fixed import fixed_batch
 from pipepar.runtime.planning import make_plan
 from pipepar.runtime.prediction import ModelCost, model_cost
 from pipepar.runtime.profile import take_profile
+from pipepar.runtime.seat import Seat
 from pipepar.runtime.stages import plan_of
 
 Note = Callable[[str], None]
@@ -39,7 +40,13 @@ class Agreed:
 
 
 def agree_on_plan(
-    world: World, graph: Graph, given: Plan | None, wish: Wish, note: Note, held: float = 0.0
+    world: World,
+    graph: Graph,
+    given: Plan | None,
+    wish: Wish,
+    note: Note,
+    seat: Seat,
+    held: float = 0.0,
 ) -> Agreed:
     """Take the plan that the user gave, or measure and make one. *Collective.*
 
@@ -49,6 +56,7 @@ def agree_on_plan(
         given: the user's plan, on rank 0.
         wish: what the user wants of a plan; what it names overrides the given plan.
         note: is told, on rank 0, what is worth knowing of the measuring.
+        seat: where this rank computes.
         held: bytes of the model's weights that this rank has in memory already.
 
     Raises:
@@ -65,7 +73,7 @@ def agree_on_plan(
         made = plan_of(graph, cut_table(graph), (), sizes[0], wish.depth or DEPTH)
     else:
         table = world.together(lambda: cut_table(graph))
-        choice = measured_choice(world, graph, table, wish, note, held=held)
+        choice = measured_choice(world, graph, table, wish, note, held=held, seat=seat)
         made = choice.plan if choice else None
     plan = Plan.from_json(world.broadcast(made.to_json() if made else ""))
     world.agree("plans", plan.digest)
@@ -82,6 +90,7 @@ def measured_choice(
     stages: int | None = None,
     held: float = 0.0,
     fresh: bool = False,
+    seat: Seat,
 ) -> Choice | None:
     """Measure what the ranks can do, and make the plan for that. *Collective.*
 
@@ -95,6 +104,7 @@ def measured_choice(
             nothing.
         held: bytes of the model's weights that this rank has in memory already.
         fresh: whether to measure again what earlier jobs have kept.
+        seat: where this rank computes.
 
     Returns:
         The plan on rank 0, None elsewhere.
@@ -103,7 +113,7 @@ def measured_choice(
         PipeparError: as in `agree_on_plan`.
     """
     sizes = _sizes(world, graph, wish)
-    profile = take_profile(world, graph, table, sizes, held=held, fresh=fresh, note=note)
+    profile = take_profile(world, graph, table, sizes, seat, held=held, fresh=fresh, note=note)
     hardware = profile.hardware if stages is None else _as_many(profile.hardware, stages)
 
     def costs(size: int) -> ModelCost:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from pipepar.comm.gpu_channel import Watch
 from pipepar.comm.world import World
+from pipepar.microbatch import Value
 from pipepar.model.capture import capture
 from pipepar.model.graph import Graph
 from pipepar.model.source import Source
@@ -18,8 +21,11 @@ from pipepar.runtime.loading import load_stage
 from pipepar.runtime.loop import Program
 from pipepar.runtime.progress import Progress, silent
 from pipepar.runtime.scatter import share_buffers
+from pipepar.runtime.seat import Seat
+from pipepar.runtime.shortage import shortage_told
 from pipepar.runtime.stage import Stage
 from pipepar.runtime.threads import claim_threads
+from pipepar.runtime.upload import Upload
 from pipepar.runtime.wiring import Wiring, edges_of, wire_up
 
 
@@ -37,16 +43,15 @@ class Assembly:
     """Its channels."""
     threads: int
     """Threads it computes with."""
+    seat: Seat
+    """Its device."""
+    program: Program
+    """What the loop computes."""
 
     @property
     def plan(self) -> Plan:
         """The same on every rank."""
         return self.agreed.plan
-
-    @property
-    def program(self) -> Program:
-        """What the loop computes."""
-        return Program(self.stage.inputs, self.stage.outputs, self.stage)
 
 
 def assemble(
@@ -55,6 +60,7 @@ def assemble(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     *,
+    seat: Seat,
     wish: Wish,
     plan: Plan | None = None,
     carried: Sequence[str] = (),
@@ -63,6 +69,7 @@ def assemble(
     loading: Progress = silent,
     inspect: Callable[[Graph], None] = lambda graph: None,
     note: Callable[[str], None] = lambda text: None,
+    watch: Watch | None = None,
 ) -> Assembly:
     """Build this rank's stage and connect it. *Collective.*
 
@@ -71,6 +78,7 @@ def assemble(
         source: the model and where its weights lie.
         args: example of the model's positional inputs; shapes and dtypes count, values do not.
         kwargs: the same for its keyword inputs.
+        seat: where this rank computes.
         wish: how the samples are to travel.
         plan: a plan to use, rank 0's counts; measured and made here if None.
         carried: see `wiring.edges_of`.
@@ -79,6 +87,7 @@ def assemble(
         loading: is told the bytes of weights that this rank has read.
         inspect: refuses a graph that does not fit the job, before anything is read for it.
         note: is told, on rank 0, what is worth knowing of the measuring.
+        watch: see `wiring.wire_up`.
 
     Raises:
         PipeparError: told once, by the lowest rank that has the problem; PeerError elsewhere.
@@ -93,8 +102,27 @@ def assemble(
     world.together(lambda: world.agree("graphs of the model", graph.digest))
     world.together(lambda: inspect(graph))
     held = source.weights.held if isinstance(source.weights, ModuleWeights) else 0
-    agreed = agree_on_plan(world, graph, plan, wish, note, held)
-    stage = load_stage(world, graph, agreed.plan, source.weights, weights_from_root, loading)
+    agreed = agree_on_plan(world, graph, plan, wish, note, seat, held)
+    with shortage_told(world, graph, agreed, seat):
+        stage = load_stage(
+            world, graph, agreed.plan, source.weights, weights_from_root, loading, seat.device
+        )
     edges = edges_of(agreed.plan, carried)
-    wiring = wire_up(world, agreed.plan, edges, agreed.depth, results_to_root)
-    return Assembly(graph, agreed, stage, wiring, threads)
+    wiring = wire_up(world, agreed.plan, edges, agreed.depth, results_to_root, seat, watch)
+    program = _program(world, graph, agreed, stage, seat)
+    return Assembly(graph, agreed, stage, wiring, threads, seat, program)
+
+
+def _program(world: World, graph: Graph, agreed: Agreed, stage: Stage, seat: Seat) -> Program:
+    """What the loop computes: the stage itself, or with its inputs on the way to its GPU."""
+    gpu = seat.gpu
+    if gpu is None:
+        return Program(stage.inputs, stage.outputs, stage)
+    upload = Upload(gpu)
+    short = partial(shortage_told, world, graph, agreed, seat)
+
+    def compute(values: tuple[Value, ...]) -> Sequence[Value]:
+        with gpu.range(f"stage {stage.index}"), short():
+            return stage(upload(values))
+
+    return Program(stage.inputs, stage.outputs, compute)

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from pipepar.comm.patience import within
 from pipepar.comm.world import World
 from pipepar.runtime.facts import LEVELS, Finding, Level, LinkFacts, RankFacts
 from pipepar.runtime.linkrules import judge_links
 from pipepar.runtime.links import measure_links
-from pipepar.runtime.patience import within
 from pipepar.runtime.preflight import look_around
 from pipepar.runtime.rules import judge_ranks
+from pipepar.runtime.seat import Seat
 
 # Who cannot look around says so before the others give up on it.
 _LOOKING: Final = 30.0
@@ -59,7 +60,7 @@ def examine(world: World) -> Checkup:
     with within(world, _WAITING, wait):
         facts = world.together(lambda: _look_around(world))
         ranks = [RankFacts.from_json(text) for text in world.all_gather(facts.to_json())]
-    links = measure_links(world)
+    links = measure_links(world, Seat.on_hosts(world))
     return Checkup(ranks, links, [*judge_ranks(ranks), *judge_links(links, world.hosts)])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,14 +25,14 @@ class Gather:
 
     def __init__(self, unflatten: Callable[[Sequence[Any]], Any]) -> None:
         self._unflatten = unflatten
-        self._expected: deque[list[int]] = deque()  # for each batch, its micro-batches' rows
+        self._expected: deque[_Batch] = deque()
         self._parts: list[Any] = []
         self.taken = 0
 
-    def expect(self, total: int, size: int) -> None:
-        """A batch of that many rows has been admitted."""
+    def expect(self, total: int, size: int, device: torch.device) -> None:
+        """A batch of that many rows has been admitted; its result is to lie on that device."""
         sizes = [min(size, total - begin) for begin in range(0, max(total, 1), size)]
-        self._expected.append(sizes)
+        self._expected.append(_Batch(sizes, device))
 
     def add(self, microbatch: MicroBatch) -> None:
         """The next micro-batch of results has come."""
@@ -41,8 +41,22 @@ class Gather:
 
     def finished(self) -> Iterator[Any]:
         """The batch whose last micro-batch has just come, if it has."""
-        if self._expected and len(self._parts) == len(self._expected[0]):
+        if self._expected and len(self._parts) == len(self._expected[0].sizes):
             parts, self._parts = self._parts, []
-            result = merge(parts, self._expected.popleft())
-            # It may lie in a receive buffer that was made for a larger micro-batch.
-            yield pytree.tree_map_only(torch.Tensor, partial(compact, slack=2.0), result)
+            batch = self._expected.popleft()
+            yield pytree.tree_map_only(torch.Tensor, batch.placed, merge(parts, batch.sizes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """One whose results are awaited."""
+
+    sizes: list[int]
+    """Rows of its micro-batches."""
+    device: torch.device
+    """Where the result is to lie."""
+
+    def placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the result, where it is to lie."""
+        # It may lie in a receive buffer that was made for a larger micro-batch.
+        return compact(tensor, slack=2.0).to(self.device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -127,15 +126,15 @@ def feed_all(reader: Reader, micro_batch: int, graph: Graph, tracer: Tracer) -> 
         InputError: a sample cannot be read, or does not fit what was captured.
         StageError: a function of the user's failed; the cause is chained to it.
     """
-    begin = time.perf_counter()
+    begin = tracer.clock.now()
     for index, feed in enumerate(reader.feeds(micro_batch)):
         values: dict[str, Value] = {SAMPLES: feed.samples}
         values.update({_MARK + name: tensor for name, tensor in feed.extras.items()})
         inputs = graph.flatten_inputs(feed.args, feed.kwargs)
         values.update(zip(graph.inputs, inputs, strict=True))
-        tracer.record("source", index, begin, time.perf_counter())
+        tracer.record("source", index, begin, tracer.clock.now())
         yield index, values
-        begin = time.perf_counter()
+        begin = tracer.clock.now()
 
 
 def _open(job: Job) -> Reader:

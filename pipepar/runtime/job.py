@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,11 +24,13 @@ from pipepar.runtime.assembly import Assembly, assemble
 from pipepar.runtime.choice import MICRO_BATCH, Choice, Wish
 from pipepar.runtime.fixed import require_batches, require_one_length
 from pipepar.runtime.inputs import agree_on_input, carried_names, feed_all, open_input
+from pipepar.runtime.landing import landed
 from pipepar.runtime.loop import SAMPLES, Arrival, arrivals, run
 from pipepar.runtime.options import Job, check_options
 from pipepar.runtime.outputs import Sink, check_outputs
 from pipepar.runtime.progress import NOBODY, Display, Progress
 from pipepar.runtime.replica import replica
+from pipepar.runtime.seat import Seat, take_seat
 from pipepar.runtime.summary import RunSummary, summarise
 from pipepar.trace import Span, Tracer, write_chrome_trace
 
@@ -54,9 +56,11 @@ def run_job(world: World, job: Job, display: Display = NOBODY) -> RunSummary:
     with _visible(world, job) as seen:
         opened = _open(world, seen)
         source = world.together(lambda: _source(world, seen))
-    assembly = _assembled(world, job, opened, source, display)
+    seat = take_seat(world, job.device, display.note)
+    tracer = Tracer(world.rank, keep=job.trace is not None, clock=seat.clock())
+    assembly = _assembled(world, job, opened, source, seat, tracer, display)
     del source  # a factory's model, whole; the stage has what it needs of it
-    return _run(world, job, opened, assembly, display)
+    return _run(world, job, opened, assembly, tracer, display)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +98,20 @@ def _open(world: World, job: Job) -> _Opened:
 
 
 def _assembled(
-    world: World, job: Job, opened: _Opened, source: Source, display: Display
+    world: World,
+    job: Job,
+    opened: _Opened,
+    source: Source,
+    seat: Seat,
+    tracer: Tracer,
+    display: Display,
 ) -> Assembly:
     assembly = assemble(
         world,
         source,
         opened.example.args,
         opened.example.kwargs,
+        seat=seat,
         wish=Wish(opened.count, job.micro_batch, job.depth),
         plan=opened.plan,
         carried=carried_names(opened.example),
@@ -108,6 +119,7 @@ def _assembled(
         loading=display.weights,
         inspect=lambda graph: _check(graph, job, opened, display),
         note=display.note,
+        watch=tracer.record_beside if job.trace is not None else None,
     )
     if assembly.agreed.choice is not None and opened.count:
         _tell(assembly.agreed.choice, job, display)
@@ -134,10 +146,14 @@ def _example_rows(job: Job, plan: Plan | None) -> int:
 
 
 def _run(
-    world: World, job: Job, opened: _Opened, assembly: Assembly, display: Display
+    world: World,
+    job: Job,
+    opened: _Opened,
+    assembly: Assembly,
+    tracer: Tracer,
+    display: Display,
 ) -> RunSummary:
     sink, count = opened.sink, opened.count
-    tracer = Tracer(world.rank, keep=job.trace is not None)
     begin = time.perf_counter()
     arriving = _arrivals(assembly, tracer, opened.reader)
     _work(world, arriving, assembly, tracer, sink, count, display.samples)
@@ -151,6 +167,7 @@ def _run(
         assembly.threads,
         count,
         seconds,
+        seat=assembly.seat,
         confusion=sink.confusion() if sink else None,
         predicted=choice.prediction.samples_per_second if choice else None,
     )
@@ -220,6 +237,8 @@ def _work(
 ) -> None:
     results = run(assembly.program, arriving, assembly.wiring.outlets, tracer)
     if sink is not None:
+        if (gpu := assembly.seat.gpu) is not None:
+            results = landed(results, assembly.plan.outputs, gpu, assembly.agreed.depth)
         results = sink.take(results, assembly, count, tracer)
     if world.rank == 0:
         results = _shown(results, count, progress)
@@ -237,7 +256,7 @@ def _shown(results: Iterator[Arrival], count: int, progress: Progress) -> Iterat
 
 def _write_trace(world: World, path: Path, tracer: Tracer, begin: float) -> None:
     """One timeline for all ranks; the clocks are aligned where the work began."""
-    mine = [(s.stage, s.kind, s.microbatch, s.begin - begin, s.end - begin) for s in tracer.spans]
-    texts = world.all_gather(json.dumps(mine))
+    own = (replace(span, begin=span.begin - begin, end=span.end - begin) for span in tracer.spans)
+    texts = world.all_gather(json.dumps(list(map(astuple, own))))
     if world.rank == 0:
         write_chrome_trace(path, [Span(*fields) for text in texts for fields in json.loads(text)])

@@ -19,10 +19,12 @@ from typing import Final, cast
 import torch
 
 from pipepar.comm.channel import Receiver, Sender
-from pipepar.comm.world import Link, World
+from pipepar.comm.link import Link
+from pipepar.comm.patience import within
+from pipepar.comm.world import World
 from pipepar.microbatch import MicroBatch
 from pipepar.runtime.facts import LinkFacts
-from pipepar.runtime.patience import within
+from pipepar.runtime.seat import Seat
 
 _SMALL_BYTES: Final = 256
 _LARGE_BYTES: Final = 4 * 2**20
@@ -48,15 +50,20 @@ class _Trip:
     """First element of the answer; to a small micro-batch, wall time on the neighbour's clock."""
 
 
-def measure_links(world: World) -> list[LinkFacts]:
+def measure_links(world: World, seat: Seat) -> list[LinkFacts]:
     """Every link between neighbours, in order, on every rank. *Collective.*
 
-    Links that have no rank in common are measured at the same time, as they are used in a pipeline;
+    What travels begins and ends where the ranks compute, as in a run. Links that have no rank in
+    common are measured at the same time, as they are used in a pipeline;
     so it takes a few seconds, however many ranks there are.
     """
     pairs = [(rank, rank + 1) for rank in range(world.size - 1)]
-    both_ways = [Link(*ends, _DEPTH) for pair in pairs for ends in (pair, pair[::-1])]
-    receivers, senders = world.together(lambda: world.connect(both_ways))
+    both_ways = [
+        Link(*ends, _DEPTH, *map(seat.is_gpu, ends))
+        for pair in pairs
+        for ends in (pair, pair[::-1])
+    ]
+    receivers, senders = world.connect(both_ways, seat.gpu)
     mine: LinkFacts | None = None
     for parity in (0, 1):
         peer = world.rank + 1 if world.rank % 2 == parity else world.rank - 1
@@ -64,9 +71,9 @@ def measure_links(world: World) -> list[LinkFacts]:
             continue
         with within(world, _PATIENCE, _silence(world, peer)):
             if peer > world.rank:
-                mine = _measure(world.rank, senders[peer], receivers[peer])
+                mine = _measure(world.rank, senders[peer], receivers[peer], seat.device)
             else:
-                _answer(senders[peer], receivers[peer])
+                _answer(senders[peer], receivers[peer], seat.device)
     ends: list[Sender | Receiver] = [*senders.values(), *receivers.values()]
     for channel in ends:
         channel.close()
@@ -83,9 +90,12 @@ def _silence(world: World, peer: int) -> str:
     )
 
 
-def _measure(rank: int, there: Sender, back: Receiver) -> LinkFacts:
-    small = _travel(there, back, torch.zeros(_SMALL_BYTES, dtype=torch.uint8), _SMALL_TRIPS)
-    large = _travel(there, back, torch.zeros(_LARGE_BYTES, dtype=torch.uint8), _LARGE_TRIPS)
+def _measure(rank: int, there: Sender, back: Receiver, device: torch.device) -> LinkFacts:
+    def zeros(size: int) -> torch.Tensor:
+        return torch.zeros(size, dtype=torch.uint8, device=device)
+
+    small = _travel(there, back, zeros(_SMALL_BYTES), _SMALL_TRIPS)
+    large = _travel(there, back, zeros(_LARGE_BYTES), _LARGE_TRIPS)
     shortest = min(small, key=lambda trip: trip.seconds)
     middle = shortest.begin + shortest.seconds / 2
     return LinkFacts(
@@ -109,27 +119,28 @@ def _travel(there: Sender, back: Receiver, payload: torch.Tensor, trips: int) ->
             break
         there.send(MicroBatch(index, (payload,)))
         (answer,) = next(answers).values
-        seconds = time.perf_counter() - begin
-        made.append(_Trip(wall, seconds, cast("torch.Tensor", answer)[0].item()))
+        answered = cast("torch.Tensor", answer)[0].item()  # waits for a GPU to have it
+        made.append(_Trip(wall, time.perf_counter() - begin, answered))
     there.end()
     for _ in answers:
         pass  # nothing is left but the end of the stream
     return made[_WARM_UP:]
 
 
-def _answer(back: Sender, there: Receiver) -> None:
+def _answer(back: Sender, there: Receiver, device: torch.device) -> None:
     """The other side of `_measure`."""
-    _return(back, there, _stamped)
-    _return(back, there, lambda ping: ping)
+
+    def stamped(ping: torch.Tensor) -> torch.Tensor:
+        ping[0].item()  # it has come, on a GPU too
+        return torch.full((_SMALL_BYTES // 8,), time.time(), dtype=torch.float64, device=device)
+
+    _return(back, there, stamped)
+    # What came from a host lies there still.
+    _return(back, there, lambda ping: ping.to(device))
 
 
-def _return(back: Sender, there: Receiver, answer: Callable[[MicroBatch], MicroBatch]) -> None:
+def _return(back: Sender, there: Receiver, answer: Callable[[torch.Tensor], torch.Tensor]) -> None:
     for ping in there.receive():
-        back.send(answer(ping))
+        (payload,) = ping.values
+        back.send(MicroBatch(ping.index, (answer(cast("torch.Tensor", payload)),)))
     back.end()
-
-
-def _stamped(ping: MicroBatch) -> MicroBatch:
-    """As many bytes as the ping, and the time in them."""
-    stamp = torch.full((_SMALL_BYTES // 8,), time.time(), dtype=torch.float64)
-    return MicroBatch(ping.index, (stamp,))

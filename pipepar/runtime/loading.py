@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
+
 from pipepar.comm.world import World
 from pipepar.model.graph import Graph
 from pipepar.model.weights import Reading, Weights, WeightSpec
@@ -14,7 +16,13 @@ from pipepar.runtime.stage import BareStage, Stage, weights_of
 
 
 def load_stage(
-    world: World, graph: Graph, plan: Plan, weights: Weights, from_root: bool, progress: Progress
+    world: World,
+    graph: Graph,
+    plan: Plan,
+    weights: Weights,
+    from_root: bool,
+    progress: Progress,
+    device: torch.device,
 ) -> Stage:
     """This rank's stage with its weights, and no others. *Collective.*
 
@@ -25,6 +33,7 @@ def load_stage(
         weights: where the weights lie.
         from_root: whether only rank 0's `weights` can be read.
         progress: is told the bytes that this rank has read.
+        device: where this rank computes.
 
     Raises:
         PipeparError: see `Stage.load`; told once, by the lowest rank that has the problem.
@@ -38,7 +47,7 @@ def load_stage(
             place = FromRoot(world, place, specs)
         world.together(lambda: place.check(mine))
         # A rank that fails before it reads would leave rank 0 sending to nobody.
-        bare = world.together(lambda: BareStage.cut(graph, plan, world.rank))
+        bare = world.together(lambda: BareStage.cut(graph, plan, world.rank, device))
         return world.together(lambda: bare.filled(place))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -60,7 +59,7 @@ def arrivals(inlets: Sequence[Inlet], tracer: Tracer) -> Iterator[Arrival]:
     """
     streams = [inlet.channel.receive() for inlet in inlets]
     while True:
-        begin = time.perf_counter()
+        begin = tracer.clock.now()
         parts = [next(stream, None) for stream in streams]
         present = [part for part in parts if part is not None]
         if not present:
@@ -69,7 +68,7 @@ def arrivals(inlets: Sequence[Inlet], tracer: Tracer) -> Iterator[Arrival]:
         if len(present) < len(parts) or any(part.index != index for part in present):
             found = [None if part is None else part.index for part in parts]
             raise WireError(f"the channels into stage {tracer.stage} are out of step: {found}")
-        tracer.record("receive", index, begin, time.perf_counter())
+        tracer.record("receive", index, begin, tracer.clock.now())
         values: dict[str, Value] = {}
         for inlet, part in zip(inlets, present, strict=True):
             values.update(zip(inlet.names, part.values, strict=True))
@@ -87,19 +86,19 @@ def run(
     Raises:
         StageError: the stage failed on a micro-batch; the cause is chained to it.
     """
-    stage, clock = tracer.stage, time.perf_counter
+    stage, now = tracer.stage, tracer.clock.now
     for index, values in source:
-        begin = clock()
+        begin = now()
         try:
             outputs = program.compute(tuple(values[name] for name in program.inputs))
         except Exception as error:
             raise StageError(_failure(stage, index, values, error)) from error
-        computed = clock()
+        computed = now()
         tracer.record("compute", index, begin, computed)
         values.update(zip(program.outputs, outputs, strict=True))
         if outlets:
             _send(index, values, outlets, stage)
-            tracer.record("send", index, computed, clock())
+            tracer.record("send", index, computed, now())
         yield index, values
     for outlet in outlets:
         outlet.channel.end()

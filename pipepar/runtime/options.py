@@ -12,6 +12,7 @@ from pipepar.data.feed import TEXT_SUFFIXES
 from pipepar.errors import InputError
 from pipepar.model.source import is_factory
 from pipepar.model.tasks import TASKS
+from pipepar.runtime.devices import Wanted
 
 CLASSIFICATION: Final = ("text-classification", "image-classification")
 """Tasks that give each sample one class."""
@@ -40,6 +41,8 @@ class Job:
     """Checkpoint for a factory's model; None to take the factory's own values."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """What to compute in, by torch's name; "auto" for what the checkpoint or the factory says."""
+    device: Wanted = "auto"
+    """What ranks compute on; "auto" for a GPU where there is one."""
     max_length: int | None = None
     """Tokens after which a text is cut; None for the tokenizer's own limit."""
     padding: Literal["longest", "max_length"] = "longest"

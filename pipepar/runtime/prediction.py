@@ -180,7 +180,7 @@ def predict(plan: Plan, cost: ModelCost, target: Target) -> Prediction:
     stages = tuple(
         StagePrediction(
             device=device,
-            memory=_memory(stage, cost.layers, target.depth),
+            memory=stage_memory(stage, cost.layers, target.depth),
             compute=seconds_on(device, cost.layers[stage.begin : stage.end]),
             transfer=max((t for (_, to), t in transfer.items() if to == stage.index), default=0.0),
         )
@@ -200,8 +200,14 @@ def _works(measured: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
     return [dict(zip(measured, each, strict=True)) for each in zip(*measured.values(), strict=True)]
 
 
-def _memory(stage: StagePlan, layers: Sequence[LayerCost], depth: int) -> float:
-    """Bytes that a stage takes, as the partition counts them, but each weight once."""
+def stage_memory(stage: StagePlan, layers: Sequence[LayerCost], depth: int) -> float:
+    """Bytes that a stage takes, as the partition counts them, but each weight once. *Local.*
+
+    Args:
+        stage: what the plan says of it.
+        layers: the whole model's, for one micro-batch.
+        depth: micro-batches that may wait on each end of a channel.
+    """
     ends = [layer.crossing or 0.0 for at in (stage.begin, stage.end) for layer in layers[at:][:1]]
     workspace = max(layer.workspace for layer in layers[stage.begin : stage.end])
     return stage.weight_bytes + depth * sum(ends) + workspace

@@ -25,7 +25,7 @@ from pipepar.plan.costs import DeviceCost, LinkCost
 from pipepar.plan.hardware import Neighbours
 from pipepar.runtime.kept import Kept, Times
 from pipepar.runtime.links import measure_links
-from pipepar.runtime.machine import free_memory, processor
+from pipepar.runtime.seat import Seat
 from pipepar.runtime.timing import Bench
 
 Seconds = Mapping[str, tuple[float, ...]]
@@ -56,6 +56,7 @@ def take_profile(
     graph: Graph,
     table: CutTable,
     sizes: Iterable[int],
+    seat: Seat,
     *,
     held: float = 0.0,
     fresh: bool = False,
@@ -69,6 +70,7 @@ def take_profile(
         table: its counted costs, for what cannot be timed by itself.
         sizes: of micro-batches, ascending; those that cannot be better than the one before are
             left out.
+        seat: where this rank computes.
         held: bytes of the model's weights that this rank has in memory already.
         fresh: whether to measure what is kept from earlier jobs again.
         note: is told, on rank 0, if the times cannot be kept.
@@ -80,14 +82,15 @@ def take_profile(
         PeerError: another rank failed.
     """
     # Before the times: connecting settles how memory is handled, and so how long it takes.
-    links = tuple(LinkCost(link.latency, link.bandwidth) for link in measure_links(world))
-    mine = _kind()
-    room = held + free_memory() / len(world.cores)
+    links = tuple(LinkCost(link.latency, link.bandwidth) for link in measure_links(world, seat))
+    mine = seat.kind
+    room = (held if seat.gpu is None else 0.0) + seat.room
     ranks = [_Rank(*json.loads(text)) for text in world.all_gather(json.dumps([mine, room]))]
     spread = _spread(graph, world.size)
     kept = Kept.of(graph, mine, sum(table.costs), spread)
-    subject = _Subject(graph, table, kept, spread, room * _SHARE)
-    with torch.random.fork_rng(devices=()):  # a script's own random numbers stay what they were
+    subject = _Subject(graph, table, kept, spread, room * _SHARE, seat.device)
+    drawn_on = [seat.device] if seat.device.type == "cuda" else []
+    with torch.random.fork_rng(drawn_on):  # a script's own random numbers stay what they were
         curve, paces = _measured(world, [rank.kind for rank in ranks], subject, sizes, fresh, note)
     return_freed_memory()  # the stage's weights come next
     devices = (
@@ -142,6 +145,7 @@ class _Subject:
     kept: Kept
     spread: int
     room: float
+    device: torch.device
 
 
 class _Sized:
@@ -159,8 +163,7 @@ class _Sized:
     def bench(self) -> Bench:
         """The distinct operations, ready to be computed."""
         subject = self._subject
-        device = torch.device(subject.graph.device)
-        return Bench(self.distinct, device, subject.spread, subject.room)
+        return Bench(self.distinct, subject.device, subject.spread, subject.room)
 
     def pace(self, times: Times) -> float:
         """How fast this rank is now, by operations in the proportions of the model."""
@@ -240,8 +243,3 @@ def _paces(world: World, sized: _Sized, times: Times) -> list[float]:
 def _spread(graph: Graph, stages: int) -> int:
     """Bytes of weights that a stage has, about."""
     return sum(spec.nbytes for spec in set(graph.weights.values())) // stages
-
-
-def _kind() -> str:
-    threads = torch.get_num_threads()
-    return f"{processor()}, {threads} thread{'s' * (threads > 1)}"

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from pipepar.comm.channel import Receiver, Sender
-from pipepar.comm.world import Link, World
+from pipepar.comm.link import Link
+from pipepar.comm.world import World
 from pipepar.errors import PeerError
 from pipepar.microbatch import MicroBatch, compact
 from pipepar.model.tensors import passing_buffers

@@ -13,9 +13,11 @@ from pipepar.model.graph import Graph
 from pipepar.runtime.advice import advice
 from pipepar.runtime.agreement import measured_choice
 from pipepar.runtime.choice import Wish
+from pipepar.runtime.devices import Wanted
 from pipepar.runtime.examples import Planned, example_for, planned_model
 from pipepar.runtime.fixed import fixed_batch
 from pipepar.runtime.planning import Planning
+from pipepar.runtime.seat import take_seat
 from pipepar.runtime.threads import claim_threads
 
 
@@ -26,6 +28,7 @@ def plan_measured(
     stages: int | None,
     note: Callable[[str], None],
     fresh: bool,
+    device: Wanted,
 ) -> Planning | None:
     """Measure a model on the ranks of this job, and plan for them. *Collective.*
 
@@ -36,6 +39,7 @@ def plan_measured(
         stages: how many, as many as there are ranks; one rank stands for any number like it.
         note: is told, on rank 0, what is worth knowing of the measuring.
         fresh: whether to measure again what earlier jobs have kept.
+        device: what ranks compute on; "auto" for a GPU where there is one.
 
     Returns:
         The plan on rank 0, None elsewhere.
@@ -44,6 +48,7 @@ def plan_measured(
         PipeparError: the model cannot be captured, measured or cut so; told once.
     """
     world.together(lambda: _check(world, stages))
+    seat = take_seat(world, device, note)
     claim_threads(world)
     module = world.together(lambda: planned_model(planned))
     (args, kwargs), samples = world.together(lambda: example_for(planned, module, wish.micro_batch))
@@ -53,7 +58,9 @@ def plan_measured(
     several = stages if world.size == 1 else None
     wish = replace(wish, samples=samples or None)
     table = world.together(lambda: cut_table(graph))
-    choice = measured_choice(world, graph, table, wish, note, stages=several, fresh=fresh)
+    choice = measured_choice(
+        world, graph, table, wish, note, stages=several, fresh=fresh, seat=seat
+    )
     if choice is None:
         return None
     devices = choice.prediction.target.hardware.devices

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class BareStage:
     """Where it computes."""
 
     @staticmethod
-    def cut(graph: Graph, plan: Plan, index: int, device: str = "cpu") -> BareStage:
+    def cut(graph: Graph, plan: Plan, index: int, device: torch.device | str = "cpu") -> BareStage:
         """Cut a stage out of the model. *Local.*
 
         Args:
@@ -59,8 +60,7 @@ class BareStage:
             )
         place = torch.device(device)
         module = extract(graph, plan.stages[index])
-        _redirect(module.graph, graph.device, place)
-        module.recompile()
+        _redirect(module, graph.device, place)
         names: dict[str, list[str]] = {}
         for name, tensor in named_tensors(module).items():
             if name in graph.weights:
@@ -106,7 +106,13 @@ class Stage:
         self._module = module
 
     @staticmethod
-    def load(graph: Graph, plan: Plan, index: int, weights: Weights, device: str = "cpu") -> Stage:
+    def load(
+        graph: Graph,
+        plan: Plan,
+        index: int,
+        weights: Weights,
+        device: torch.device | str = "cpu",
+    ) -> Stage:
         """Cut a stage out of the model and read its weights, and no others. *Local.*
 
         Args:
@@ -140,16 +146,23 @@ class Stage:
         return results
 
 
-def _redirect(graph: fx.Graph, captured: torch.device, place: torch.device) -> None:
+def _redirect(module: fx.GraphModule, captured: torch.device, place: torch.device) -> None:
     """What the model creates while it computes goes to the stage's device."""
 
     def redirect(value: Any) -> Any:
         same = isinstance(value, torch.device) and value.type == captured.type
         return place if same else value
 
-    for node in graph.nodes:
+    for node in module.graph.nodes:
         node.args = fx.node.map_aggregate(node.args, redirect)
         node.kwargs = fx.node.map_aggregate(node.kwargs, redirect)
+        if node.op == "get_attr" and isinstance(
+            inner := get_attribute(module, str(node.target)), fx.GraphModule
+        ):  # a branch or a loop of the model's; other stages have it too
+            inner = copy.deepcopy(inner)
+            _redirect(inner, captured, place)
+            _assign(module, str(node.target), inner)
+    module.recompile()
 
 
 def weights_of(graph: Graph, plan: StagePlan) -> list[WeightSpec]:
@@ -165,7 +178,7 @@ def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
-def _assign(module: nn.Module, name: str, value: torch.Tensor) -> None:
+def _assign(module: nn.Module, name: str, value: torch.Tensor | nn.Module) -> None:
     path, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(path), leaf, value)
 

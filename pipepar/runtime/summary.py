@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +18,7 @@ from pipepar.data.confusion import Confusion
 from pipepar.runtime.figures import bar, readable_bytes
 from pipepar.runtime.idle import Idle, idle_shares
 from pipepar.runtime.quality import print_confusion
+from pipepar.runtime.seat import Seat
 from pipepar.trace import Kind, Totals, Tracer, bound
 
 _BAR: Final = 20
@@ -46,13 +48,21 @@ class StageSummary:
     weight_bytes: int
     """Size of its weights."""
     peak_bytes: int
-    """Largest resident memory of its process so far."""
+    """The most memory of its device that its process has had so far."""
     totals: dict[Kind, Totals]
     """What it did, in seconds of each kind."""
     gaps: float
     """Seconds in between; see `Tracer.gaps`."""
     seconds: float
     """Wall time of its own run."""
+    device: str = "cpu"
+    """What it computed on: cpu or cuda."""
+
+    @property
+    def place(self) -> str:
+        """What it computed on, in words."""
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return "GPU" if self.device == "cuda" else threads
 
     @property
     def work(self) -> float:
@@ -103,8 +113,10 @@ class RunSummary:
         )
 
 
-def peak_bytes() -> int:
-    """Largest resident memory of this process so far, in bytes. *Local.*"""
+def peak_bytes(device: torch.device) -> int:
+    """The most memory of a device that this process has had so far, in bytes. *Local.*"""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -118,6 +130,8 @@ def summarise(
     seconds: float,
     confusion: Confusion | None = None,
     predicted: float | None = None,
+    *,
+    seat: Seat,
 ) -> RunSummary:
     """Put every stage's figures together. *Collective.*
 
@@ -130,13 +144,16 @@ def summarise(
         seconds: wall time of the run; the longest counts.
         confusion: what the last rank counted, None elsewhere.
         predicted: samples a second; rank 0's number counts.
+        seat: where this rank computed.
     """
+    tracer.finish()
     mine = StageSummary(
         rank=world.rank,
         host=world.host,
         threads=threads,
         weight_bytes=weight_bytes,
-        peak_bytes=peak_bytes(),
+        peak_bytes=peak_bytes(seat.device),
+        device=seat.device.type,
         totals=tracer.totals,
         gaps=tracer.gaps,
         seconds=seconds,
@@ -171,14 +188,15 @@ def print_summary(summary: RunSummary, console: Console) -> None:
         f"{summary.bound:.1f} s)"
     )
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("stage", "host", "threads", "weights", "peak memory", "busy", ""):
-        table.add_column(column, justify="left" if column in ("host", "") else "right")
+    for column in ("stage", "host", "computes on", "weights", "peak memory", "busy", ""):
+        left = column in ("host", "computes on", "")
+        table.add_column(column, justify="left" if left else "right")
     for index, stage in enumerate(summary.stages):
         share = stage.totals["compute"].seconds / summary.seconds if summary.seconds else 0.0
         table.add_row(
             str(index),
             stage.host,
-            str(stage.threads),
+            stage.place,
             readable_bytes(stage.weight_bytes),
             readable_bytes(stage.peak_bytes),
             f"{share:.0%}",

@@ -177,6 +177,7 @@ class _Memory:
     def __init__(
         self, operations: Sequence[Operation], device: torch.device, weight_bytes: int
     ) -> None:
+        self._device = device
         activations: dict[torch.dtype, int] = defaultdict(int)
         weights: dict[torch.dtype, int] = defaultdict(int)
         for operation in operations:
@@ -203,6 +204,8 @@ class _Memory:
             block.mend()
 
     def _given(self, leaf: Any) -> Any:
+        if isinstance(leaf, torch.device):
+            return self._device
         if not isinstance(leaf, Needed):
             return leaf
         blocks = self._weights if leaf.weight else self._activations

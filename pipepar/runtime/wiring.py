@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from pipepar.comm.channel import Receiver, Sender
-from pipepar.comm.world import Link, World
+from pipepar.comm.gpu_channel import Watch
+from pipepar.comm.link import Link
+from pipepar.comm.world import World
 from pipepar.plan.plan import Plan
 from pipepar.runtime.loop import Inlet, Outlet
+from pipepar.runtime.seat import Seat
 
 Edges: TypeAlias = Mapping[tuple[int, int], tuple[str, ...]]
 """(producer, consumer) -> names of the values that cross."""
@@ -61,7 +64,15 @@ class Wiring:
             channel.close()
 
 
-def wire_up(world: World, plan: Plan, edges: Edges, depth: int, results_to_root: bool) -> Wiring:
+def wire_up(
+    world: World,
+    plan: Plan,
+    edges: Edges,
+    depth: int,
+    results_to_root: bool,
+    seat: Seat,
+    watch: Watch | None = None,
+) -> Wiring:
     """Connect this rank's stage to the others. *Collective*; rank k owns stage k.
 
     Args:
@@ -71,17 +82,25 @@ def wire_up(world: World, plan: Plan, edges: Edges, depth: int, results_to_root:
         depth: micro-batches under way on each end of a channel between neighbours.
         results_to_root: whether the model's outputs return to rank 0. Rank 0 feeds and takes at
             once; that cannot deadlock as long as it admits no more than `admission`, since this
-            channel holds that many.
+            channel holds that many, and goes from host to host: what NCCL connects is acyclic.
+        seat: this rank's.
+        watch: is told of every transfer between two GPUs; None to take no times of them.
     """
     last = len(plan.stages) - 1
     links = [
-        Link(producer, consumer, depth * (consumer - producer))
+        Link(
+            producer,
+            consumer,
+            depth * (consumer - producer),
+            from_gpu=seat.is_gpu(producer),
+            to_gpu=seat.is_gpu(consumer),
+        )
         for producer, consumer in sorted(edges)
     ]
     returning = results_to_root and last > 0
     if returning:
-        links.append(Link(last, 0, admission(last + 1, depth)))
-    receivers, senders = world.connect(links)
+        links.append(Link(last, 0, admission(last + 1, depth), from_gpu=seat.is_gpu(last)))
+    receivers, senders = world.connect(links, seat.gpu, watch)
     rank = world.rank
     results = receivers.pop(last) if returning and rank == 0 else None
     outlets = [Outlet(edges[rank, k], sender) for k, sender in senders.items() if k > rank]

@@ -14,8 +14,9 @@ from mpi4py import MPI
 from pipepar.comm import wire
 from pipepar.comm.channel import Receiver, Sender
 from pipepar.comm.edge import Edge
+from pipepar.comm.link import Link
 from pipepar.comm.mpi import MpiReceiver
-from pipepar.comm.world import Link, World
+from pipepar.comm.world import World
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, TensorSpec, Value
 

@@ -1,0 +1,86 @@
+"""Where a rank computes: its device, and what the loop and the channels need of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from pipepar.comm.gpu import CudaGpu, Gpu
+from pipepar.comm.gpu_clock import GpuClock
+from pipepar.comm.world import World
+from pipepar.microbatch import Value
+from pipepar.runtime.devices import Devices, Wanted, choose_devices
+from pipepar.runtime.machine import free_memory
+from pipepar.trace import Clock, HostClock
+
+_HOST: Final = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One rank's place among the devices of the job."""
+
+    devices: Devices
+    """Every rank's."""
+    gpu: Gpu | None
+    """This rank's; None where it computes on its host."""
+
+    @staticmethod
+    def on_hosts(world: World) -> Seat:
+        """Every rank computes on its host. *Collective.*"""
+        return Seat(choose_devices(world, "cpu"), None)
+
+    @property
+    def device(self) -> torch.device:
+        """What tensors of its stage lie on."""
+        return _HOST if self.gpu is None else self.gpu.device
+
+    @property
+    def kind(self) -> str:
+        """Ranks of one kind take the same time for the same operation."""
+        if self.gpu is not None:
+            return self.devices.name
+        threads = torch.get_num_threads()
+        return f"{self.devices.name}, {threads} thread{'s' * (threads > 1)}"
+
+    @property
+    def room(self) -> float:
+        """Bytes of its device's memory that it could still take, if all who share it do alike."""
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0] / self.devices.sharers
+        return free_memory() / self.devices.sharers
+
+    def is_gpu(self, rank: int) -> bool:
+        """Whether a rank computes on a GPU."""
+        return self.devices.by_rank[rank] == "cuda"
+
+    def reached(self, value: Value) -> Value:
+        """A value where this rank's channels and its stage can reach it: not on another GPU."""
+        if not isinstance(value, torch.Tensor) or value.device in (self.device, _HOST):
+            return value
+        return value.to(_HOST)
+
+    def clock(self) -> Clock:
+        """What the times of its stage are taken by; on a GPU it waits for that once. *Local.*"""
+        return HostClock() if self.gpu is None else GpuClock(self.gpu)
+
+
+def take_seat(world: World, wanted: Wanted, note: Callable[[str], None]) -> Seat:
+    """Choose this rank's device, and make it ready. *Collective.*
+
+    Args:
+        world: all ranks, before they claim their threads.
+        wanted: "cuda" for GPUs only, "cpu" for hosts only, "auto" for a GPU where there is one.
+        note: is told, on rank 0, which ranks do without.
+
+    Raises:
+        PipeparError: a rank has no GPU and is to have one; told once, PeerError elsewhere.
+    """
+    devices = choose_devices(world, wanted)
+    if devices.note and world.rank == 0:
+        note(devices.note)
+    gpu = world.together(lambda: CudaGpu(devices.mine) if devices.mine.type == "cuda" else None)
+    return Seat(devices, gpu)

@@ -1,0 +1,54 @@
+"""A device that runs out of memory says which stage it had, and what that was reckoned to take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from pipepar.comm.world import World
+from pipepar.errors import PlanError
+from pipepar.model.crossing import cut_table
+from pipepar.model.graph import Graph
+from pipepar.runtime.agreement import Agreed
+from pipepar.runtime.figures import readable_bytes
+from pipepar.runtime.prediction import model_cost, stage_memory
+from pipepar.runtime.seat import Seat
+
+
+@contextmanager
+def shortage_told(world: World, graph: Graph, agreed: Agreed, seat: Seat) -> Iterator[None]:
+    """Inside, an OutOfMemoryError of torch's becomes one that tells what to do. *Local.*
+
+    Args:
+        world: rank k owns stage k.
+        graph: the captured model.
+        agreed: the plan.
+        seat: where this rank computes.
+
+    Raises:
+        PlanError: the stage does not fit.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise PlanError(_told(world, graph, agreed, seat, error)) from error
+
+
+def _told(world: World, graph: Graph, agreed: Agreed, seat: Seat, error: Exception) -> str:
+    stage = agreed.plan.stages[world.rank]
+    cost = model_cost(graph, cut_table(graph), agreed.micro_batch)
+    needed = stage_memory(stage, cost.layers, agreed.depth)
+    smaller = max(1, agreed.micro_batch // 2)
+    others = seat.devices.sharers - 1
+    shared = f", which {others} other rank{'s' * (others > 1)} of the job use too" * (others > 0)
+    return (
+        f"stage {stage.index} does not fit on {seat.devices.name} ({seat.device}) of rank "
+        f"{world.rank} on {world.host}{shared}. It has operations {stage.begin}-{stage.end - 1} "
+        f"with {readable_bytes(stage.weight_bytes)} of weights, and with micro-batches of "
+        f"{agreed.micro_batch} and depth {agreed.depth} it takes {readable_bytes(int(needed))} at "
+        f"least; {readable_bytes(int(seat.room))} are free now. Start more ranks, or give "
+        f"--micro-batch {smaller}, --depth 1 or --dtype bfloat16, or plan for the memory that is there "
+        f"with mpirun pipepar plan. CUDA says: {str(error).splitlines()[0]}"
+    )
