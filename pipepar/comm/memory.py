@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -23,6 +23,8 @@ Envelope: TypeAlias = tuple[int, ...]
 
 # MPI counts are C ints: longer tensors travel in pieces.
 PIECE_BYTES: Final = 1 << 30
+# Where torch's own allocator begins a tensor on a GPU: kernels are chosen by alignment.
+_ALIGNMENT: Final = 512
 # A packed view needs a dtype that torch can copy, and any of the same width will do.
 _COPYABLE: Final = {
     1: torch.uint8,
@@ -93,6 +95,30 @@ def sizes_of(legs: tuple[Leg, ...]) -> Envelope:
     return tuple(leg.nbytes for leg in legs)
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a micro-batch is made of, worked out once for as long as the spec holds."""
+
+    spec: Spec
+    legs: tuple[Leg, ...]
+    """The spec's tensors."""
+
+    @classmethod
+    def of(cls, spec: Spec) -> Layout:
+        """Work it out. *Local.*"""
+        return cls(spec, legs_of(spec))
+
+
+def packed(legs: Sequence[Leg]) -> tuple[tuple[int, ...], int]:
+    """Where each tensor's bytes begin when they share one piece of a GPU's memory, and how many
+    bytes that takes. *Local.*"""
+    begins, end = [], 0
+    for leg in legs:
+        begins.append(-(-end // _ALIGNMENT) * _ALIGNMENT)
+        end = begins[-1] + leg.nbytes
+    return tuple(begins), end
+
+
 def plain(value: Value) -> Value:
     """A tensor whose memory holds its values: no lazy conjugation or negation. *Local.*"""
     if isinstance(value, torch.Tensor) and (value.is_conj() or value.is_neg()):
@@ -108,15 +134,40 @@ def core(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(_COPYABLE[tensor.dtype.itemsize])
 
 
-def laid_out(leg: Leg, buffer: torch.Tensor) -> torch.Tensor:
-    """The tensor that a spec describes, over the bytes that arrived in a buffer. *Local.*"""
+def flat(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor without holes as they lie, uint8, over its own memory. *Local.*"""
+    spec = TensorSpec.of(tensor)
+    begin = tensor.storage_offset() * spec.dtype.itemsize
+    over = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    return over.set_(tensor.untyped_storage(), begin, (spec.nbytes,), (1,))
+
+
+def dense(leg: Leg, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor whose memory begins with the bytes that travel: itself, or packed. *Local.*"""
+    return core(tensor).contiguous() if leg.has_holes else tensor
+
+
+def laid_out(
+    leg: Leg,
+    buffer: torch.Tensor,
+    copy: Callable[[torch.Tensor, torch.Tensor], object] = torch.Tensor.copy_,
+) -> torch.Tensor:
+    """The tensor that a spec describes, over the bytes that arrived in a buffer. *Local.*
+
+    Args:
+        leg: which tensor.
+        buffer: uint8, on any device; may be part of something larger, from a place that suits the
+            dtype on.
+        copy: fills its first argument from its second, where a tensor with holes is laid out again.
+    """
     spec = leg.spec
     if not leg.has_holes:
-        over = torch.empty(0, dtype=spec.dtype)
-        return over.set_(buffer.untyped_storage(), 0, spec.shape, spec.stride)
-    tensor = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype)
+        over = torch.empty(0, dtype=spec.dtype, device=buffer.device)
+        begin = buffer.storage_offset() // spec.dtype.itemsize
+        return over.set_(buffer.untyped_storage(), begin, spec.shape, spec.stride)
+    tensor = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=buffer.device)
     inner = core(tensor)
-    inner.copy_(buffer[: leg.nbytes].view(inner.dtype).view(inner.shape))
+    copy(inner, buffer[: leg.nbytes].view(inner.dtype).view(inner.shape))
     return tensor
 
 
