@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from mpi4py import MPI
 
 from pipepar.comm.memory import spans
-from pipepar.comm.native._progress import Lane
+from pipepar.comm.native._progress import Engine, Lane
 from pipepar.errors import WireError
+
+Message: TypeAlias = tuple[list[object], int]
+"""What MPI sends, as an mpi4py buffer specification, and its tag."""
 
 # A native wait returns to Python this often, so that signals are handled.
 _WAIT_SECONDS: Final = 0.1
@@ -60,7 +64,8 @@ def wait_for(lane: Lane, count: int, edge: Edge, what: str) -> None:
     """Wait until a lane has completed that many tickets. *Local.*
 
     Raises:
-        WireError: MPI reports an error, most often that the peer is gone.
+        WireError: MPI reports an error, most often that the peer is gone; a GPU did not deliver
+            what was to be sent; or the channel was aborted by another thread.
     """
     while not lane.wait(count, _WAIT_SECONDS):
         pass
@@ -69,6 +74,13 @@ def wait_for(lane: Lane, count: int, edge: Edge, what: str) -> None:
             f"{what} rank {edge.peer} failed: {MPI.Get_error_string(lane.error)}; "
             "look for the first error of that rank"
         )
+    if lane.gate_error:
+        raise WireError(
+            f"{what} rank {edge.peer} failed: the GPU did not deliver the tensors, CUDA error "
+            f"{lane.gate_error}; look for the first CUDA error of this rank"
+        )
+    if lane.completed < count:
+        raise WireError(f"{what} rank {edge.peer} was given up: the channel is closed")
 
 
 def cancel(request: MPI.Request) -> None:
@@ -81,3 +93,77 @@ def cancel(request: MPI.Request) -> None:
 def leak(memory: object) -> None:
     """Never free what MPI may still read or write, however this process goes on. *Local.*"""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
+
+
+class Outgoing:
+    """What is on its way out of an edge: headers with what follows them, `depth` at most. *Local.*
+
+    Without a query every message starts here. With one the engine starts them all, gated or not, as
+    persistent requests: what started here would overtake what still waits for its gate.
+
+    Args:
+        edge: which one.
+        engine: what moves it.
+        query: tells whether a gate is open, see `Engine.lane`; 0 where nothing is gated.
+    """
+
+    def __init__(self, edge: Edge, engine: Engine, query: int = 0) -> None:
+        self._edge = edge
+        self._lane = engine.lane(query)
+        self._gated = query != 0
+        self._issend = edge.comm.Ssend_init if query else edge.comm.Issend
+        self._isend = edge.comm.Send_init if query else edge.comm.Isend
+        self._under_way: deque[tuple[list[MPI.Request], object]] = deque()
+        self._open = True
+
+    def admit(self) -> None:
+        """Wait for room for one more, and let go of what has left.
+
+        Raises:
+            WireError: the channel is closed, or the peer is gone.
+        """
+        if not self._open:
+            raise WireError(f"the channel to rank {self._edge.peer} is closed")
+        room = self._lane.pushed - self._edge.depth + 1
+        if self._lane.completed < room:
+            wait_for(self._lane, room, self._edge, "sending to")
+        self._let_go()
+
+    def push(
+        self, header: bytes, messages: Sequence[Message] = (), memory: object = None, gate: int = 0
+    ) -> None:
+        """Send a header and what follows it, in this order.
+
+        Args:
+            header: sent in synchronous mode.
+            messages: what follows.
+            memory: what these read; kept until all have left.
+            gate: what the query is asked about before anything is read; 0 is open.
+        """
+        edge = self._edge
+        requests = [self._issend([header, MPI.BYTE], edge.peer, edge.header_tag)]
+        requests.extend(self._isend(buffer, edge.peer, tag) for buffer, tag in messages)
+        self._under_way.append((requests, (header, memory)))
+        self._lane.push([MPI._addressof(request) for request in requests], gate)
+        if self._gated:
+            self._lane.poll()  # what may start does so at once
+
+    def close(self) -> None:
+        """Wait until everything has left; may be called twice."""
+        if self._open:
+            wait_for(self._lane, self._lane.pushed, self._edge, "sending to")
+            self._open = False
+            self._let_go()
+
+    def abort(self) -> None:
+        """Let go at once; what has not been started never will be."""
+        self._open = False
+        self._lane.retract()
+        leak(tuple(self._under_way))
+
+    def _let_go(self) -> None:
+        while len(self._under_way) > self._lane.pushed - self._lane.completed:
+            requests, _ = self._under_way.popleft()
+            if self._gated:
+                for request in requests:
+                    request.Free()

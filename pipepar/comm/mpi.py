@@ -14,18 +14,19 @@ bytes, sent from where they lie. Two rules make it flow:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from mpi4py import MPI
 
 from pipepar.comm import wire
-from pipepar.comm.edge import Edge, cancel, leak, mpi_buffers, wait_for
+from pipepar.comm.edge import Edge, Message, Outgoing, cancel, leak, mpi_buffers, wait_for
 from pipepar.comm.memory import (
     Envelope,
+    Layout,
     Leg,
-    core,
+    dense,
     fits,
     grow,
     laid_out,
@@ -40,84 +41,91 @@ from pipepar.microbatch import MicroBatch, Value
 
 
 class MpiSender:
-    """The sending end; see `channel.Sender`. Making one is *local*."""
+    """The sending end; see `channel.Sender`. Making one is *local*.
 
-    def __init__(self, edge: Edge, engine: Engine) -> None:
+    Args:
+        edge: which channel.
+        engine: what moves it.
+        query: tells whether a gate is open, see `Engine.lane`; 0 where nothing is gated.
+    """
+
+    def __init__(self, edge: Edge, engine: Engine, query: int = 0) -> None:
         self._edge = edge
-        self._lane = engine.lane()
-        self._under_way: deque[tuple[object, ...]] = deque()
-        self._spec: Spec | None = None
-        self._legs: tuple[Leg, ...] = ()
+        self._outgoing = Outgoing(edge, engine, query)
+        self._layout: Layout | None = None
         self._envelope: Envelope = ()
         self._generation = 0
         self._sent = 0
-        self._open = True
 
     def send(self, microbatch: MicroBatch) -> None:
         """See `Sender.send`."""
         values = tuple(map(plain, microbatch.values))
+        layout = self.layout(values)
+        self.admit()
+        memory = [dense(leg, values[leg.position]) for leg in layout.legs]  # type: ignore[arg-type]
+        self.post(microbatch.index, layout, memory)
+
+    def layout(self, values: tuple[Value, ...]) -> Layout:
+        """What these `plain` values are on the wire; the last layout where that holds. *Local.*
+
+        Raises:
+            WireError: a value is of a kind that cannot cross.
+        """
         spec = tuple(map(wire.describe, values))
+        if self._layout is not None and wire.same(spec, self._layout.spec):
+            return self._layout
+        return Layout.of(spec)
+
+    def admit(self) -> None:
+        """Wait for room for one more micro-batch. *Local.*
+
+        Raises:
+            WireError: the channel is closed, or the peer is gone.
+        """
+        self._outgoing.admit()
+
+    def post(
+        self, index: int, layout: Layout, memory: Sequence[torch.Tensor], gate: int = 0
+    ) -> None:
+        """Send a micro-batch that was admitted; never waits. *Local.*
+
+        Args:
+            index: position in the stream.
+            layout: what `layout` said of it.
+            memory: for each tensor of the layout, one whose memory begins with the bytes to travel;
+                kept until they have left, and not read before the gate is open.
+            gate: what `query` is asked about, valid until it is open; 0 is open.
+        """
         announced = b""
-        if self._spec is None or not wire.same(spec, self._spec):
-            announced = wire.pack_spec(spec)
-            self._spec, self._legs = spec, legs_of(spec)
-            if not fits(sizes_of(self._legs), self._envelope):
-                self._envelope = grow(self._envelope, sizes_of(self._legs))
+        if layout is not self._layout:
+            announced = wire.pack_spec(layout.spec)
+            self._layout = layout
+            if not fits(sizes_of(layout.legs), self._envelope):
+                self._envelope = grow(self._envelope, sizes_of(layout.legs))
                 self._generation += 1
-        self._admit()
+        header = Header.announcing(Kind.MICROBATCH, index, self._generation, announced)
+        messages: list[Message] = []
+        if announced:
+            messages.append(([announced, MPI.BYTE], self._edge.spec_tag))
+        tag = self._edge.payload_tag(self._generation)
+        for leg, tensor in zip(layout.legs, memory, strict=True):
+            messages.extend((span, tag) for span in mpi_buffers(tensor.data_ptr(), leg.nbytes))
+        self._outgoing.push(header.pack(), messages, (announced, *memory), gate)
         self._sent += 1
-        self._post(Kind.MICROBATCH, microbatch.index, announced, values)
 
     def end(self) -> None:
         """See `Sender.end`."""
-        self._admit()
-        self._post(Kind.END, self._sent, b"", None)
+        self.admit()
+        self._outgoing.push(Header.announcing(Kind.END, self._sent, self._generation, b"").pack())
         self._sent = 0
 
     def close(self) -> None:
         """See `Sender.close`."""
-        if self._open:
-            wait_for(self._lane, self._lane.pushed, self._edge, "sending to")
-            self._open = False
-            self._under_way.clear()
+        self._outgoing.close()
 
     def abort(self) -> None:
         """See `Sender.abort`."""
-        self._open = False
-        self._lane.retract()
-        leak(self._under_way)
-
-    def _admit(self) -> None:
-        """Wait for room, and let go of what has left."""
-        if not self._open:
-            raise WireError(f"the channel to rank {self._edge.peer} is closed")
-        room = self._lane.pushed - self._edge.depth + 1
-        if self._lane.completed < room:
-            wait_for(self._lane, room, self._edge, "sending to")
-        while len(self._under_way) > self._lane.pushed - self._lane.completed:
-            self._under_way.popleft()
-
-    def _post(
-        self, kind: Kind, index: int, announced: bytes, values: tuple[Value, ...] | None
-    ) -> None:
-        comm, edge = self._edge.comm, self._edge
-        header = Header.announcing(kind, index, self._generation, announced).pack()
-        requests = [comm.Issend([header, MPI.BYTE], edge.peer, edge.header_tag)]
-        kept: list[object] = [header, announced, requests]
-        if announced:
-            requests.append(comm.Isend([announced, MPI.BYTE], edge.peer, edge.spec_tag))
-        if values is not None:
-            tag = edge.payload_tag(self._generation)
-            for leg in self._legs:
-                tensor: torch.Tensor = values[leg.position]  # type: ignore[assignment]
-                memory = core(tensor).contiguous() if leg.has_holes else tensor
-                kept.append(memory)
-                requests.extend(
-                    comm.Isend(span, edge.peer, tag)
-                    for span in mpi_buffers(memory.data_ptr(), leg.nbytes)
-                )
-        self._under_way.append(tuple(kept))
-        self._lane.push([MPI._addressof(request) for request in requests])
+        self._outgoing.abort()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +136,28 @@ class _Post:
     buffers: list[torch.Tensor]
 
 
-class MpiReceiver:
-    """The receiving end; see `channel.Receiver`. Making one posts its first receives; *local*."""
+def host_memory(nbytes: int) -> torch.Tensor:
+    """Memory of the host, uint8 [nbytes]. *Local.*"""
+    return torch.empty(nbytes, dtype=torch.uint8)
 
-    def __init__(self, edge: Edge, engine: Engine) -> None:
+
+class MpiReceiver:
+    """The receiving end; see `channel.Receiver`. Making one posts its first receives; *local*.
+
+    Args:
+        edge: which channel.
+        engine: what moves it.
+        allocate: makes the memory that tensors land in, uint8 of so many bytes.
+    """
+
+    def __init__(
+        self,
+        edge: Edge,
+        engine: Engine,
+        allocate: Callable[[int], torch.Tensor] = host_memory,
+    ) -> None:
         self._edge = edge
+        self._allocate = allocate
         self._header_lane = engine.lane()
         self._spec_lane = engine.lane()
         self._payload_lane = engine.lane()
@@ -198,7 +223,7 @@ class MpiReceiver:
         if not any(self._envelope):
             return
         edge, tag = self._edge, self._edge.payload_tag(self._generation)
-        buffers = [torch.empty(room, dtype=torch.uint8) for room in self._envelope]
+        buffers = [self._allocate(room) for room in self._envelope]
         requests = [
             edge.comm.Irecv(span, edge.peer, tag)
             for buffer, room in zip(buffers, self._envelope, strict=True)
@@ -255,7 +280,7 @@ class MpiReceiver:
 
     def _take_buffers(self) -> list[torch.Tensor]:
         if not self._payloads:
-            return [torch.empty(0, dtype=torch.uint8) for _ in self._legs]
+            return [self._allocate(0) for _ in self._legs]
         lane = self._payload_lane
         wait_for(lane, lane.pushed - len(self._payloads) + 1, self._edge, "receiving from")
         return self._payloads.popleft().buffers

@@ -5,6 +5,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -15,7 +16,7 @@ from pipepar.comm import wire
 from pipepar.comm.channel import Receiver, Sender
 from pipepar.comm.edge import Edge
 from pipepar.comm.link import Link
-from pipepar.comm.mpi import MpiReceiver
+from pipepar.comm.mpi import MpiReceiver, MpiSender
 from pipepar.comm.world import World
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, TensorSpec, Value
@@ -248,6 +249,42 @@ def test_garbage_is_an_error_that_names_the_sender(world: World) -> None:
         receiver.close()
     comm.Barrier()
     comm.Free()
+
+
+def test_tensors_land_in_the_memory_that_was_asked_for(world: World) -> None:
+    comm, buffers = MPI.COMM_WORLD.Dup(), []
+
+    def allocate(nbytes: int) -> torch.Tensor:
+        buffers.append(torch.empty(nbytes, dtype=torch.uint8))
+        return buffers[-1]
+
+    edge = Edge(comm, 1 - world.rank, 0, 2)
+    if world.rank == 0:
+        sender = MpiSender(edge, world._start_engine())
+        sender.send(MicroBatch(0, (torch.arange(10), torch.empty(0))))
+        sender.end()
+        sender.close()
+    if world.rank == 1:
+        receiver = MpiReceiver(edge, world._start_engine(), allocate)
+        (found,) = receiver.receive()
+        assert_same(found.values[0], torch.arange(10))
+        for value in found.values:
+            assert isinstance(value, torch.Tensor)
+            assert value.data_ptr() in [buffer.data_ptr() for buffer in buffers]
+        receiver.close()
+    comm.Barrier()
+    comm.Free()
+
+
+def test_abort_releases_who_waits(world: World) -> None:
+    receivers, _ = world.connect([Link(0, 1, 1)])
+    for receiver in receivers.values():
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(next, receiver.receive())
+            time.sleep(0.1)
+            receiver.abort()
+            with pytest.raises(WireError, match="receiving from rank 0 was given up"):
+                waiting.result(10)
 
 
 def test_abort_does_not_wait(world: World) -> None:

@@ -1,0 +1,220 @@
+"""Sends that the progress engine starts, when a gate has opened."""
+
+import ctypes
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+import torch
+from mpi4py import MPI
+
+from pipepar.comm.edge import Edge
+from pipepar.comm.mpi import MpiReceiver, MpiSender
+from pipepar.comm.world import World
+from pipepar.errors import WireError
+from tests.gates import QUERY, Gate
+
+pytestmark = pytest.mark.mpi(min_size=2)
+
+
+@contextmanager
+def edges(world: World, depth: int = 3) -> Iterator[tuple[Edge, Edge]]:
+    """From rank 0 to rank 1 and back, as the one of the two sees them that this rank is."""
+    comm = MPI.COMM_WORLD.Dup()
+    peer = 1 - world.rank
+    yield Edge(comm, peer, 0, depth), Edge(comm, peer, Edge.tags(depth), depth)
+    comm.Barrier()
+    comm.Free()
+
+
+Ends = tuple[MpiReceiver | None, MpiSender | None]
+
+
+@contextmanager
+def ends(world: World, depth: int = 3) -> Iterator[Ends]:
+    """A gated channel from rank 0 to rank 1; None where a rank holds no such end."""
+    with edges(world, depth) as (edge, _):
+        engine = world._start_engine()
+        sender = MpiSender(edge, engine, QUERY) if world.rank == 0 else None
+        receiver = MpiReceiver(edge, engine) if world.rank == 1 else None
+        yield receiver, sender
+        for end in (sender, receiver):
+            if end is not None:
+                end.close()
+
+
+def post(sender: MpiSender, index: int, tensor: torch.Tensor, gate: int = 0) -> None:
+    layout = sender.layout((tensor,))
+    sender.admit()
+    sender.post(index, layout, [tensor], gate)
+
+
+def stays_empty(receiver: MpiReceiver) -> bool:
+    end = time.monotonic() + 0.1
+    while time.monotonic() < end:
+        if receiver.ready():
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def test_nothing_leaves_before_its_gate_opens(world: World) -> None:
+    with ends(world) as (receiver, sender):
+        memory, gate = torch.zeros(1000), Gate()
+        if sender is not None:
+            post(sender, 0, memory, gate.handle)
+            sender.end()
+        MPI.COMM_WORLD.Barrier()
+        if receiver is not None:
+            assert stays_empty(receiver)
+        MPI.COMM_WORLD.Barrier()
+        memory.fill_(7)
+        gate.open()
+        if receiver is not None:
+            (found,) = receiver.receive()
+            assert torch.equal(found.values[0], torch.full((1000,), 7.0))  # type: ignore[arg-type]
+
+
+def test_gates_that_open_out_of_order_keep_the_order_sent(world: World) -> None:
+    with ends(world, depth=4) as (receiver, sender):
+        gates = [Gate(), Gate(), None]  # the last has none
+        if sender is not None:
+            for index, gate in enumerate(gates):
+                post(sender, index, torch.tensor(index), gate.handle if gate else 0)
+            sender.end()
+            gates[1].open()  # type: ignore[union-attr]
+        MPI.COMM_WORLD.Barrier()
+        if receiver is not None:
+            assert stays_empty(receiver)
+        MPI.COMM_WORLD.Barrier()
+        gates[0].open()  # type: ignore[union-attr]
+        if receiver is not None:
+            assert [found.values[0] for found in receiver.receive()] == [0, 1, 2]
+
+
+def test_the_next_starts_before_the_last_is_complete(world: World) -> None:
+    comm = MPI.COMM_WORLD
+    gates, lane = [Gate() for _ in range(4)], world._start_engine().lane(QUERY)
+    data = [bytearray([tag]) for tag in range(4)]
+    if world.rank == 0:
+        requests = [comm.Ssend_init([each, MPI.BYTE], 1, tag) for tag, each in enumerate(data)]
+        for request, gate in zip(requests, gates, strict=True):
+            lane.push([MPI._addressof(request)], gate.handle)
+        for open_now in (0, 1, 3):
+            gates[open_now].open()
+    if world.rank == 1:
+        comm.Recv([bytearray(1), MPI.BYTE], 0, 1)  # the one before it is not received yet
+        time.sleep(0.05)
+        assert not comm.Iprobe(0, 2)
+        assert not comm.Iprobe(0, 3)  # its gate is open, but not that of the one before it
+        comm.Recv([bytearray(1), MPI.BYTE], 0, 0)
+    comm.Barrier()
+    gates[2].open()
+    if world.rank == 1:
+        for tag in (3, 2):
+            comm.Recv([bytearray(1), MPI.BYTE], 0, tag)
+    if world.rank == 0:
+        assert lane.wait(4, 10.0)
+        assert (lane.completed, lane.error, lane.gate_error) == (4, 0, 0)
+        for request in requests:
+            request.Free()
+
+
+def test_the_engine_starts_a_send_while_python_is_busy(world: World) -> None:
+    with ends(world) as (receiver, sender):
+        times = [0.0]
+        if sender is not None:
+            gate = Gate()
+            post(sender, 0, torch.zeros(100), gate.handle)
+            gate.open()
+            ctypes.PyDLL(None).usleep(700_000)  # keeps the GIL
+            times = [time.monotonic()]
+            sender.end()
+        if receiver is not None:
+            next(receiver.receive())
+            times = [time.monotonic()]
+        sent, arrived = MPI.COMM_WORLD.allgather(times)[:2]
+        assert arrived[0] < sent[0] - 0.3
+        if receiver is not None:
+            receiver.abort()
+
+
+def test_a_send_starts_while_another_channel_is_waited_for(world: World) -> None:
+    with edges(world) as (there, back):
+        engine = world._start_engine()
+        if world.rank == 0:
+            gate, sender, receiver = (
+                Gate(),
+                MpiSender(there, engine, QUERY),
+                MpiReceiver(back, engine),
+            )
+            post(sender, 0, torch.zeros(100), gate.handle)
+            sender.end()
+            timer = threading.Timer(0.1, gate.open)
+            timer.start()
+            assert len(list(receiver.receive())) == 1
+            timer.join()
+        if world.rank == 1:
+            receiver, sender = MpiReceiver(there, engine), MpiSender(back, engine, QUERY)
+            for microbatch in receiver.receive():
+                sender.send(microbatch)
+            sender.end()
+        if world.rank < 2:
+            sender.close()
+            receiver.close()
+
+
+def test_what_a_gate_fails_with_is_told(world: World) -> None:
+    with edges(world) as (edge, _):
+        if world.rank == 0:
+            gate, sender = Gate(), MpiSender(edge, world._start_engine(), QUERY)
+            post(sender, 0, torch.zeros(100), gate.handle)
+            gate.fail()
+            with pytest.raises(WireError, match=r"to rank 1 failed: .* CUDA error 700"):
+                sender.close()
+            sender.abort()
+
+
+def test_a_lane_without_a_query_has_no_gates(world: World) -> None:
+    with pytest.raises(ValueError, match="no gates"):
+        world._start_engine().lane().push([], Gate().handle)
+
+
+@pytest.mark.parametrize("what", [MpiSender.end, MpiSender.close], ids=["send", "close"])
+def test_abort_releases_who_waits_for_a_gate(
+    world: World, what: Callable[[MpiSender], None]
+) -> None:
+    with edges(world, depth=1) as (edge, _):
+        if world.rank == 0:
+            sender = MpiSender(edge, world._start_engine(), QUERY)
+            post(sender, 0, torch.zeros(100), Gate().handle)
+            with ThreadPoolExecutor(1) as pool:
+                waiting = pool.submit(what, sender)
+                time.sleep(0.1)
+                assert not waiting.done()
+                sender.abort()
+                with pytest.raises(WireError, match="closed"):
+                    waiting.result(10)
+            sender.close()
+            with pytest.raises(WireError, match="closed"):
+                sender.admit()
+
+
+def test_many_gated_sends_do_not_grow_memory(world: World) -> None:
+    """A persistent request that is not freed takes some hundred bytes."""
+    half, tensor, gate, peaks = 50_000, torch.arange(4), Gate(), []
+    gate.open()
+    with ends(world) as (receiver, sender):
+        for _ in range(2):
+            if sender is not None:
+                for index in range(half):
+                    post(sender, index, tensor, gate.handle)
+                sender.end()
+            if receiver is not None:
+                assert sum(1 for _ in receiver.receive()) == half
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert peaks[1] - peaks[0] < 4096  # KiB
