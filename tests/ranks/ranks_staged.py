@@ -1,0 +1,272 @@
+"""The sending end from a GPU to a host, with a GPU that takes its time in place of a real one."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from mpi4py import MPI
+
+from pipepar.comm.edge import Edge
+from pipepar.comm.memory import core, flat, laid_out, legs_of, packed
+from pipepar.comm.mpi import MpiReceiver
+from pipepar.comm.staged import StagedSender, event_query_address
+from pipepar.comm.world import World
+from pipepar.errors import PipeparError, WireError
+from pipepar.microbatch import MicroBatch, TensorSpec, Value
+from tests.gates import QUERY, Gate
+
+pytestmark = pytest.mark.mpi(min_size=2)
+
+
+class LateStream:
+    """Does what it is told in order, later."""
+
+    def __init__(self) -> None:
+        self.cuda_stream = 0
+        self.pool = ThreadPoolExecutor(1)
+
+    def wait_event(self, event: Any) -> None:
+        self.pool.submit(event.come.wait)
+
+
+class LateEvent:
+    """Its gate opens when the stream comes to where it was recorded last."""
+
+    def __init__(self) -> None:
+        self.come = threading.Event()
+        self.come.set()
+        self._gate = Gate()
+
+    @property
+    def cuda_event(self) -> int:
+        return self._gate.handle
+
+    def record(self, stream: LateStream) -> None:
+        self.come = come = threading.Event()
+        self._gate.close()
+        stream.pool.submit(self._arrive, come)
+
+    def query(self) -> bool:
+        return self.come.is_set()
+
+    def elapsed_time(self, end_event: Any) -> float:
+        raise NotImplementedError
+
+    def _arrive(self, come: threading.Event) -> None:
+        self._gate.open()
+        come.set()
+
+
+class LateGpu:
+    """Copies are done after a while, by a thread for each stream; fresh memory holds rubbish."""
+
+    def __init__(self, seconds: float) -> None:
+        self.device = torch.device("cpu")
+        self._seconds = seconds
+        self._streams: list[LateStream] = []
+        self.compute = self.stream()
+
+    def stream(self) -> LateStream:
+        self._streams.append(LateStream())
+        return self._streams[-1]
+
+    def event(self, timed: bool = False) -> LateEvent:
+        return LateEvent()
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        return torch.full((nbytes,), 0xAA, dtype=torch.uint8)
+
+    pinned = empty
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, stream: Any) -> None:
+        def late() -> None:
+            time.sleep(random.uniform(0, 2 * self._seconds))
+            target.copy_(source)
+
+        assert target.shape == source.shape
+        assert target.dtype == source.dtype
+        stream.pool.submit(late)
+
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.pool.shutdown()
+
+
+def on_late_gpu(tensor: torch.Tensor) -> bool:
+    """All tensors here lie in memory of the host; int64 stands for what really does."""
+    return tensor.dtype != torch.int64
+
+
+@contextmanager
+def ends(
+    world: World, depth: int = 3, seconds: float = 1e-3
+) -> Iterator[tuple[MpiReceiver | None, StagedSender | None]]:
+    """A channel from a GPU of rank 0 to rank 1; None where a rank holds no such end."""
+    comm, gpu = MPI.COMM_WORLD.Dup(), LateGpu(seconds)
+    edge, engine = Edge(comm, 1 - world.rank, 0, depth), world._start_engine()
+    sender = StagedSender(edge, engine, gpu, QUERY, on_late_gpu) if world.rank == 0 else None
+    receiver = MpiReceiver(edge, engine) if world.rank == 1 else None
+    yield receiver, sender
+    for end in (sender, receiver):
+        if end is not None:
+            end.close()
+    gpu.close()
+    comm.Barrier()
+    comm.Free()
+
+
+def check(
+    world: World, values: Sequence[tuple[Value, ...]], depth: int = 3, seconds: float = 1e-3
+) -> None:
+    """Rank 1 receives what rank 0 sends, as it lay."""
+    with ends(world, depth, seconds) as (receiver, sender):
+        if sender is not None:
+            for index, each in enumerate(values):
+                sender.send(MicroBatch(index, each))
+            sender.end()
+        if receiver is not None:
+            found = list(receiver.receive())
+            assert [microbatch.index for microbatch in found] == list(range(len(values)))
+            for microbatch, sent in zip(found, values, strict=True):
+                assert len(microbatch.values) == len(sent)
+                for one, other in zip(microbatch.values, sent, strict=True):
+                    assert_same(one, other)
+
+
+def assert_same(found: Value, sent: Value) -> None:
+    if not isinstance(sent, torch.Tensor):
+        assert found == sent
+        return
+    sent = sent.resolve_conj().resolve_neg()
+    assert isinstance(found, torch.Tensor)
+    assert TensorSpec.of(found) == TensorSpec.of(sent)
+    assert torch.equal(core(found), core(sent))
+
+
+LAYOUTS: list[Callable[[torch.Tensor], torch.Tensor]] = [
+    lambda x: x,
+    lambda x: x.t(),
+    lambda x: x[3:],
+    lambda x: x[:, ::2],
+    lambda x: x[3:, 1:4],
+    lambda x: x[:, :1].expand(-1, 7),
+    lambda x: x[::2, ::3][:, None, :].expand(-1, 4, -1),
+    lambda x: x[0, 0],
+    lambda x: x[3, 5],
+    lambda x: x[:0],
+    lambda x: x[10:, 3:],
+    lambda x: x.flatten().unfold(0, 5, 2),
+    lambda x: torch.complex(x, -x).conj(),
+    lambda x: torch.complex(x, -x).conj().imag,
+    lambda x: x.bfloat16(),
+    lambda x: x.half()[:, ::3],
+    lambda x: x > 0,
+    lambda x: (x > 0)[:, 1::2],
+]
+
+
+def test_layouts(world: World) -> None:
+    torch.manual_seed(0)
+    tensor = torch.randn(10, 12)
+    each = [(make(tensor),) for make in LAYOUTS]
+    check(world, [*each, tuple(make(tensor) for make in LAYOUTS), *each])
+
+
+def test_tensors_of_the_host_and_other_values_among_them(world: World) -> None:
+    host, resident = torch.arange(1000), torch.randn(30, 40)
+    check(
+        world,
+        [
+            (host, resident, None, host[::2], resident[:, ::2], 1.5, "text"),
+            (host[:10],),
+            (None,),
+            (),
+            (resident, host),
+        ],
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+@pytest.mark.parametrize("seconds", [0.0, 1e-3])
+def test_ragged_shapes(world: World, depth: int, seconds: float) -> None:
+    generator = torch.Generator().manual_seed(7)
+
+    def number(high: int) -> int:
+        return int(torch.randint(0, high, (1,), generator=generator))
+
+    check(
+        world,
+        [
+            tuple(
+                torch.randn(number(8), number(40 if index % 50 else 4000), generator=generator)
+                for _ in range(1 + number(3))
+            )
+            for index in range(120)
+        ],
+        depth,
+        seconds,
+    )
+
+
+def test_sending_does_not_wait_for_the_gpu(world: World) -> None:
+    with ends(world, depth=4, seconds=0.2) as (receiver, sender):
+        if sender is not None:
+            begin = time.monotonic()
+            for index in range(3):
+                sender.send(MicroBatch(index, (torch.full((100_000,), float(index)),)))
+            sender.end()
+            assert time.monotonic() - begin < 0.1
+        if receiver is not None:
+            for index, found in enumerate(receiver.receive()):
+                assert_same(found.values[0], torch.full((100_000,), float(index)))
+
+
+def test_abort_does_not_wait_for_the_gpu(world: World) -> None:
+    comm, gpu = MPI.COMM_WORLD.Dup(), LateGpu(0.5)
+    if world.rank == 0:
+        sender = StagedSender(Edge(comm, 1, 0, 2), world._start_engine(), gpu, QUERY, on_late_gpu)
+        sender.send(MicroBatch(0, (torch.zeros(1000),)))
+        begin = time.monotonic()
+        sender.abort()
+        assert time.monotonic() - begin < 0.1
+        with pytest.raises(WireError, match="closed"):
+            sender.send(MicroBatch(1, ()))
+    gpu.close()
+    comm.Barrier()
+    comm.Free()
+
+
+def test_tensors_are_laid_out_from_one_piece_of_memory(world: World) -> None:
+    """The way of a receiver whose buffers are parts of something larger."""
+    torch.manual_seed(0)
+    tensors = [make(torch.randn(10, 12)).resolve_conj().resolve_neg() for make in LAYOUTS]
+    legs, copied = legs_of(tuple(map(TensorSpec.of, tensors))), []
+    begins, nbytes = packed(legs)
+    memory = torch.empty(nbytes, dtype=torch.uint8)
+    for leg, begin, tensor in zip(legs, begins, tensors, strict=True):
+        raw = flat(core(tensor).contiguous() if leg.has_holes else tensor)
+        assert begin % 512 == 0
+        assert len(raw) == leg.nbytes
+        memory[begin : begin + leg.nbytes] = raw
+
+    def copy(target: torch.Tensor, source: torch.Tensor) -> None:
+        copied.append(target.copy_(source))
+
+    for leg, begin, tensor in zip(legs, begins, tensors, strict=True):
+        found = laid_out(leg, memory[begin:], copy)
+        assert_same(found, tensor)
+        if not leg.has_holes:
+            assert found.untyped_storage().data_ptr() == memory.data_ptr()
+    assert len(copied) == sum(leg.has_holes for leg in legs)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a driver")
+def test_a_missing_driver_is_told(world: World) -> None:
+    with pytest.raises(PipeparError, match=r"driver is not there .*--device cpu"):
+        event_query_address()
