@@ -5,9 +5,28 @@ import sys
 import pytest
 
 from benchmarks.ranks import finish, mpirun, run_ranks, start
-from pipepar.comm.launcher import launcher_rank
+from pipepar.comm.launcher import launcher_local_rank, launcher_rank
+from pipepar.comm.world import launched
 
-VARIABLES = ("PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+# Each before those that it counts before.
+VARIABLES = (
+    "PMIX_RANK",
+    "OMPI_COMM_WORLD_RANK",
+    "PMI_RANK",
+    "MV2_COMM_WORLD_RANK",
+    "PALS_RANKID",
+    "FLUX_TASK_RANK",
+    "SLURM_PROCID",
+)
+LOCAL_VARIABLES = (
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "MPI_LOCALRANKID",
+    "MV2_COMM_WORLD_LOCAL_RANK",
+    "PALS_LOCAL_RANKID",
+    "PMI_LOCAL_RANK",
+    "FLUX_TASK_LOCAL_ID",
+    "SLURM_LOCALID",
+)
 
 # The other ranks find the error first; if they ended then, the launcher would end rank 0 too.
 LATE = """
@@ -21,12 +40,14 @@ main()
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in VARIABLES:
+    for name in (*VARIABLES, *LOCAL_VARIABLES, "PMI_FD"):
         monkeypatch.delenv(name, raising=False)
 
 
 def test_without_a_launcher() -> None:
     assert launcher_rank() == 0
+    assert launcher_local_rank() is None
+    assert not launched()
 
 
 @pytest.mark.parametrize("name", VARIABLES)
@@ -41,9 +62,29 @@ def test_an_mpis_number_counts_before_the_batch_systems(monkeypatch: pytest.Monk
     assert launcher_rank() == 5
 
 
+@pytest.mark.parametrize("name", LOCAL_VARIABLES)
+def test_the_number_on_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "0")
+    assert launcher_local_rank() == 0
+    for later in LOCAL_VARIABLES[LOCAL_VARIABLES.index(name) + 1 :]:
+        monkeypatch.setenv(later, "9")
+    assert launcher_local_rank() == 0
+
+
+# Those of PMI stand for MPICH, Intel, PALS and Flux; a batch system alone speaks to no MPI.
+@pytest.mark.parametrize(
+    ("name", "speaks"), [(name, name not in VARIABLES[4:]) for name in VARIABLES]
+)
+def test_who_speaks_to_an_mpi(name: str, speaks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    assert launched() == speaks
+
+
 def test_what_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PMIX_RANK", "")
+    monkeypatch.setenv("SLURM_LOCALID", "none")
     assert launcher_rank() == 0
+    assert launcher_local_rank() is None
 
 
 @pytest.mark.parametrize(
