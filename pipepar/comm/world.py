@@ -6,6 +6,7 @@ process that no launcher started: a world of one needs no MPI at all.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -56,6 +57,7 @@ class World:
         rank: this process, 0-based.
         size: number of ranks.
         host: name of this process's machine.
+        hosts: for each rank, by rank, the name of its machine.
         cores: for each rank on this machine, by rank, the cores it is bound to.
     """
 
@@ -70,12 +72,8 @@ class World:
         self.rank = comm.rank if comm else 0
         self.size = comm.size if comm else 1
         self.host = platform.node()
-        place = json.dumps([self.host, sorted(os.sched_getaffinity(0))])
-        places = [json.loads(text) for text in self.all_gather(place)]
-        self.hosts: list[str] = [host for host, _ in places]
-        self.cores: dict[int, list[int]] = {
-            rank: cores for rank, (host, cores) in enumerate(places) if host == self.host
-        }
+        self.hosts: list[str] = self.all_gather(self.host)
+        self.cores = self._gather_cores()
 
     @classmethod
     def start(cls, progress_period: float = PROGRESS_PERIOD) -> World:
@@ -163,6 +161,24 @@ class World:
         if first == self.rank:
             raise failure
         raise PeerError(f"rank {first} on {self.hosts[first]}: {problems[first]}")
+
+    def bind(self, cores: Iterable[int] | None) -> None:
+        """Keep this rank's threads to some of its cores, and tell the others. *Collective.*
+
+        A thread that is bound to a part of them already stays there; threads started later follow
+        the one that starts them. `cores` then says what has become of every rank.
+
+        Args:
+            cores: numbers of logical CPUs, at least one; None to leave this rank as it is.
+        """
+        if cores is not None:
+            wanted = set(cores)
+            for thread in map(int, os.listdir("/proc/self/task")):
+                # One that has just ended, or a system that does not allow it: slower, not wrong.
+                with contextlib.suppress(OSError):
+                    bound = os.sched_getaffinity(thread)
+                    os.sched_setaffinity(thread, bound & wanted or wanted)
+        self.cores = self._gather_cores()
 
     def connect(
         self, links: Iterable[Link], gpu: Gpu | None = None, watch: Watch | None = None
@@ -253,6 +269,10 @@ class World:
             thread.start()
         for thread in aborting:
             thread.join(_RELEASE_SECONDS)
+    def _gather_cores(self) -> dict[int, list[int]]:
+        gathered = self.all_gather(json.dumps(sorted(os.sched_getaffinity(0))))
+        places = enumerate(zip(self.hosts, gathered, strict=True))
+        return {rank: json.loads(text) for rank, (host, text) in places if host == self.host}
 
     def _start_engine(self) -> Engine:
         if self._engine is None:

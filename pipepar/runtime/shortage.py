@@ -49,6 +49,6 @@ def _told(world: World, graph: Graph, agreed: Agreed, seat: Seat, error: Excepti
         f"with {readable_bytes(stage.weight_bytes)} of weights, and with micro-batches of "
         f"{agreed.micro_batch} and depth {agreed.depth} it takes {readable_bytes(int(needed))} at "
         f"least; {readable_bytes(int(seat.room))} are free now. Start more ranks, or give "
-        f"--micro-batch {smaller}, --depth 1 or --dtype bfloat16, or plan for the memory that is there "
-        f"with mpirun pipepar plan. CUDA says: {str(error).splitlines()[0]}"
+        f"--micro-batch {smaller}, --depth 1 or --dtype bfloat16, or plan for the memory that is "
+        f"there with mpirun pipepar plan. CUDA says: {str(error).splitlines()[0]}"
     )

@@ -1,5 +1,8 @@
 """What the ranks agree on."""
 
+import os
+import threading
+
 import pytest
 import torch
 from mpi4py import MPI
@@ -67,6 +70,30 @@ def test_worlds_may_be_started_again_and_closed_twice() -> None:
         assert (world.rank, world.size) == (MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size)
         world.close()
         world.close()
+
+
+def test_a_rank_is_bound_with_all_its_threads_and_the_others_hear_of_it(world: World) -> None:
+    cores = world.cores[world.rank]
+    mine = cores[world.rank % len(cores)]
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    try:
+        world.bind(None)
+        assert world.cores == dict.fromkeys(range(world.size), cores)
+        world.bind([mine])
+        assert world.cores == {rank: [cores[rank % len(cores)]] for rank in range(world.size)}
+        threads = [int(thread) for thread in os.listdir("/proc/self/task")]
+        assert other.native_id in threads
+        assert all(os.sched_getaffinity(thread) == {mine} for thread in threads)
+        world.bind(cores)  # a thread that is bound to less of them stays there
+        assert world.cores[world.rank] == [mine]
+    finally:
+        done.set()
+        other.join()
+        for thread in map(int, os.listdir("/proc/self/task")):
+            os.sched_setaffinity(thread, cores)
+        world.bind(None)
 
 
 def test_a_rank_gets_its_share_of_the_cores(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
