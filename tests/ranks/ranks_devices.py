@@ -1,0 +1,224 @@
+"""Which GPU each rank gets, and the cores that it is then bound to.
+
+The GPUs are made up: what ranks are told of them is real, what they compute on is not touched.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from pipepar.comm.world import World
+from pipepar.errors import InputError, PeerError, PipeparError
+from pipepar.runtime.devices import SHARING, Devices, Visible, Wanted, choose_devices
+from pipepar.runtime.machine import processor
+from pipepar.runtime.threads import claim_threads, cores_behind
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv(SHARING, raising=False)
+    cores = os.sched_getaffinity(0)
+    yield
+    for thread in map(int, os.listdir("/proc/self/task")):
+        os.sched_setaffinity(thread, cores)
+
+
+def gpus(uuids: str, *near: int) -> list[Visible]:
+    """As a process sees them, a letter each."""
+    return [
+        Visible(index, uuid, f"GPU {uuid}", 2**30, frozenset(near))
+        for index, uuid in enumerate(uuids)
+    ]
+
+
+def move(world: World, host: str) -> None:
+    """Say that this rank is on another host."""
+    world.host = host
+    world.hosts = world.all_gather(host)
+    world.bind(None)
+
+
+def refused(world: World, wanted: Wanted, uuids: str, teller: int) -> str:
+    """What all ranks are told, by the one that is to tell it."""
+    expected = PipeparError if world.rank == teller else PeerError
+    with pytest.raises(expected) as caught:
+        choose_devices(world, wanted, gpus(uuids))
+    assert type(caught.value) in (expected, InputError)
+    text = str(caught.value)
+    assert text.startswith(f"rank {teller} on ") or world.rank == teller
+    return text
+
+
+def test_all_ranks_see_all(world: World) -> None:
+    wanted: Wanted
+    for wanted in ("auto", "cuda"):
+        found = choose_devices(world, wanted, gpus("ABCD"))
+        assert found == Devices(
+            ("cuda",) * world.size,
+            torch.device("cuda", world.rank),
+            f"GPU {'ABCD'[world.rank]}",
+            sharers=1,
+            note="",
+        )
+
+
+def test_each_rank_is_shown_its_own(world: World) -> None:
+    found = choose_devices(world, "cuda", gpus("ABCD"[world.rank]))
+    assert found.mine == torch.device("cuda", 0)
+    assert found.name == f"GPU {'ABCD'[world.rank]}"
+    assert (found.by_rank, found.sharers, found.note) == (("cuda",) * world.size, 1, "")
+
+
+def test_nobody_sees_any(world: World) -> None:
+    found = choose_devices(world, "auto", [])
+    assert found == Devices(("cpu",) * world.size, torch.device("cpu"), processor(), world.size, "")
+
+
+def test_the_cpu_is_wanted_though_there_are_gpus(world: World) -> None:
+    found = choose_devices(world, "cpu", gpus("ABCD"))
+    assert (found.by_rank, found.mine) == (("cpu",) * world.size, torch.device("cpu"))
+    assert found.note == ""
+
+
+def test_who_is_left_over_computes_on_the_cpu(world: World) -> None:
+    found = choose_devices(world, "auto", gpus("A"))
+    assert found.by_rank == ("cuda",) + ("cpu",) * (world.size - 1)
+    assert found.mine.type == found.by_rank[world.rank]
+    assert found.sharers == (1 if world.rank == 0 else world.size)
+    left = {
+        1: "",
+        2: "rank 1 on {} computes on the CPU, since ranks 0-1 there see 1 GPU: start 1 rank",
+        3: "ranks 1-2 on {} compute on the CPU, since ranks 0-2 there see 1 GPU: start 1 rank",
+        4: "ranks 1-3 on {} compute on the CPU, since ranks 0-3 there see 1 GPU: start 1 rank",
+    }[world.size]
+    assert found.note.startswith(left.format(world.host))
+    assert (SHARING in found.note) == (world.size > 1)
+    assert len(set(world.all_gather(found.note))) == 1
+
+
+def test_who_is_left_over_is_an_error_if_a_gpu_is_wanted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    if world.size == 1:
+        assert choose_devices(world, "cuda", gpus("A")).by_rank == ("cuda",)
+        return
+    text = refused(world, "cuda", "A", teller=1)
+    assert f"rank 1 on {world.host} has no GPU to compute on: it sees 1 GPU" in text
+    assert "CUDA_VISIBLE_DEVICES is '5'" in text
+    assert f"the host has {world.size} ranks" in text
+    assert f"--gpus-per-node={world.size}" in text
+    assert f"{SHARING}=1" in text
+
+
+def test_ranks_may_share(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SHARING, "1")
+    found = choose_devices(world, "cuda", gpus("AB"))
+    assert found.mine == torch.device("cuda", world.rank % 2)
+    assert found.sharers == {1: (1,), 2: (1, 1), 3: (2, 1, 2), 4: (2,) * 4}[world.size][world.rank]
+    assert (found.by_rank, found.note) == (("cuda",) * world.size, "")
+
+
+def test_hosts_that_differ(world: World) -> None:
+    """Hosts a and b in turn; a has one GPU, b none."""
+    move(world, "ab"[world.rank % 2])
+    found = choose_devices(world, "auto", gpus("A" if world.host == "a" else ""))
+    assert found.by_rank == ("cuda",) + ("cpu",) * (world.size - 1)
+    notes = found.note.split("; rank")
+    assert ("on b" in found.note) == (world.size > 1)
+    if world.size == 4:
+        assert notes[0].startswith("rank 2 on a computes on the CPU, since ranks 0, 2 there see 1")
+        assert notes[1].startswith("s 1, 3 on b compute on the CPU, since ranks 1, 3 there see no")
+        assert SHARING not in notes[1]
+    sharers = 1 if world.rank == 0 else len(world.cores)
+    assert found.sharers == sharers
+
+
+def test_each_host_has_gpus_of_its_own(world: World) -> None:
+    move(world, "ab"[world.rank // 2])
+    found = choose_devices(world, "cuda", gpus("AB" if world.host == "a" else "CD"))
+    assert found.mine == torch.device("cuda", world.rank % 2)
+    assert found.name == f"GPU {'ABCD'[world.rank]}"
+
+
+def test_the_launcher_s_order_counts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = world.size - 1 - world.rank
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", str(place))
+    assert choose_devices(world, "cuda", gpus("ABCD")).mine == torch.device("cuda", place)
+
+
+def test_ranks_that_want_different_things_are_told(world: World) -> None:
+    last = world.size - 1
+    if world.size == 1:
+        return
+    text = refused(world, "cpu" if world.rank == last else "auto", "ABCD", teller=0)
+    assert f"found device 'auto' on rank 0 and 'cpu' on rank {last}" in text
+
+
+def test_a_rank_that_cannot_look_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> list[Visible]:
+        if world.rank == world.size - 1:
+            raise RuntimeError("the driver is too old")
+        return []
+
+    monkeypatch.setattr("pipepar.runtime.devices.visible_gpus", broken)
+    own = world.rank == world.size - 1
+    with pytest.raises(RuntimeError if own else PeerError, match="the driver is too old"):
+        choose_devices(world, "auto")
+
+
+def test_a_rank_stays_near_its_gpu(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A logical CPU of each core.
+    cores = sorted(
+        {core: cpu for cpu in world.cores[world.rank] for core in cores_behind([cpu])}.values()
+    )
+    if len(cores) < max(2, world.size):
+        pytest.skip("a core for each rank is not to be had")
+    near = cores[world.rank]
+    found = choose_devices(world, "auto", gpus("ABCD", near, 10**6))
+    assert found.note == ""
+    assert world.cores == {rank: [cores[rank]] for rank in range(world.size)}
+    for thread in map(int, os.listdir("/proc/self/task")):
+        assert os.sched_getaffinity(thread) == {near}
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        assert claim_threads(world) == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_near_cores_are_not_crowded(world: World) -> None:
+    cores = world.cores[world.rank]
+    choose_devices(world, "auto", gpus("ABCD", cores[0]))
+    alone = world.size == 1 and len(cores) > 1
+    assert world.cores == dict.fromkeys(range(world.size), cores[:1] if alone else cores)
+
+
+def test_who_computes_on_the_cpu_is_not_bound(world: World) -> None:
+    cores = world.cores[world.rank]
+    if len(cores_behind(cores)) < 2:
+        pytest.skip("with one core there is nothing to choose")
+    choose_devices(world, "auto", gpus("A", cores[0]))
+    others = dict.fromkeys(range(1, world.size), cores)
+    assert world.cores == {0: cores[:1], **others}
+
+
+def test_a_binding_is_never_widened(world: World) -> None:
+    cores = world.cores[world.rank]
+    world.bind(cores[:1])
+    if world.rank == 0:
+        found = choose_devices(world, "auto", gpus("ABCD", *cores))
+    else:
+        found = choose_devices(world, "auto", gpus("ABCD", *cores[1:]))
+    assert world.cores == dict.fromkeys(range(world.size), cores[:1])
+    far = world.size > 1 and len(cores) > 1
+    assert ("bound to cores far from the GPU" in found.note) == far
+    if far:
+        ranks = {2: "rank 1 on {} is", 3: "ranks 1-2 on {} are", 4: "ranks 1-3 on {} are"}
+        assert found.note.startswith(ranks[world.size].format(world.host))
+    assert len(set(world.all_gather(found.note))) == 1

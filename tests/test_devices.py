@@ -1,0 +1,164 @@
+"""Which rank gets which GPU: the sharing out, what a process sees, and one rank alone.
+
+Several ranks are in tests/ranks/ranks_devices.py.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pipepar.comm.world import World
+from pipepar.errors import InputError, PipeparError
+from pipepar.runtime import devices
+from pipepar.runtime.devices import Claim, Visible, choose_devices, share_out, visible_gpus
+from pipepar.runtime.machine import processor
+
+
+def gpu(index: int, uuid: str, near: frozenset[int] = frozenset()) -> Visible:
+    return Visible(index, uuid, f"GPU {uuid}", 2**30, near)
+
+
+def claims(
+    *uuids: str, shares: bool = False, local: Sequence[int | None] | None = None
+) -> list[Claim]:
+    """One a rank, a letter for each GPU that it sees."""
+    return [
+        Claim("auto", local[rank] if local else rank, shares, list(each))
+        for rank, each in enumerate(uuids)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "seen", "taken"),
+    [
+        ("aaaa", ["ABCD"] * 4, "ABCD"),  # all see all
+        ("aaaa", ["A", "B", "C", "D"], "ABCD"),  # each is shown its own
+        ("aaaa", ["AB", "AB", "CD", "CD"], "ABCD"),  # each is shown those near it
+        ("aabb", ["AB", "AB", "CD", "CD"], "ABCD"),
+        ("abab", ["A", "B", "A", "B"], "AB--"),
+        ("aabb", ["A", "A", "BC", "BC"], "A-BC"),  # hosts that differ
+        ("aab", ["AB", "AB", ""], "AB-"),  # one without any
+        ("aaa", ["", "", ""], "---"),
+        ("aaa", ["AB", "", "AB"], "A-B"),
+    ],
+)
+def test_each_takes_the_first_that_is_free(hosts: str, seen: list[str], taken: str) -> None:
+    assert [each or "-" for each in share_out(hosts, claims(*seen))] == list(taken)
+
+
+def test_the_launcher_s_order_counts_where_it_is_one() -> None:
+    seen = ["ABC"] * 3
+    assert share_out("aaa", claims(*seen, local=[2, 0, 1])) == ["C", "A", "B"]
+    assert share_out("aaa", claims(*seen, local=[0, 0, 0])) == ["A", "B", "C"]
+    assert share_out("aaa", claims(*seen, local=[2, None, 1])) == ["A", "B", "C"]
+    # Each host by itself.
+    assert share_out("aab", claims("AB", "AB", "AB", local=[1, 0, 0])) == ["B", "A", "A"]
+
+
+def test_ranks_share_the_least_used_where_they_may() -> None:
+    assert share_out("aaaaa", claims(*["AB"] * 5, shares=True)) == ["A", "B", "A", "B", "A"]
+    assert share_out("aaa", claims("A", "AB", "A", shares=True)) == ["A", "B", "A"]
+    assert share_out("aa", claims("A", "", shares=True)) == ["A", ""]
+
+
+def test_remedies() -> None:
+    assert devices.more_gpus(4, 1).startswith("start 1 rank on that host, or ask")
+    assert devices.more_gpus(4, 2).startswith("start 2 ranks on that host, or ask")
+    assert "--gpus-per-node=4" in devices.more_gpus(4, 2)
+    assert devices.more_gpus(2, 0).startswith("ask")
+    assert devices.more_gpus(2, 2).startswith("ask")  # there are enough, but not for each to see
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus"), [("", ()), ("3", (3,)), ("0-2,8,10-11", (0, 1, 2, 8, 10, 11))]
+)
+def test_lists_of_cpus(text: str, cpus: Sequence[int]) -> None:
+    assert devices.cpus_of(text) == frozenset(cpus)
+
+
+def test_no_cuda_is_started_where_there_is_none() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert visible_gpus() == []
+    assert not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+
+
+def test_what_torch_says_of_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    place = {"pci_domain_id": 0, "pci_bus_id": 0x1A, "pci_device_id": 0}
+    found = [
+        SimpleNamespace(uuid="u0", name="big", total_memory=80, **place),
+        SimpleNamespace(uuid="u1", name="big", total_memory=80, **place | {"pci_bus_id": 0x1B}),
+        SimpleNamespace(uuid="u2", name="old", total_memory=8),
+    ]
+    (tmp_path / "0000:1a:00.0").mkdir()
+    (tmp_path / "0000:1a:00.0" / "local_cpulist").write_text("0-1,4\n", encoding="ascii")
+    monkeypatch.setattr(devices, "_PCI_DEVICES", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", found.__getitem__)
+    assert visible_gpus() == [
+        Visible(0, "u0", "big", 80, frozenset({0, 1, 4})),
+        Visible(1, "u1", "big", 80, frozenset()),
+        Visible(2, "u2", "old", 8, frozenset()),
+    ]
+
+
+@pytest.fixture
+def world() -> World:
+    return World.start()
+
+
+def test_one_rank_alone_without_a_gpu(world: World) -> None:
+    for found in (choose_devices(world, "auto", []), choose_devices(world, "cpu", [gpu(0, "A")])):
+        assert found.by_rank == ("cpu",)
+        assert found.mine == torch.device("cpu")
+        assert (found.name, found.sharers, found.note) == (processor(), 1, "")
+
+
+def test_one_rank_alone_takes_the_first(world: World) -> None:
+    for wanted in ("auto", "cuda"):
+        found = choose_devices(world, wanted, [gpu(0, "A"), gpu(1, "B")])
+        assert found.by_rank == ("cuda",)
+        assert found.mine == torch.device("cuda", 0)
+        assert (found.name, found.sharers, found.note) == ("GPU A", 1, "")
+
+
+def test_nobody_looks_for_a_gpu_that_is_not_wanted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "visible_gpus", lambda: pytest.fail("looked"))
+    assert choose_devices(world, "cpu").by_rank == ("cpu",)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "remedy"), [(None, "Install a CUDA build of torch"), ("12.8", "See that nvidia-smi")]
+)
+def test_a_gpu_that_is_not_there_is_an_error(
+    cuda: str | None, remedy: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(PipeparError, match=remedy) as caught:
+        choose_devices(world, "cuda", [])
+    assert f"rank 0 on {world.host} has no GPU" in str(caught.value)
+    assert "sees no GPUs, CUDA_VISIBLE_DEVICES is ''" in str(caught.value)
+    assert "has 1 rank;" in str(caught.value)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with pytest.raises(PipeparError, match="CUDA_VISIBLE_DEVICES is not set"):
+        choose_devices(world, "cuda", [])
+
+
+def test_a_device_that_is_none(world: World) -> None:
+    with pytest.raises(InputError, match=r"found device 'cuda:1', expected auto, cpu or cuda"):
+        choose_devices(world, "cuda:1")  # type: ignore[arg-type]
+
+
+def test_bound_far_from_the_gpu_is_told_and_left(world: World) -> None:
+    before = world.cores
+    found = choose_devices(world, "auto", [gpu(0, "A", frozenset({10**6}))])
+    assert world.cores == before
+    assert f"rank 0 on {world.host} is bound to cores far from the GPU" in found.note
+    assert "--gpu-bind=closest" in found.note
