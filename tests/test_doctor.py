@@ -12,8 +12,10 @@ import torch
 
 from benchmarks.ranks import Finished, finish, mpirun, start
 from pipepar.comm.world import World
+from pipepar.runtime import preflight
+from pipepar.runtime.devices import Visible
 from pipepar.runtime.facts import RankFacts
-from pipepar.runtime.preflight import look_around
+from pipepar.runtime.preflight import look_around, with_devices
 from tests.command import pipepar
 
 # A rank with something of the doctor's replaced on rank 1, by a line of Python.
@@ -66,6 +68,23 @@ def test_facts_survive_the_way_to_another_rank() -> None:
     assert facts.allotted >= len(facts.cores) > 0
 
 
+def test_facts_of_an_older_doctor_can_be_read() -> None:
+    facts = json.loads(look_around(World.start()).to_json())
+    for name in ("gpus", "local_rank", "device", "gpu"):
+        del facts[name]
+    assert RankFacts.from_json(json.dumps(facts)).device == ""
+
+
+def test_the_gpus_of_a_rank_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [Visible(index, f"u{index}", "some GPU", 80 * 2**30, frozenset()) for index in (0, 1)]
+    monkeypatch.setattr(preflight, "visible_gpus", lambda: seen)
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "1")
+    facts = look_around(World.start())
+    assert facts.devices == ["some GPU (80.0 GiB)"] * 2
+    assert (facts.gpus, facts.local_rank) == (["u0", "u1"], 1)
+    assert with_devices([facts])[0].device == "cuda:0 some GPU (80.0 GiB)"
+
+
 def test_looking_around_starts_no_cuda_where_there_is_none() -> None:
     facts = look_around(World.start())
     assert bool(facts.devices) == torch.cuda.is_available()
@@ -105,6 +124,8 @@ def test_one_process_as_json() -> None:
     assert status == 0
     assert found["status"] in ("ok", "warning")
     assert [facts["rank"] for facts in found["ranks"]] == [0]
+    if not torch.cuda.is_available():
+        assert found["ranks"][0]["device"] == "cpu"
     assert found["links"] == []
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from pipepar.runtime.facts import Finding, LinkFacts, RankFacts, Space, named
 from pipepar.runtime.linkrules import judge_links
+from pipepar.runtime.preflight import with_devices
 from pipepar.runtime.rules import judge_ranks
 
 GIB = 2**30
@@ -121,6 +122,53 @@ def test_devices_that_differ_are_a_warning(other: dict[str, object]) -> None:
     assert (found.check, found.level) == ("devices", "warning")
     assert "rank 0" in found.found
     assert "rank 1" in found.found
+
+
+def with_gpus(count: int, *ranks: RankFacts, sharing: str = "") -> list[RankFacts]:
+    """Ranks whose host has so many GPUs, each of which every rank sees."""
+    devices = ["some GPU (80.0 GiB)"] * count
+    environment = {"NCCL_MULTI_RANK_GPU_ENABLE": sharing} if sharing else {}
+    return with_devices(
+        [
+            replace(
+                facts,
+                devices=devices,
+                gpus=[f"{facts.host}{index}" for index in range(count)],
+                environment=environment,
+            )
+            for facts in ranks
+        ]
+    )
+
+
+def test_a_gpu_for_each_rank_is_fine() -> None:
+    ranks = with_gpus(2, healthy(0), healthy(1), healthy(2, "b"), healthy(3, "b"))
+    assert not complaints(*ranks)
+    assert [facts.device for facts in ranks] == [
+        f"cuda:{index} some GPU (80.0 GiB)" for index in (0, 1, 0, 1)
+    ]
+    assert [facts.gpu for facts in ranks] == ["a0", "a1", "b0", "b1"]
+
+
+def test_no_gpu_at_all_is_fine() -> None:
+    ranks = with_gpus(0, healthy(0), healthy(1))
+    assert not complaints(*ranks)
+    assert [(facts.device, facts.gpu) for facts in ranks] == [("cpu", "")] * 2
+
+
+def test_a_rank_without_a_gpu_where_others_have_one_is_a_warning() -> None:
+    found = only(*with_gpus(1, healthy(0), healthy(1)))
+    assert (found.check, found.level) == ("devices", "warning")
+    assert found.found == "1 GPU on a for 2 ranks: rank 1 would compute on the CPU"
+    assert found.remedy.startswith("start 1 rank on that host, or ask for a GPU for each rank")
+    assert "NCCL_MULTI_RANK_GPU_ENABLE=1" in found.remedy
+
+
+def test_ranks_that_would_share_a_gpu_are_a_warning() -> None:
+    found = only(*with_gpus(1, healthy(0), healthy(1), sharing="1"))
+    assert (found.check, found.level) == ("devices", "warning")
+    assert found.found == ("ranks 0-1 on a would share a GPU, cuda:0 some GPU (80.0 GiB)")
+    assert "NCCL 2.30.3" in found.expected
 
 
 def test_an_mpi_without_threads_is_a_problem() -> None:

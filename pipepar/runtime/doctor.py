@@ -12,7 +12,7 @@ from pipepar.comm.world import World
 from pipepar.runtime.facts import LEVELS, Finding, Level, LinkFacts, RankFacts
 from pipepar.runtime.linkrules import judge_links
 from pipepar.runtime.links import measure_links
-from pipepar.runtime.preflight import look_around
+from pipepar.runtime.preflight import look_around, with_devices
 from pipepar.runtime.rules import judge_ranks
 from pipepar.runtime.seat import Seat
 
@@ -59,7 +59,8 @@ def examine(world: World) -> Checkup:
     )
     with within(world, _WAITING, wait):
         facts = world.together(lambda: _look_around(world))
-        ranks = [RankFacts.from_json(text) for text in world.all_gather(facts.to_json())]
+        gathered = [RankFacts.from_json(text) for text in world.all_gather(facts.to_json())]
+    ranks = with_devices(gathered)
     links = measure_links(world, Seat.on_hosts(world))
     return Checkup(ranks, links, [*judge_ranks(ranks), *judge_links(links, world.hosts)])
 

@@ -56,6 +56,14 @@ class RankFacts:
     """Environment variables that change how it computes, those that are set."""
     spaces: Sequence[Space]
     """Where files are made."""
+    gpus: Sequence[str] = ()
+    """The UUID of each of `devices`."""
+    local_rank: int | None = None
+    """Its number on its host by its launcher; None if that gives none."""
+    device: str = ""
+    """What it would compute on if nothing else is asked for: cpu, or cuda:1 and what that is."""
+    gpu: str = ""
+    """The UUID of that; empty for the CPU."""
 
     def to_json(self) -> str:
         """As text for another rank; undone by `from_json`. *Local.*"""

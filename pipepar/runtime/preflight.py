@@ -6,21 +6,30 @@ import contextlib
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
 
+from pipepar.comm.launcher import launcher_local_rank
 from pipepar.comm.world import World, launched
+from pipepar.runtime.devices import SHARING, Claim, may_share, share_out, visible_gpus
 from pipepar.runtime.facts import RankFacts, Space
 from pipepar.runtime.figures import readable_bytes
 from pipepar.runtime.machine import processor
 from pipepar.runtime.threads import claim_threads, cores_behind
 
 _PACKAGES: Final = ("pipepar", "torch", "transformers", "mpi4py", "numpy")
-_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "CUDA_VISIBLE_DEVICES")
+_VARIABLES: Final = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OMP_PROC_BIND",
+    "CUDA_VISIBLE_DEVICES",
+    SHARING,
+)
 _THREAD_LEVELS: Final = (
     "MPI_THREAD_SINGLE",
     "MPI_THREAD_FUNNELED",
@@ -38,6 +47,7 @@ def look_around(world: World) -> RankFacts:
         OSError: a directory that a run needs cannot be looked at.
     """
     mpi, thread_level = _mpi()
+    gpus = visible_gpus()
     return RankFacts(
         rank=world.rank,
         host=world.host,
@@ -46,13 +56,27 @@ def look_around(world: World) -> RankFacts:
         threads=claim_threads(world),
         cpu=processor(),
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        devices=_devices(),
+        devices=[f"{gpu.name} ({readable_bytes(gpu.memory)})" for gpu in gpus],
         mpi=mpi,
         thread_level=thread_level,
         versions=_versions(),
         environment={name: os.environ[name] for name in _VARIABLES if name in os.environ},
         spaces=list(_spaces()),
+        gpus=[gpu.uuid for gpu in gpus],
+        local_rank=launcher_local_rank(),
     )
+
+
+def with_devices(ranks: Sequence[RankFacts]) -> list[RankFacts]:
+    """The facts of all ranks, and what each would compute on if nothing is asked for. *Local.*"""
+    claims = [
+        Claim("auto", facts.local_rank, may_share(facts.environment), facts.gpus) for facts in ranks
+    ]
+    taken = share_out([facts.host for facts in ranks], claims)
+    return [
+        replace(facts, device=_device(facts, gpu), gpu=gpu)
+        for facts, gpu in zip(ranks, taken, strict=True)
+    ]
 
 
 def _allotted(world: World) -> int:
@@ -67,11 +91,11 @@ def _allotted(world: World) -> int:
     return min(cores, int(share) * cores // len(cpus)) if share.isdecimal() else cores
 
 
-def _devices() -> list[str]:
-    if not torch.cuda.is_available():
-        return []
-    found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-    return [f"{device.name} ({readable_bytes(device.total_memory)})" for device in found]
+def _device(facts: RankFacts, gpu: str) -> str:
+    if not gpu:
+        return "cpu"
+    index = facts.gpus.index(gpu)
+    return f"cuda:{index} {facts.devices[index]}"
 
 
 def _mpi() -> tuple[str, str]:

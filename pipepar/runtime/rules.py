@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from pipepar.runtime.devices import LET_SHARE, more_gpus
 from pipepar.runtime.facts import Finding, Level, RankFacts, by_host, named
 from pipepar.runtime.figures import readable_bytes
 
@@ -127,6 +128,7 @@ def _environment(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
 def _devices(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
     kinds = [", ".join(facts.devices) or f"no CUDA device, {facts.cpu}" for facts in ranks]
     groups = _alike(ranks, kinds)
+    wrong = [finding for host in by_host(ranks).values() for finding in _gpus(host)]
     if len(groups) > 1:
         yield Finding(
             "devices",
@@ -135,8 +137,29 @@ def _devices(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
             "the same on every rank, since the slowest stage sets the pace",
             "ask for hosts of one kind (sbatch --constraint)",
         )
-    else:
+    elif not wrong:
         yield Finding("devices", "ok", kinds[0])
+    yield from wrong
+
+
+def _gpus(host: Sequence[RankFacts]) -> Iterator[Finding]:
+    """What is wrong with how the ranks of a host share its GPUs out."""
+    seen = {gpu for facts in host for gpu in facts.gpus}
+    remedy = more_gpus(len(host), len(seen))
+    without = [facts.rank for facts in host if not facts.gpu]
+    if seen and without:
+        found = (
+            f"{_count(len(seen), 'GPU')} on {host[0].host} for {_count(len(host), 'rank')}: "
+            f"{named(without)} would compute on the CPU"
+        )
+        expected = "a GPU for each rank, since the slowest stage sets the pace"
+        yield Finding("devices", "warning", found, expected, remedy + LET_SHARE)
+    for gpu in dict.fromkeys(facts.gpu for facts in host if facts.gpu):
+        those = [facts for facts in host if facts.gpu == gpu]
+        if len(those) > 1:
+            found = f"{named([facts.rank for facts in those])} on {host[0].host} would share a GPU"
+            expected = "a GPU for each rank, or NCCL 2.30.3 or later, where they take turns"
+            yield Finding("devices", "warning", f"{found}, {those[0].device}", expected, remedy)
 
 
 def _mpi(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
