@@ -44,8 +44,13 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint
+test: lint $(VENV)/.nccl
 	$(BIN)/python -m pytest
+
+# 300 MB that only the tests need.
+$(VENV)/.nccl: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --group nccl
+	touch $@
 
 clean:
 	rm -rf $(VENV) $(DEMO) build
