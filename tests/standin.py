@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from mpi4py import MPI
-from pipepar.runtime.devices import Devices
 
 from pipepar.comm.gpu import Event, Gpu, Stream
 from pipepar.comm.world import World
+from pipepar.runtime.devices import Devices
 from pipepar.runtime.seat import Seat
+from tests.gates import QUERY
 
 
 class OnGpu(torch.Tensor):
@@ -48,6 +49,7 @@ class StandIn:
     """See `Gpu`."""
 
     device = torch.device("cpu")
+    event_query = QUERY
 
     def __init__(self) -> None:
         self.compute: Stream = Now()
@@ -88,7 +90,7 @@ class OverMpi:
         self._under_way: list[tuple[MPI.Request, bytes]] = []
 
     def send(self, address: int, nbytes: int, stream: int) -> None:
-        data = bytes(MPI.buffer.fromaddress(address, nbytes))
+        data = MPI.buffer.fromaddress(address, nbytes).tobytes()
         self._under_way.append((self._comm.Isend(data, self._peer), data))
 
     def receive(self, address: int, nbytes: int, stream: int) -> None:

@@ -17,6 +17,7 @@ from pipepar.model.crossing import cut_table
 from pipepar.model.graph import Graph
 from pipepar.runtime.kept import Kept, Times
 from pipepar.runtime.profile import take_profile
+from pipepar.runtime.seat import Seat
 
 TIMES: Times = [0.25, None, 1e-7]
 
@@ -183,7 +184,9 @@ def test_a_folder_that_cannot_be_made(folder: Path) -> None:
 def profiled(
     graph: Graph, sizes: Iterable[int], note: Callable[[str], None], **options: Any
 ) -> None:
-    profile = take_profile(World.start(), graph, cut_table(graph), sizes, note=note, **options)
+    world = World.start()
+    seat = Seat.on_hosts(world)
+    profile = take_profile(world, graph, cut_table(graph), sizes, seat, note=note, **options)
     assert profile.curve
 
 

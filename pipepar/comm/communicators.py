@@ -27,6 +27,8 @@ Pair: TypeAlias = tuple[int, int]
 # Loading NCCL's kernels and finding the network takes seconds, on a busy file system many.
 _PATIENCE: Final = 120.0
 _LOOK_SECONDS: Final = 0.5
+# Where the driver hangs, so does an abort.
+_ABORT_SECONDS: Final = 1.0
 
 
 class Communicators(Mapping[Pair, Communicator]):
@@ -81,8 +83,13 @@ class Communicators(Mapping[Pair, Communicator]):
         self._closed.set()
 
     def abort(self) -> None:
-        """Let their kernels go, whatever the peers do. *Local*; may hang, so give it a thread."""
+        """Stop their kernels, which else wait for a peer that will not come. *Local*, bounded."""
         self._closed.set()
+        thread = threading.Thread(target=self._abort, daemon=True)
+        thread.start()
+        thread.join(_ABORT_SECONDS)
+
+    def _abort(self) -> None:
         for communicator in self.values():
             communicator.abort()
 

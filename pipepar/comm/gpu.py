@@ -9,11 +9,14 @@ that checks the order of things.
 
 from __future__ import annotations
 
+import ctypes
 import time
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 import torch
+
+from pipepar.errors import PipeparError
 
 # Between two looks at an event; a wait is for a whole micro-batch, so this costs it nothing.
 _LOOK_SECONDS: Final = 50e-6
@@ -58,6 +61,10 @@ class Gpu(Protocol):
     def compute(self) -> Stream:
         """The CUDA stream that the stage computes on, and that `empty` belongs to."""
 
+    @property
+    def event_query(self) -> int:
+        """Address of the function that tells whether an event has come; see `Engine.lane`."""
+
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor lies in its memory. *Local.*"""
 
@@ -97,12 +104,14 @@ class CudaGpu:
 
     Raises:
         RuntimeError: torch has no CUDA, or there is no such device.
+        PipeparError: the driver is not to be found.
     """
 
     def __init__(self, device: torch.device) -> None:
         torch.cuda.set_device(device)
         self.device = device
         self.compute: Stream = torch.cuda.current_stream(device)
+        self.event_query = _event_query()
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """See `Gpu.holds`."""
@@ -141,3 +150,18 @@ def wait_for_event(event: Event) -> None:
     """Wait on the host until an event has come, without a call that synchronises. *Local.*"""
     while not event.query():
         time.sleep(_LOOK_SECONDS)
+
+
+def _event_query() -> int:
+    """The address of the driver's own function.
+
+    There is one driver in a process, and its names never change. Unlike the runtime's function, it
+    needs no context of the thread that calls it, and makes none on the first GPU.
+    """
+    try:
+        query = ctypes.CDLL("libcuda.so.1").cuEventQuery
+    except (OSError, AttributeError) as error:
+        raise PipeparError(
+            f"NVIDIA's driver is not there ({error}): install it, or run with --device cpu"
+        ) from error
+    return ctypes.cast(query, ctypes.c_void_p).value or 0

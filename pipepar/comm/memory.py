@@ -162,10 +162,10 @@ def laid_out(
     """
     spec = leg.spec
     if not leg.has_holes:
-        over = torch.empty(0, dtype=spec.dtype, device=buffer.device)
+        over = buffer.new_empty(0, dtype=spec.dtype)
         begin = buffer.storage_offset() // spec.dtype.itemsize
         return over.set_(buffer.untyped_storage(), begin, spec.shape, spec.stride)
-    tensor = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=buffer.device)
+    tensor = buffer.new_empty_strided(spec.shape, spec.stride, dtype=spec.dtype)
     inner = core(tensor)
     copy(inner, buffer[: leg.nbytes].view(inner.dtype).view(inner.shape))
     return tensor

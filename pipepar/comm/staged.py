@@ -1,8 +1,8 @@
 """The sending end from a GPU to a host, by way of page-locked memory.
 
     compute  copy into a slot
-    side     copy the slot to page-locked memory, record left[slot]
-    engine   left[slot] has come: start the MPI sends
+    side     copy the slot to page-locked memory, record copied
+    engine   copied has come: start the MPI sends
 
 No thread waits for any of this. The rank goes on computing, and the progress engine looks at the
 event of the oldest micro-batch that has not been sent.
@@ -10,9 +10,8 @@ event of the oldest micro-batch that has not been sent.
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
-from typing import cast
+from collections import deque
+from typing import Final, cast
 
 import torch
 
@@ -22,33 +21,10 @@ from pipepar.comm.memory import Leg, core, dense, flat, packed, plain
 from pipepar.comm.mpi import MpiSender
 from pipepar.comm.native._progress import Engine
 from pipepar.comm.slots import Outbox, Part
-from pipepar.errors import PipeparError
 from pipepar.microbatch import MicroBatch, Value
 
-
-def event_query_address() -> int:
-    """Address of the function that tells whether a CUDA event has come, for `Engine.lane`. *Local.*
-
-    It is the driver's: there is one in a process, its name never changes and, unlike the runtime's,
-    it needs no context of the thread that calls it, and makes none on the first GPU.
-
-    Raises:
-        PipeparError: there is no driver.
-    """
-    try:
-        query = ctypes.CDLL("libcuda.so.1").cuEventQuery
-    except (OSError, AttributeError) as error:
-        raise PipeparError(
-            f"NVIDIA's driver is not there ({error}): install it, or run with --device cpu"
-        ) from error
-    address = ctypes.cast(query, ctypes.c_void_p).value
-    assert address is not None
-    return address
-
-
-def on_gpu(tensor: torch.Tensor) -> bool:
-    """Whether a tensor lies in a GPU's memory. *Local.*"""
-    return not tensor.is_cpu
+# A copy into a slot, and one out of it.
+_SLOTS: Final = 2
 
 
 class StagedSender:
@@ -58,31 +34,21 @@ class StagedSender:
         edge: which channel.
         engine: what moves it.
         gpu: where the stage computes.
-        query: address of the function that tells whether an event of `gpu` has come.
-        is_resident: whether a tensor lies in `gpu`'s memory; those of the host may be among them,
-            and are sent from where they lie.
     """
 
-    def __init__(
-        self,
-        edge: Edge,
-        engine: Engine,
-        gpu: Gpu,
-        query: int,
-        is_resident: Callable[[torch.Tensor], bool] = on_gpu,
-    ) -> None:
+    def __init__(self, edge: Edge, engine: Engine, gpu: Gpu) -> None:
         self._gpu = gpu
-        self._is_resident = is_resident
-        self._sender = MpiSender(edge, engine, query)
-        self._outbox = Outbox(gpu, edge.depth)
+        self._sender = MpiSender(edge, engine, gpu.event_query)
+        self._outbox = Outbox(gpu, _SLOTS)
+        self._copied = deque(gpu.event() for _ in range(edge.depth))
 
     def send(self, microbatch: MicroBatch) -> None:
-        """See `Sender.send`."""
+        """See `Sender.send`; values of the host among those of the GPU go from where they lie."""
         values = tuple(map(plain, microbatch.values))
         layout = self._sender.layout(values)
-        # First of all: with room for one more, the next slot's event is not waited for any longer.
+        # First of all: with room for one more, nobody asks about the oldest event any longer.
         self._sender.admit()
-        resident = [leg for leg in layout.legs if self._is_resident(_tensor(leg, values))]
+        resident = [leg for leg in layout.legs if self._gpu.holds(_tensor(leg, values))]
         begins, nbytes = packed(resident)
         places = {leg.position: begin for leg, begin in zip(resident, begins, strict=True)}
         pinned = self._gpu.pinned(nbytes)
@@ -112,11 +78,15 @@ class StagedSender:
 
     def _carry(self, parts: list[Part], pinned: torch.Tensor) -> int:
         """Have the GPU bring these to the host; the event of their being there."""
+        copied = self._copied[0]
+        self._copied.rotate(-1)
 
         def carry(slot: torch.Tensor, stream: Stream) -> None:
             self._gpu.copy(pinned, slot, stream)
+            copied.record(stream)
 
-        return self._outbox.leave(parts, len(pinned), carry).cuda_event
+        self._outbox.leave(parts, len(pinned), carry)
+        return copied.cuda_event
 
 
 def _tensor(leg: Leg, values: tuple[Value, ...]) -> torch.Tensor:

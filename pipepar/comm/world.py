@@ -41,8 +41,6 @@ _LAUNCHER_VARIABLES: Final = (*RANK_VARIABLES, "PMI_FD")
 PROGRESS_PERIOD: Final = 5e-3
 # A job that cannot even abort in order is ended all the same.
 _ABORT_SECONDS: Final = 3.0
-# To abort NCCL's communicators may hang, as when the driver does.
-_RELEASE_SECONDS: Final = 1.0
 
 
 def launched() -> bool:
@@ -255,20 +253,11 @@ class World:
         sys.stderr.write(f"\n{report}\n")
         sys.stderr.flush()
         time.sleep(0.1)  # the launcher forwards our stderr; let it have the report first
-        self._release_gpus()
+        for communicators in self._communicators:
+            communicators.abort()
         self._comm.Abort(1)
         os._exit(1)
 
-    def _release_gpus(self) -> None:
-        """Stop NCCL's kernels, which else wait on the GPU for a peer that will not come."""
-        aborting = [
-            threading.Thread(target=communicators.abort, daemon=True)
-            for communicators in self._communicators
-        ]
-        for thread in aborting:
-            thread.start()
-        for thread in aborting:
-            thread.join(_RELEASE_SECONDS)
     def _gather_cores(self) -> dict[int, list[int]]:
         gathered = self.all_gather(json.dumps(sorted(os.sched_getaffinity(0))))
         places = enumerate(zip(self.hosts, gathered, strict=True))

@@ -153,7 +153,7 @@ def summarise(
         threads=threads,
         weight_bytes=weight_bytes,
         peak_bytes=peak_bytes(seat.device),
-        device=seat.device.type,
+        device=seat.devices.by_rank[world.rank],
         totals=tracer.totals,
         gaps=tracer.gaps,
         seconds=seconds,

@@ -21,6 +21,7 @@ from pipepar.runtime.assembly import assemble
 from pipepar.runtime.choice import DEPTH, MICRO_BATCH, Wish
 from pipepar.runtime.fixed import fixed_batch
 from pipepar.runtime.planning import make_plan
+from pipepar.runtime.seat import Seat
 from tests.models import six_layers as model
 from tests.zoo import ByRow
 
@@ -66,8 +67,8 @@ def test_a_model_of_one_batch_gets_that(world: World) -> None:
 
 def test_the_assembly_has_the_plan_of_rank_0(world: World) -> None:
     source = from_module(model())
-    wish = Wish(samples=100)
-    assembly = assemble(world, source, (torch.randn(4, 8),), {}, wish=wish)
+    wish, seat = Wish(samples=100), Seat.on_hosts(world)
+    assembly = assemble(world, source, (torch.randn(4, 8),), {}, seat=seat, wish=wish)
     assembly.wiring.close()
     agreed = assembly.agreed
     assert all_equal(world, agreed.plan.to_json())
@@ -103,16 +104,18 @@ def test_a_plan_that_is_given_is_used(
     content |= {"micro_batch": planned[0], "depth": planned[1]}
     given = Plan.from_json(json.dumps(content))
     # Ranks other than 0 have not read it.
-    agreed = agree_on_plan(world, graph, given if world.rank == 0 else None, wish, print)
+    agreed = agree_on_plan(
+        world, graph, given if world.rank == 0 else None, wish, print, Seat.on_hosts(world)
+    )
     assert (agreed.micro_batch, agreed.depth) == expected
     assert agreed.plan.stages == given.stages
     assert agreed.choice is None
 
 
 def test_a_plan_for_another_number_of_ranks_is_refused_on_all(world: World, graph: Graph) -> None:
-    given = make_plan(graph, world.size + 1)
+    given, seat = make_plan(graph, world.size + 1), Seat.on_hosts(world)
     with pytest.raises(PipeparError, match=f"the job has {world.size}"):
-        agree_on_plan(world, graph, given if world.rank == 0 else None, Wish(), print)
+        agree_on_plan(world, graph, given if world.rank == 0 else None, Wish(), print, seat)
 
 
 class Total(nn.Module):

@@ -12,10 +12,12 @@ from pipepar.model.crossing import cut_table
 from pipepar.model.graph import Graph
 from pipepar.model.operations import distinct, operations_of
 from pipepar.runtime import profile as profiling
+from pipepar.runtime import seat as seating
 from pipepar.runtime.agreement import measured_choice
 from pipepar.runtime.choice import Wish
 from pipepar.runtime.kept import Kept
 from pipepar.runtime.profile import Profile, take_profile
+from pipepar.runtime.seat import Seat
 
 pytestmark = pytest.mark.mpi
 
@@ -27,7 +29,9 @@ def profiled(
 ) -> tuple[Profile, list[str]]:
     notes: list[str] = []
     table = cut_table(graph)
-    found = take_profile(world, graph, table, sizes, fresh=fresh, note=notes.append)
+    found = take_profile(
+        world, graph, table, sizes, Seat.on_hosts(world), fresh=fresh, note=notes.append
+    )
     return found, notes
 
 
@@ -59,7 +63,7 @@ def test_a_device_for_each_rank_and_a_link_for_each_pair(world: World, graph: Gr
 def test_ranks_of_a_host_share_its_memory(
     world: World, graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiling, "free_memory", lambda: 1e9 * (world.rank + 1))
+    monkeypatch.setattr(seating, "free_memory", lambda: 1e9 * (world.rank + 1))
     profile, _ = profiled(world, graph, [1])
     assert [device.memory for device in profile.hardware.devices] == [
         1e9 * (rank + 1) / world.size for rank in range(world.size)
@@ -68,7 +72,7 @@ def test_ranks_of_a_host_share_its_memory(
 
 def kept_by(world: World, graph: Graph) -> Kept:
     work, spread = sum(cut_table(graph).costs), profiling._spread(graph, world.size)
-    return Kept.of(graph, profiling._kind(), work, spread)
+    return Kept.of(graph, Seat.on_hosts(world).kind, work, spread)
 
 
 def absurd(world: World, graph: Graph, *sizes: int) -> None:
@@ -133,7 +137,14 @@ def test_each_kind_of_device_has_its_own_times(
     for by_kind in profile.curve.values():
         assert set(by_kind) == set(kinds)
     assert len(list(cache.iterdir())) == len(set(kinds))
-    choice = measured_choice(world, graph, cut_table(graph), Wish(samples=8), lambda text: None)
+    choice = measured_choice(
+        world,
+        graph,
+        cut_table(graph),
+        Wish(samples=8),
+        lambda text: None,
+        seat=Seat.on_hosts(world),
+    )
     assert (choice is not None) == (world.rank == 0)
 
 
@@ -162,9 +173,9 @@ def test_what_cannot_be_kept_is_told_on_rank_0_once(
 def test_what_fits_no_rank_is_refused_on_all(
     world: World, graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiling, "free_memory", lambda: 100.0)
+    monkeypatch.setattr(seating, "free_memory", lambda: 100.0)
     with pytest.raises(PipeparError, match="memory of the largest device"):
-        measured_choice(world, graph, cut_table(graph), Wish(), print)
+        measured_choice(world, graph, cut_table(graph), Wish(), print, seat=Seat.on_hosts(world))
 
 
 def test_measuring_leaves_random_numbers_alone(world: World, graph: Graph) -> None:
@@ -180,8 +191,14 @@ def test_weights_that_are_here_already_need_no_room(
 ) -> None:
     weights = sum(spec.nbytes for spec in graph.weights.values())
     # Room for what a micro-batch takes, and for nothing else.
-    monkeypatch.setattr(profiling, "free_memory", lambda: 1000.0 * world.size)
+    monkeypatch.setattr(seating, "free_memory", lambda: 1000.0 * world.size)
     whole = measured_choice(
-        world, graph, cut_table(graph), Wish(micro_batch=1), print, held=weights
+        world,
+        graph,
+        cut_table(graph),
+        Wish(micro_batch=1),
+        print,
+        held=weights,
+        seat=Seat.on_hosts(world),
     )
     assert (whole is None) == (world.rank > 0)

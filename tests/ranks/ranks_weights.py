@@ -19,6 +19,7 @@ from pipepar.pipeline import Pipeline
 from pipepar.runtime.assembly import assemble
 from pipepar.runtime.choice import Wish
 from pipepar.runtime.replica import replica
+from pipepar.runtime.seat import Seat
 
 pytestmark = pytest.mark.mpi
 
@@ -145,7 +146,8 @@ def _no_memory(*args: Any) -> Any:
 def load_from_root(world: World, path: Path) -> Any:
     source = from_factory("tests.factories:mlp", path)
     example = (torch.randn(2, 4),)
-    assembly = assemble(world, source, example, {}, wish=Wish(2, 2, 1), weights_from_root=True)
+    wish, seat = Wish(2, 2, 1), Seat.on_hosts(world)
+    assembly = assemble(world, source, example, {}, seat=seat, wish=wish, weights_from_root=True)
     assembly.wiring.close()
     return assembly.stage
 
