@@ -1,0 +1,123 @@
+"""A GPU for tests: `pipepar.comm.gpu.Gpu` on CPU tensors, with work that is done late and checked.
+
+Memory let go of in Python is given out again although operations on it are still to come, as on a
+GPU. So an order that is wrong shows twice: the checker names the two operations, and values change.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from tests.simulated.order import Region
+from tests.simulated.pool import Pool, alias
+from tests.simulated.scheduler import Scheduler
+from tests.simulated.streams import Operation, SimulatedEvent, SimulatedStream
+
+
+class SimulatedGpu:
+    """See `Gpu`.
+
+    Args:
+        scheduler: shared by the GPUs of a test.
+        name: what it is called in messages.
+    """
+
+    def __init__(self, scheduler: Scheduler, name: str) -> None:
+        self.scheduler = scheduler
+        self.name = name
+        self.device = torch.device("cpu")
+        self._memory = Pool(name, again=True)
+        self._pinned = Pool(f"{name}'s pinned memory", again=False)
+        self._streams: dict[int, SimulatedStream] = {}
+        self._events = itertools.count(0x9000, 16)
+        self.compute = self._stream("compute")
+
+    def stream(self) -> SimulatedStream:
+        return self._stream(f"stream {len(self._streams)}")
+
+    def event(self, timed: bool = False) -> SimulatedEvent:
+        return SimulatedEvent(self.scheduler, next(self._events), timed)
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        with self.scheduler.lock:
+            return self._memory.give(nbytes)
+
+    def pinned(self, nbytes: int) -> torch.Tensor:
+        with self.scheduler.lock:
+            return self._pinned.give(nbytes)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, stream: Any) -> None:
+        if target.shape != source.shape or target.dtype != source.dtype:
+            raise ValueError(
+                f"a {source.dtype} {list(source.shape)} is copied to a "
+                f"{target.dtype} {list(target.shape)}"
+            )
+        self.launch(
+            stream, lambda old, new: new.copy_(old), reads=[source], writes=[target], label="copy"
+        )
+
+    def launch(
+        self,
+        stream: Any,
+        function: Callable[..., object],
+        reads: Sequence[torch.Tensor] = (),
+        writes: Sequence[torch.Tensor] = (),
+        label: str = "kernel",
+    ) -> None:
+        """Have a stream compute something; returns at once.
+
+        Args:
+            stream: one of this GPU's.
+            function: called later with the tensors read and those written, over the same bytes; it
+                must not know them otherwise, or they would not be let go of.
+            reads: tensors of this GPU or its pinned memory.
+            writes: the same.
+            label: what it is called in messages.
+        """
+        read, written = [self._region(t) for t in reads], [self._region(t) for t in writes]
+        tensors = [
+            alias(tensor, region)
+            for tensor, region in zip([*reads, *writes], [*read, *written], strict=True)
+        ]
+        self.scheduler.enqueue(
+            Operation(
+                self.stream_of(stream.cuda_stream),
+                label,
+                lambda: function(*tensors),
+                [region for region in read if region],
+                [region for region in written if region],
+            )
+        )
+
+    def touch(
+        self, reads: Sequence[torch.Tensor] = (), writes: Sequence[torch.Tensor] = ()
+    ) -> None:
+        """The host says that it reads and writes pinned memory now."""
+        with self.scheduler.lock:
+            read, written = ([self._pinned.region(t) for t in ts] for ts in (reads, writes))
+            self.scheduler.touch([r for r in read if r], [r for r in written if r])
+
+    def stream_of(self, handle: int) -> SimulatedStream:
+        """The stream with a handle; KeyError where it is another GPU's."""
+        return self._streams[handle]
+
+    def find(self, address: int, nbytes: int) -> Region | None:
+        """This GPU's memory at an address; None where there are no bytes."""
+        with self.scheduler.lock:
+            return self._memory.find(address, nbytes) if nbytes else None
+
+    def _stream(self, name: str) -> SimulatedStream:
+        stream = self.scheduler.stream(f"{self.name}'s {name}")
+        self._streams[stream.cuda_stream] = stream
+        return stream
+
+    def _region(self, tensor: torch.Tensor) -> Region | None:
+        with self.scheduler.lock:
+            try:
+                return self._memory.region(tensor)
+            except LookupError:
+                return self._pinned.region(tensor)
