@@ -1,15 +1,12 @@
-"""Micro-batches that go through slots, between simulated GPUs that check the order of things."""
+"""Slots between a channel and the compute stream: no schedule that their events allow is wrong."""
 
 from __future__ import annotations
 
 import ast
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,236 +14,156 @@ import pytest
 import torch
 
 from pipepar.comm import slots
-from pipepar.comm.gpu import Stream, wait_for_event
+from pipepar.comm.gpu import wait_for_event
+from pipepar.comm.slots import Inbox, Outbox
+from tests.exchange import Batch, Linked, arrive, case, consume, exchange, produce, same
 from tests.simulated.gpu import SimulatedGpu
-from tests.simulated.link import link
-from tests.simulated.scheduler import Deadlock, Policy, Scheduler, anyone, newest, oldest, starving
-
-Batch = list[torch.Tensor]
-
-# Three GPUs compute on a stream each, and four ends of channels have one each.
-POLICIES: list[Policy] = [anyone, newest, oldest, *(starving(actor) for actor in range(7))]
+from tests.simulated.scheduler import Deadlock, Scheduler
 
 
-@dataclass(frozen=True)
-class Case:
-    """One way for micro-batches to go from a GPU over a second one to a third."""
-
-    seed: int
-    out_slots: int
-    in_slots: int
-    ahead: int
-    """Slots that are posted before the first is taken."""
-    eagerness: float
-    eager: int
-    """Bytes of which the link holds a copy."""
-    staged: bool = False
-    """Whether they go through pinned memory instead of over a link."""
-
-    @property
-    def policy(self) -> Policy:
-        return POLICIES[self.seed % len(POLICIES)]
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_values_arrive_as_they_left(first: int) -> None:
+    for seed in range(first, first + 50):
+        sent, found, scheduler = exchange(case(seed))
+        scheduler.assert_ordered()
+        assert same(sent, found), case(seed)
+        assert not scheduler.polled, "no host has to look at an event"
 
 
-def case(seed: int) -> Case:
-    random = Random(seed)
-    in_slots = random.choice([1, 2, 3])
-    return Case(
-        seed,
-        out_slots=random.choice([1, 2, 3]),
-        in_slots=in_slots,
-        ahead=random.randint(1, in_slots),
-        eagerness=random.choice([0.0, 0.3, 0.6, 0.9]),
-        eager=random.choice([0, 0, 1 << 20]),
-    )
+@pytest.mark.parametrize("first", range(0, 100, 50))
+def test_values_arrive_through_pinned_memory(first: int) -> None:
+    for seed in range(first, first + 50):
+        sent, found, scheduler = exchange(replace(case(seed), staged=True))
+        scheduler.assert_ordered()
+        assert same(sent, found), case(seed)
 
 
-class Wire:
-    """Moves slots over a link."""
-
-    def __init__(self, a: SimulatedGpu, b: SimulatedGpu, eager: int) -> None:
-        self._left, self._right = link(a, b, eager)
-
-    def ready(self) -> bool:
-        return True
-
-    def out(self, memory: torch.Tensor, stream: Stream) -> None:
-        self._left.send(memory.data_ptr(), memory.nbytes, stream.cuda_stream)
-
-    def into(self, memory: torch.Tensor, stream: Stream) -> None:
-        self._right.receive(memory.data_ptr(), memory.nbytes, stream.cuda_stream)
+def sized(count: int, *sizes: int) -> list[Batch]:
+    """Micro-batches of one tensor, of these sizes in turn."""
+    return [[torch.full((sizes[i % len(sizes)],), i, dtype=torch.int64)] for i in range(count)]
 
 
-class Stage:
-    """Moves slots through the hosts' pinned memory."""
+class Hop:
+    """Two simulated GPUs and a channel between them, whose hosts enqueue all that they can."""
 
-    def __init__(self, a: SimulatedGpu, b: SimulatedGpu) -> None:
-        self._a, self._b = a, b
-        self._under_way: deque[tuple[Any, torch.Tensor]] = deque()
+    def __init__(self, out_slots: int, in_slots: int, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.a, self.b = SimulatedGpu(scheduler, "a"), SimulatedGpu(scheduler, "b")
+        self.outbox, self.inbox = Outbox(self.a, out_slots), Inbox(self.b, in_slots)
+        self.link = Linked(self.a, self.b, 0)
+        self.ahead = in_slots
+        self.found: list[Batch] = []
 
-    def ready(self) -> bool:
-        return bool(self._under_way) and bool(self._under_way[0][0].query())
+    def sender(self, sent: list[Batch]) -> Iterator[None]:
+        return produce(self.a, self.outbox, self.link, sent)
 
-    def out(self, memory: torch.Tensor, stream: Stream) -> None:
-        pinned, event = self._a.pinned(memory.nbytes), self._a.event()
-        self._a.copy(pinned, memory, stream)
-        event.record(stream)
-        self._under_way.append((event, pinned))
+    def receiver(self, sent: list[Batch]) -> Iterator[None]:
+        coming = arrive(self.b, self.inbox, self.link, sent, self.ahead)
+        return consume(self.b, coming, self.found)
 
-    def into(self, memory: torch.Tensor, stream: Stream) -> None:
-        _, sent = self._under_way.popleft()
-        self._a.touch(reads=[sent])
-        pinned = self._b.pinned(memory.nbytes)
-        self._b.touch(writes=[pinned])
-        self._b.copy(memory, pinned.copy_(sent), stream)
+    def enqueue(self, sent: list[Batch]) -> None:
+        assert len([*self.sender(sent), *self.receiver(sent)]) > 0
 
 
-def batches(random: Random, count: int = 7) -> list[Batch]:
-    """Micro-batches of several tensors, ragged, some of them 0-d or empty."""
-    shapes = [(), (0, 3), (5,), (3, 7), (40, 9), (31, 33)]
-    dtypes = [torch.float32, torch.int64, torch.bfloat16, torch.bool]
-    return [
-        [
-            torch.randint(0, 2 if dtype is torch.bool else 99, random.choice(shapes)).to(dtype)
-            for dtype in random.choices(dtypes, k=random.randint(1, 3))
-        ]
-        for _ in range(count)
-    ]
+@pytest.mark.parametrize("out_slots", [1, 2, 3])
+@pytest.mark.parametrize("in_slots", [1, 2, 3])
+def test_a_slow_consumer_holds_the_producers_gpu_and_no_host(out_slots: int, in_slots: int) -> None:
+    hop = Hop(out_slots, in_slots, Scheduler(eagerness=0))
+    hop.enqueue(sized(in_slots, 100))
+    hop.scheduler.drain()  # every slot has its memory now
+    hop.found.clear()
+    sent = sized(10, 100)
+    hop.enqueue(sent)
+    waiting = sum(operation.label == "compute" for operation in hop.a.compute.waiting)
+    assert waiting == len(sent)
+    hop.scheduler.run(held=[hop.b.compute])
+    left = sum(operation.label == "compute" for operation in hop.a.compute.waiting)
+    # The slots of both sides are full, and the next micro-batch is computed and has no place.
+    assert waiting - left == in_slots + out_slots + 1
+    assert not hop.found
+    hop.scheduler.drain()
+    hop.scheduler.assert_ordered()
+    assert same(sent, hop.found)
+    assert not hop.scheduler.polled
 
 
-def begins(batch: Batch) -> list[int]:
-    """Where in a slot each tensor begins, and where the last one ends."""
-    places = [0]
-    for value in batch:
-        places.append(places[-1] + -(-value.nbytes // 16) * 16)
-    return places
-
-
-def laid_out(memory: torch.Tensor, batch: Batch) -> Batch:
-    return [
-        memory[begin : begin + value.nbytes].view(value.dtype).view(value.shape)
-        for begin, value in zip(begins(batch), batch, strict=False)
-    ]
-
-
-def made(gpu: SimulatedGpu, values: Batch, batch: Batch) -> Batch:
-    """What a stage computes from a micro-batch: the same values, in other memory."""
-    results = [gpu.empty(v.nbytes).view(v.dtype).view(v.shape) for v in batch]
-    for old, new in zip(values, results, strict=True):
-        gpu.launch(gpu.compute, lambda old, new: new.copy_(old), [old], [new], "compute")
-    return results
-
-
-def disturb(gpu: SimulatedGpu, random: Random) -> None:
-    """Compute something else, in memory that is let go of at once."""
-    for _ in range(random.randrange(3)):
-        scratch = gpu.empty(random.choice([64, 700, 5000]))
-        gpu.launch(gpu.compute, lambda scratch: scratch.fill_(0xFF), writes=[scratch], label="other")
-
-
-def produce(gpu: SimulatedGpu, outbox: Any, wire: Wire | Stage, sent: list[Batch]) -> Iterator[None]:
-    random = Random(len(sent))
-    for batch in sent:
-        disturb(gpu, random)
-        parts = []
-        for begin, value in zip(begins(batch), batch, strict=False):
-            result = gpu.empty(value.nbytes).view(value.dtype).view(value.shape)
-            gpu.launch(
-                gpu.compute, lambda new, v=value: new.copy_(v), writes=[result], label="compute"
-            )
-            parts.append((begin, result))
-        outbox.leave(parts, begins(batch)[-1], wire.out)
-        del parts, result
-        yield
-
-
-def arrive(
-    gpu: SimulatedGpu, inbox: Any, wire: Wire | Stage, sent: list[Batch], ahead: int
-) -> Iterator[Batch | None]:
-    """Yields each micro-batch, to be used before the next; None while there is none."""
-    posted = 0
-    for index, batch in enumerate(sent):
-        while posted < min(index + ahead, len(sent)):
-            while not wire.ready():
-                yield None
-            disturb(gpu, Random(posted))
-            inbox.post(begins(sent[posted])[-1], wire.into)
-            posted += 1
-            yield None
-        yield laid_out(inbox.take(), batch)
+def test_a_slot_keeps_its_memory_until_that_is_too_small() -> None:
+    inbox = Inbox(SimulatedGpu(Scheduler(), "a"), 1)
+    places: list[tuple[int, int]] = []
+    for nbytes in (10, 500, 0, 40, 500, 600):
+        inbox.post(nbytes, lambda memory, _: places.append((memory.data_ptr(), len(memory))))
+        inbox.take()
         inbox.release()
+    addresses, sizes = zip(*places, strict=True)
+    assert sizes == (10, 500, 0, 40, 500, 600)
+    assert addresses[1] == addresses[3] == addresses[4]
+    assert len({*addresses} - {0}) == 3
 
 
-def relay(
-    gpu: SimulatedGpu, outbox: Any, wire: Wire | Stage, coming: Iterator[Batch | None]
-) -> Iterator[None]:
-    """A stage in the middle; every other micro-batch it passes on as it came."""
-    count = 0
-    for values in coming:
-        if values is not None:
-            count += 1
-            results = made(gpu, values, values) if count % 2 else values
-            parts = list(zip(begins(results), results, strict=False))
-            outbox.leave(parts, begins(results)[-1], wire.out)
-            del results, parts
-        del values
-        yield
+@pytest.mark.parametrize("seed", range(8))
+def test_hosts_in_threads_of_their_own(seed: int) -> None:
+    hop = Hop(2, 2, Scheduler(seed))
+    sent = sized(20, 10, 700, 30)
+
+    def send() -> None:
+        for _ in hop.sender(sent):
+            wait_for_event(hop.outbox.last)
+
+    with ThreadPoolExecutor() as threads:
+        for done in (threads.submit(send), threads.submit(list, hop.receiver(sent))):
+            done.result()
+    hop.scheduler.drain()
+    hop.scheduler.assert_ordered()
+    assert same(sent, hop.found)
 
 
-def consume(
-    gpu: SimulatedGpu, coming: Iterator[Batch | None], found: list[Batch]
-) -> Iterator[None]:
-    for values in coming:
-        if values is not None:
-            gpu.launch(
-                gpu.compute,
-                lambda *values: found.append([value.clone() for value in values]),
-                reads=values,
-                label="look",
-            )
-        del values
-        yield
-
-
-def exchange(case: Case, ends: Any = slots) -> tuple[list[Batch], list[Batch], Scheduler]:
-    """Micro-batches from a GPU over a second one to a third; what was sent, and what was found."""
-    random = Random(case.seed)
-    torch.manual_seed(case.seed)
-    scheduler = Scheduler(case.seed, case.policy, case.eagerness)
-    a, b, c = (SimulatedGpu(scheduler, name) for name in "abc")
-    wires = [Stage(*pair) if case.staged else Wire(*pair, case.eager) for pair in ((a, b), (b, c))]
-    sent, found = batches(random), list[Batch]()
-    first, second = ends.Outbox(a, case.out_slots), ends.Inbox(b, case.in_slots)
-    third, fourth = ends.Outbox(b, case.out_slots), ends.Inbox(c, case.in_slots)
-    hosts: list[Iterator[None]] = [
-        produce(a, first, wires[0], sent),
-        relay(b, third, wires[1], arrive(b, second, wires[0], sent, case.ahead)),
-        consume(c, arrive(c, fourth, wires[1], sent, case.ahead), found),
-    ]
-    while hosts:
-        host = random.choice(hosts)
-        try:
-            next(host)
-        except StopIteration:
-            hosts.remove(host)
-    if not case.staged:
-        assert not scheduler.polled  # nobody waited
-    scheduler.drain()
-    return sent, found, scheduler
-
-
-def same(sent: Sequence[Batch], found: Sequence[Batch]) -> bool:
-    return len(sent) == len(found) and all(
-        torch.equal(old, new)
-        for olds, news in zip(sent, found, strict=True)
-        for old, new in zip(olds, news, strict=True)
+def is_order(node: ast.stmt) -> bool:
+    """Whether a statement is there for the order of things alone."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Attribute)
+        and node.value.func.attr in ("wait_event", "record")
     )
+
+
+def statements(tree: ast.Module) -> list[ast.stmt]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and is_order(node)]
+
+
+class Without(ast.NodeTransformer):
+    """Takes a statement out of a program."""
+
+    def __init__(self, statement: ast.stmt) -> None:
+        self._statement = statement
+
+    def visit_Expr(self, node: ast.Expr) -> ast.stmt:
+        return ast.copy_location(ast.Pass(), node) if node is self._statement else node
+
+
+SOURCE = Path(slots.__file__).read_text()
+ORDER = [f"{node.lineno}: {ast.unparse(node)}" for node in statements(ast.parse(SOURCE))]
+
+
+def test_every_wait_and_every_record_is_tried() -> None:
+    assert len(ORDER) == SOURCE.count(".wait_event(") + SOURCE.count(".record(") == 9
 
 
 @pytest.mark.parametrize("staged", [False, True], ids=["link", "pinned"])
-@pytest.mark.parametrize("seeds", [range(begin, begin + 50) for begin in (0, 50, 100, 150)], ids=str)
-def test_values_arrive_as_they_left(seeds: range, staged: bool) -> None:
-    for seed in seeds:
-        sent, found, scheduler = exchange(replace(case(seed), staged=staged))
-        scheduler.assert_ordered()
-        assert same(sent, found), case(seed)
+@pytest.mark.parametrize("index", range(len(ORDER)), ids=ORDER)
+def test_without_any_wait_or_record_something_is_wrong(index: int, staged: bool) -> None:
+    tree = ast.parse(SOURCE)
+    names: dict[str, Any] = {"__name__": slots.__name__}
+    program = Without(statements(tree)[index]).visit(tree)
+    exec(compile(program, slots.__file__, "exec"), names)
+    without = SimpleNamespace(**names)
+    races, changes = 0, 0
+    for seed in range(30):
+        try:
+            sent, found, scheduler = exchange(replace(case(seed), staged=staged), without)
+        except Deadlock:
+            continue
+        races += any(fault.startswith("race") for fault in scheduler.faults)
+        changes += not same(sent, found)
+    assert races > 15, "the checker does not see it"
+    assert changes, "no schedule is nasty enough to show it"
