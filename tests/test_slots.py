@@ -62,7 +62,9 @@ class Hop:
         return consume(self.b, coming, self.found)
 
     def enqueue(self, sent: list[Batch]) -> None:
-        assert len([*self.sender(sent), *self.receiver(sent)]) > 0
+        for host in (self.sender(sent), self.receiver(sent)):
+            for _ in host:
+                pass
 
 
 @pytest.mark.parametrize("out_slots", [1, 2, 3])
