@@ -212,32 +212,28 @@ def write_chrome_trace(path: Path, spans: Iterable[Span]) -> None:
         OSError: the file system refuses.
     """
     shown = list(spans)
-    rows = sorted({(span.stage, span.beside) for span in shown})
+    rows = sorted({(span.beside, span.stage) for span in shown})
     names: list[dict[str, Any]] = [
         {
             "name": "thread_name",
+            "cat": "__metadata",
             "ph": "M",
-            "pid": 0,
-            "tid": _row(stage, beside),
+            "pid": int(beside),
+            "tid": stage,
             "args": {"name": f"stage {stage}{', transfers' * beside}"},
         }
-        for stage, beside in rows
+        for beside, stage in rows
     ]
     events: list[dict[str, Any]] = [
         {
             "name": f"{span.kind} {span.microbatch}",
             "cat": span.kind,
             "ph": "X",
-            "pid": 0,
-            "tid": _row(span.stage, span.beside),
+            "pid": int(span.beside),
+            "tid": span.stage,
             "ts": span.begin * 1e6,
             "dur": span.seconds * 1e6,
         }
         for span in shown
     ]
-    write_whole(path, json.dumps({"traceEvents": names + events, "displayTimeUnit": "ms"}))
-
-
-def _row(stage: int, beside: bool) -> int:
-    """Rows are shown in the order of their numbers."""
-    return 2 * stage + beside
+    write_whole(path, json.dumps({"traceEvents": events + names, "displayTimeUnit": "ms"}))

@@ -78,8 +78,11 @@ def test_a_span_is_kept_when_the_body_fails() -> None:
 def test_the_timeline_file_is_what_viewers_read(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     path.write_text("of an earlier run")
-    write_chrome_trace(path, [Span(1, "send", 4, 0.5, 0.75)])
-    (event,) = json.loads(path.read_text())["traceEvents"]
+    write_chrome_trace(path, [Span(1, "send", 4, 0.5, 0.75), Span(1, "send", 4, 0.6, 0.8, True)])
+    event, beside, *names = json.loads(path.read_text())["traceEvents"]
     assert (event["ph"], event["tid"], event["ts"], event["dur"]) == ("X", 1, 0.5e6, 0.25e6)
     assert event["name"] == "send 4"
+    assert (beside["tid"], beside["pid"] != event["pid"]) == (1, True)
+    assert [each["args"]["name"] for each in names] == ["stage 1", "stage 1, transfers"]
+    assert [(each["pid"], each["tid"]) for each in names] == [(0, 1), (1, 1)]
     assert [file.name for file in tmp_path.iterdir()] == ["trace.json"]
