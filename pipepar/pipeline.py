@@ -7,7 +7,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +19,7 @@ from pipepar.comm.world import World
 from pipepar.errors import PipeparError
 from pipepar.microbatch import MicroBatch, rows, split
 from pipepar.runtime.assembly import assemble
-from pipepar.runtime.calls import as_call, device_of
+from pipepar.runtime.calls import OpenStream, as_call, device_of
 from pipepar.runtime.choice import Wish
 from pipepar.runtime.devices import Wanted
 from pipepar.runtime.failure import FailTogether
@@ -30,6 +29,7 @@ from pipepar.runtime.given import check_given, given_source, values_on_root
 from pipepar.runtime.landing import landed
 from pipepar.runtime.loop import Arrival, arrivals, run
 from pipepar.runtime.seat import take_seat
+from pipepar.runtime.shortage import shortage_told
 from pipepar.runtime.summary import RunSummary, summarise
 from pipepar.runtime.threads import crowded
 from pipepar.runtime.wiring import admission
@@ -93,7 +93,7 @@ class Pipeline:
     ) -> None:
         self._world = World.start()
         self._together = FailTogether(self._world)
-        self._open: _Stream | None = None
+        self._open: OpenStream | None = None
         try:
             self._world.together(lambda: check_given(model, layers, micro_batch, depth))
             path = None if weights is None else Path(weights)
@@ -219,8 +219,10 @@ class Pipeline:
     def _stream(self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]]) -> Iterator[Any]:
         self._settle()
         begin = time.perf_counter()
+        assembly = self._assembly
         try:
-            yield from self._results(calls)
+            with shortage_told(self._world, assembly.graph, assembly.agreed, assembly.seat):
+                yield from self._results(calls)
         finally:
             self._seconds += time.perf_counter() - begin
 
@@ -241,7 +243,7 @@ class Pipeline:
                 gather.add(MicroBatch(index, tuple(values[name] for name in names)))
                 yield from gather.finished()
             return
-        stream = self._open = _Stream(channel.receive())
+        stream = self._open = OpenStream(channel.receive())
         try:
             for index, _ in work:
                 while gather.taken <= index and (
@@ -291,15 +293,3 @@ class Pipeline:
                 values = graph.flatten_inputs(args, kwargs)
                 near = map(self._assembly.seat.reached, values)
                 yield next(count), dict(zip(graph.inputs, near, strict=True))
-
-
-@dataclass(slots=True)
-class _Stream:
-    """A stream under way on rank 0."""
-
-    results: Iterator[MicroBatch]
-    """What comes back."""
-    ended: bool = False
-    """Whether its end has been sent."""
-    left: bool = False
-    """Whether its caller takes no more of it: at its end, by a break, or by an exception."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -31,13 +31,16 @@ _LOOK_SECONDS: Final = 0.5
 _ABORT_SECONDS: Final = 1.0
 
 
-class Communicators(Mapping[Pair, Communicator]):
+class Communicators(Mapping[Pair, "Held"]):
     """Those of this rank, by edge; made by `start`. A failure of one is raised in a thread."""
 
     def __init__(self, communicators: Mapping[Pair, Communicator]) -> None:
         self._communicators = communicators
+        self._held = {pair: Held(each, self._let_go) for pair, each in communicators.items()}
+        self._in_use = len(communicators)
         self._closed = threading.Event()
-        threading.Thread(target=self._watch, name="pipepar-nccl", daemon=True).start()
+        if communicators:
+            threading.Thread(target=self._watch, name="pipepar-nccl", daemon=True).start()
 
     @classmethod
     def start(cls, world: World, pairs: Sequence[Pair], gpu: Gpu | None) -> Communicators:
@@ -45,38 +48,39 @@ class Communicators(Mapping[Pair, Communicator]):
 
         Args:
             world: all ranks.
-            pairs: the edges, acyclic.
+            pairs: the edges.
             gpu: this rank's; None where it is the end of no edge.
 
         Raises:
             WireError: NCCL is not there, or says that it cannot; on other ranks PeerError, or the
                 job is ended once they have waited too long.
         """
-        mine = [pair for pair in pairs if world.rank in pair]
+        mine = sorted(
+            (pair for pair in pairs if world.rank in pair), key=lambda pair: (pair[0] % 2, pair)
+        )
         nccl = world.together(lambda: Nccl.load() if mine else None)
         ids = _exchanged(world, nccl, mine)
         started: dict[Pair, Communicator] = {}
-        if nccl is None or gpu is None:
-            return cls(started)
-        for pair in sorted(mine, key=lambda pair: (pair[0] % 2, pair)):
-            with _patiently(world, pair):
-                what = f"edge rank {pair[0]} -> rank {pair[1]}"
-                place = pair.index(world.rank)
-                started[pair] = Communicator.start(nccl, ids[pair], place, 2, what)
-                _warm(started[pair], gpu, sends=place == 0)
+        if nccl is not None and gpu is not None:
+            for pair in mine:
+                with _patiently(world, pair):
+                    what = f"edge rank {pair[0]} -> rank {pair[1]}"
+                    place = pair.index(world.rank)
+                    started[pair] = Communicator.start(nccl, ids[pair], place, 2, what)
+                    _warm(started[pair], gpu, sends=place == 0)
         return cls(started)
 
-    def __getitem__(self, pair: Pair) -> Communicator:
+    def __getitem__(self, pair: Pair) -> Held:
         """The communicator of an edge."""
-        return self._communicators[pair]
+        return self._held[pair]
 
     def __iter__(self) -> Iterator[Pair]:
         """The edges."""
-        return iter(self._communicators)
+        return iter(self._held)
 
     def __len__(self) -> int:
         """How many there are."""
-        return len(self._communicators)
+        return len(self._held)
 
     def close(self) -> None:
         """Watch no longer. *Local.*"""
@@ -90,15 +94,42 @@ class Communicators(Mapping[Pair, Communicator]):
         thread.join(_ABORT_SECONDS)
 
     def _abort(self) -> None:
-        for communicator in self.values():
+        for communicator in self._communicators.values():
             communicator.abort()
+
+    def _let_go(self) -> None:
+        """To close one is a meeting of both ranks again: so, too, all in one order."""
+        self._in_use -= 1
+        if self._in_use == 0:
+            self._closed.set()
+            for communicator in self._communicators.values():
+                communicator.close()
 
     def _watch(self) -> None:
         """NCCL finds out about a network's failure by itself, but tells only who asks."""
         while not self._closed.wait(_LOOK_SECONDS):
-            for communicator in self.values():
+            for pair, communicator in self._communicators.items():
                 if problem := communicator.problem():
-                    raise WireError(problem)
+                    raise WireError(
+                        f"edge rank {pair[0]} -> rank {pair[1]} broke: {problem}; look for the "
+                        "first error of either rank, and run with NCCL_DEBUG=INFO to see more"
+                    )
+
+
+class Held:
+    """A communicator in the hands of a channel; see `gpu_channel.Courier`."""
+
+    def __init__(self, communicator: Communicator, let_go: Callable[[], None]) -> None:
+        self.send = communicator.send
+        self.receive = communicator.receive
+        self._let_go = let_go
+        self._open = True
+
+    def close(self) -> None:
+        """The last one that a rank closes frees all that were started together. *Collective.*"""
+        if self._open:
+            self._open = False
+            self._let_go()
 
 
 def _exchanged(world: World, nccl: Nccl | None, mine: Sequence[Pair]) -> dict[Pair, bytes]:

@@ -45,7 +45,7 @@ class Courier(Protocol):
         """Receive into the GPU's memory, as the next thing on a CUDA stream. *Local.*"""
 
     def close(self) -> None:
-        """Let go; nothing may be under way. *Local*, may be called twice."""
+        """Let go; nothing may be under way. May wait for others to do so; may be called twice."""
 
 
 @dataclass(frozen=True, slots=True)

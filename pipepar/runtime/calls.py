@@ -1,11 +1,14 @@
-"""What a script gives a Pipeline to compute: one call of the model, however it was written."""
+"""The calls that a script makes of a Pipeline, and the stream that they are in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from pipepar.microbatch import MicroBatch
 
 
 def as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -24,3 +27,15 @@ def device_of(leaves: Sequence[Any]) -> torch.device:
         leaves: the flattened inputs; at least one is a tensor.
     """
     return next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+
+@dataclass(slots=True)
+class OpenStream:
+    """A stream under way on rank 0."""
+
+    results: Iterator[MicroBatch]
+    """What comes back."""
+    ended: bool = False
+    """Whether its end has been sent."""
+    left: bool = False
+    """Whether its caller takes no more of it: at its end, by a break, or by an exception."""

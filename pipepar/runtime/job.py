@@ -31,6 +31,7 @@ from pipepar.runtime.outputs import Sink, check_outputs
 from pipepar.runtime.progress import NOBODY, Display, Progress
 from pipepar.runtime.replica import replica
 from pipepar.runtime.seat import Seat, take_seat
+from pipepar.runtime.shortage import shortage_told
 from pipepar.runtime.summary import RunSummary, summarise
 from pipepar.trace import Span, Tracer, write_chrome_trace
 
@@ -156,7 +157,8 @@ def _run(
     sink, count = opened.sink, opened.count
     begin = time.perf_counter()
     arriving = _arrivals(assembly, tracer, opened.reader)
-    _work(world, arriving, assembly, tracer, sink, count, display.samples)
+    with shortage_told(world, assembly.graph, assembly.agreed, assembly.seat):
+        _work(world, arriving, assembly, tracer, sink, count, display.samples)
     seconds = time.perf_counter() - begin
     assembly.wiring.close()
     choice = assembly.agreed.choice
