@@ -15,7 +15,7 @@ from pipepar.comm.native._progress import Engine, Lane
 from pipepar.errors import WireError
 
 Message: TypeAlias = tuple[list[object], int]
-"""What MPI sends, as an mpi4py buffer specification, and its tag."""
+"""What MPI sends or receives, as an mpi4py buffer specification, and its tag."""
 
 # A native wait returns to Python this often, so that signals are handled.
 _WAIT_SECONDS: Final = 0.1
@@ -54,10 +54,10 @@ class Edge:
         return self.tag + 2 + generation % (2 * (self.depth + 1))
 
 
-def mpi_buffers(address: int, nbytes: int) -> Iterator[list[object]]:
-    """MPI buffer specifications for a tensor's memory, a piece each. *Local.*"""
+def messages_of(address: int, nbytes: int, tag: int) -> Iterator[Message]:
+    """The messages that a tensor's memory travels in, a piece each. *Local.*"""
     for begin, size in spans(address, nbytes):
-        yield [MPI.buffer.fromaddress(begin, size), MPI.BYTE]
+        yield [MPI.buffer.fromaddress(begin, size), MPI.BYTE], tag
 
 
 def wait_for(lane: Lane, count: int, edge: Edge, what: str) -> None:
@@ -137,13 +137,14 @@ class Outgoing:
         Args:
             header: sent in synchronous mode.
             messages: what follows.
-            memory: what these read; kept until all have left.
+            memory: owns what these read; kept, as they are, until all have left.
             gate: what the query is asked about before anything is read; 0 is open.
         """
         edge = self._edge
         requests = [self._issend([header, MPI.BYTE], edge.peer, edge.header_tag)]
-        requests.extend(self._isend(buffer, edge.peer, tag) for buffer, tag in messages)
-        self._under_way.append((requests, (header, memory)))
+        for buffer, tag in messages:
+            requests.append(self._isend(buffer, edge.peer, tag))
+        self._under_way.append((requests, (header, messages, memory)))
         self._lane.push([MPI._addressof(request) for request in requests], gate)
         if self._gated:
             self._lane.poll()  # what may start does so at once

@@ -138,7 +138,7 @@ def flat(tensor: torch.Tensor) -> torch.Tensor:
     """The bytes of a tensor without holes as they lie, uint8, over its own memory. *Local.*"""
     spec = TensorSpec.of(tensor)
     begin = tensor.storage_offset() * spec.dtype.itemsize
-    over = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    over = tensor.new_empty(0, dtype=torch.uint8)
     return over.set_(tensor.untyped_storage(), begin, (spec.nbytes,), (1,))
 
 

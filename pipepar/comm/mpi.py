@@ -16,12 +16,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 import torch
 from mpi4py import MPI
 
 from pipepar.comm import wire
-from pipepar.comm.edge import Edge, Message, Outgoing, cancel, leak, mpi_buffers, wait_for
+from pipepar.comm.edge import Edge, Message, Outgoing, cancel, leak, messages_of, wait_for
 from pipepar.comm.memory import (
     Envelope,
     Layout,
@@ -38,6 +40,9 @@ from pipepar.comm.native._progress import Engine
 from pipepar.comm.wire import Header, Kind, Spec
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, Value
+
+# Without a frame of Python: every tensor that arrives has memory of its own.
+_HOST_MEMORY: Final = partial(torch.empty, dtype=torch.uint8)
 
 
 class MpiSender:
@@ -61,7 +66,7 @@ class MpiSender:
         """See `Sender.send`."""
         values = tuple(map(plain, microbatch.values))
         layout = self.layout(values)
-        self.admit()
+        self._outgoing.admit()
         memory = [dense(leg, values[leg.position]) for leg in layout.legs]  # type: ignore[arg-type]
         self.post(microbatch.index, layout, memory)
 
@@ -109,13 +114,13 @@ class MpiSender:
             messages.append(([announced, MPI.BYTE], self._edge.spec_tag))
         tag = self._edge.payload_tag(self._generation)
         for leg, tensor in zip(layout.legs, memory, strict=True):
-            messages.extend((span, tag) for span in mpi_buffers(tensor.data_ptr(), leg.nbytes))
-        self._outgoing.push(header.pack(), messages, (announced, *memory), gate)
+            messages.extend(messages_of(tensor.data_ptr(), leg.nbytes, tag))
+        self._outgoing.push(header.pack(), messages, memory, gate)
         self._sent += 1
 
     def end(self) -> None:
         """See `Sender.end`."""
-        self.admit()
+        self._outgoing.admit()
         self._outgoing.push(Header.announcing(Kind.END, self._sent, self._generation, b"").pack())
         self._sent = 0
 
@@ -136,11 +141,6 @@ class _Post:
     buffers: list[torch.Tensor]
 
 
-def host_memory(nbytes: int) -> torch.Tensor:
-    """Memory of the host, uint8 [nbytes]. *Local.*"""
-    return torch.empty(nbytes, dtype=torch.uint8)
-
-
 class MpiReceiver:
     """The receiving end; see `channel.Receiver`. Making one posts its first receives; *local*.
 
@@ -154,7 +154,7 @@ class MpiReceiver:
         self,
         edge: Edge,
         engine: Engine,
-        allocate: Callable[[int], torch.Tensor] = host_memory,
+        allocate: Callable[[int], torch.Tensor] = _HOST_MEMORY,
     ) -> None:
         self._edge = edge
         self._allocate = allocate
@@ -222,12 +222,12 @@ class MpiReceiver:
     def _post_payload(self) -> None:
         if not any(self._envelope):
             return
-        edge, tag = self._edge, self._edge.payload_tag(self._generation)
+        edge, here = self._edge, self._edge.payload_tag(self._generation)
         buffers = [self._allocate(room) for room in self._envelope]
         requests = [
-            edge.comm.Irecv(span, edge.peer, tag)
+            edge.comm.Irecv(place, edge.peer, tag)
             for buffer, room in zip(buffers, self._envelope, strict=True)
-            for span in mpi_buffers(buffer.data_ptr(), room)
+            for place, tag in messages_of(buffer.data_ptr(), room, here)
         ]
         self._payloads.append(_Post(requests, buffers))
         self._payload_lane.push([MPI._addressof(request) for request in requests])
