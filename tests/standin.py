@@ -50,6 +50,7 @@ class StandIn:
 
     device = torch.device("cpu")
     event_query = QUERY
+    entry = (0, 0)
 
     def __init__(self) -> None:
         self.compute: Stream = Now()

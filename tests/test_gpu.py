@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from pipepar.comm.gpu import _event_query
+from pipepar.comm.gpu import _driver
 from pipepar.errors import PipeparError
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a driver")
 def test_a_missing_driver_is_told() -> None:
     with pytest.raises(PipeparError, match=r"driver is not there .*--device cpu"):
-        _event_query()
+        _driver()

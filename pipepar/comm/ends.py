@@ -18,6 +18,7 @@ from pipepar.comm.link import Link
 from pipepar.comm.mpi import MpiReceiver, MpiSender
 from pipepar.comm.native._progress import Engine
 from pipepar.comm.staged import StagedSender
+from pipepar.errors import WireError
 
 
 class Ends:
@@ -28,6 +29,9 @@ class Ends:
         gpu: this rank's, None where no link is from or to it.
         couriers: by producer and consumer, what moves bytes between two GPUs.
         watch: is told of every transfer between two GPUs; None to take no times of them.
+
+    Raises:
+        WireError: the engine cannot use the GPU.
     """
 
     def __init__(
@@ -37,6 +41,11 @@ class Ends:
         couriers: Mapping[tuple[int, int], Courier],
         watch: Watch | None,
     ) -> None:
+        if gpu is not None and (code := engine.enter(*gpu.entry)):
+            raise WireError(
+                f"the progress engine cannot use {gpu.device}, CUDA error {code}; see that "
+                "nvidia-smi shows it, or run with --device cpu"
+            )
         self._engine = engine
         self._gpu = gpu
         self._couriers = couriers

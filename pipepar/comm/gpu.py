@@ -65,6 +65,10 @@ class Gpu(Protocol):
     def event_query(self) -> int:
         """Address of the function that tells whether an event has come; see `Engine.lane`."""
 
+    @property
+    def entry(self) -> tuple[int, int]:
+        """What a thread that is not Python's calls before it asks; see `Engine.enter`."""
+
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor lies in its memory. *Local.*"""
 
@@ -108,10 +112,14 @@ class CudaGpu:
     """
 
     def __init__(self, device: torch.device) -> None:
+        driver = _driver()
         torch.cuda.set_device(device)
         self.device = device
         self.compute: Stream = torch.cuda.current_stream(device)
-        self.event_query = _event_query()
+        torch.cuda.synchronize(device)  # now it has a context
+        # Not the runtime's functions: a thread without a context would make one, on the first GPU.
+        self.event_query = _address(driver.cuEventQuery)
+        self.entry = (_address(driver.cuCtxSetCurrent), _current_context(driver))
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """See `Gpu.holds`."""
@@ -152,16 +160,25 @@ def wait_for_event(event: Event) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
-def _event_query() -> int:
-    """The address of the driver's own function.
+def _driver() -> ctypes.CDLL:
+    """The driver's own functions: there is one driver in a process, and its names never change.
 
-    There is one driver in a process, and its names never change. Unlike the runtime's function, it
-    needs no context of the thread that calls it, and makes none on the first GPU.
+    Raises:
+        PipeparError: there is none.
     """
     try:
-        query = ctypes.CDLL("libcuda.so.1").cuEventQuery
-    except (OSError, AttributeError) as error:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
         raise PipeparError(
             f"NVIDIA's driver is not there ({error}): install it, or run with --device cpu"
         ) from error
-    return ctypes.cast(query, ctypes.c_void_p).value or 0
+
+
+def _address(function: object) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+
+
+def _current_context(driver: ctypes.CDLL) -> int:
+    context = ctypes.c_void_p()
+    driver.cuCtxGetCurrent(ctypes.byref(context))
+    return context.value or 0

@@ -184,6 +184,13 @@ def test_a_lane_without_a_query_has_no_gates(world: World) -> None:
         world._start_engine().lane().push([], Gate().handle)
 
 
+def test_the_engine_calls_what_its_thread_needs(world: World) -> None:
+    engine, gate = world._start_engine(), Gate()
+    assert engine.enter(0, 0) == 0
+    for _ in range(3):  # it may be asleep or about to be
+        assert engine.enter(QUERY, gate.handle) == 600
+
+
 @pytest.mark.parametrize("what", [MpiSender.end, MpiSender.close], ids=["send", "close"])
 def test_abort_releases_who_waits_for_a_gate(
     world: World, what: Callable[[MpiSender], None]

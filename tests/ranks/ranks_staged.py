@@ -69,6 +69,7 @@ class LateGpu:
     def __init__(self, seconds: float) -> None:
         self.device = torch.device("cpu")
         self.event_query = QUERY
+        self.entry = (0, 0)
         self._seconds = seconds
         self._streams: list[LateStream] = []
         self.compute = self.stream()

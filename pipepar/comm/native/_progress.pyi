@@ -71,5 +71,16 @@ class Engine:
     def poll(self) -> None:
         """Test the oldest tickets of every lane once, in the calling thread."""
 
+    def enter(self, function: int, argument: int) -> int:
+        """Have the engine's thread call a function before it does anything else, and wait for that.
+
+        Args:
+            function: address of an ``int function(void *)``, such as cuCtxSetCurrent.
+            argument: what it is called with.
+
+        Returns:
+            What it returned.
+        """
+
     def close(self) -> None:
         """Stop the thread; must come before MPI_Finalize and may be called twice."""

@@ -73,6 +73,15 @@ class Engine {
     for (const auto &lane : live_lanes()) lane->poll();
   }
 
+  // Has the engine's thread call a function, and waits until it has.
+  int enter(std::uintptr_t function, std::uintptr_t argument) {
+    std::unique_lock<std::mutex> lock(bell_->mutex);
+    entry_ = {reinterpret_cast<Entry>(function), reinterpret_cast<void *>(argument), 0};
+    bell_->rung.notify_all();
+    entered_.wait(lock, [this] { return entry_.function == nullptr; });
+    return entry_.result;
+  }
+
   void close() {
     bell_->stop.store(true);
     bell_->notify();
@@ -85,6 +94,7 @@ class Engine {
     sigfillset(&signals);
     pthread_sigmask(SIG_BLOCK, &signals, nullptr);
     while (!bell_->stop.load()) {
+      call_entry();
       if (nothing_under_way()) {
         sleep_until_rung();
       } else {
@@ -113,7 +123,15 @@ class Engine {
 
   void nap() {
     std::unique_lock<std::mutex> lock(bell_->mutex);
-    bell_->rung.wait_for(lock, period_, [this] { return bell_->stop.load(); });
+    bell_->rung.wait_for(lock, period_, [this] { return bell_->stop.load() || entry_.function; });
+  }
+
+  void call_entry() {
+    std::lock_guard<std::mutex> guard(bell_->mutex);
+    if (entry_.function == nullptr) return;
+    entry_.result = entry_.function(entry_.argument);
+    entry_.function = nullptr;
+    entered_.notify_all();
   }
 
   void sleep_until_rung() {
@@ -121,9 +139,17 @@ class Engine {
     // `asleep` is raised before the last look, and a push is counted before it looks at `asleep`:
     // one of the two sees the other.
     bell_->asleep.store(true, std::memory_order_seq_cst);
-    bell_->rung.wait(lock, [this] { return bell_->stop.load() || !nothing_under_way(); });
+    bell_->rung.wait(lock, [this] { return bell_->stop.load() || entry_.function || !nothing_under_way(); });
     bell_->asleep.store(false, std::memory_order_seq_cst);
   }
+
+  using Entry = int (*)(void *argument);
+  struct {
+    Entry function;
+    void *argument;
+    int result;
+  } entry_{};  // guarded by the bell's mutex
+  std::condition_variable entered_;
 
   const Mpi mpi_;
   const Duration period_;
@@ -153,5 +179,7 @@ NB_MODULE(_progress, module) {
            nb::call_guard<nb::gil_scoped_release>())
       .def("lane", &Engine::lane, nb::arg("query") = 0)
       .def("poll", &Engine::poll, nb::call_guard<nb::gil_scoped_release>())
+      .def("enter", &Engine::enter, nb::arg("function"), nb::arg("argument"),
+           nb::call_guard<nb::gil_scoped_release>())
       .def("close", &Engine::close, nb::call_guard<nb::gil_scoped_release>());
 }
