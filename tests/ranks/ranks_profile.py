@@ -123,7 +123,7 @@ def test_a_size_is_not_tried_where_the_one_before_took_long(world: World, graph:
 def by_rank(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Rank 0 is of another kind than all others."""
     kinds = ["odd" if rank == 0 else "even" for rank in range(world.size)]
-    monkeypatch.setattr(profiling, "_kind", lambda: kinds[world.rank])
+    monkeypatch.setattr(Seat, "kind", property(lambda seat: kinds[world.rank]))
     return kinds
 
 
