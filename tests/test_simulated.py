@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import torch
 
@@ -187,3 +189,38 @@ def test_time_passes() -> None:
     last.record(gpu.compute)
     scheduler.drain()
     assert first.elapsed_time(last) > 0
+
+
+def test_what_torch_would_do_to_memory_at_once_is_refused_or_done_later() -> None:
+    scheduler, gpu, other = late()
+    memory = gpu.empty(64).view(torch.complex64).view(2, 4)
+    gpu.launch(gpu.compute, lambda x: x.fill_(1 + 2j), writes=[memory])
+    assert gpu.holds(memory[:, ::2])
+    assert gpu.holds(memory[:0])
+    assert not other.holds(memory)
+    assert not gpu.holds(torch.ones(2))
+    with pytest.raises(TypeError, match="launch it"):
+        memory.fill_(0)
+    with pytest.raises(TypeError, match="launch it"):
+        torch.ones(2, 4, dtype=torch.complex64).copy_(memory)
+    with pytest.raises(TypeError, match="launch it"):
+        memory.t().contiguous()
+    strided = memory.new_empty_strided((2, 3), (8, 2), dtype=torch.int16)
+    assert gpu.holds(strided)
+    assert strided.stride() == (8, 2)
+    plain = memory[:, 1:].conj().resolve_conj()
+    negated = memory.conj().imag.resolve_neg()
+    assert gpu.holds(plain)
+    scheduler.drain()
+    assert plain.tolist() == [[1 - 2j] * 3] * 2
+    assert negated.tolist() == [[-2.0] * 4] * 2
+
+
+def test_a_function_tells_whether_an_event_has_come() -> None:
+    scheduler, gpu, _ = late()
+    event = gpu.event()
+    has_not_come = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t)(gpu.event_query)
+    event.record(gpu.compute)
+    while has_not_come(event.cuda_event):
+        pass
+    assert scheduler.polled

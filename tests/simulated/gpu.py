@@ -6,16 +6,21 @@ GPU. So an order that is wrong shows twice: the checker names the two operations
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
 
 import torch
 
 from tests.simulated.order import Region
 from tests.simulated.pool import Pool, alias
+from tests.simulated.resident import Resident
 from tests.simulated.scheduler import Scheduler
 from tests.simulated.streams import Operation, SimulatedEvent, SimulatedStream
+
+_NOT_READY: Final = 600  # CUDA's own
 
 
 class SimulatedGpu:
@@ -33,18 +38,41 @@ class SimulatedGpu:
         self._memory = Pool(name, again=True)
         self._pinned = Pool(f"{name}'s pinned memory", again=False)
         self._streams: dict[int, SimulatedStream] = {}
-        self._events = itertools.count(0x9000, 16)
+        self._events: dict[int, SimulatedEvent] = {}
+        self._handles = itertools.count(0x9000, 16)
+        self._kind = type("Resident", (Resident,), {"gpu": self})
+        # The function that a progress engine calls; it lives as long as this does.
+        self._query = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t)(self._has_not_come)
+        self.event_query = ctypes.cast(self._query, ctypes.c_void_p).value or 0
         self.compute = self._stream("compute")
 
     def stream(self) -> SimulatedStream:
         return self._stream(f"stream {len(self._streams)}")
 
     def event(self, timed: bool = False) -> SimulatedEvent:
-        return SimulatedEvent(self.scheduler, next(self._events), timed)
+        handle = next(self._handles)
+        self._events[handle] = SimulatedEvent(self.scheduler, handle, timed)
+        return self._events[handle]
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        return isinstance(tensor, self._kind) or self.lies(tensor)
+
+    def lies(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor's bytes are of this GPU's memory; none are nowhere."""
+        with self.scheduler.lock:
+            return self._memory.holds(tensor)
+
+    def is_pinned(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor's bytes are of this GPU's pinned memory; none are nowhere."""
+        with self.scheduler.lock:
+            return self._pinned.holds(tensor)
+
+    def range(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def empty(self, nbytes: int) -> torch.Tensor:
         with self.scheduler.lock:
-            return self._memory.give(nbytes)
+            return self._memory.give(nbytes).as_subclass(self._kind)
 
     def pinned(self, nbytes: int) -> torch.Tensor:
         with self.scheduler.lock:
@@ -114,6 +142,9 @@ class SimulatedGpu:
         stream = self.scheduler.stream(f"{self.name}'s {name}")
         self._streams[stream.cuda_stream] = stream
         return stream
+
+    def _has_not_come(self, handle: int) -> int:
+        return 0 if self._events[handle].query() else _NOT_READY
 
     def _region(self, tensor: torch.Tensor) -> Region | None:
         with self.scheduler.lock:

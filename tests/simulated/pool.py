@@ -70,6 +70,13 @@ class Pool:
             return None
         return self.find(tensor.data_ptr(), spec.extent * tensor.itemsize)
 
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether there are bytes of a tensor here."""
+        try:
+            return self.region(tensor) is not None
+        except LookupError:
+            return False
+
     def _make(self, nbytes: int) -> Block:
         capacity = -(-nbytes // _ROUNDING) * _ROUNDING
         root = torch.from_numpy(np.full(capacity, 0xA5, np.uint8))
@@ -94,7 +101,7 @@ class Pool:
 def alias(tensor: torch.Tensor, region: Region | None) -> torch.Tensor:
     """The same bytes in the same layout, which do not count as memory that is still in use."""
     if region is None:
-        return tensor
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
     storage = region.block.root.untyped_storage()
     over = torch.empty(0, dtype=tensor.dtype)
     return over.set_(storage, region.begin // tensor.itemsize, tensor.shape, tensor.stride())
