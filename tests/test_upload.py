@@ -171,6 +171,7 @@ def test_the_next_is_brought_while_one_is_computed() -> None:
     upload([torch.full((9,), 3)])
     scheduler.run(held=[gpu.compute])
     assert gpu.compute.waiting[0].label == "long"
+    assert "copy" not in [operation.label for operation in gpu.compute.waiting]
     assert not side.waiting
     # But not the one after it, whose slot is still read.
     upload([torch.full((9,), 4)])
@@ -178,6 +179,25 @@ def test_the_next_is_brought_while_one_is_computed() -> None:
     assert side.waiting
     scheduler.drain()
     scheduler.assert_ordered()
+
+
+def test_what_is_there_or_page_locked_already_is_not_copied_to_get_there(
+    page_locked: list[SimulatedGpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = Scheduler(eagerness=0)
+    gpu = SimulatedGpu(scheduler, "a")
+    page_locked[:] = [gpu]
+    upload = Upload(gpu)
+    host, there = pinned(gpu, tensor(3, 20)), gpu.empty(80).view(torch.float32)
+    taken: list[int] = []
+    monkeypatch.setattr(gpu, "pinned", taken.append)
+    side, compute = scheduler.streams[-1], gpu.compute
+    assert upload([there, None, 3])[0] is there
+    assert not side.waiting
+    assert not compute.waiting
+    upload([host, there])
+    assert [operation.label for operation in side.waiting].count("copy") == 1
+    assert not taken
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 4])
