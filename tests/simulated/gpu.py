@@ -44,6 +44,7 @@ class SimulatedGpu:
         # The function that a progress engine calls; it lives as long as this does.
         self._query = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t)(self._has_not_come)
         self.event_query = ctypes.cast(self._query, ctypes.c_void_p).value or 0
+        self.entry = (0, 0)
         self.compute = self._stream("compute")
 
     def stream(self) -> SimulatedStream:
