@@ -178,9 +178,8 @@ class Told(InprocChannel):
 
     def send(self, microbatch: MicroBatch) -> None:
         assert self.has_room(), "a host would wait"
-        spec = tuple(map(wire.describe, microbatch.values))
-        if not self.specs or not wire.same(spec, self.specs[-1]):
-            self.specs.append(spec)
+        if not self.specs or not wire.tells(self.specs[-1], microbatch.values):
+            self.specs.append(tuple(map(wire.describe, microbatch.values)))
         self.sent += 1
         super().send(microbatch)
 

@@ -109,10 +109,11 @@ class GpuSender:
     def send(self, microbatch: MicroBatch) -> None:
         """See `Sender.send`; tensors of the GPU are copied, and may be changed afterwards."""
         values = tuple(map(plain, microbatch.values))
-        held = [isinstance(value, torch.Tensor) and self._gpu.holds(value) for value in values]
-        both = list(zip(values, held, strict=True))
-        self._describe(tuple(wire.describe(value) if here else None for value, here in both))
-        rest = (None if here else value for value, here in both)
+        resident = tuple(map(self._resident, values))
+        self._describe(resident)
+        rest = (
+            value if here is None else None for value, here in zip(values, resident, strict=True)
+        )
         with self._gpu.range("send"):
             self._told.send(MicroBatch(microbatch.index, (self._text, *rest)))
             if self._packing.nbytes:
@@ -133,9 +134,14 @@ class GpuSender:
         """See `Sender.abort`; the communicators are aborted by the world, all at once."""
         self._told.abort()
 
-    def _describe(self, spec: Spec) -> None:
-        if not wire.same(spec, self._spec):
-            self._spec, self._text, self._packing = spec, _text_of(spec), Packing.of(spec)
+    def _resident(self, value: Value) -> torch.Tensor | None:
+        """A tensor of the GPU; None for what goes by the hosts' channel."""
+        return value if isinstance(value, torch.Tensor) and self._gpu.holds(value) else None
+
+    def _describe(self, resident: tuple[torch.Tensor | None, ...]) -> None:
+        if not wire.tells(self._spec, resident):
+            self._spec = tuple(map(wire.describe, resident))
+            self._text, self._packing = _text_of(self._spec), Packing.of(self._spec)
 
     def _carry(self, memory: torch.Tensor, stream: Stream) -> None:
         self._courier.send(memory.data_ptr(), memory.nbytes, stream.cuda_stream)

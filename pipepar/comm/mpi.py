@@ -76,10 +76,9 @@ class MpiSender:
         Raises:
             WireError: a value is of a kind that cannot cross.
         """
-        spec = tuple(map(wire.describe, values))
-        if self._layout is not None and wire.same(spec, self._layout.spec):
+        if self._layout is not None and wire.tells(self._layout.spec, values):
             return self._layout
-        return Layout.of(spec)
+        return Layout.of(tuple(map(wire.describe, values)))
 
     def admit(self) -> None:
         """Wait for room for one more micro-batch. *Local.*
