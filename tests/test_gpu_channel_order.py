@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from pipepar.comm.gpu_channel import GpuReceiver, GpuSender
 from pipepar.comm.inproc import InprocChannel
+from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch
 from pipepar.trace import Kind, Mark
 from tests.exchange import POLICIES
@@ -233,24 +235,45 @@ def test_hosts_in_threads_of_their_own(seed: int) -> None:
             seen.look(b, microbatch.index, microbatch.values)
         receiver.close()
 
+    def guarded(host: Callable[[], None]) -> None:
+        try:
+            host()
+        except BaseException:
+            told.abort()
+            raise
+
     with ThreadPoolExecutor() as threads:
-        for done in (threads.submit(produce), threads.submit(consume)):
-            done.result(timeout=60)
+        for done in [threads.submit(guarded, host) for host in (produce, consume)]:
+            done.result()
     scheduler.drain()
     scheduler.assert_ordered()
     seen.assert_equal(sent)
 
 
-def test_a_receiver_blocked_on_its_peer_is_released_by_abort() -> None:
+def released(wait: Callable[[], object], abort: Callable[[], None]) -> bool:
+    """Whether a host that waits is released when another one gives up."""
+    told: list[WireError] = []
+
+    def host() -> None:
+        try:
+            wait()
+        except WireError as error:
+            told.append(error)
+
+    thread = threading.Thread(target=host, daemon=True)
+    thread.start()
+    abort()
+    thread.join(5)
+    return bool(told)
+
+
+@pytest.mark.parametrize("sends", [False, True])
+def test_whoever_is_blocked_is_released_by_abort(sends: bool) -> None:
     a, b = pair(Scheduler())
     told, (left, right) = InprocChannel(1), link(a, b)
     sender, receiver = GpuSender(told, left, a, 2), GpuReceiver(told, right, b)
-
-    def consume() -> Iterator[MicroBatch]:
-        return receiver.receive()
-
-    with ThreadPoolExecutor() as threads:
-        waiting = threads.submit(lambda: list(consume()))
-        sender.abort()
-        with pytest.raises(Exception, match="aborted"):
-            waiting.result(timeout=10)
+    if sends:
+        sender.send(MicroBatch(0, ()))
+        assert released(lambda: sender.send(MicroBatch(1, ())), receiver.abort)
+    else:
+        assert released(lambda: list(receiver.receive()), sender.abort)

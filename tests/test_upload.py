@@ -233,6 +233,21 @@ def test_results_are_waited_for_when_so_many_are_computed_beyond(
     scheduler.assert_ordered()
 
 
+def test_results_that_are_to_be_conjugated_yet() -> None:
+    scheduler = Scheduler(eagerness=0)
+    gpu = SimulatedGpu(scheduler, "a")
+    value = torch.complex(torch.arange(6.0), torch.ones(6)).view(2, 3)
+
+    def source() -> Iterator[Arrival]:
+        lazy = computed(gpu, value).conj()
+        yield 0, {"a": lazy, "b": lazy.imag}
+
+    ((_, found),) = landed(source(), ["a", "b"], gpu, ahead=1)
+    assert torch.equal(found["a"], value.conj())  # type: ignore[arg-type]
+    assert torch.equal(found["b"], -value.imag)  # type: ignore[arg-type]
+    scheduler.assert_ordered()
+
+
 def test_results_that_have_come_are_not_held_back() -> None:
     scheduler = Scheduler()
     gpu = SimulatedGpu(scheduler, "a")
