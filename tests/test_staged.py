@@ -21,6 +21,7 @@ from pipepar.comm.memory import Layout, flat, laid_out
 from pipepar.microbatch import MicroBatch, Value
 from tests.exchange import POLICIES
 from tests.simulated.gpu import SimulatedGpu
+from tests.simulated.link import link
 from tests.simulated.scheduler import Scheduler
 from tests.stages import Item, Seen, computed, disturb, feed, items
 
@@ -158,3 +159,18 @@ def test_the_next_is_computed_while_one_is_on_its_way(monkeypatch: pytest.Monkey
     assert sum(each.label == "compute" for each in gpu.compute.waiting) == 3
     gpu.scheduler.drain()
     gpu.scheduler.assert_ordered()
+
+
+def test_what_has_come_leaves_whatever_was_sent_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = Scheduler(eagerness=0)
+    gpu, other = SimulatedGpu(scheduler, "a"), SimulatedGpu(scheduler, "b")
+    sender, asking = sent_by(monkeypatch, gpu, 3)
+    gate = gpu.empty(8)
+    for index in range(3):
+        sender.send(MicroBatch(index, (computed(gpu, torch.full((9,), index)),)))
+        if index == 0:  # what nobody sends
+            left, _ = link(gpu, other)
+            left.receive(gate.data_ptr(), 8, gpu.compute.cuda_stream)
+    scheduler.run()
+    asking._go_on(20)
+    assert asking.seen.indices == [0]

@@ -233,6 +233,20 @@ def test_results_are_waited_for_when_so_many_are_computed_beyond(
     scheduler.assert_ordered()
 
 
+def test_results_take_a_slot_for_each_that_is_under_way() -> None:
+    gpu = SimulatedGpu(Scheduler(eagerness=0), "a")
+    value, taken, give = computed(gpu, torch.zeros(100)), list[int](), gpu.empty
+
+    def empty(nbytes: int) -> torch.Tensor:
+        taken.append(nbytes)
+        return give(nbytes)
+
+    gpu.empty = empty  # type: ignore[method-assign]
+    for _ in landed(((index, {"a": value}) for index in range(12)), ["a"], gpu, ahead=3):
+        pass
+    assert [nbytes for nbytes in taken if nbytes] == [400] * 4
+
+
 def test_results_that_are_to_be_conjugated_yet() -> None:
     scheduler = Scheduler(eagerness=0)
     gpu = SimulatedGpu(scheduler, "a")
