@@ -85,9 +85,8 @@ class SimulatedGpu:
                 f"a {source.dtype} {list(source.shape)} is copied to a "
                 f"{target.dtype} {list(target.shape)}"
             )
-        if self.lies(target) != self.lies(source) and not (
-            target.is_contiguous() and source.is_contiguous()
-        ):
+        is_one_piece = target.is_contiguous() and source.is_contiguous()
+        if not is_one_piece and self.lies(target) != self.lies(source):
             raise ValueError("torch packs what is not contiguous first, and waits for that")
         self.launch(
             stream, lambda old, new: new.copy_(old), reads=[source], writes=[target], label="copy"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections import deque
 
 import numpy as np
@@ -29,6 +29,7 @@ class Pool:
         self._again = again
         self._count = 0
         self._blocks: dict[int, Block] = {}  # by address
+        self._known: list[int] = []  # addresses, in order
         self._free: list[Block] = []
         # Python calls us back whenever it pleases, so this only notes it.
         self._let_go: deque[Block] = deque()
@@ -55,10 +56,10 @@ class Pool:
         Raises:
             LookupError: they are not of this memory, or were let go of.
         """
-        known = sorted(self._blocks)
-        place = bisect_right(known, address) - 1
+        place = bisect_right(self._known, address) - 1
         if place >= 0:
-            block, begin = self._blocks[known[place]], address - known[place]
+            start = self._known[place]
+            block, begin = self._blocks[start], address - start
             if begin + nbytes <= len(block.root) and block.given_out:
                 return Region(block, begin, begin + nbytes)
         raise LookupError(f"{nbytes} bytes at {address:#x} are not of {self._name}")
@@ -83,6 +84,7 @@ class Pool:
         block = Block(f"block {self._count} of {self._name}", root)
         self._count += 1
         self._blocks[root.data_ptr()] = block
+        insort(self._known, root.data_ptr())
         return block
 
     def _take_back(self, block: Block) -> None:
@@ -96,6 +98,7 @@ class Pool:
                 self._free.append(block)
             else:
                 del self._blocks[block.root.data_ptr()]
+                self._known.remove(block.root.data_ptr())
 
 
 def alias(tensor: torch.Tensor, region: Region | None) -> torch.Tensor:

@@ -32,10 +32,13 @@ class Resident(torch.Tensor):
             return cls._resolved(args[0], torch.conj if lazy else torch.neg)
         if name.endswith("_") and not name.endswith("__") and name != "set_":
             raise TypeError(f"{name} writes to {cls.gpu.name}'s memory at once: launch it")
-        result = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
-        if isinstance(result, cls) and TensorSpec.of(result).extent and not cls.gpu.lies(result):
-            raise TypeError(f"{name} computes on {cls.gpu.name} at once: launch it")
-        return result
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+            if not isinstance(result, torch.Tensor):
+                return result
+            if result.numel() and _storage(result) != _storage(args[0]):
+                raise TypeError(f"{name} computes on {cls.gpu.name} at once: launch it")
+            return result.as_subclass(cls)
 
     @classmethod
     def _strided(
@@ -57,3 +60,7 @@ class Resident(torch.Tensor):
             function.__name__,
         )
         return plain
+
+
+def _storage(value: Any) -> int | None:
+    return value.untyped_storage().data_ptr() if isinstance(value, torch.Tensor) else None
