@@ -1,9 +1,10 @@
 """The channel between two GPUs: their tensors by NCCL, all else by a channel between their hosts.
 
 For every micro-batch the hosts' channel carries an announcement: the values that lie on the host,
-as they are, and a text that tells how those on the GPU lie; a text that stays the same is not sent
-again. So hosts run ahead of their GPUs: a receiver knows what will come long before it does, and
-posts a receive of exactly that size, one ahead of what the stage computes. More would only spin.
+as they are, and a text that tells how those on the GPU lie; one that is like the one before takes
+no more than a header. So hosts run ahead of their GPUs: a receiver knows what will come long before
+it does, and posts a receive of exactly that size, one ahead of what the stage computes. More would
+only spin.
 
 The hosts' channel bounds how far they run ahead, events how far the GPUs do; see `slots`.
 """

@@ -58,5 +58,7 @@ class _Batch:
 
     def placed(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the result, where it is to lie."""
-        # It may lie in a receive buffer that was made for a larger micro-batch.
-        return compact(tensor, slack=2.0).to(self.device)
+        # It may lie in a receive buffer that was made for a larger micro-batch, or in memory that
+        # the kernel cannot swap out, which is not for keeping.
+        own = tensor.clone() if tensor.is_pinned() else compact(tensor, slack=2.0)
+        return own.to(self.device)

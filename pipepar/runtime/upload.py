@@ -49,11 +49,11 @@ class Upload:
     def _carry(self, parts: Sequence[Part], memory: torch.Tensor, stream: Stream) -> None:
         for begin, tensor in parts:
             place = memory[begin : begin + tensor.nbytes].view(tensor.dtype)
-            self._gpu.copy(place.view(tensor.shape), self._pinned(tensor.contiguous()), stream)
+            self._gpu.copy(place.view(tensor.shape), self._pinned(tensor), stream)
 
     def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
         """The same in memory that a GPU can read by itself; what came over MPI is there already."""
-        if tensor.is_pinned():
+        if tensor.is_pinned() and tensor.is_contiguous():
             return tensor
         staged = self._gpu.pinned(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
         return staged.copy_(tensor)
