@@ -51,6 +51,11 @@ def _narrow(x: torch.Tensor) -> torch.Tensor:
     return x[:, :2]
 
 
+def _hoard(x: torch.Tensor) -> torch.Tensor:
+    torch.empty(2**50, dtype=torch.uint8, device=x.device)
+    return x
+
+
 def _model(*children: nn.Module) -> nn.Module:
     """Two stages' worth of linear layers with the children first, last, or around them."""
     return nn.Sequential(*children).eval()
@@ -92,6 +97,28 @@ def stays() -> nn.Module:
 def narrows() -> nn.Module:
     """The sink finds rows of another shape."""
     return _model(nn.Linear(4, 4), nn.Linear(4, 4), Trap(_narrow))
+
+
+def hoards_last() -> nn.Module:
+    """Asks for a petabyte."""
+    return _model(nn.Linear(4, 4), nn.Linear(4, 4), Trap(_hoard))
+
+
+class Slow(nn.Module):
+    """Keeps a GPU busy for some milliseconds, but not the host that tells it to."""
+
+    cycles = 10_000_000
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.is_cuda and not isinstance(x, torch._subclasses.FakeTensor):
+            torch.cuda._sleep(self.cycles)  # type: ignore[no-untyped-call]
+        return x.clone()
+
+
+def slow_last() -> nn.Module:
+    """[b, 1024] to [b, 1024]; nearly all of the time goes into the last layer."""
+    torch.manual_seed(0)
+    return _model(*(nn.Linear(1024, 1024) for _ in range(6)), Slow())
 
 
 class Two(nn.Module):

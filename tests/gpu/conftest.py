@@ -3,14 +3,22 @@
 import pytest
 import torch
 
+from benchmarks.gpus import NO_GPU
 from pipepar.comm.gpu import CudaGpu
 from pipepar.comm.nccl import Nccl
+from pipepar.comm.world import launched
+from tests.ranks import conftest as ranks
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if launched():
+        ranks.pytest_configure(config)
 
 
 @pytest.fixture
 def gpu() -> CudaGpu:
     if not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA device")
+        pytest.skip(NO_GPU)
     return CudaGpu(torch.device("cuda", 0))
 
 

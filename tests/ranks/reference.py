@@ -19,7 +19,7 @@ from pipepar.runtime.stage import Stage
 
 def reference(model: nn.Module, pipe: Pipeline) -> Callable[..., Any]:
     """Computes one micro-batch; arguments and results lie on the host."""
-    places = [_place(kind) for kind in pipe._assembly.seat.devices.by_rank]
+    places = [place(kind) for kind in pipe._assembly.seat.devices.by_rank]
     whole = _alike(model, places[0]) if len(set(places)) == 1 else _in_a_row(model, pipe, places)
 
     def compute(*args: Any) -> Any:
@@ -29,7 +29,8 @@ def reference(model: nn.Module, pipe: Pipeline) -> Callable[..., Any]:
     return compute
 
 
-def _place(kind: str) -> torch.device:
+def place(kind: str) -> torch.device:
+    """Where a rank of that kind, "cpu" or "cuda", computes what is to be the same."""
     real = kind == "cuda" and torch.cuda.is_available()  # else a stand-in computes on the host
     return torch.device("cuda" if real else "cpu")
 

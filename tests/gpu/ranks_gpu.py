@@ -1,0 +1,98 @@
+"""Whole pipelines over ranks with real GPUs: those of tests/ranks/ranks_seats.py, and what a GPU
+alone can show. Started by test_ranks_gpu.py."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.gpus import NO_GPU
+from pipepar import pipeline
+from pipepar.comm.gpu import CudaGpu
+from pipepar.comm.world import World
+from pipepar.pipeline import Pipeline
+from pipepar.runtime import job as jobs
+from pipepar.runtime.devices import choose_devices, may_share
+from pipepar.runtime.seat import Seat, take_seat
+from tests.factories import slow_last
+from tests.ranks.conftest import cache as cache
+from tests.ranks.conftest import world as world
+from tests.ranks.ranks_seats import test_a_job_from_file_to_file as test_a_job_from_file_to_file
+from tests.ranks.ranks_seats import test_bfloat16 as test_bfloat16
+from tests.ranks.ranks_seats import test_layers_in_a_row as test_layers_in_a_row
+from tests.ranks.ranks_seats import test_measured_plans as test_measured_plans
+from tests.ranks.ranks_seats import test_skips_over_stages as test_skips_over_stages
+from tests.ranks.ranks_seats import (
+    test_stages_compute_where_they_sit as test_stages_compute_where_they_sit,
+)
+from tests.ranks.ranks_seats import test_strides_and_scalars as test_strides_and_scalars
+from tests.ranks.ranks_seats import test_texts_of_many_lengths as test_texts_of_many_lengths
+from tests.ranks.reference import reference
+
+pytestmark = [pytest.mark.mpi, pytest.mark.gpu]
+
+MIXED = [["cuda", "cpu"], ["cpu", "cuda"], ["cuda", "cuda", "cpu"]]
+ROWS, WIDTH = 1024, 1024
+NBYTES = ROWS * WIDTH * 4
+
+
+@pytest.fixture(params=[["cuda"], *MIXED], ids=["everywhere", *map("-".join, MIXED)])
+def seat(request: pytest.FixtureRequest, world: World, monkeypatch: pytest.MonkeyPatch) -> Seat:
+    """This rank's, which every pipeline and job of the test takes."""
+    kinds: list[str] = request.param
+    by_rank = tuple(kinds[rank % len(kinds)] for rank in range(world.size))
+    require_gpus(by_rank)
+    if len(kinds) == 1:
+        return take_seat(world, "cuda", print)  # and so does every Pipeline, if told to
+    seat = mixed_seat(world, by_rank)
+    for door in (pipeline, jobs):
+        monkeypatch.setattr(door, "take_seat", lambda *_: seat)
+    return seat
+
+
+def require_gpus(by_rank: Sequence[str]) -> None:
+    """The same on every rank, for all are on one host."""
+    if not torch.cuda.is_available():
+        pytest.skip(NO_GPU)
+    needed, count = by_rank.count("cuda"), torch.cuda.device_count()
+    if needed > count and not may_share(os.environ):
+        pytest.skip(f"{needed} ranks with a GPU on {count} of them, and none is to be shared")
+
+
+def mixed_seat(world: World, by_rank: tuple[str, ...]) -> Seat:
+    """A GPU for the ranks that are to have one, in turn; the others compute on their host."""
+    devices = choose_devices(world, "cpu")
+    if by_rank[world.rank] == "cpu":
+        return Seat(replace(devices, by_rank=by_rank), None)
+    count, before = torch.cuda.device_count(), by_rank[: world.rank].count("cuda")
+    total, mine = by_rank.count("cuda"), torch.device("cuda", before % count)
+    sharers = len(range(mine.index, total, count))
+    name = torch.cuda.get_device_name(mine)
+    seen = replace(devices, by_rank=by_rank, mine=mine, name=name, sharers=sharers)
+    return Seat(seen, CudaGpu(mine))
+
+
+def test_a_fast_stage_waits_for_a_slow_one(world: World) -> None:
+    """However many micro-batches there are, the first stage holds no more than a few."""
+    if world.size == 1:
+        pytest.skip("one stage is as fast as itself")
+    require_gpus(["cuda"] * world.size)
+    model = slow_last()
+    torch.manual_seed(1)
+    x = torch.randn(96 * ROWS, WIDTH) if world.rank == 0 else torch.empty(ROWS, WIDTH)
+    example = (torch.empty(ROWS, WIDTH),)
+    peaks: list[int] = []
+    with Pipeline(model, example_args=example, micro_batch=ROWS, depth=1, device="cuda") as pipe:
+        for count in (16, 96):
+            torch.cuda.reset_peak_memory_stats()
+            found = pipe(x[: count * ROWS])
+            torch.cuda.synchronize()
+            peaks.append(torch.cuda.max_memory_allocated())
+        expected = reference(model, pipe)
+    assert peaks[1] <= peaks[0] + 8 * NBYTES, [peak / NBYTES for peak in peaks]
+    if world.rank == 0:
+        for begin in range(0, len(x), ROWS):
+            rows = slice(begin, begin + ROWS)
+            assert torch.equal(found[rows], expected(x[rows])), begin

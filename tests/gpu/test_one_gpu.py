@@ -1,0 +1,52 @@
+"""What a GPU gives to channels, and what a driver does for the progress engine."""
+
+import ctypes
+import threading
+
+import pytest
+import torch
+
+from pipepar.comm.gpu import CudaGpu, wait_for_event
+
+pytestmark = pytest.mark.gpu
+
+
+def test_memory_is_where_it_should_be(gpu: CudaGpu) -> None:
+    assert gpu.holds(gpu.empty(8))
+    assert not gpu.holds(gpu.pinned(8))
+    assert gpu.pinned(8).is_pinned()
+    assert not torch.empty(8).is_pinned()
+    assert gpu.compute.cuda_stream != gpu.stream().cuda_stream
+
+
+def test_any_thread_may_ask_about_an_event(gpu: CudaGpu) -> None:
+    """The progress engine's thread has no CUDA context, and asks the driver."""
+    query = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(gpu.event_query)
+    event, answers = gpu.event(), []
+
+    def ask() -> None:
+        answers.append(query(event.cuda_event))
+
+    torch.cuda._sleep(400_000_000)  # type: ignore[no-untyped-call]
+    event.record(gpu.compute)
+    for _ in range(2):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+        wait_for_event(event)
+    assert answers == [600, 0]  # CUDA_ERROR_NOT_READY, CUDA_SUCCESS
+
+
+def test_copies_wait_for_what_their_stream_waits_for(gpu: CudaGpu) -> None:
+    source, there, back = gpu.pinned(1 << 20).fill_(7), gpu.empty(1 << 20), gpu.pinned(1 << 20)
+    side, ready, done = gpu.stream(), gpu.event(), gpu.event()
+    back.fill_(0)
+    torch.cuda._sleep(100_000_000)  # type: ignore[no-untyped-call]
+    gpu.copy(there, source, gpu.compute)
+    ready.record(gpu.compute)
+    side.wait_event(ready)
+    gpu.copy(back, there, side)
+    done.record(side)
+    assert not done.query()
+    wait_for_event(done)
+    assert bool((back == 7).all())
