@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.ranks import finish, mpirun, start
 
@@ -35,10 +35,10 @@ def launch(module: str, arguments: Sequence[str], seconds: float, ranks: int = 2
     return watch([*mpirun(ranks), *rank_command(module, arguments)], seconds)
 
 
-def watch(command: Sequence[str], seconds: float) -> int:
+def watch(command: Sequence[str], seconds: float, env: Mapping[str, str] | None = None) -> int:
     """Run a job to its end, print its output, and take it along if this process ends. *Local.*"""
     with signals_unwind():
-        job = start(command, _QUIET)
+        job = start(command, {**_QUIET, **(env or {})})
         try:
             ended = finish(job, seconds)
         except BaseException:
