@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from benchmarks.calls import Counted, profiled
-from pipepar.comm.channel import closing_order
 from pipepar.comm.gpu import Gpu, wait_for_event
 from pipepar.comm.link import Link
 from pipepar.comm.nccl import Communicator, Nccl
@@ -107,8 +106,10 @@ def enqueued(world: World, gpu: Gpu, nbytes: int, bursts: int) -> list[list[floa
     for stream in streams:
         for _ in stream:
             pass
-    for end in closing_order(world.rank, receivers, senders):
-        end.close()
+    for sender in senders.values():
+        sender.close()
+    for receiver in receivers.values():
+        receiver.close()
     return found
 
 

@@ -68,8 +68,10 @@ def test_an_exception_in_a_stage(
 ) -> None:
     ended, seconds = job(model, rows, tmp_path, ranks, env_for(ranks))
     assert 0 < seconds < LIMIT, ended.output
-    assert f"stage {rank} failed on micro-batch 4, samples 8, 9: ValueError: sprung" in ended.output
-    assert f"### pipepar: rank {rank} of {ranks} on " in ended.output
+    told = " ".join(ended.output.split())
+    assert f"stage {rank} failed on micro-batch 4, samples 8, 9: ValueError: sprung" in told
+    if ranks > 1:
+        assert f"### pipepar: rank {rank} of {ranks} on " in told
 
 
 @pytest.mark.gpu

@@ -20,12 +20,13 @@ def test_memory_is_where_it_should_be(gpu: CudaGpu) -> None:
 
 
 def test_any_thread_may_ask_about_an_event(gpu: CudaGpu) -> None:
-    """The progress engine's thread has no CUDA context, and asks the driver."""
-    query = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(gpu.event_query)
+    """The progress engine's thread has no CUDA context of its own, and asks the driver."""
+    function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+    enter, query = function(gpu.entry[0]), function(gpu.event_query)
     event, answers = gpu.event(), []
 
     def ask() -> None:
-        answers.append(query(event.cuda_event))
+        answers.append((enter(gpu.entry[1]), query(event.cuda_event)))
 
     torch.cuda._sleep(400_000_000)  # type: ignore[no-untyped-call]
     event.record(gpu.compute)
@@ -34,7 +35,8 @@ def test_any_thread_may_ask_about_an_event(gpu: CudaGpu) -> None:
         thread.start()
         thread.join()
         wait_for_event(event)
-    assert answers == [600, 0]  # CUDA_ERROR_NOT_READY, CUDA_SUCCESS
+    assert gpu.entry[1]
+    assert answers == [(0, 600), (0, 0)]  # CUDA_SUCCESS, CUDA_ERROR_NOT_READY
 
 
 def test_copies_wait_for_what_their_stream_waits_for(gpu: CudaGpu) -> None:
