@@ -118,7 +118,7 @@ class Tracer:
         self._keep = keep
         self._end: float | None = None
         self._pending: deque[tuple[Kind, int, Mark, Mark]] = deque()
-        self._beside: list[tuple[Kind, int, Mark, Mark]] = []
+        self._beside: deque[tuple[Kind, int, Mark, Mark]] = deque()
 
     def record(self, kind: Kind, microbatch: int, begin: Mark, end: Mark) -> None:
         """Keep one span, in the order of time; marks of `clock`."""
@@ -128,6 +128,7 @@ class Tracer:
     def record_beside(self, kind: Kind, microbatch: int, begin: Mark, end: Mark) -> None:
         """Keep a span of something that went on beside what the stage did; it is in no sum."""
         self._beside.append((kind, microbatch, begin, end))
+        self._settle_beside()
 
     def finish(self) -> None:
         """Wait until all that was recorded has come to pass; only then are the sums complete."""
@@ -135,15 +136,20 @@ class Tracer:
             self._settle()
             if self._pending:
                 time.sleep(_LOOK_SECONDS)
-        for kind, microbatch, *marks in self._beside:
-            begin, end = map(self._awaited, marks)
-            self.spans.append(Span(self.stage, kind, microbatch, begin, end, beside=True))
-        self._beside.clear()
+        while self._beside:
+            self._settle_beside()
+            if self._beside:
+                time.sleep(_LOOK_SECONDS)
 
-    def _awaited(self, mark: Mark) -> float:
-        while (seconds := self.clock.seconds(mark)) is None:
-            time.sleep(_LOOK_SECONDS)
-        return seconds
+    def _settle_beside(self) -> None:
+        """Keep what has come to pass: a mark is coarse once it is long ago, and holds an event."""
+        while self._beside:
+            kind, microbatch, *marks = self._beside[0]
+            begin, end = map(self.clock.seconds, marks)
+            if begin is None or end is None:
+                return
+            self._beside.popleft()
+            self.spans.append(Span(self.stage, kind, microbatch, begin, end, beside=True))
 
     def _settle(self) -> None:
         """Count what has come to pass."""

@@ -86,3 +86,28 @@ def test_the_timeline_file_is_what_viewers_read(tmp_path: Path) -> None:
     assert [each["args"]["name"] for each in names] == ["stage 1", "stage 1, transfers"]
     assert [(each["pid"], each["tid"]) for each in names] == [(0, 1), (1, 1)]
     assert [file.name for file in tmp_path.iterdir()] == ["trace.json"]
+
+
+class Later:
+    """A clock whose marks are moments that come when `come` says so."""
+
+    come = 0.0
+
+    def now(self) -> float:
+        return self.come
+
+    def seconds(self, mark: float) -> float | None:
+        return mark if mark <= self.come else None
+
+
+def test_what_went_on_beside_is_kept_as_it_comes_to_pass() -> None:
+    """A GPU's events are told apart less well the longer ago they were, and each takes memory."""
+    clock = Later()
+    tracer = Tracer(0, clock=clock)
+    for index in range(4):
+        tracer.record_beside("send", index, index, index + 1)
+        assert [span.microbatch for span in tracer.spans] == list(range(int(clock.come)))
+        clock.come = index
+    clock.come = 9
+    tracer.finish()
+    assert [(span.begin, span.end) for span in tracer.spans] == [(k, k + 1) for k in range(4)]
