@@ -218,8 +218,9 @@ class Pipeline:
 
     def _stream(self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]]) -> Iterator[Any]:
         self._settle()
-        begin = time.perf_counter()
         assembly = self._assembly
+        assembly.seat.require_stream()
+        begin = time.perf_counter()
         try:
             with shortage_told(self._world, assembly.graph, assembly.agreed, assembly.seat):
                 yield from self._results(calls)

@@ -11,6 +11,7 @@ import torch
 from pipepar.comm.gpu import CudaGpu, Gpu
 from pipepar.comm.gpu_clock import GpuClock
 from pipepar.comm.world import World
+from pipepar.errors import InputError
 from pipepar.microbatch import Value
 from pipepar.runtime.devices import Devices, Wanted, choose_devices
 from pipepar.runtime.machine import free_memory
@@ -62,6 +63,20 @@ class Seat:
         if not isinstance(value, torch.Tensor) or value.device in (self.device, _HOST):
             return value
         return value.to(_HOST)
+
+    def require_stream(self) -> None:
+        """Refuse to compute on a CUDA stream that nothing else is ordered by. *Local.*
+
+        Raises:
+            InputError: the caller has made another one current.
+        """
+        if self.device.type != "cuda" or self.gpu is None:
+            return
+        if torch.cuda.current_stream(self.device) != self.gpu.compute:
+            raise InputError(
+                f"this pipeline was made while another CUDA stream of {self.device} was current; "
+                "use it under the same one, outside of other torch.cuda.stream blocks"
+            )
 
     def clock(self) -> Clock:
         """What the times of its stage are taken by; on a GPU it waits for that once. *Local.*"""
