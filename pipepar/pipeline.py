@@ -16,7 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from pipepar.comm.world import World
-from pipepar.errors import PipeparError
+from pipepar.errors import PipeparError, WireError
 from pipepar.microbatch import MicroBatch, rows, split
 from pipepar.runtime.assembly import assemble
 from pipepar.runtime.calls import OpenStream, as_call, device_of
@@ -71,7 +71,8 @@ class Pipeline:
         depth: micro-batches that may wait on each end of a channel, at least 1; None for 2, or 1
             where memory is short.
         device: what ranks compute on: "cuda" for a GPU each, "cpu", or "auto" for a GPU where there
-            is one. A model stays where it is; results lie where a call's inputs lay.
+            is one, which becomes torch's current device. A model stays where it is; results lie
+            where a call's inputs lay.
 
     Raises:
         PipeparError: the model cannot be captured or cut into as many stages as there are ranks.
@@ -115,6 +116,9 @@ class Pipeline:
                 results_to_root=True,
                 weights_from_root=from_root,
             )
+        except WireError as error:  # between this rank and another; the rest do not know
+            self._together.fail(error)
+            raise
         except PipeparError:  # every rank has been told
             raise
         except BaseException as error:

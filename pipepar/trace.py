@@ -132,13 +132,10 @@ class Tracer:
 
     def finish(self) -> None:
         """Wait until all that was recorded has come to pass; only then are the sums complete."""
-        while self._pending:
+        while self._pending or self._beside:
             self._settle()
-            if self._pending:
-                time.sleep(_LOOK_SECONDS)
-        while self._beside:
             self._settle_beside()
-            if self._beside:
+            if self._pending or self._beside:
                 time.sleep(_LOOK_SECONDS)
 
     def _settle_beside(self) -> None:

@@ -96,6 +96,7 @@ def test_what_torch_says_of_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (tmp_path / "0000:1a:00.0").mkdir()
     (tmp_path / "0000:1a:00.0" / "local_cpulist").write_text("0-1,4\n", encoding="ascii")
     monkeypatch.setattr(devices, "_PCI_DEVICES", tmp_path)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_properties", found.__getitem__)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from random import Random
-from typing import Any
 
 import pytest
 import torch
@@ -202,21 +201,6 @@ def three_stages(seed: int) -> None:
 def test_three_stages_and_an_edge_that_skips_one(start: int) -> None:
     for seed in range(start, start + 25):
         three_stages(seed)
-
-
-def test_what_cannot_cross_leaves_nothing_under_way() -> None:
-    """Else the GPU would wait for a peer that was never told."""
-    scheduler = Scheduler()
-    a, b = SimulatedGpu(scheduler, "a"), SimulatedGpu(scheduler, "b")
-    edge, seen = Edge.between(a, b), Seen()
-    (item,) = plain_items(64)[0]
-    wrong: Any = [1]
-    with pytest.raises(WireError, match="type list"):
-        edge.sender.send(MicroBatch(0, (item.on(a), wrong)))
-    assert not edge.couriers[0].transfers
-    drive(Random(0), [sends(edge, a, [[[item]]]), looks(edge, b, seen, 1)])
-    scheduler.drain()
-    seen.assert_equal([[item]])
 
 
 def test_announcements_that_are_none_are_refused() -> None:

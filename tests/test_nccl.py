@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipepar.comm.nccl import Communicator, may_share
+from pipepar.comm.nccl import Communicator
 from pipepar.comm.nccl_h import Result
 from pipepar.errors import WireError
 from tests.fake_nccl import EDGE, HANDLE, SOURCE, UNIQUE_ID, Fake, compiled
@@ -27,22 +27,6 @@ def fake_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fake(fake_library: Path, tmp_path: Path) -> Fake:
     return Fake(Path(shutil.copy(fake_library, tmp_path)))
-
-
-@pytest.mark.parametrize(
-    ("version", "environ", "may"),
-    [
-        ((2, 30, 3), {"NCCL_MULTI_RANK_GPU_ENABLE": "1"}, True),
-        ((2, 31, 0), {"NCCL_MULTI_RANK_GPU_ENABLE": "1"}, True),
-        ((2, 30, 2), {"NCCL_MULTI_RANK_GPU_ENABLE": "1"}, False),
-        ((2, 30, 3), {"NCCL_MULTI_RANK_GPU_ENABLE": "0"}, False),
-        ((2, 30, 3), {}, False),
-    ],
-)
-def test_who_may_share_a_gpu(
-    version: tuple[int, int, int], environ: dict[str, str], may: bool
-) -> None:
-    assert may_share(version, environ) is may
 
 
 # --- What NCCL is told.

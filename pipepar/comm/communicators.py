@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from pipepar.comm.gpu import Gpu, wait_for_event
+from pipepar.comm.gpu import Gpu, Stream, wait_for_event
 from pipepar.comm.nccl import Communicator, Nccl
 from pipepar.comm.patience import within
 from pipepar.errors import WireError
@@ -62,12 +62,13 @@ class Communicators(Mapping[Pair, "Held"]):
         ids = _exchanged(world, nccl, mine)
         started: dict[Pair, Communicator] = {}
         if nccl is not None and gpu is not None:
+            stream = gpu.stream()
             for pair in mine:
                 with _patiently(world, pair):
                     what = f"edge rank {pair[0]} -> rank {pair[1]}"
                     place = pair.index(world.rank)
                     started[pair] = Communicator.start(nccl, ids[pair], place, 2, what)
-                    _warm(started[pair], gpu, sends=place == 0)
+                    _warm(started[pair], gpu, stream, sends=place == 0)
         return cls(started)
 
     def __getitem__(self, pair: Pair) -> Held:
@@ -134,7 +135,9 @@ class Held:
 
 def _exchanged(world: World, nccl: Nccl | None, mine: Sequence[Pair]) -> dict[Pair, bytes]:
     """By edge, the id that its producer made for it."""
-    made = [[*pair, nccl.unique_id().hex()] for pair in mine if nccl and pair[0] == world.rank]
+    made = world.together(
+        lambda: [[*pair, nccl.unique_id().hex()] for pair in mine if nccl and pair[0] == world.rank]
+    )
     texts = world.all_gather(json.dumps(made))
     return {
         (producer, consumer): bytes.fromhex(digits)
@@ -156,9 +159,9 @@ def _patiently(world: World, pair: Pair) -> Iterator[None]:
         yield
 
 
-def _warm(communicator: Communicator, gpu: Gpu, sends: bool) -> None:
+def _warm(communicator: Communicator, gpu: Gpu, stream: Stream, sends: bool) -> None:
     """Use it once, which is when NCCL makes its connections."""
-    memory, stream, done = gpu.empty(1), gpu.stream(), gpu.event()
+    memory, done = gpu.empty(1), gpu.event()
     move = communicator.send if sends else communicator.receive
     done.record(gpu.compute)
     stream.wait_event(done)

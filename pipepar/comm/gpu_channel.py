@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, Protocol, TypeAlias
 
 import torch
@@ -22,8 +21,9 @@ import torch
 from pipepar.comm import wire
 from pipepar.comm.channel import Receiver, Sender
 from pipepar.comm.gpu import Gpu, Stream, wait_for_event
-from pipepar.comm.memory import Leg, core, flat, laid_out, legs_of, packed, plain
-from pipepar.comm.slots import Carry, Inbox, Outbox, Part
+from pipepar.comm.memory import plain
+from pipepar.comm.packing import Packing
+from pipepar.comm.slots import Carry, Inbox, Outbox
 from pipepar.comm.wire import Spec
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, Value
@@ -47,41 +47,6 @@ class Courier(Protocol):
 
     def close(self) -> None:
         """Let go; nothing may be under way. May wait for others to do so; may be called twice."""
-
-
-@dataclass(frozen=True, slots=True)
-class Packing:
-    """How the tensors of a micro-batch lie in one piece of the GPU's memory."""
-
-    legs: tuple[Leg, ...]
-    """The tensors."""
-    begins: tuple[int, ...]
-    """Where each begins, in bytes."""
-    nbytes: int
-    """What they take in all."""
-
-    @classmethod
-    def of(cls, spec: Spec) -> Packing:
-        """Of the tensors of a spec. *Local.*"""
-        legs = legs_of(spec)
-        return cls(legs, *packed(legs))
-
-    def parts(self, values: tuple[Value, ...]) -> list[Part]:
-        """What of these values goes where."""
-        return [
-            (begin, _whole(leg, values[leg.position]))  # type: ignore[arg-type]
-            for leg, begin in zip(self.legs, self.begins, strict=True)
-        ]
-
-    def unpacked(self, memory: torch.Tensor, gpu: Gpu) -> Iterator[tuple[int, torch.Tensor]]:
-        """The position of each tensor among the values, and the tensor over that memory."""
-        copy = partial(gpu.copy, stream=gpu.compute)
-        for leg, begin in zip(self.legs, self.begins, strict=True):
-            yield leg.position, laid_out(leg, memory[begin : begin + leg.nbytes], copy)
-
-
-def _whole(leg: Leg, tensor: torch.Tensor) -> torch.Tensor:
-    return core(tensor) if leg.has_holes else flat(tensor)
 
 
 class GpuSender:
@@ -116,10 +81,12 @@ class GpuSender:
             value if here is None else None for value, here in zip(values, resident, strict=True)
         )
         with self._gpu.range("send"):
-            self._told.send(MicroBatch(microbatch.index, (self._text, *rest)))
             if self._packing.nbytes:
                 carry = _watched(self._carry, "send", microbatch.index, self._gpu, self._watch)
                 self._outbox.leave(self._packing.parts(values), self._packing.nbytes, carry)
+            # Told last: whoever waits for it then waits for this GPU alone, not for its host too,
+            # which may itself be held up by its GPU, and that by whoever waits.
+            self._told.send(MicroBatch(microbatch.index, (self._text, *rest)))
 
     def end(self) -> None:
         """See `Sender.end`."""

@@ -66,6 +66,8 @@ class MpiSender:
         """See `Sender.send`."""
         values = tuple(map(plain, microbatch.values))
         layout = self.layout(values)
+        if layout is not self._layout:
+            _require_host(values)
         self._outgoing.admit()
         memory = [dense(leg, values[leg.position]) for leg in layout.legs]  # type: ignore[arg-type]
         self.post(microbatch.index, layout, memory)
@@ -130,6 +132,15 @@ class MpiSender:
     def abort(self) -> None:
         """See `Sender.abort`."""
         self._outgoing.abort()
+
+
+def _require_host(values: tuple[Value, ...]) -> None:
+    for value in values:
+        if isinstance(value, torch.Tensor) and not value.is_cpu:
+            raise WireError(
+                f"a tensor on {value.device} cannot cross between hosts, expected one on the CPU; "
+                "call .cpu()"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,18 +42,9 @@ _REMEDIES: Final[Mapping[int, str]] = {
 # NCCL's words for two ranks on one GPU, before 2.30.3 and since.
 _SHARED_GPU: Final = ("Duplicate GPU detected", "using the same GPU")
 _SHARED_GPU_REMEDY: Final = (
-    "start one rank a GPU, or, with NCCL 2.30.3 or newer, set NCCL_MULTI_RANK_GPU_ENABLE=1"
+    "start one rank a GPU, or, with NCCL 2.30.3 or newer (found {}), set "
+    "NCCL_MULTI_RANK_GPU_ENABLE=1"
 )
-
-
-def may_share(version: Version, environ: Mapping[str, str]) -> bool:
-    """Whether several ranks may use one GPU. *Local.*
-
-    Args:
-        version: NCCL's.
-        environ: the environment that NCCL reads its variables from.
-    """
-    return version >= (2, 30, 3) and environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1"
 
 
 class Nccl:
@@ -69,9 +60,10 @@ class Nccl:
     def __init__(self, library: CDLL) -> None:
         self._library = library
         declare(library)
+        self.version: Version = (0, 0, 0)
         code = c_int()
         self.call("ncclGetVersion", "NCCL", byref(code))
-        self.version: Version = (code.value // 10_000, code.value // 100 % 100, code.value % 100)
+        self.version = (code.value // 10_000, code.value // 100 % 100, code.value % 100)
 
     @classmethod
     def load(cls, path: str | None = None) -> Nccl:
@@ -136,7 +128,8 @@ class Nccl:
             return
         words = self.words(result)
         shared = any(sign in words for sign in _SHARED_GPU)
-        remedy = _SHARED_GPU_REMEDY if shared else _REMEDIES.get(result, _WARNINGS)
+        found = ".".join(map(str, self.version))
+        remedy = _SHARED_GPU_REMEDY.format(found) if shared else _REMEDIES.get(result, _WARNINGS)
         raise WireError(f"{what}: {function} gave {result}, {words}; {remedy}")
 
     def words(self, result: int) -> str:

@@ -85,10 +85,9 @@ class ModuleWeights:
         self._tensors = named_tensors(module)
         self._holder = type(module).__name__
 
-    @property
-    def held(self) -> int:
-        """Bytes that have values: a stage of them takes no further memory. *Local.*"""
-        own = {id(tensor): tensor for tensor in self._tensors.values() if not tensor.is_meta}
+    def held(self, device: torch.device) -> int:
+        """Bytes that lie on a device: a stage of them takes no further memory there. *Local.*"""
+        own = {id(tensor): tensor for tensor in self._tensors.values() if tensor.device == device}
         return sum(tensor.nbytes for tensor in own.values())
 
     def check(self, specs: Sequence[WeightSpec]) -> None:

@@ -101,14 +101,14 @@ def assemble(
     graph = world.together(lambda: capture(source.module, tuple(args), dict(kwargs)))
     world.together(lambda: world.agree("graphs of the model", graph.digest))
     world.together(lambda: inspect(graph))
-    held = source.weights.held if isinstance(source.weights, ModuleWeights) else 0
+    held = source.weights.held(seat.device) if isinstance(source.weights, ModuleWeights) else 0
     agreed = agree_on_plan(world, graph, plan, wish, note, seat, held)
     with shortage_told(world, graph, agreed, seat):
         stage = load_stage(
             world, graph, agreed.plan, source.weights, weights_from_root, loading, seat.device
         )
-    edges = edges_of(agreed.plan, carried)
-    wiring = wire_up(world, agreed.plan, edges, agreed.depth, results_to_root, seat, watch)
+        edges = edges_of(agreed.plan, carried)
+        wiring = wire_up(world, agreed.plan, edges, agreed.depth, results_to_root, seat, watch)
     program = _program(world, graph, agreed, stage, seat)
     return Assembly(graph, agreed, stage, wiring, threads, seat, program)
 

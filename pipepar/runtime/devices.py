@@ -84,7 +84,9 @@ def visible_gpus() -> list[Visible]:
     Raises:
         RuntimeError: CUDA does not start, though torch sees a device.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    # A torch built for ROCm says CUDA too, but there is no NCCL behind it.
+    has_cuda = torch.version.cuda is not None and torch.cuda.is_available()
+    count = torch.cuda.device_count() if has_cuda else 0
     return [_visible(index) for index in range(count)]
 
 

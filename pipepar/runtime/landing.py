@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from pipepar.comm.gpu import Event, Gpu, Stream, wait_for_event
-from pipepar.comm.gpu_channel import Packing
 from pipepar.comm.memory import laid_out, plain
+from pipepar.comm.packing import Packing
 from pipepar.comm.slots import Outbox
 from pipepar.comm.wire import describe
 from pipepar.microbatch import Value

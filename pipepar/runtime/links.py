@@ -119,7 +119,8 @@ def _travel(there: Sender, back: Receiver, payload: torch.Tensor, trips: int) ->
             break
         there.send(MicroBatch(index, (payload,)))
         (answer,) = next(answers).values
-        answered = cast("torch.Tensor", answer)[0].item()  # waits for a GPU to have it
+        # Waits for a GPU to have it, from a host too.
+        answered = cast("torch.Tensor", answer).to(payload.device)[0].item()
         made.append(_Trip(wall, time.perf_counter() - begin, answered))
     there.end()
     for _ in answers:
@@ -131,7 +132,7 @@ def _answer(back: Sender, there: Receiver, device: torch.device) -> None:
     """The other side of `_measure`."""
 
     def stamped(ping: torch.Tensor) -> torch.Tensor:
-        ping[0].item()  # it has come, on a GPU too
+        ping.to(device)[0].item()  # it has come, on a GPU too
         return torch.full((_SMALL_BYTES // 8,), time.time(), dtype=torch.float64, device=device)
 
     _return(back, there, stamped)

@@ -84,7 +84,7 @@ def take_profile(
     # Before the times: connecting settles how memory is handled, and so how long it takes.
     links = tuple(LinkCost(link.latency, link.bandwidth) for link in measure_links(world, seat))
     mine = seat.kind
-    room = (held if seat.gpu is None else 0.0) + seat.room
+    room = held + seat.room
     ranks = [_Rank(*json.loads(text)) for text in world.all_gather(json.dumps([mine, room]))]
     spread = _spread(graph, world.size)
     kept = Kept.of(graph, mine, sum(table.costs), spread)
@@ -92,7 +92,10 @@ def take_profile(
     drawn_on = [seat.device] if seat.device.type == "cuda" else []
     with torch.random.fork_rng(drawn_on):  # a script's own random numbers stay what they were
         curve, paces = _measured(world, [rank.kind for rank in ranks], subject, sizes, fresh, note)
-    return_freed_memory()  # the stage's weights come next
+    # The stage's weights come next, and what NCCL needs.
+    return_freed_memory()
+    if seat.device.type == "cuda":
+        torch.cuda.empty_cache()
     devices = (
         DeviceCost(pace, rank.room, rank.kind) for pace, rank in zip(paces, ranks, strict=True)
     )

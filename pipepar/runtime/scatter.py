@@ -99,7 +99,7 @@ def share_buffers(world: World, module: nn.Module) -> None:
 
 def _send(sender: Sender, tensors: Reading) -> None:
     for index, (name, tensor) in enumerate(tensors):
-        sender.send(MicroBatch(index, (name, tensor)))
+        sender.send(MicroBatch(index, (name, tensor.cpu())))
     sender.end()
 
 

@@ -11,7 +11,7 @@ import torch
 from pipepar.comm.gpu import CudaGpu, Gpu
 from pipepar.comm.gpu_clock import GpuClock
 from pipepar.comm.world import World
-from pipepar.errors import InputError
+from pipepar.errors import InputError, PipeparError
 from pipepar.microbatch import Value
 from pipepar.runtime.devices import Devices, Wanted, choose_devices
 from pipepar.runtime.machine import free_memory
@@ -51,7 +51,7 @@ class Seat:
     def room(self) -> float:
         """Bytes of its device's memory that it could still take, if all who share it do alike."""
         if self.device.type == "cuda":
-            return torch.cuda.mem_get_info(self.device)[0] / self.devices.sharers
+            return _free_on_gpu(self.device) / self.devices.sharers
         return free_memory() / self.devices.sharers
 
     def is_gpu(self, rank: int) -> bool:
@@ -97,5 +97,23 @@ def take_seat(world: World, wanted: Wanted, note: Callable[[str], None]) -> Seat
     devices = choose_devices(world, wanted)
     if devices.note and world.rank == 0:
         note(devices.note)
-    gpu = world.together(lambda: CudaGpu(devices.mine) if devices.mine.type == "cuda" else None)
-    return Seat(devices, gpu)
+    return Seat(devices, world.together(lambda: _ready(world, devices)))
+
+
+def _ready(world: World, devices: Devices) -> Gpu | None:
+    if devices.mine.type != "cuda":
+        return None
+    try:
+        return CudaGpu(devices.mine)
+    except RuntimeError as error:
+        raise PipeparError(
+            f"rank {world.rank} on {world.host} cannot use {devices.mine}, "
+            f"{devices.name}: {error}; see with nvidia-smi who does, and whether it lets several, "
+            "or run with --device cpu"
+        ) from error
+
+
+def _free_on_gpu(device: torch.device) -> float:
+    """Bytes that the driver has, and those that torch has taken but does not use."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + unused)

@@ -40,7 +40,6 @@ def _told(world: World, graph: Graph, agreed: Agreed, seat: Seat, error: Excepti
     stage = agreed.plan.stages[world.rank]
     cost = model_cost(graph, cut_table(graph), agreed.micro_batch)
     needed = stage_memory(stage, cost.layers, agreed.depth)
-    smaller = max(1, agreed.micro_batch // 2)
     others = seat.devices.sharers - 1
     shared = f", which {others} other rank{'s' * (others > 1)} of the job use too" * (others > 0)
     return (
@@ -48,7 +47,19 @@ def _told(world: World, graph: Graph, agreed: Agreed, seat: Seat, error: Excepti
         f"{world.rank} on {world.host}{shared}. It has operations {stage.begin}-{stage.end - 1} "
         f"with {readable_bytes(stage.weight_bytes)} of weights, and with micro-batches of "
         f"{agreed.micro_batch} and depth {agreed.depth} it takes {readable_bytes(int(needed))} at "
-        f"least; {readable_bytes(int(seat.room))} are free now. Start more ranks, or give "
-        f"--micro-batch {smaller}, --depth 1 or --dtype bfloat16, or plan for the memory that is "
-        f"there with mpirun pipepar plan. CUDA says: {str(error).splitlines()[0]}"
+        f"least; {readable_bytes(int(seat.room))} are free now. {_remedy(graph, agreed)}. "
+        f"CUDA says: {str(error).splitlines()[0]}"
     )
+
+
+def _remedy(graph: Graph, agreed: Agreed) -> str:
+    """What would take less than now."""
+    ways = ["start more ranks"]
+    if agreed.micro_batch > 1:
+        ways.append(f"take micro-batches of {agreed.micro_batch // 2}")
+    if agreed.depth > 1:
+        ways.append("depth 1")
+    if any(spec.dtype == torch.float32 for spec in graph.weights.values()):
+        ways.append("dtype bfloat16")
+    *most, last = ways
+    return ", ".join(most).capitalize() + f" or {last}" if most else last.capitalize()

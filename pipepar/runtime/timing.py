@@ -31,6 +31,8 @@ _MOST_WEIGHTS: Final = 64 * 2**20
 _NOISE: Final = 2**16
 _ALIGNED: Final = 64  # elements, so that every tensor begins where an allocator would put it
 _ROUNDS: Final = 5
+# Waiting for a GPU takes longer than many an operation, of which a run enqueues one after another.
+_REPEATS: Final = 10
 # Slow operations are not computed as often.
 _SECONDS: Final = 1.0
 # Long enough to see a neighbour on the same core, or a quota that is renewed ten times a second.
@@ -57,6 +59,7 @@ class Bench:
         room: float = math.inf,
     ) -> None:
         self._device = device
+        self._repeats = _REPEATS if device.type == "cuda" else 1
         self._operations = [each if _is_timed(each, room) else None for each in operations]
         timed = [each for each in self._operations if each is not None]
         self._memory = _Memory(timed, device, min(weight_bytes, _MOST_WEIGHTS))
@@ -102,6 +105,8 @@ class Bench:
         operation = self._operations[place]
         try:
             return None if operation is None else self._timed(operation)
+        except torch.AcceleratorError:  # from now on, nothing can be computed on this GPU
+            raise
         except Exception:  # told to whoever asks, as a time that is not there
             self._operations[place] = None
             return None
@@ -111,10 +116,10 @@ class Bench:
         with torch.no_grad():
             self._finish()
             begin = time.perf_counter()
-            result = call()
+            for _ in range(self._repeats):
+                call()
             self._finish()
-            seconds = time.perf_counter() - begin
-        del result
+            seconds = (time.perf_counter() - begin) / self._repeats
         self._memory.mend()
         return seconds
 

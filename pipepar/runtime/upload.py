@@ -8,8 +8,8 @@ from typing import Final
 import torch
 
 from pipepar.comm.gpu import Gpu, Stream
-from pipepar.comm.gpu_channel import Packing
 from pipepar.comm.memory import plain
+from pipepar.comm.packing import Packing
 from pipepar.comm.slots import Inbox, Part
 from pipepar.comm.wire import describe
 from pipepar.microbatch import Value

@@ -185,7 +185,8 @@ def test_a_shortage_of_memory_names_the_stage_and_what_it_takes(
         pipe(torch.randn(8, 8))
     pipe.close()
     assert isinstance(caught.value.__cause__, PlanError)
-    for words in ("stage 0 does not fit on a stand-in", "288 B of weights", "--micro-batch 2"):
+    remedy = "Start more ranks, take micro-batches of 2"
+    for words in ("stage 0 does not fit on a stand-in", "288 B of weights", remedy):
         assert words in str(caught.value)
     assert "Tried to allocate 2.00 GiB" in str(caught.value)
 

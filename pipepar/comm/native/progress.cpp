@@ -37,6 +37,9 @@ namespace nb = nanobind;
 namespace progress {
 namespace {
 
+// A message that waits for a gate is not even on its way: no network's buffers bridge the gap.
+constexpr Duration kGatePeriod = 200us;
+
 Mpi resolve_mpi(const std::string &mpi_module) {
   // mpi4py loads libmpi RTLD_LOCAL; its own extension module's handle still finds the symbols.
   void *handle = dlopen(mpi_module.c_str(), RTLD_NOW | RTLD_NOLOAD);
@@ -98,7 +101,7 @@ class Engine {
       if (nothing_under_way()) {
         sleep_until_rung();
       } else {
-        nap();
+        nap(gate_is_awaited() ? kGatePeriod : period_);
         // A caller's own tests move every message that is started, but it asks no other lane's gates.
         const bool awaited = bell_->waiters.load(std::memory_order_relaxed) > 0;
         for (const auto &lane : live_lanes())
@@ -121,9 +124,14 @@ class Engine {
     return std::all_of(lanes_.begin(), lanes_.end(), [](const auto &lane) { return lane->idle(); });
   }
 
-  void nap() {
+  bool gate_is_awaited() {
+    std::lock_guard<std::mutex> guard(lanes_mutex_);
+    return std::any_of(lanes_.begin(), lanes_.end(), [](const auto &lane) { return lane->waits_for_gate(); });
+  }
+
+  void nap(Duration period) {
     std::unique_lock<std::mutex> lock(bell_->mutex);
-    bell_->rung.wait_for(lock, period_, [this] { return bell_->stop.load() || entry_.function; });
+    bell_->rung.wait_for(lock, period, [this] { return bell_->stop.load() || entry_.function; });
   }
 
   void call_entry() {
