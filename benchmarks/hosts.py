@@ -1,12 +1,13 @@
-"""Two hosts on one machine: network namespaces, joined by a link of a chosen speed.
+"""Hosts on one machine: network namespaces, joined by a switch over links of a chosen shape.
 
-Each has an address, a host name and an interface of its own and nothing but the link between them;
+Each has an address, a host name and an interface of its own and nothing but its link to the switch;
 the machine's own network is not touched. Needs root, and Linux's `ip` and `tc`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -23,43 +24,57 @@ from benchmarks.ranks import mpirun
 
 INTERFACE: Final = "eth0"
 """The link's end on each host."""
-_PREFIX: Final = "pipepar-bench"
-_ADDRESSES: Final = ("10.77.0.1", "10.77.0.2")
+_PREFIX: Final = "pipepar-host"
+_SWITCH: Final = "switch"
 
 
 class HostsError(RuntimeError):
-    """Two hosts cannot be had here; the message says what is missing."""
+    """Hosts cannot be had here; the message says what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """Two hosts that are up."""
+    """Hosts that are up."""
 
-    names: tuple[str, str]
+    names: Sequence[str]
     """Their namespaces, which are their host names too."""
-    addresses: tuple[str, str]
-    """Theirs on the link."""
+    addresses: Sequence[str]
+    """Theirs on the switch."""
     agent: Path
     """What mpirun starts its daemons with, instead of ssh."""
 
-    def mpirun(self, command: Sequence[str], ranks: tuple[int, int] = (1, 1)) -> list[str]:
+    def mpirun(self, command: Sequence[str], ranks: Sequence[int] = ()) -> list[str]:
         """The command that starts ranks of a command on each host, over TCP. *Local.*
 
         Args:
             command: of one rank.
-            ranks: how many on the first host, and on the second.
+            ranks: how many on each host; one if left out.
         """
-        counted = zip(self.addresses, ranks, strict=True)
+        counts = ranks or [1] * len(self.names)
+        counted = zip(self.addresses, counts, strict=True)
         places = ",".join(f"{address}:{count}" for address, count in counted)
         # In mpirun's own words, not its defaults: no shared memory, and only this one link.
         options = ["--prtemca", "plm_ssh_agent", str(self.agent), "--host", places]
         options += ["--mca", "pml", "ob1", "--mca", "btl", "self,tcp"]
         options += ["--mca", "btl_tcp_if_include", INTERFACE, "-x", "PATH"]
-        return _on(self.names[0], [*mpirun(sum(ranks), *options), *command])
+        return self.on(0, [*mpirun(sum(counts), *options), *command])
+
+    def on(self, host: int, command: Sequence[str]) -> list[str]:
+        """The command that runs a command on one host, its Python first on PATH. *Local.*"""
+        name = self.names[host]
+        path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+        script = 'hostname "$0"; exec "$@"'
+        shell = ["sh", "-c", script, name, "env", f"PATH={path}", *command]
+        return ["ip", "netns", "exec", name, "unshare", "--uts", *shell]
+
+    def dropped(self) -> int:
+        """How many packets the links have lost so far. *Local.*"""
+        shown = [_call("tc", "-n", name, "-s", "-j", "qdisc", "show") for name in self.names]
+        return sum(qdisc.get("drops", 0) for text in shown for qdisc in json.loads(text))
 
 
 def obstacle() -> str | None:
-    """Why two hosts cannot be had here, else None. *Local.*"""
+    """Why hosts cannot be had here, else None. *Local.*"""
     if os.geteuid() != 0:
         return "network namespaces need root: run this as root"
     missing = [tool for tool in ("ip", "tc", "unshare") if shutil.which(tool) is None]
@@ -68,15 +83,21 @@ def obstacle() -> str | None:
     return None
 
 
+def two_hosts(mbit: int) -> contextlib.AbstractContextManager[Hosts]:
+    """Two `hosts` joined by a link of that speed, Mbit/s, each way. *Local.*"""
+    return hosts([f"tbf rate {mbit}mbit burst 512kb latency 50ms"] * 2)
+
+
 @contextlib.contextmanager
-def two_hosts(mbit: int) -> Iterator[Hosts]:
-    """Two hosts joined by a link of that speed each way; gone again afterwards. *Local.*
+def hosts(shapes: Sequence[str]) -> Iterator[Hosts]:
+    """Hosts joined by a switch; gone again afterwards, with all that still runs there. *Local.*
 
     A signal must end the process by an exception for that, see `launch.signals_unwind`. What a
     killed run left behind is removed by the next.
 
     Args:
-        mbit: speed of the link, Mbit/s.
+        shapes: for each host, the queueing discipline of what it sends, in tc's words; empty for a
+            link as fast as the machine.
 
     Raises:
         HostsError: not root, a tool is missing, or the kernel refuses.
@@ -85,30 +106,41 @@ def two_hosts(mbit: int) -> Iterator[Hosts]:
     if reason:
         raise HostsError(reason)
     _remove_stale()
-    first, second = names = tuple(f"{_PREFIX}-{os.getpid()}-{end}" for end in (0, 1))
+    names = [f"{_PREFIX}-{os.getpid()}-{index}" for index in range(len(shapes))]
+    addresses = [f"10.77.0.{index + 1}" for index in range(len(shapes))]
+    switch = f"{_PREFIX}-{os.getpid()}-{_SWITCH}"
     try:
         with tempfile.TemporaryDirectory() as folder:
             agent = Path(folder) / "agent.sh"
-            _write_agent(agent, dict(zip(_ADDRESSES, names, strict=True)))
-            for name in names:
-                _ip("netns", "add", name)
-            ends = ("type", "veth", "peer", "name", INTERFACE, "netns", second)
-            _ip("link", "add", INTERFACE, "netns", first, *ends)
-            for name, address in zip(names, _ADDRESSES, strict=True):
-                _ip("-n", name, "address", "add", f"{address}/24", "dev", INTERFACE)
-                for interface in ("lo", INTERFACE):
-                    _ip("-n", name, "link", "set", interface, "up")
-                shape = f"dev {INTERFACE} root tbf rate {mbit}mbit burst 512kb latency 50ms"
-                _call("tc", "-n", name, "qdisc", "add", *shape.split())
-            yield Hosts((first, second), _ADDRESSES, agent)
+            _write_agent(agent, dict(zip(addresses, names, strict=True)))
+            _call("ip", "netns", "add", switch)
+            _call("ip", "-n", switch, *"link add bridge type bridge".split())
+            _call("ip", "-n", switch, *"link set bridge up".split())
+            for name, address, shape in zip(names, addresses, shapes, strict=True):
+                _add(name, address, switch)
+                if shape:
+                    words = f"qdisc add dev {INTERFACE} root {shape}"
+                    _call("tc", "-n", name, *words.split())
+            yield Hosts(names, addresses, agent)
     finally:
-        for name in names:
+        for name in (*names, switch):
             _remove(name)
 
 
-def _write_agent(agent: Path, hosts: dict[str, str]) -> None:
+def _add(name: str, address: str, switch: str) -> None:
+    port = f"port{address.rpartition('.')[2]}"
+    _call("ip", "netns", "add", name)
+    ends = f"link add {INTERFACE} type veth peer name {port} netns {switch}"
+    _call("ip", "-n", name, *ends.split())
+    _call("ip", "-n", switch, *f"link set {port} master bridge up".split())
+    _call("ip", "-n", name, *f"address add {address}/24 dev {INTERFACE}".split())
+    for interface in ("lo", INTERFACE):
+        _call("ip", "-n", name, *f"link set {interface} up".split())
+
+
+def _write_agent(agent: Path, names: dict[str, str]) -> None:
     """A stand-in for ssh: agent ADDRESS COMMAND... runs the command on the host of the address."""
-    cases = "\n".join(f"{address}) name={name} ;;" for address, name in hosts.items())
+    cases = "\n".join(f"{address}) name={name} ;;" for address, name in names.items())
     # mpirun puts options before the address as it would for ssh; the rest is for a shell.
     agent.write_text(
         "#!/bin/sh\n"
@@ -119,13 +151,6 @@ def _write_agent(agent: Path, hosts: dict[str, str]) -> None:
         encoding="utf-8",
     )
     agent.chmod(0o755)
-
-
-def _on(name: str, command: Sequence[str]) -> list[str]:
-    path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
-    script = 'hostname "$0"; exec "$@"'
-    shell = ["sh", "-c", script, name, "env", f"PATH={path}", *command]
-    return ["ip", "netns", "exec", name, "unshare", "--uts", *shell]
 
 
 def _remove_stale() -> None:
@@ -153,11 +178,8 @@ def _remove(name: str) -> None:
     subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
-def _ip(*arguments: str) -> None:
-    _call("ip", *arguments)
-
-
-def _call(*command: str) -> None:
+def _call(*command: str) -> str:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         raise HostsError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
