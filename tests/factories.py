@@ -66,6 +66,12 @@ def mlp() -> nn.Module:
     return _model(*(nn.Linear(4, 4) for _ in range(4)))
 
 
+def wide() -> nn.Module:
+    """Enough crosses between its stages for a link to matter."""
+    torch.manual_seed(0)
+    return _model(*(nn.Linear(512, 512) for _ in range(4)))
+
+
 def one_layer() -> nn.Module:
     return _model(nn.Linear(4, 4))
 
