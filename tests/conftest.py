@@ -27,7 +27,8 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # In one process MPI is not needed; a test that ran before may have imported it.
     monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
-    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    for name in ("SLURM_STEP_NUM_TASKS", "FLUX_JOB_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
     torch.set_num_threads(1)
 
 

@@ -1,11 +1,17 @@
 """Who a process is before MPI, and that one rank speaks for all about a usage error."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks.ranks import finish, mpirun, run_ranks, start
-from pipepar.comm.launcher import launcher_local_rank, launcher_rank
+from pipepar.comm.launcher import (
+    launcher_local_rank,
+    launcher_rank,
+    refusal,
+    torchrun_below_a_rank,
+)
 from pipepar.comm.world import launched
 
 # Each before those that it counts before.
@@ -28,6 +34,37 @@ LOCAL_VARIABLES = (
     "SLURM_LOCALID",
 )
 
+SIZES = (
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "FLUX_JOB_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+)
+TORCHRUN = {"RANK": "2", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}
+
+# What else a launcher sets, the MPI that sees one rank, and what is advised.
+MISTAKES = [
+    # srun --mpi=none: no MPI was asked, nobody says which it would be
+    ({"SLURM_STEP_NUM_TASKS": "4"}, "", "srun --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH"),
+    # srun --mpi=pmi2
+    ({"SLURM_STEP_NUM_TASKS": "4", "PMI_SIZE": "4"}, "Open MPI v5.0.11", "srun --mpi=pmix"),
+    # srun --mpi=pmix, which sets no size of its own
+    ({"SLURM_STEP_NUM_TASKS": "4"}, "Intel(R) MPI Library 2021.13", "I_MPI_PMI_LIBRARY"),
+    ({"SLURM_STEP_NUM_TASKS": "4"}, "MPICH Version: 4.1", "srun --mpi=pmi2"),
+    ({"SLURM_STEP_NUM_TASKS": "4"}, "MPI VERSION : CRAY MPICH version 8.1", "--mpi=cray_shasta"),
+    # MPICH's mpiexec on two nodes, two daemons; on four, where the numbers are the same
+    ({"SLURM_STEP_NUM_TASKS": "2", "PMI_SIZE": "4"}, "Open MPI v5.0.11", "MPI4PY_LIBMPI"),
+    (
+        {"SLURM_STEP_NUM_TASKS": "4", "PMI_SIZE": "4", "MPI_LOCALRANKID": "0"},
+        "Open MPI v5.0.11",
+        "MPI4PY_LIBMPI",
+    ),
+    ({"OMPI_COMM_WORLD_SIZE": "4"}, "MPICH Version: 4.1", "MPI4PY_LIBMPI"),
+    ({"FLUX_JOB_SIZE": "4", "PMI_SIZE": "4"}, "Open MPI v5.0.11", "flux run -o pmi=pmix"),
+    (TORCHRUN, "", "mpirun -n 4 pipepar"),
+]
+
 # The other ranks find the error first; if they ended then, the launcher would end rank 0 too.
 LATE = """
 import sys, time
@@ -40,7 +77,7 @@ main()
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*VARIABLES, *LOCAL_VARIABLES, "PMI_FD"):
+    for name in (*VARIABLES, *LOCAL_VARIABLES, *SIZES, *TORCHRUN, "PMI_FD"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -85,6 +122,69 @@ def test_what_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_LOCALID", "none")
     assert launcher_rank() == 0
     assert launcher_local_rank() is None
+
+
+@pytest.mark.parametrize(("variables", "library", "advice"), MISTAKES)
+def test_ranks_that_an_mpi_does_not_know_of(
+    variables: dict[str, str], library: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    reason = refusal(library)
+    assert reason is not None
+    assert "started 4 " in reason
+    assert advice in reason
+    assert library in reason
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"SLURM_STEP_NUM_TASKS": "1"},
+        # mpirun -n 1 inside a job of two nodes: the tasks are its daemons
+        {"SLURM_STEP_NUM_TASKS": "2", "OMPI_COMM_WORLD_SIZE": "1"},
+        {"SLURM_STEP_NUM_TASKS": "2", "PMI_SIZE": "1"},
+        # half of what torchrun sets, as scripts do
+        {"RANK": "0", "WORLD_SIZE": "4"},
+        {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"},
+        # a batch script that sets them for torch, and an MPI of one rank all the same
+        {**TORCHRUN, "OMPI_COMM_WORLD_SIZE": "1"},
+    ],
+)
+def test_who_is_alone(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert refusal() is None
+
+
+def test_the_number_by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "2")
+    assert launcher_rank() == 0  # one variable of that name says nothing
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert launcher_rank() == 2
+    assert not launched()
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert launcher_rank() == 0
+
+
+def test_torchrun_below_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torchrun_below_a_rank() is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert torchrun_below_a_rank() is None
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert "torchrun made 2 processes" in (torchrun_below_a_rank() or "")
+
+
+def test_a_run_under_torchrun_is_refused(tmp_path: Path, rows: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m"]
+    run = ["pipepar", "run", "tests.factories:mlp", str(rows), str(tmp_path / "out.npy")]
+    ended = finish(start([*torchrun, *run], {"COLUMNS": "200"}), 60)
+    assert ended.status == 1, ended.output
+    assert "error: torchrun, or a script that sets its variables, started 2" in ended.output
+    assert not (tmp_path / "out.npy").exists()
 
 
 @pytest.mark.parametrize(

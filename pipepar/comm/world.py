@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, cast
 
 from pipepar.comm.channel import Receiver, Sender
-from pipepar.comm.launcher import RANK_VARIABLES
+from pipepar.comm.launcher import RANK_VARIABLES, refusal, torchrun_below_a_rank
 from pipepar.comm.link import Link
 from pipepar.errors import PeerError, PipeparError, PlanError
 
@@ -81,12 +81,13 @@ class World:
             progress_period: seconds between two looks of the progress engine.
 
         Raises:
-            PipeparError: the launcher started several ranks that MPI does not know of, or the MPI
-                library does not support threads.
+            PipeparError: the launcher started several ranks that MPI does not know of, as torchrun
+                does; or the MPI library does not support threads.
         """
         if not launched() and "mpi4py.MPI" not in sys.modules:
-            _require_alone(("SLURM_STEP_NUM_TASKS",), "start them with srun --mpi=pmix or pmi2")
+            _refuse(refusal())
             return cls(None, progress_period)
+        _refuse(torchrun_below_a_rank())
         from mpi4py import MPI
 
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
@@ -96,9 +97,7 @@ class World:
                 "library built with thread support"
             )
         if MPI.COMM_WORLD.size == 1:
-            library = MPI.Get_library_version().split(",")[0]
-            remedy = f"mpi4py uses {library}; set MPI4PY_LIBMPI to the library of your mpirun"
-            _require_alone(("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"), remedy)
+            _refuse(refusal(MPI.Get_library_version().splitlines()[0].split(",")[0].strip()))
         return cls(MPI.COMM_WORLD.Dup(), progress_period)
 
     def broadcast(self, text: str) -> str:
@@ -282,11 +281,7 @@ def _exit_after(seconds: float) -> None:
     os._exit(1)
 
 
-def _require_alone(variables: tuple[str, ...], remedy: str) -> None:
-    """Refuse to run as many jobs of one rank what was meant as one job of many."""
-    for name in variables:
-        count = os.environ.get(name, "1")
-        if count.isdigit() and int(count) > 1:
-            raise PipeparError(
-                f"the launcher started {count} ranks ({name}), but MPI sees only this one; {remedy}"
-            )
+def _refuse(reason: str | None) -> None:
+    """Do not run as many jobs of one rank what was meant as one job of many."""
+    if reason:
+        raise PipeparError(reason)

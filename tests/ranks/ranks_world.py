@@ -59,7 +59,7 @@ def test_ranks_that_mpi_does_not_know_of_are_noticed(
 ) -> None:
     if world.size > 1:
         pytest.skip("here MPI knows them")
-    monkeypatch.setenv("PMI_SIZE", "4")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     with pytest.raises(PipeparError, match=r"started 4 ranks.*MPI4PY_LIBMPI"):
         World.start()
 
