@@ -44,6 +44,8 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Where root may and no systemd would start its daemons, a Slurm is installed: 10 seconds.
+test: export PIPEPAR_INSTALL_SLURM = 1
 test: lint $(VENV)/.nccl
 	$(BIN)/python -m pytest
 
