@@ -90,7 +90,7 @@ def test_a_signal_stops_it_in_order(name: str, number: str, nodes: Path, tmp_pat
     env = {"MPIRUN": MPIRUN, "PIPEPAR": PATIENT, "PBS_NODEFILE": str(nodes), "RANKS": "3"}
     told = tmp_path / "told"
     with told.open("w") as out:
-        command = [LAUNCH / name, "model", "a file"]
+        command = [str(LAUNCH / name), "model", "a file"]
         job = subprocess.Popen(command, env=environment(env), stdout=out, start_new_session=True)
         try:
             end = time.monotonic() + 30
