@@ -34,7 +34,7 @@ class Cluster:
     folder: Path
 
     def run(
-        self, *command: object, seconds: float = 60, env: Mapping[str, str] | None = None
+        self, *command: object, seconds: float = 120, env: Mapping[str, str] | None = None
     ) -> Finished:
         """Run a command on the first host to its end, bounded in time."""
         words = self.hosts.on(0, [str(word) for word in command])
@@ -53,7 +53,7 @@ class Cluster:
         shown = self.run("scontrol", "--oneliner", "show", "job", job).output
         return dict(re.findall(r"(\w+)=(\S*)", shown))
 
-    def wait(self, job: str, *states: str, seconds: float = 90) -> dict[str, str]:
+    def wait(self, job: str, *states: str, seconds: float = 150) -> dict[str, str]:
         """Wait until a job is in one of some states, else over, and return what Slurm says."""
         end = time.monotonic() + seconds
         while (found := self.show(job)).get("JobState") not in (states or _OVER):

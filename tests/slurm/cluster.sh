@@ -49,7 +49,7 @@ KillWait=3
 END
     for place in "$@"; do
         names+=("${place%%=*}")
-        echo "NodeName=${place%%=*} NodeAddr=${place##*=} CPUs=4 RealMemory=2000" >>"$SLURM_CONF"
+        echo "NodeName=${place%%=*} NodeAddr=${place##*=} CPUs=8 RealMemory=2000" >>"$SLURM_CONF"
         mkdir -p "$dir/spool.${place%%=*}" "$dir/tmp.${place%%=*}"
     done
     echo "PartitionName=main Nodes=$(IFS=,; echo "${names[*]}") Default=YES" >>"$SLURM_CONF"
