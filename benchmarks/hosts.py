@@ -64,7 +64,9 @@ class Hosts:
         name = self.names[host]
         path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
         script = 'hostname "$0"; exec "$@"'
-        shell = ["sh", "-c", script, name, "env", f"PATH={path}", *command]
+        # What a rank leaves in its session's folder goes with the hosts.
+        places = [f"PATH={path}", f"TMPDIR={self.agent.parent}"]
+        shell = ["sh", "-c", script, name, "env", *places, *command]
         return ["ip", "netns", "exec", name, "unshare", "--uts", *shell]
 
     def dropped(self) -> int:
@@ -109,10 +111,10 @@ def hosts(shapes: Sequence[str]) -> Iterator[Hosts]:
     names = [f"{_PREFIX}-{os.getpid()}-{index}" for index in range(len(shapes))]
     addresses = [f"10.77.0.{index + 1}" for index in range(len(shapes))]
     switch = f"{_PREFIX}-{os.getpid()}-{_SWITCH}"
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            agent = Path(folder) / "agent.sh"
-            _write_agent(agent, dict(zip(addresses, names, strict=True)))
+    with tempfile.TemporaryDirectory() as folder:
+        agent = Path(folder) / "agent.sh"
+        _write_agent(agent, dict(zip(addresses, names, strict=True)))
+        try:
             _call("ip", "netns", "add", switch)
             _call("ip", "-n", switch, *"link add bridge type bridge".split())
             _call("ip", "-n", switch, *"link set bridge up".split())
@@ -122,9 +124,9 @@ def hosts(shapes: Sequence[str]) -> Iterator[Hosts]:
                     words = f"qdisc add dev {INTERFACE} root {shape}"
                     _call("tc", "-n", name, *words.split())
             yield Hosts(names, addresses, agent)
-    finally:
-        for name in (*names, switch):
-            _remove(name)
+        finally:
+            for name in (*names, switch):
+                _remove(name)
 
 
 def _add(name: str, address: str, switch: str) -> None:
