@@ -63,10 +63,10 @@ class Hosts:
         """The command that runs a command on one host, its Python first on PATH. *Local.*"""
         name = self.names[host]
         path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
-        script = 'hostname "$0"; exec "$@"'
+        script = f'{_moved_in(self.agent.parent, name)}; exec "$@"'
         # What a rank leaves in its session's folder goes with the hosts.
         places = [f"PATH={path}", f"TMPDIR={self.agent.parent}"]
-        shell = ["sh", "-c", script, name, "env", *places, *command]
+        shell = ["sh", "-c", script, "sh", "env", *places, *command]
         return ["ip", "netns", "exec", name, "unshare", "--uts", *shell]
 
     def dropped(self) -> int:
@@ -114,6 +114,8 @@ def hosts(shapes: Sequence[str]) -> Iterator[Hosts]:
     with tempfile.TemporaryDirectory() as folder:
         agent = Path(folder) / "agent.sh"
         _write_agent(agent, dict(zip(addresses, names, strict=True)))
+        known = [f"{address} {name}\n" for address, name in zip(addresses, names, strict=True)]
+        agent.with_name("hosts").write_text("127.0.0.1 localhost\n" + "".join(known))
         try:
             _call("ip", "netns", "add", switch)
             _call("ip", "-n", switch, *"link add bridge type bridge".split())
@@ -140,8 +142,14 @@ def _add(name: str, address: str, switch: str) -> None:
         _call("ip", "-n", name, *f"link set {interface} up".split())
 
 
+def _moved_in(folder: Path, name: str) -> str:
+    """What a shell does first on a host; `ip netns exec` gave it mounts of its own."""
+    return f"hostname {name} && mount --bind {folder}/hosts /etc/hosts"
+
+
 def _write_agent(agent: Path, names: dict[str, str]) -> None:
     """A stand-in for ssh: agent ADDRESS COMMAND... runs the command on the host of the address."""
+    begin = _moved_in(agent.parent, "$name")
     cases = "\n".join(f"{address}) name={name} ;;" for address, name in names.items())
     # mpirun puts options before the address as it would for ssh; the rest is for a shell.
     agent.write_text(
@@ -149,7 +157,7 @@ def _write_agent(agent: Path, names: dict[str, str]) -> None:
         'while [ "${1#-}" != "$1" ]; do shift; done\n'
         f'case "$1" in\n{cases}\n*) echo "no host $1" >&2; exit 1 ;;\nesac\n'
         "shift\n"
-        'exec ip netns exec "$name" unshare --uts sh -c "hostname $name; $*"\n',
+        f'exec ip netns exec "$name" unshare --uts sh -c "{begin}; $*"\n',
         encoding="utf-8",
     )
     agent.chmod(0o755)

@@ -4,5 +4,5 @@
 echo "given:$(printf ' [%s]' "$@")"
 case " $* " in *" --resume "*) exit 0 ;; esac
 trap 'exit 75' USR1
-for _ in $(seq 300); do sleep 0.1; done
+for _ in $(seq 240); do sleep 0.5; done
 exit 1
