@@ -132,6 +132,16 @@ def test_a_job_whose_time_is_up_goes_on_later(
     assert said.count("given: [run] [model] [a file] [--resume]\n") == 4
 
 
+def test_a_job_goes_on_after_a_lost_node(slurm: Cluster) -> None:
+    job = slurm.sbatch(*TWO, SCRIPTS[0], "model", env=PATIENT)
+    until_all_work(slurm, job, 2)
+    lost = ("scontrol", "update", f"NodeName={slurm.hosts.names[1]}", "State=DOWN", "Reason=test")
+    assert slurm.run(*lost).status == 0  # and it comes back by itself, since it answers
+    found = slurm.wait(job)
+    assert (found["JobState"], found["Restarts"]) == ("COMPLETED", "1"), slurm.output(job)
+    assert slurm.output(job).count("given: [run] [model] [--resume]\n") == 2
+
+
 def until_all_work(slurm: Cluster, job: str, ranks: int = 4) -> None:
     slurm.wait(job, "RUNNING")
     for _ in range(100):
