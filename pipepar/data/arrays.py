@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from pipepar.data.done import Done
 from pipepar.data.feed import ARRAY_SUFFIXES, Reader, require_suffix
 from pipepar.data.prepared import Batch, Prepare, Prepared
 from pipepar.errors import InputError
@@ -100,22 +101,24 @@ class _Arrays:
     def __len__(self) -> int:
         return self._count
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        starts = range(0, self._count, size)
-        return (self._read(start, min(start + size, self._count)) for start in starts)
+    def batches(self, size: int, done: Done) -> Iterator[Batch]:
+        for start in range(0, self._count, size):
+            stop = min(start + size, self._count)
+            if not done.covers(start, stop):
+                yield self._read(start, stop)
 
     def example(self) -> Batch:
         if self._count:
             return self._read(0, min(2, self._count))
         empty = {name: rows.read(0, 0) for name, rows in self._arrays.items()}
-        return self._batch(2, {n: t.new_zeros(2, *t.shape[1:]) for n, t in empty.items()})
+        return self._batch(0, 2, {n: t.new_zeros(2, *t.shape[1:]) for n, t in empty.items()})
 
     def _read(self, start: int, stop: int) -> Batch:
         values = {name: rows.read(start, stop) for name, rows in self._arrays.items()}
-        return self._batch(stop - start, values)
+        return self._batch(start, stop - start, values)
 
-    def _batch(self, count: int, values: dict[str, torch.Tensor]) -> Batch:
-        return Batch(count, values[""] if self._positional else values)
+    def _batch(self, start: int, count: int, values: dict[str, torch.Tensor]) -> Batch:
+        return Batch(start, count, values[""] if self._positional else values)
 
 
 def _open_npy(path: Path) -> _Rows:

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import torch
 
+from pipepar.data.done import Done
 from pipepar.data.feed import Feed, Reader
 
 Args: TypeAlias = tuple[torch.Tensor, ...]
@@ -32,9 +33,9 @@ class Cast:
         """Number of samples."""
         return len(self._reader)
 
-    def feeds(self, micro_batch: int) -> Iterator[Feed]:
+    def feeds(self, micro_batch: int, done: Done | None = None) -> Iterator[Feed]:
         """Read all samples once; see `Reader.feeds`."""
-        return map(self._cast, self._reader.feeds(micro_batch))
+        return map(self._cast, self._reader.feeds(micro_batch, done))
 
     def example(self) -> Feed:
         """Return a feed of up to 2 rows."""

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from pipepar.data.done import Done
 from pipepar.errors import InputError
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
@@ -41,17 +42,19 @@ class Reader(Protocol):
     def __len__(self) -> int:
         """Number of samples."""
 
-    def feeds(self, micro_batch: int) -> Iterator[Feed]:
+    def feeds(self, micro_batch: int, done: Done | None = None) -> Iterator[Feed]:
         """Read all samples once, each in exactly one feed.
 
         Args:
             micro_batch: the largest number of rows in a feed, at least 1.
+            done: samples to leave out, by whole feeds: the others are as they would be without.
 
         Returns:
             An iterator over the feeds; a second call starts again at the first sample.
 
         Raises:
             InputError: ``micro_batch`` is below 1, or the file changed since it was opened.
+            PipeparError: a part of a feed is done, and the rest is not.
         """
 
     def example(self) -> Feed:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from pipepar.data.done import Done
 from pipepar.data.feed import PICTURE_SUFFIXES, Reader
 from pipepar.data.prepared import Batch, Prepare, Prepared
 from pipepar.data.strings import pack_strings
@@ -48,16 +49,18 @@ class _Pictures:
     def __len__(self) -> int:
         return len(self._names)
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        starts = range(0, len(self._names), size)
-        return (self._read(self._names[start : start + size]) for start in starts)
+    def batches(self, size: int, done: Done) -> Iterator[Batch]:
+        for start in range(0, len(self._names), size):
+            names = self._names[start : start + size]
+            if not done.covers(start, start + len(names)):
+                yield self._read(start, names)
 
     def example(self) -> Batch:
-        return self._read(self._names[:2])
+        return self._read(0, self._names[:2])
 
-    def _read(self, names: list[str]) -> Batch:
+    def _read(self, start: int, names: list[str]) -> Batch:
         pictures = [_decode(self._folder / name) for name in names]
-        return Batch(len(names), pictures, {"file": pack_strings(names)})
+        return Batch(start, len(names), pictures, {"file": pack_strings(names)})
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipepar.data.done import Done
 from pipepar.data.feed import Feed, Reader, require_suffix
 from pipepar.data.texts import parse_json, read_lines
 from pipepar.errors import InputError
@@ -101,9 +102,9 @@ class Labelled:
         """Number of samples."""
         return len(self._reader)
 
-    def feeds(self, micro_batch: int) -> Iterator[Feed]:
+    def feeds(self, micro_batch: int, done: Done | None = None) -> Iterator[Feed]:
         """Read all samples once; see `Reader.feeds`."""
-        return map(self._labelled, self._reader.feeds(micro_batch))
+        return map(self._labelled, self._reader.feeds(micro_batch, done))
 
     def example(self) -> Feed:
         """Return a feed of up to 2 rows, whose labels are made up."""

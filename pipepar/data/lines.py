@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipepar.data.partial import write_at
+from pipepar.data.journal import Record, Trail
+from pipepar.data.partial import Partial, put_under, write_at
 from pipepar.data.writer import Writer
 from pipepar.errors import InputError
 
 
 class JsonWriter(Writer):
-    """Spools lines in the order they come, and copies them in the input's order. Local."""
+    """Keeps lines in the order they come, and copies them in the input's order. Local."""
 
     def __init__(self, path: Path, count: int) -> None:
         """Take note of the file.
@@ -29,42 +29,50 @@ class JsonWriter(Writer):
             count: number of samples.
         """
         super().__init__(path, count)
-        self._spool: FileIO | None = None
         self._end = 0
         self._offsets = array("q", bytes(8 * count))
         self._lengths = array("q", bytes(8 * count))
 
-    def _store(self, file: FileIO, positions: list[int], rows: dict[str, torch.Tensor]) -> None:
-        self._append(positions, list(self._lines(len(positions), rows)))
+    def _store(self, trail: Trail, positions: list[int], rows: dict[str, torch.Tensor]) -> int:
+        return self._append(trail, positions, list(self._lines(len(positions), rows)))
 
-    def _store_answers(self, positions: list[int], answers: list[Any]) -> None:
+    def _store_answers(self, trail: Trail, positions: list[int], answers: list[Any]) -> int:
         pairs = zip(positions, answers, strict=True)
-        self._append(positions, [self._line(position, answer) for position, answer in pairs])
+        lines = [self._line(position, answer) for position, answer in pairs]
+        return self._append(trail, positions, lines)
 
-    def _append(self, positions: list[int], lines: list[bytes]) -> None:
-        write_at(self._open_spool(), b"".join(lines), self._end)
+    def _append(self, trail: Trail, positions: Sequence[int], lines: list[bytes]) -> int:
+        trail.write(b"".join(lines), self._end)
+        self._end = self._note(positions, lines, self._end)
+        return 0
+
+    def _note(self, positions: Sequence[int], lines: list[bytes], end: int) -> int:
+        """Remember where the lines are; return where the last of them ends."""
         for position, line in zip(positions, lines, strict=True):
-            self._offsets[position] = self._end
+            self._offsets[position] = end
             self._lengths[position] = len(line)
-            self._end += len(line)
+            end += len(line)
+        return end
 
-    def _finish(self, file: FileIO) -> None:
-        end = 0
-        for offset, length in zip(self._offsets, self._lengths, strict=True):
-            write_at(file, os.pread(self._open_spool().fileno(), length, offset), end)
-            end += length
+    def _restore(self, record: Record, data: bytes) -> bool:
+        lines = data.splitlines(keepends=True)
+        if len(lines) != len(record.samples) or len(record.ranges) != 1:
+            return False
+        self._end = max(self._end, self._note(record.samples, lines, record.ranges[0][0]))
+        return True
 
-    def _release(self) -> None:
-        if self._spool is not None:
-            self._spool.close()
-
-    def _open_spool(self) -> FileIO:
-        if self._spool is None:
-            # Without a name: nothing is left of it, however the run ends.
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-            os.unlink(name)
-            self._spool = FileIO(handle, "r+")
-        return self._spool
+    def _finish(self, partial: Partial) -> None:
+        hidden = self.path.with_name(f".{self.path.name}.sorted")
+        try:
+            with FileIO(hidden, "w") as file:
+                end = 0
+                for offset, length in zip(self._offsets, self._lengths, strict=True):
+                    write_at(file, os.pread(partial.file.fileno(), length, offset), end)
+                    end += length
+                put_under(file, hidden, self.path)
+        except BaseException:
+            hidden.unlink(missing_ok=True)
+            raise
 
     def _lines(self, count: int, rows: Mapping[str, torch.Tensor]) -> Iterator[bytes]:
         lists = {name: self._list(name, rows[name]) for name in self._names}

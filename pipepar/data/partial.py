@@ -19,12 +19,12 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP)
 class Partial:
     """The hidden file ``.NAME.partial`` beside the final one, to be renamed to it. Local.
 
-    Its name is fixed, so that what a killed run left is overwritten by the next, not piled up; a
-    lock keeps two runs from sharing it, where the file system has locks.
+    Its name is fixed, so that what a killed run left is resumed or overwritten by the next, not
+    piled up; a lock keeps two runs from sharing it, where the file system has locks.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the partial, empty.
+        """Open the partial, with what an earlier run has left in it.
 
         Args:
             path: the final name.
@@ -34,7 +34,7 @@ class Partial:
             OSError: the folder cannot be written to.
         """
         self._path = path
-        self._hidden = path.with_name(f".{path.name}.partial")
+        self._hidden = partial_of(path)
         # Unbuffered: a full disk shows where something is written, not again at every close.
         self.file = FileIO(os.open(self._hidden, os.O_RDWR | os.O_CREAT, 0o666), "r+")
         if not self._lock():
@@ -43,7 +43,6 @@ class Partial:
                 f"output {path} is being written by another run, which holds {self._hidden}; "
                 "expected one run an output. Choose another output, or wait for that run's end."
             )
-        self.file.truncate()
 
     def commit(self) -> None:
         """Put the file under its final name, safe against a crash of the host, and close it.
@@ -51,13 +50,15 @@ class Partial:
         Raises:
             OSError: the file system refuses; nothing has then changed under the final name.
         """
-        os.fsync(self.file.fileno())
-        os.replace(self._hidden, self._path)
+        put_under(self.file, self._hidden, self._path)
         self.file.close()
-        _sync_folder(self._path.parent)
+
+    def keep(self) -> None:
+        """Leave the partial where it is, for another run to go on with."""
+        self.file.close()
 
     def discard(self) -> None:
-        """Remove the partial, unless it is committed already; may be called twice."""
+        """Remove the partial, unless it is committed or kept already; may be called twice."""
         if not self.file.closed:
             self._hidden.unlink(missing_ok=True)
             self.file.close()
@@ -75,6 +76,27 @@ class Partial:
             return os.path.samestat(os.fstat(self.file.fileno()), os.stat(self._hidden))
         except FileNotFoundError:
             return False
+
+
+def partial_of(path: Path) -> Path:
+    """The partial's name beside an output file. *Local.*"""
+    return path.with_name(f".{path.name}.partial")
+
+
+def put_under(file: FileIO, hidden: Path, path: Path) -> None:
+    """Rename a complete file, safe against a crash of the host. *Local.*
+
+    Args:
+        file: the file, open.
+        hidden: its name so far.
+        path: its final name, in the same folder.
+
+    Raises:
+        OSError: the file system refuses; nothing has then changed under the final name.
+    """
+    os.fsync(file.fileno())
+    os.replace(hidden, path)
+    sync_folder(path.parent)
 
 
 def write_at(file: FileIO, data: bytes | memoryview, offset: int) -> None:
@@ -113,7 +135,8 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make sure that a folder's names are on disk, where the file system can. *Local.*"""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

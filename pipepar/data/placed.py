@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from io import FileIO
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
 
-from pipepar.data.partial import write_at
+from pipepar.data.journal import Record, Trail, runs
+from pipepar.data.partial import Partial, write_at
 from pipepar.data.writer import Writer, listed
 from pipepar.errors import InputError
 
@@ -22,16 +22,11 @@ from pipepar.errors import InputError
 class PlacedWriter(Writer):
     """Writes rows straight to their place, which the first micro-batch tells. Local."""
 
-    def __init__(self, path: Path, count: int) -> None:
-        """Take note of the file.
-
-        Args:
-            path: the output file.
-            count: number of samples.
-        """
-        super().__init__(path, count)
-        self._first: dict[str, torch.Tensor] = {}
-        self._offsets: dict[str, int] = {}
+    _first: Mapping[str, torch.Tensor] | None = None
+    """Rows like [1, ...], as the first micro-batch had them."""
+    _offsets: Mapping[str, int]
+    _checksum: int | None = None
+    """Of the header that the rows lie behind, those of an earlier run too."""
 
     @abstractmethod
     def _header(self, first: Mapping[str, torch.Tensor]) -> tuple[bytes, dict[str, int]]:
@@ -41,29 +36,47 @@ class PlacedWriter(Writer):
     def _empty(self) -> bytes:
         """Return the whole file for an input without samples."""
 
-    def _store(self, file: FileIO, positions: list[int], rows: dict[str, torch.Tensor]) -> None:
-        if not self._first:
-            first = {name: value.new_empty(1, *value.shape[1:]) for name, value in rows.items()}
-            header, self._offsets = self._header(first)
-            write_at(file, header, 0)
-            self._first = first
+    def _store(self, trail: Trail, positions: list[int], rows: dict[str, torch.Tensor]) -> int:
+        first = self._first or self._begun(trail, rows)
         for name, value in rows.items():
-            self._check_alike(positions[0], name, value)
-            self._place(file, positions, value, self._offsets[name])
+            self._check_alike(positions[0], name, value, first[name])
+            self._place(trail, positions, value, self._offsets[name])
+        return self._checksum or 0
 
-    def _place(self, file: FileIO, positions: list[int], value: torch.Tensor, offset: int) -> None:
+    def _begun(self, trail: Trail, rows: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Rows like those of the first micro-batch, whose header is written."""
+        first = {name: value.new_empty(1, *value.shape[1:]) for name, value in rows.items()}
+        header, self._offsets = self._header(first)
+        layout = zlib.crc32(header)
+        if self._checksum not in (None, layout):
+            found = ", ".join(f"{name!r} of {_row(row)}" for name, row in first.items())
+            raise InputError(
+                f"output {self.path}: found rows {found}; expected rows like those that are kept "
+                "of an earlier run, which lie otherwise. Run again without --resume."
+            )
+        trail.write(header, 0)
+        self._first, self._checksum = first, layout
+        return first
+
+    def _place(self, trail: Trail, positions: list[int], value: torch.Tensor, offset: int) -> None:
         flat = value.resolve_conj().resolve_neg().contiguous().reshape(-1)
         data = flat.view(torch.uint8).numpy().data
         size = len(data) // len(positions)
-        for start, stop in _runs(positions):
-            write_at(file, data[start * size : stop * size], offset + positions[start] * size)
+        for start, stop in runs(positions):
+            trail.write(data[start * size : stop * size], offset + positions[start] * size)
 
-    def _finish(self, file: FileIO) -> None:
+    def _restore(self, record: Record, data: bytes) -> bool:
+        self._checksum = record.layout
+        return True
+
+    def _finish(self, partial: Partial) -> None:
         if not self.count:
-            write_at(file, self._empty(), 0)
+            write_at(partial.file, self._empty(), 0)
+        partial.commit()
 
-    def _check_alike(self, sample: int, name: str, value: torch.Tensor) -> None:
-        first = self._first[name]
+    def _check_alike(
+        self, sample: int, name: str, value: torch.Tensor, first: torch.Tensor
+    ) -> None:
         if value.shape[1:] != first.shape[1:] or value.dtype != first.dtype:
             raise InputError(
                 f"output {self.path}: sample {sample} has a row of {_row(value)} in {name!r}; "
@@ -135,15 +148,6 @@ def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
         header, {"descr": descr, "fortran_order": False, "shape": shape}
     )
     return header.getvalue()
-
-
-def _runs(positions: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield the parts [start, stop) whose positions follow one another, to write each at once."""
-    start = 0
-    for at in range(1, len(positions) + 1):
-        if at == len(positions) or positions[at] != positions[at - 1] + 1:
-            yield start, at
-            start = at
 
 
 def _row(value: torch.Tensor) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 
 from pipepar.data.blame import blame
+from pipepar.data.done import Done
 from pipepar.data.feed import Feed, require_micro_batch
 from pipepar.errors import InputError
 
@@ -21,6 +22,8 @@ each [B, ...]: the model's arguments."""
 class Batch:
     """Some consecutive samples, as the file gives them."""
 
+    start: int
+    """Position of the first."""
     count: int
     """Number of samples, B."""
     content: Any
@@ -35,8 +38,8 @@ class Samples(Protocol):
     def __len__(self) -> int:
         """Number of samples."""
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """Read all samples once and in order, so many at a time."""
+    def batches(self, size: int, done: Done) -> Iterator[Batch]:
+        """Read all samples once and in order, so many at a time, but no batch that is done."""
 
     def example(self) -> Batch:
         """Return up to 2 samples, made up for an empty input."""
@@ -61,23 +64,22 @@ class Prepared:
         """Number of samples."""
         return len(self._samples)
 
-    def feeds(self, micro_batch: int) -> Iterator[Feed]:
+    def feeds(self, micro_batch: int, done: Done | None = None) -> Iterator[Feed]:
         """Read all samples once, in order; see `Reader.feeds`."""
         require_micro_batch(micro_batch)
-        return self._feeds(micro_batch)
+        return self._feeds(micro_batch, done or Done(len(self)))
 
     def example(self) -> Feed:
         """Return a feed of up to 2 rows to capture the model with."""
-        return self._feed(0, self._samples.example())
+        return self._feed(self._samples.example())
 
-    def _feeds(self, micro_batch: int) -> Iterator[Feed]:
-        start = 0
-        for batch in self._samples.batches(micro_batch):
-            yield self._feed(start, batch)
-            start += batch.count
+    def _feeds(self, micro_batch: int, done: Done) -> Iterator[Feed]:
+        for batch in self._samples.batches(micro_batch, done):
+            if not done.holds(range(batch.start, batch.start + batch.count)):
+                yield self._feed(batch)
 
-    def _feed(self, start: int, batch: Batch) -> Feed:
-        samples = torch.arange(start, start + batch.count)
+    def _feed(self, batch: Batch) -> Feed:
+        samples = torch.arange(batch.start, batch.start + batch.count)
         with blame(self._what, samples):
             made = self._prepare(batch.content)
         args, kwargs = self._arguments(made)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
+from pipepar.data.done import Done
 from pipepar.data.feed import Feed, Reader, require_micro_batch
 from pipepar.data.strings import pack_strings
 from pipepar.data.texts import Texts
@@ -122,28 +123,30 @@ class _TextReader:
     def __len__(self) -> int:
         return len(self._texts)
 
-    def feeds(self, micro_batch: int) -> Iterator[Feed]:
+    def feeds(self, micro_batch: int, done: Done | None = None) -> Iterator[Feed]:
         require_micro_batch(micro_batch)
-        return self._feeds(micro_batch)
+        return self._feeds(micro_batch, done or Done(len(self)))
 
     def example(self) -> Feed:
         texts = self._texts.example().content
         return self._feed(torch.arange(len(texts)), texts, self._tokenise(texts))
 
-    def _feeds(self, micro_batch: int) -> Iterator[Feed]:
-        start = 0
+    def _feeds(self, micro_batch: int, done: Done) -> Iterator[Feed]:
         # Whole micro-batches only, so that none is odd at a window's end; at least one.
         whole = max(micro_batch, self._window - self._window % micro_batch)
-        for window in self._texts.batches(whole):
-            yield from self._window_feeds(window.content, start, micro_batch)
-            start += window.count
+        for window in self._texts.batches(whole, done):
+            yield from self._window_feeds(window.content, window.start, micro_batch, done)
 
-    def _window_feeds(self, texts: list[str], start: int, micro_batch: int) -> Iterator[Feed]:
+    def _window_feeds(
+        self, texts: list[str], start: int, micro_batch: int, done: Done
+    ) -> Iterator[Feed]:
         rows = self._tokenise(texts)
         # Longest first, so that memory runs out at once or never; the sort is stable.
         order = sorted(range(len(rows)), key=lambda at: -_length(rows[at]))
         for first in range(0, len(order), micro_batch):
             chosen = order[first : first + micro_batch]
+            if done.holds([start + at for at in chosen]):
+                continue
             samples = torch.tensor(chosen, dtype=torch.int64) + start
             yield self._feed(samples, [texts[at] for at in chosen], [rows[at] for at in chosen])
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
+from pipepar.data.done import Done
 from pipepar.data.feed import TEXT_SUFFIXES, Reader, require_suffix
 from pipepar.data.prepared import Batch, Prepare, Prepared
 from pipepar.errors import InputError
@@ -68,21 +69,23 @@ class Texts:
                 )
             yield text
 
-    def batches(self, size: int) -> Iterator[Batch]:
+    def batches(self, size: int, done: Done) -> Iterator[Batch]:
         """Read lists of so many texts, fewer at the end, as many in all as when it was opened."""
         texts, start = self.texts(), 0
         while some := list(islice(texts, size)):
-            start += len(some)
-            if start > self._count:
-                raise self._changed(f"at least {start}")
-            yield Batch(len(some), some)
+            stop = start + len(some)
+            if stop > self._count:
+                raise self._changed(f"at least {stop}")
+            if not done.covers(start, stop):
+                yield Batch(start, len(some), some)
+            start = stop
         if start < self._count:
             raise self._changed(str(start))
 
     def example(self) -> Batch:
         """Return up to 2 texts, made up for an empty file."""
         texts = list(islice(self.texts(), 2)) or [f"example {self._required}".rstrip()] * 2
-        return Batch(len(texts), texts)
+        return Batch(0, len(texts), texts)
 
     def _changed(self, found: str) -> InputError:
         return InputError(

@@ -5,14 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from pipepar.data.done import Done
+from pipepar.data.journal import Fields, Journal, Record, Trail, journal_of
 from pipepar.data.partial import Partial, naming
+from pipepar.data.unfinished import Unfinished
 from pipepar.errors import InputError, PipeparError
 
 
@@ -28,17 +30,43 @@ class Writer(ABC):
         """
         self.path = path
         self.count = count
-        self._written = bytearray(count)
+        self.done = Done(count)
+        """What has been written, by an earlier run too."""
+        self.notes: list[Any] = []
+        """Of the micro-batches that an earlier run has written."""
+        self._job: Fields | None = None
+        self._unfinished: Unfinished | None = None
         self._names: list[str] = []
         self._partial: Partial | None = None
+        self._journal: Journal | None = None
+        self._trail: Trail | None = None
+        self._suspended = False
 
-    def write(self, samples: torch.Tensor, values: Mapping[str, torch.Tensor] | list[Any]) -> None:
+    def journalled(self, header: Fields, unfinished: Unfinished | None = None) -> Writer:
+        """Keep a journal, so that the output can be resumed; call it before the context.
+
+        Args:
+            header: what the job is known by.
+            unfinished: what an earlier run of that job has left, to go on with; its file is
+                closed with the context.
+        """
+        self._job = header
+        self._unfinished = unfinished
+        return self
+
+    def write(
+        self,
+        samples: torch.Tensor,
+        values: Mapping[str, torch.Tensor] | list[Any],
+        note: Any = None,
+    ) -> None:
         """Write the rows of some samples.
 
         Args:
             samples: int64 [B], positions in the user's input, 0-based, in any order.
             values: the model's outputs by name, each [B, ...] on any device, the same names in
                 every call; or a list of one JSON value a sample, for a format that can hold it.
+            note: a JSON value; `notes` has it when the job is resumed.
 
         Raises:
             InputError: a value has not one row a sample, or does not fit the file's format.
@@ -46,7 +74,7 @@ class Writer(ABC):
                 is not entered.
             OSError: the file system refuses (a full disk, for example); it names the file.
         """
-        file = self._open_partial().file
+        trail = self._open_trail()
         positions: list[int] = samples.tolist()
         self._check_positions(positions)
         if isinstance(values, list):
@@ -57,17 +85,32 @@ class Writer(ABC):
             return
         with naming(self.path):
             if isinstance(values, list):
-                self._store_answers(positions, values)
+                layout = self._store_answers(trail, positions, values)
             else:
                 rows = {name: value.detach().cpu() for name, value in values.items()}
-                self._store(file, positions, rows)
-        for position in positions:
-            self._written[position] = 1
+                layout = self._store(trail, positions, rows)
+            record = trail.record(positions, layout, note)
+            if self._journal is not None:
+                self._journal.add(record)
+        self.done.add(positions)
+
+    def suspend(self) -> None:
+        """Have the output left to be resumed, not finished, when the context is left."""
+        self._suspended = True
 
     def __enter__(self) -> Writer:
-        """Open the hidden partial file."""
+        """Open the hidden partial file, and take over what holds of an earlier run's."""
         with naming(self.path):
-            self._partial = Partial(self.path)
+            left, self._unfinished = self._unfinished, None
+            self._partial = left.partial if left else Partial(self.path)
+            try:
+                records = self._taken(left) if left else self._overwritten(self._partial)
+            except BaseException:
+                self._partial.keep()
+                raise
+            if self._job is not None:
+                self._journal = Journal(self.path, self._job, self._partial.file, records)
+        self._trail = Trail(self._partial.file)
         return self
 
     def __exit__(
@@ -76,24 +119,49 @@ class Writer(ABC):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Put the complete file under its name; after an exception remove what there is."""
-        partial = self._open_partial()
+        """Put the complete file under its name; after an exception keep what can be resumed."""
+        partial, journal = self._opened(), self._journal
+        self._partial = self._journal = self._trail = None
+        finished = False
         try:
-            if error is None:
-                self._check_complete()
-                with naming(self.path):
-                    self._finish(partial.file)
-                    partial.commit()
+            with naming(self.path):
+                if journal is not None:
+                    journal.flush()
+                if error is None and not self._suspended:
+                    self._check_complete()
+                    self._finish(partial)
+                    finished = True
         finally:
-            partial.discard()
-            self._partial = None
-            self._release()
+            keep = journal is not None and journal.holds_any and not finished
+            if journal is not None:
+                journal.close(keep)
+            if keep:
+                partial.keep()
+            else:
+                partial.discard()
+
+    def _taken(self, left: Unfinished) -> list[Record]:
+        """The records of an earlier run that hold, each sample of them once."""
+        records = []
+        for record, data in left.sound():
+            fits = all(0 <= at < self.count and at not in self.done for at in record.samples)
+            if fits and self._restore(record, data):
+                self.done.add(record.samples)
+                self.notes.append(record.note)
+                records.append(record)
+        return records
+
+    def _overwritten(self, partial: Partial) -> list[Record]:
+        """Nothing is left of an earlier run's files, the journal first: it would name others."""
+        journal_of(self.path).unlink(missing_ok=True)
+        partial.file.truncate()
+        return []
 
     @abstractmethod
-    def _store(self, file: FileIO, positions: list[int], rows: dict[str, torch.Tensor]) -> None:
-        """Keep rows, whose positions and number are checked, in the file or on the way to it."""
+    def _store(self, trail: Trail, positions: list[int], rows: dict[str, torch.Tensor]) -> int:
+        """Keep rows, whose positions and number are checked, and return `Record.layout`."""
 
-    def _store_answers(self, positions: list[int], answers: list[Any]) -> None:
+    def _store_answers(self, trail: Trail, positions: list[int], answers: list[Any]) -> int:
         """Keep one JSON value a sample; most formats hold arrays alone."""
         raise InputError(
             f"output {self.path} holds arrays; found a list of {type(answers[0]).__name__}, one a "
@@ -101,19 +169,28 @@ class Writer(ABC):
         )
 
     @abstractmethod
-    def _finish(self, file: FileIO) -> None:
-        """Make the file complete, all samples being stored."""
+    def _restore(self, record: Record, data: bytes) -> bool:
+        """Take over what an earlier run stored, as bytes; return whether it can be."""
 
-    def _release(self) -> None:  # noqa: B027 - few writers hold more than the file
-        """Give back what the writer holds besides the file."""
+    @abstractmethod
+    def _finish(self, partial: Partial) -> None:
+        """Put the file under its name, complete, all samples being stored."""
 
-    def _open_partial(self) -> Partial:
+    def _opened(self) -> Partial:
         if self._partial is None:
-            raise PipeparError(
-                f"output {self.path} is not open; expected use inside its context. "
-                "Write inside 'with open_output(...) as writer'."
-            )
+            raise self._not_open()
         return self._partial
+
+    def _open_trail(self) -> Trail:
+        if self._trail is None:
+            raise self._not_open()
+        return self._trail
+
+    def _not_open(self) -> PipeparError:
+        return PipeparError(
+            f"output {self.path} is not open; expected use inside its context. "
+            "Write inside 'with open_output(...) as writer'."
+        )
 
     def _check_positions(self, positions: list[int]) -> None:
         for position, times in Counter(positions).items():
@@ -122,7 +199,7 @@ class Writer(ABC):
                     f"output {self.path}: sample {position} is out of range; expected 0 to "
                     f"{self.count - 1}. Open the output with the input's number of samples."
                 )
-            if times > 1 or self._written[position]:
+            if times > 1 or position in self.done:
                 raise PipeparError(
                     f"output {self.path}: sample {position} arrived twice; expected each sample "
                     "once. Send every row of the input through the pipeline once."
@@ -152,12 +229,11 @@ class Writer(ABC):
             )
 
     def _check_complete(self) -> None:
-        missing = self._written.count(0)
-        if missing:
+        if self.done.missing:
             raise PipeparError(
-                f"output {self.path}: {missing} of {self.count} samples never arrived, sample "
-                f"{self._written.index(0)} first; expected all of them. Nothing was put under "
-                "this name; run again."
+                f"output {self.path}: {self.done.missing} of {self.count} samples never arrived, "
+                f"sample {self.done.first_missing} first; expected all of them. Nothing was put "
+                "under this name; run again."
             )
 
 

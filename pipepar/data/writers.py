@@ -40,7 +40,8 @@ def open_output(path: Path, count: int) -> Writer:
 
     The file appears under its name complete, when the context is left without an exception; until
     then, and after an exception, what had the name before is untouched. A hidden ``.NAME.partial``
-    grows beside it; one that a killed run left behind is overwritten.
+    grows beside it; one that a killed run left behind is overwritten, or gone on with where the
+    writer keeps a journal (`Writer.journalled`).
 
     ``.npy`` holds the one output of the model, ``.safetensors`` any number of them by name. In
     both, rows go straight to their place in the file, so that memory stays bounded. ``.jsonl``

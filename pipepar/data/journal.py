@@ -1,0 +1,250 @@
+"""What of an output is safe on disk: a line for each micro-batch, in ``.NAME.journal``.
+
+Every line is the checksum of what follows it, a space and JSON: first a header, which tells the job
+that the rows are of, then records. A record is written once the rows that it names are on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from pipepar.data.partial import sync_folder, write_at
+
+Fields: TypeAlias = Mapping[str, Any]
+"""A header: what a job is known by, JSON values by name."""
+
+# Between two commits: what a crash may cost, in seconds of work.
+_PERIOD: Final = 1.0
+# Bytes of rows from which on a commit does not wait for that.
+_MUCH: Final = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One micro-batch whose rows are on disk."""
+
+    samples: tuple[int, ...]
+    """Positions in the user's input, in the order of its rows."""
+    ranges: tuple[tuple[int, int], ...]
+    """Where its bytes are in the part file, half-open, in the order they were written."""
+    checksum: int
+    """CRC-32 of these bytes."""
+    layout: int
+    """CRC-32 of what tells how rows lie in the file; 0 where they only follow one another."""
+    note: Any = None
+    """What else is to be known of the micro-batch when the job is resumed, a JSON value."""
+
+    def to_json(self) -> str:
+        """A text that `from_json` reads; samples that follow one another are one range."""
+        samples = [[self.samples[a], self.samples[b - 1] + 1] for a, b in runs(self.samples)]
+        return json.dumps([samples, self.ranges, self.checksum, self.layout, self.note])
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """Undo `to_json`; the text's own checksum has been found right."""
+        samples, ranges, checksum, layout, note = json.loads(text)
+        positions = tuple(at for start, stop in samples for at in range(start, stop))
+        return cls(positions, tuple((a, b) for a, b in ranges), checksum, layout, note)
+
+
+def runs(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the parts [start, stop) of positions that follow one another. *Local.*"""
+    start = 0
+    for at in range(1, len(positions) + 1):
+        if at == len(positions) or positions[at] != positions[at - 1] + 1:
+            yield start, at
+            start = at
+
+
+def journal_of(path: Path) -> Path:
+    """The journal's name beside an output file. *Local.*"""
+    return path.with_name(f".{path.name}.journal")
+
+
+class Trail:
+    """A file, and what has been written to it since the last record. Local."""
+
+    def __init__(self, file: FileIO) -> None:
+        """Begin; nothing has been written."""
+        self.file = file
+        self._ranges: list[tuple[int, int]] = []
+        self._checksum = 0
+
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        """Write all of the data there; see `partial.write_at`."""
+        write_at(self.file, data, offset)
+        self._checksum = zlib.crc32(data, self._checksum)
+        end = offset + len(data)
+        if self._ranges and self._ranges[-1][1] == offset:
+            offset = self._ranges.pop()[0]
+        self._ranges.append((offset, end))
+
+    def record(self, samples: Sequence[int], layout: int, note: Any) -> Record:
+        """What has been written, as some samples' record; then begin anew."""
+        record = Record(tuple(samples), tuple(self._ranges), self._checksum, layout, note)
+        self._ranges, self._checksum = [], 0
+        return record
+
+
+class Journal:
+    """Writes a journal beside an output; a thread of its own commits what has come, in groups.
+
+    The file is made, whole and at once, by the first commit. Local.
+    """
+
+    def __init__(
+        self, path: Path, header: Fields, part: FileIO, kept: Iterable[Record] = ()
+    ) -> None:
+        """Begin; nothing is on disk yet.
+
+        Args:
+            path: the output file.
+            header: the job.
+            part: the file that rows are written to.
+            kept: records of an earlier run that still hold.
+        """
+        self._path = journal_of(path)
+        self._part = part
+        self._pending = [json.dumps(header), *(record.to_json() for record in kept)]
+        self._kept = len(self._pending) - 1
+        self._fresh = 0
+        self._bytes = 0
+        self._file: FileIO | None = None
+        self._failure: OSError | None = None
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
+        self._thread.start()
+
+    @property
+    def holds_any(self) -> bool:
+        """Whether anything is on disk that could be resumed."""
+        return self._kept > 0 or self._file is not None
+
+    def add(self, record: Record) -> None:
+        """Have a record written, by and by.
+
+        Raises:
+            OSError: an earlier one could not be written.
+        """
+        self._check()
+        with self._lock:
+            self._pending.append(record.to_json())
+            self._fresh += 1
+            self._bytes += sum(stop - start for start, stop in record.ranges)
+            much = self._bytes > _MUCH
+        if much:
+            self._wake.set()
+
+    def flush(self) -> None:
+        """Write what has come, and end the thread; may be called twice.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self._closing = True
+        self._wake.set()
+        self._thread.join()
+        self._check()
+
+    def close(self, keep: bool) -> None:
+        """Close the file.
+
+        Args:
+            keep: whether it is still needed.
+        """
+        self._closing = True
+        self._wake.set()
+        self._thread.join()
+        if self._file is not None:
+            self._file.close()
+        if not keep:
+            self._path.unlink(missing_ok=True)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _work(self) -> None:
+        closing = False
+        while not closing:
+            self._wake.wait(_PERIOD)
+            self._wake.clear()
+            closing = self._closing
+            try:
+                self._commit()
+            except OSError as error:
+                self._failure = error  # whoever writes next is told
+                return
+
+    def _commit(self) -> None:
+        with self._lock:
+            if not self._fresh:
+                return
+            lines, self._pending = self._pending, []
+            self._fresh = self._bytes = 0
+        os.fdatasync(self._part.fileno())
+        data = b"".join(map(_line, lines))
+        if self._file is None:
+            self._file = self._made(data)
+            return
+        write_at(self._file, data, self._file.seek(0, os.SEEK_END))
+        os.fdatasync(self._file.fileno())
+
+    def _made(self, data: bytes) -> FileIO:
+        """The journal with its first records; it takes the place of an earlier one at once."""
+        beside = self._path.with_name(f"{self._path.name}.partial")
+        file = FileIO(beside, "w+")
+        try:
+            write_at(file, data, 0)
+            os.fsync(file.fileno())
+            os.replace(beside, self._path)
+        except OSError:
+            file.close()
+            with contextlib.suppress(OSError):  # the first failure is the one to tell
+                beside.unlink(missing_ok=True)
+            raise
+        sync_folder(self._path.parent)
+        return file
+
+
+def read_journal(path: Path) -> tuple[Fields | None, list[Record]]:
+    """Read what there is of a journal, whatever has become of it. *Local.*
+
+    Args:
+        path: the output file.
+
+    Returns:
+        The header, None if there is none that is whole; and the records that are.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        first, *rest = journal_of(path).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return None, []
+    header = _content(first)
+    texts = filter(None, map(_content, rest))
+    return (json.loads(header) if header else None), list(map(Record.from_json, texts))
+
+
+def _line(text: str) -> bytes:
+    data = text.encode()
+    return b"%08x %s\n" % (zlib.crc32(data), data)
+
+
+def _content(line: bytes) -> str | None:
+    """What a line says; None if it is torn or damaged."""
+    checksum, _, data = line.partition(b" ")
+    return data.decode() if checksum == b"%08x" % zlib.crc32(data) and data else None
