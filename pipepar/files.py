@@ -1,12 +1,20 @@
-"""Files that pipepar writes: they can be, they replace nothing that it reads, they are whole."""
+"""Files: those that pipepar writes can be written, replace nothing that it reads, and are whole;
+those that it reads are told from others."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from pipepar.errors import InputError
+
+# Bytes up to which a file is hashed whole; of a larger one, so many parts of so many bytes.
+_WHOLE: Final = 64 << 20
+_PARTS: Final = 64
+_PART_BYTES: Final = 256 << 10
 
 
 def write_whole(path: Path, text: str, writer: str = "") -> None:
@@ -32,6 +40,31 @@ def write_whole(path: Path, text: str, writer: str = "") -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def fingerprint(path: Path) -> str:
+    """What tells a file's content from others. *Local.*
+
+    Args:
+        path: the file.
+
+    Returns:
+        SHA-256 of its size and its bytes; where it is larger than 64 MiB, of 64 parts spread evenly
+        from its first byte to its last.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{size} ".encode())
+    with path.open("rb") as file:
+        if size <= _WHOLE:
+            digest.update(file.read())
+            return digest.hexdigest()
+        for part in range(_PARTS):
+            file.seek((size - _PART_BYTES) * part // (_PARTS - 1))
+            digest.update(file.read(_PART_BYTES))
+    return digest.hexdigest()
 
 
 def require_writable(option: str, path: Path) -> None:

@@ -118,6 +118,15 @@ def run(
     trace: Annotated[
         Path | None, typer.Option(help="Write a timeline for Perfetto or chrome://tracing.")
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with what an earlier run of this job has left of OUTPUT, if it has. The "
+            "model, the input and what decides the results must be the same; the number of ranks, "
+            "the plan and the depth may differ.",
+        ),
+    ] = False,
 ) -> None:
     """Run a model over a file, one stage of its layers on each rank.
 
@@ -143,6 +152,12 @@ def run(
     [bold]Your own model on text, prepared by a function of yours[/bold]
 
         mpirun -n 2 pipepar run my.models:make in.txt out.npy --preprocess my.texts:encode
+
+    [bold]The same command again, after the job was ended[/bold]
+
+        mpirun -n 4 pipepar run ./all-MiniLM-L6-v2 passages.txt embeddings.npy --resume
+
+    A job that gets SIGUSR1 or SIGTERM finishes what is under way and exits with status 75.
     """
     from rich.markup import escape
 
@@ -152,6 +167,7 @@ def run(
     from pipepar.runtime.failure import FailTogether, report
     from pipepar.runtime.job import Job, run_job
     from pipepar.runtime.progress import Display
+    from pipepar.runtime.stopping import STOPPED, Stop
     from pipepar.runtime.summary import print_summary
     from pipepar.runtime.threads import crowded
 
@@ -173,6 +189,7 @@ def run(
         preprocess=preprocess,
         postprocess=postprocess,
         labels=labels,
+        resume=resume,
     )
     console = open_console()
     try:
@@ -184,22 +201,30 @@ def run(
     def note(sentence: str) -> None:
         console.print(f"[yellow]note:[/] {escape(sentence)}")
 
+    def leave(name: str) -> None:
+        console.show_cursor()
+        console.print(f"ended at once by a second {name}; continue with --resume")
+
     display = Display(partial(progress, console), partial(loading, console), note)
     try:
-        with FailTogether(world):
+        with FailTogether(world), Stop(world, note, leave) as stop:
             warning = crowded(world)
             if warning and world.rank == min(world.cores):
                 console.print(f"[yellow]warning:[/] {warning}")
             if world.rank == 0:
                 console.print(_opening(world, model))
-            summary = run_job(world, job, display)
+            summary = run_job(world, job, display, stop.asked)
     except (Exception, KeyboardInterrupt) as error:  # a world of one; others have been ended
         console.print(report(world, error), markup=False)
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
-    if world.rank == 0:
+    if world.rank == 0 and summary.stopped:
+        console.print(str(summary.stopped), markup=False)
+    elif world.rank == 0:
         print_summary(summary, console)
         console.print(f"wrote {output_path}")
     world.close()
+    if summary.stopped:
+        raise typer.Exit(STOPPED)
 
 
 def _opening(world: World, model: str) -> str:

@@ -18,6 +18,7 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, cast
 
+from pipepar.comm.bell import Bell
 from pipepar.comm.channel import Receiver, Sender
 from pipepar.comm.launcher import RANK_VARIABLES, refusal, torchrun_below_a_rank
 from pipepar.comm.link import Link
@@ -214,6 +215,10 @@ class World:
                 senders[link.consumer] = ends.sender(link, edge)
             self._next_tag += Edge.tags(link.depth)
         return receivers, senders
+
+    def bell(self) -> Bell:
+        """A way for any rank to tell rank 0 a number at any time. *Collective.*"""
+        return Bell(self._comm and self._comm.Dup())
 
     def _couriers(self, links: Sequence[Link], gpu: Gpu | None) -> Mapping[Pair, Courier]:
         pairs = [(link.producer, link.consumer) for link in links if link.by_nccl]

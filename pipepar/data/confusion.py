@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 
 from pipepar.data.labels import require_classes
+
+Counts: TypeAlias = list[Any]
+"""Samples that were counted, as a JSON value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +85,15 @@ class Tally:
         self._cells = Counter[tuple[int, int]]()
         self._classes = len(self._names)
 
-    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> Counts:
         """Count some samples.
 
         Args:
             logits: [B, classes]; the largest of a row is the model's answer.
             labels: int64 [B], the right classes.
+
+        Returns:
+            What was counted, for `restore`.
 
         Raises:
             InputError: a label is no class of the model, or there is only one class.
@@ -95,7 +102,19 @@ class Tally:
         # Checked before the work too, where the graph knows the number of classes.
         require_classes(labels, logits.shape[1])
         found = logits.argmax(-1).cpu()
-        self._cells.update(zip(labels.tolist(), found.tolist(), strict=True))
+        cells = Counter(zip(labels.tolist(), found.tolist(), strict=True))
+        self._cells.update(cells)
+        return [logits.shape[1], [[label, taken, times] for (label, taken), times in cells.items()]]
+
+    def restore(self, counts: Counts) -> None:
+        """Count samples as an earlier run did.
+
+        Args:
+            counts: what `add` returned.
+        """
+        classes, cells = counts
+        self._classes = max(self._classes, classes)
+        self._cells.update({(label, taken): times for label, taken, times in cells})
 
     def confusion(self) -> Confusion:
         """Return what was counted so far."""

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 import torch
 
@@ -16,6 +17,9 @@ from pipepar.microbatch import TensorSpec
 
 # One read returns at most 2 GiB on Linux.
 _READ_BYTES = 1 << 30
+
+SAMPLE_BYTES: Final = 4096
+"""Of a tensor, what tells it from others; training changes all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,20 @@ class TensorFiles:
             )
         spec = stored.spec
         return memory.view(spec.dtype).as_strided(spec.shape, spec.stride)
+
+    def sample(self, stored: Stored) -> bytes:
+        """Read some bytes from a tensor's middle: by them one tensor is told from another. *Local.*
+
+        Args:
+            stored: its place.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        size = min(stored.nbytes, SAMPLE_BYTES)
+        return os.pread(
+            self._handle(stored.file), size, stored.offset + (stored.nbytes - size) // 2
+        )
 
     def _fill(self, stored: Stored, memory: memoryview) -> int:
         """Read into memory as far as the file goes; the number of bytes read."""

@@ -18,7 +18,7 @@ from pipepar.model.huggingface import build, stored_weights
 from pipepar.model.named import import_named
 from pipepar.model.recipes import SameNames
 from pipepar.model.tensors import named_tensors
-from pipepar.model.weights import ModuleWeights, StoredWeights, Weights
+from pipepar.model.weights import ModuleWeights, StoredWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Source:
     """What to call it in messages."""
     module: nn.Module
     """The model in eval mode, parameters on meta."""
-    weights: Weights
+    weights: ModuleWeights | StoredWeights
     """Where its weights lie."""
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+
 import torch
 from torch import nn
+
+from pipepar.model.checkpoint import SAMPLE_BYTES
 
 
 def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -52,6 +57,26 @@ def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def fingerprint_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """What tells tensors from others. *Local.*
+
+    Args:
+        tensors: with values, by name.
+
+    Returns:
+        SHA-256 of their names, shapes and dtypes, and of some bytes of each one's middle.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        flat = tensor.detach().reshape(-1)
+        size = min(len(flat), SAMPLE_BYTES // tensor.dtype.itemsize)
+        begin = (len(flat) - size) // 2
+        middle = flat[begin : begin + size].cpu().clone()
+        digest.update(middle.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _passing_names(module: nn.Module) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from pipepar.microbatch import compact
 from pipepar.model.checkpoint import Checkpoint, Stored, TensorFiles
 from pipepar.model.formats import open_checkpoint
 from pipepar.model.recipes import Naming, Recipe, Recipes
-from pipepar.model.tensors import named_tensors, same_values
+from pipepar.model.tensors import fingerprint_of, named_tensors, same_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,10 @@ class ModuleWeights:
         """The module's own tensors, detached; see `Weights.read`. *Local.*"""
         return ((spec.name, self._find(spec).detach()) for spec in specs)
 
+    def fingerprint(self) -> str:
+        """What tells these values from others; see `tensors.fingerprint_of`. *Local.*"""
+        return fingerprint_of(self._tensors)
+
     def _find(self, spec: WeightSpec) -> torch.Tensor:
         tensor = self._tensors.get(spec.name)
         if tensor is None:
@@ -153,6 +158,25 @@ class StoredWeights:
                 for _, spec in asked:
                     self._check_ties(files, recipe, spec, values)
                 yield from self._made(recipe, asked, values)
+
+    def fingerprint(self) -> str:
+        """What tells this checkpoint from others. *Local.*
+
+        Returns:
+            SHA-256 of every tensor's name, shape, dtype and file, of some bytes of its middle, and
+            of the files' sizes: little is read, however large they are.
+
+        Raises:
+            WeightsError: a file is damaged.
+            OSError: it cannot be read.
+        """
+        digest = hashlib.sha256()
+        with TensorFiles() as files:
+            for stored in map(self._checkpoint.locate, sorted(self._checkpoint.names)):
+                size = stored.file.stat().st_size
+                digest.update(f"{stored.name} {stored.file.name} {size} {stored.spec} ".encode())
+                digest.update(files.sample(stored))
+        return digest.hexdigest()
 
     def _places(self, recipe: Recipe) -> list[tuple[Path, int]]:
         return [_place(self._checkpoint.locate(name)) for name in recipe.sources]

@@ -12,6 +12,7 @@ import torch
 from pipepar.comm.world import World
 from pipepar.data.arrays import open_arrays
 from pipepar.data.cast import Cast
+from pipepar.data.done import Done
 from pipepar.data.feed import Feed, Reader, input_kind
 from pipepar.data.images import open_pictures
 from pipepar.data.labels import Labelled, read_labels
@@ -119,15 +120,32 @@ def carried_extras(values: dict[str, Value]) -> dict[str, torch.Tensor]:
     }
 
 
-def feed_all(reader: Reader, micro_batch: int, graph: Graph, tracer: Tracer) -> Iterator[Arrival]:
+def feed_all(
+    reader: Reader,
+    micro_batch: int,
+    graph: Graph,
+    tracer: Tracer,
+    done: Done,
+    asked_to_stop: Callable[[], object],
+) -> Iterator[Arrival]:
     """The whole input, micro-batch by micro-batch, as values of the graph. *Local.*
+
+    Args:
+        reader: the input.
+        micro_batch: samples that travel together.
+        graph: the captured model.
+        tracer: this stage's times.
+        done: samples that are left out.
+        asked_to_stop: whether to end before the input does.
 
     Raises:
         InputError: a sample cannot be read, or does not fit what was captured.
         StageError: a function of the user's failed; the cause is chained to it.
     """
     begin = tracer.clock.now()
-    for index, feed in enumerate(reader.feeds(micro_batch)):
+    for index, feed in enumerate(reader.feeds(micro_batch, done)):
+        if asked_to_stop():
+            return
         values: dict[str, Value] = {SAMPLES: feed.samples}
         values.update({_MARK + name: tensor for name, tensor in feed.extras.items()})
         inputs = graph.flatten_inputs(feed.args, feed.kwargs)

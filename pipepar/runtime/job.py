@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
@@ -30,15 +30,19 @@ from pipepar.runtime.options import Job, check_options
 from pipepar.runtime.outputs import Sink, check_outputs
 from pipepar.runtime.progress import NOBODY, Display, Progress
 from pipepar.runtime.replica import replica
+from pipepar.runtime.resuming import Resuming
 from pipepar.runtime.seat import Seat, take_seat
 from pipepar.runtime.shortage import shortage_told
+from pipepar.runtime.stopping import Asked, nobody_asked, reached
 from pipepar.runtime.summary import RunSummary, summarise
 from pipepar.trace import Span, Tracer, write_chrome_trace
 
 __all__ = ["Job", "run_job"]
 
 
-def run_job(world: World, job: Job, display: Display = NOBODY) -> RunSummary:
+def run_job(
+    world: World, job: Job, display: Display = NOBODY, asked_to_stop: Asked = nobody_asked
+) -> RunSummary:
     """Run a job on every rank of the world. *Collective.*
 
     Rank 0 reads the input, the last rank writes the output. What can be checked is checked before
@@ -48,20 +52,25 @@ def run_job(world: World, job: Job, display: Display = NOBODY) -> RunSummary:
         world: all ranks.
         job: what the user asked for.
         display: rank 0's is told how far the work is.
+        asked_to_stop: what, if anything, tells rank 0 to begin no more samples.
 
     Raises:
         PipeparError: something the user named is missing or does not fit.
     """
     world.together(lambda: _preflight(world, job))
     display = display if world.rank == 0 else NOBODY
-    with _visible(world, job) as seen:
-        opened = _open(world, seen)
-        source = world.together(lambda: _source(world, seen))
-    seat = take_seat(world, job.device, display.note)
-    tracer = Tracer(world.rank, keep=job.trace is not None, clock=seat.clock())
-    assembly = _assembled(world, job, opened, source, seat, tracer, display)
-    del source  # a factory's model, whole; the stage has what it needs of it
-    return _run(world, job, opened, assembly, tracer, display)
+    with ExitStack() as held:
+        with _visible(world, job) as seen:
+            sink = world.together(lambda: _sink(world, seen, held))
+            resuming = Resuming(world, job, sink, display.note)
+            job, seen = (replace(each, micro_batch=resuming.micro_batch) for each in (job, seen))
+            opened = _open(world, seen, sink, resuming)
+            source = world.together(lambda: _source(world, seen))
+        seat = take_seat(world, job.device, display.note)
+        tracer = Tracer(world.rank, keep=job.trace is not None, clock=seat.clock())
+        assembly = _assembled(world, job, opened, source, seat, tracer, display)
+        del source  # a factory's model, whole; the stage has what it needs of it
+        return _run(world, job, opened, assembly, tracer, display, asked_to_stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,8 @@ class _Opened:
     """A micro-batch without its values."""
     plan: Plan | None
     """The plan that the user gave, on rank 0."""
+    resuming: Resuming
+    """What an earlier run has left."""
 
 
 @contextmanager
@@ -90,12 +101,15 @@ def _visible(world: World, job: Job) -> Iterator[Job]:
         yield replace(job, model=str(folder))
 
 
-def _open(world: World, job: Job) -> _Opened:
+def _sink(world: World, job: Job, held: ExitStack) -> Sink | None:
+    return held.enter_context(Sink(job)) if world.rank == world.size - 1 else None
+
+
+def _open(world: World, job: Job, sink: Sink | None, resuming: Resuming) -> _Opened:
     reader = world.together(lambda: open_input(job) if world.rank == 0 else None)
-    sink = world.together(lambda: Sink(job) if world.rank == world.size - 1 else None)
     plan = world.together(lambda: _read_plan(world, job))
     count, example = agree_on_input(world, reader, _example_rows(job, plan))
-    return _Opened(reader, sink, count, example, plan)
+    return _Opened(reader, sink, count, example, plan, resuming)
 
 
 def _assembled(
@@ -118,7 +132,7 @@ def _assembled(
         carried=carried_names(opened.example),
         weights_from_root=job.weights_from_root,
         loading=display.weights,
-        inspect=lambda graph: _check(graph, job, opened, display),
+        inspect=lambda graph: _check(graph, job, opened, display, source, seat),
         note=display.note,
         watch=tracer.record_beside if job.trace is not None else None,
     )
@@ -153,21 +167,32 @@ def _run(
     assembly: Assembly,
     tracer: Tracer,
     display: Display,
+    asked_to_stop: Asked,
 ) -> RunSummary:
     sink, count = opened.sink, opened.count
+    done = opened.resuming.begin(sink, assembly.agreed, count)
+    if done:
+        display.note(f"resuming: {len(done):,} of {count:,} samples are done already")
     begin = time.perf_counter()
-    arriving = _arrivals(assembly, tracer, opened.reader)
+    if opened.reader is None:
+        arriving = arrivals(assembly.wiring.inlets, tracer)
+    else:
+        size = assembly.agreed.micro_batch
+        arriving = feed_all(opened.reader, size, assembly.graph, tracer, done, asked_to_stop)
     with shortage_told(world, assembly.graph, assembly.agreed, assembly.seat):
-        _work(world, arriving, assembly, tracer, sink, count, display.samples)
+        _work(world, arriving, assembly, tracer, sink, done.missing, display.samples)
+    written = sink.finish() if sink else 0
     seconds = time.perf_counter() - begin
     assembly.wiring.close()
+    by = asked_to_stop() if world.rank == 0 else ""
+    stopped = reached(world, by, written, count)
     choice = assembly.agreed.choice
     summary = summarise(
         world,
         tracer,
         assembly.stage.weight_bytes,
         assembly.threads,
-        count,
+        (stopped.done if stopped else count) - len(done),
         seconds,
         seat=assembly.seat,
         confusion=sink.confusion() if sink else None,
@@ -175,7 +200,7 @@ def _run(
     )
     if job.trace is not None:
         _write_trace(world, job.trace, tracer, begin)
-    return summary
+    return replace(summary, stopped=stopped)
 
 
 def _preflight(world: World, job: Job) -> None:
@@ -194,7 +219,9 @@ def _preflight(world: World, job: Job) -> None:
     require_apart(written, {name: path for name, path in named.items() if path is not None})
 
 
-def _check(graph: Graph, job: Job, opened: _Opened, display: Display) -> None:
+def _check(
+    graph: Graph, job: Job, opened: _Opened, display: Display, source: Source, seat: Seat
+) -> None:
     reader = opened.reader
     limitation = graph.limitation(job.model)
     if limitation:
@@ -204,6 +231,7 @@ def _check(graph: Graph, job: Job, opened: _Opened, display: Display) -> None:
         require_batches(graph, len(reader), _example_rows(job, opened.plan), "--micro-batch")
         if job.pads_texts and job.padding == "longest":
             require_one_length(graph)
+    opened.resuming.check(graph, source, seat, opened.count)
 
 
 def _source(world: World, job: Job) -> Source:
@@ -222,12 +250,6 @@ def _read_plan(world: World, job: Job) -> Plan | None:
         ) from error
 
 
-def _arrivals(assembly: Assembly, tracer: Tracer, reader: Reader | None) -> Iterator[Arrival]:
-    if reader is None:
-        return arrivals(assembly.wiring.inlets, tracer)
-    return feed_all(reader, assembly.agreed.micro_batch, assembly.graph, tracer)
-
-
 def _work(
     world: World,
     arriving: Iterator[Arrival],
@@ -241,7 +263,7 @@ def _work(
     if sink is not None:
         if (gpu := assembly.seat.gpu) is not None:
             results = landed(results, assembly.plan.outputs, gpu, assembly.agreed.depth)
-        results = sink.take(results, assembly, count, tracer)
+        results = sink.take(results, assembly, tracer)
     if world.rank == 0:
         results = _shown(results, count, progress)
     for _ in results:

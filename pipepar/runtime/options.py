@@ -59,6 +59,8 @@ class Job:
     """The samples' right classes; None if nobody knows."""
     weights_from: Literal["disk", "root"] = "disk"
     """Who reads the weights: every rank its own ("disk"), or rank 0 for all ("root")."""
+    resume: bool = False
+    """Whether to go on with what an earlier run has left of the output, if it has."""
 
     @property
     def weights_from_root(self) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from types import TracebackType
 from typing import Final
 
 import torch
@@ -12,11 +14,13 @@ from pipepar.data.blame import blame
 from pipepar.data.classes import class_logits
 from pipepar.data.confusion import Confusion, Tally
 from pipepar.data.feed import Reader
+from pipepar.data.journal import Fields
 from pipepar.data.labels import Labelled
 from pipepar.data.tokens import entities, fillings
+from pipepar.data.unfinished import is_unfinished, take_unfinished
 from pipepar.data.writer import Writer
 from pipepar.data.writers import check_output, open_output
-from pipepar.errors import InputError
+from pipepar.errors import InputError, PipeparError
 from pipepar.microbatch import Value
 from pipepar.model.graph import Graph
 from pipepar.model.named import import_named
@@ -31,7 +35,14 @@ _NOT_OF_NUMPY: Final = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class Sink:
-    """Writes what leaves the last stage, and counts how often it was right. Local."""
+    """``with Sink(job) as sink:`` writes what leaves the last stage, and counts how often it was
+    right. Local.
+
+    Attributes:
+        left: what the job is known by that the output is left of; None if there is nothing left, or
+            it is not to be resumed.
+        overwrites: whether something is left that could have been resumed.
+    """
 
     def __init__(self, job: Job) -> None:
         """Get ready; nothing is written yet.
@@ -40,48 +51,106 @@ class Sink:
             job: its output, task, postprocess and labels count.
 
         Raises:
-            InputError: the output cannot be written, or what the task needs is missing.
+            InputError: the output cannot be written or resumed, or what the task needs is missing.
         """
         check_output(job.output)
         self._path = job.output
         self._what = f"--postprocess {job.postprocess}" if job.postprocess else job.resolved_task
         self._answer = _open_answer(job, self._what)
         self._tally = Tally(load_classes(job).names) if job.labels is not None else None
+        self._unfinished = take_unfinished(job.output) if job.resume else None
+        self.left = self._unfinished.header if self._unfinished else None
+        self.overwrites = not job.resume and is_unfinished(job.output)
+        self._writer: Writer | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Sink:
+        """Hold what is to be resumed."""
+        if self._unfinished is not None:
+            self._stack.callback(self._unfinished.partial.keep)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let go of the output; what can be resumed stays."""
+        self._stack.__exit__(kind, error, trace)
+
+    def open(self, count: int, header: Fields) -> list[tuple[int, int]]:
+        """Open the output.
+
+        Args:
+            count: number of samples.
+            header: what the job is known by.
+
+        Returns:
+            The samples that an earlier run has written, as half-open ranges.
+
+        Raises:
+            InputError: another run writes to it.
+            OSError: the file system refuses.
+        """
+        opened = open_output(self._path, count).journalled(header, self._unfinished)
+        self._writer = self._stack.enter_context(opened)
+        if self._tally is not None:
+            for note in self._writer.notes:
+                self._tally.restore(note)
+        return list(self._writer.done.runs())
 
     def take(
-        self, results: Iterator[Arrival], assembly: Assembly, count: int, tracer: Tracer
+        self, results: Iterator[Arrival], assembly: Assembly, tracer: Tracer
     ) -> Iterator[Arrival]:
         """Write all results to the output, and pass them on.
 
         Args:
             results: micro-batches with all the values known at the last stage.
             assembly: the last stage.
-            count: number of samples.
             tracer: this stage's times.
 
         Raises:
             InputError: what was returned cannot be written.
             StageError: a function of the user's failed; the cause is chained to it.
         """
-        with open_output(self._path, count) as writer:
-            for index, values in results:
-                with tracer.span("sink", index):
-                    self._write(writer, values, assembly)
-                yield index, values
+        for index, values in results:
+            with tracer.span("sink", index):
+                self._write(values, assembly)
+            yield index, values
+
+    def finish(self) -> int:
+        """Put the output under its name, or leave it to be resumed if samples are missing.
+
+        Returns:
+            The number of samples that are written.
+
+        Raises:
+            OSError: the file system refuses.
+        """
+        writer = self._opened()
+        if writer.done.missing:
+            writer.suspend()
+        self._stack.close()
+        return len(writer.done)
 
     def confusion(self) -> Confusion | None:
         """What was taken for what; None without labels."""
         return self._tally.confusion() if self._tally else None
 
-    def _write(self, writer: Writer, values: dict[str, Value], assembly: Assembly) -> None:
+    def _write(self, values: dict[str, Value], assembly: Assembly) -> None:
         output = assembly.graph.unflatten_outputs([values[n] for n in assembly.plan.outputs])
         samples: torch.Tensor = values[SAMPLES]  # type: ignore[assignment]
         extras = carried_extras(values)
-        if self._tally:
-            self._tally.add(class_logits(output), extras["label"])
+        counted = self._tally.add(class_logits(output), extras["label"]) if self._tally else None
         with blame(self._what, samples):
             rows = self._answer(output, extras)
-        writer.write(samples, rows)
+        self._opened().write(samples, rows, counted)
+
+    def _opened(self) -> Writer:
+        if self._writer is None:
+            raise PipeparError(f"output {self._path} is not open; open it before writing")
+        return self._writer
 
 
 def check_outputs(graph: Graph, job: Job, reader: Reader | None) -> None:

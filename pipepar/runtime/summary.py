@@ -19,6 +19,7 @@ from pipepar.runtime.figures import bar, readable_bytes
 from pipepar.runtime.idle import Idle, idle_shares
 from pipepar.runtime.quality import print_confusion
 from pipepar.runtime.seat import Seat
+from pipepar.runtime.stopping import Stopped
 from pipepar.trace import Kind, Totals, Tracer, bound
 
 _BAR: Final = 20
@@ -75,7 +76,7 @@ class RunSummary:
     """A whole run, the same on every rank."""
 
     samples: int
-    """Rows of the user's input."""
+    """Rows of the user's input that this run did."""
     seconds: float
     """From the first micro-batch's start to the last result."""
     stages: tuple[StageSummary, ...]
@@ -84,6 +85,8 @@ class RunSummary:
     """Which class was taken for which; None where the right ones are not known."""
     predicted: float | None = None
     """Samples a second that the plan was to reach; None where it was not made of measured times."""
+    stopped: Stopped | None = None
+    """How far the job came, if it was told to stop."""
 
     @property
     def bound(self) -> float:

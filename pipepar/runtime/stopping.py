@@ -1,0 +1,164 @@
+"""A job that is told to stop does so in order: nothing begins, what is under way is finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any, Final, TypeAlias
+
+from pipepar.comm.world import World
+from pipepar.errors import PipeparError
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)
+"""What tells a job to stop: the first is everybody's, the second is how Slurm gives warning."""
+
+STOPPED: Final = 75
+"""Exit status of a job that was stopped and can be resumed: EX_TEMPFAIL of sysexits.h."""
+
+# Launcher and batch system may both deliver one signal: seconds in which it counts once.
+_SAME: Final = 1.0
+
+
+Asked: TypeAlias = Callable[[], str]
+"""Says on rank 0 by what the job is told to stop; empty if by nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """How far a job came that was told to stop."""
+
+    by: str
+    """Name of the signal."""
+    done: int
+    """Samples whose results are on disk."""
+    count: int
+    """All samples."""
+
+    def __str__(self) -> str:
+        """One line for the user."""
+        return (
+            f"stopped by {self.by} after {self.done:,} of {self.count:,} samples; continue with "
+            "--resume"
+        )
+
+
+def nobody_asked() -> str:
+    """What a job is told that cannot be stopped. *Local.*"""
+    return ""
+
+
+def reached(world: World, by: str, written: int, count: int) -> Stopped | None:
+    """How far a job came that is at its end. *Collective.*
+
+    Args:
+        world: all ranks.
+        by: what told it to stop, empty if nothing did; rank 0's counts.
+        written: samples whose results are on disk; the last rank's counts.
+        count: all samples.
+
+    Returns:
+        None if they are all written.
+
+    Raises:
+        PipeparError: they are not, though nothing told it to stop.
+    """
+    texts = world.all_gather(json.dumps([by, written]))
+    stopped = Stopped(json.loads(texts[0])[0], json.loads(texts[-1])[1], count)
+    if stopped.done == count:
+        return None
+    if not stopped.by:
+        raise PipeparError(
+            f"{count - stopped.done} of {count} samples never arrived at the last stage; expected "
+            "all of them. Those that did are kept: run again with --resume"
+        )
+    return stopped
+
+
+class Stop:
+    """``with Stop(world, note, leave) as stop:`` takes note of signals on any rank.
+
+    A thread hears them at once, whatever the rank computes or waits for. The first on any rank
+    makes `asked` tell rank 0, the second on a rank ends that rank. *Collective*; main thread.
+    """
+
+    def __init__(
+        self, world: World, note: Callable[[str], None], leave: Callable[[str], None]
+    ) -> None:
+        """Take note of who is to be told.
+
+        Args:
+            world: all ranks.
+            note: is told, on rank 0, that the job is about to stop.
+            leave: is told the second signal; the process ends when it returns.
+        """
+        self._world = world
+        self._note = note
+        self._leave = leave
+        self._by = ""
+        self._since = 0.0
+
+    def __enter__(self) -> Stop:
+        """Begin to listen."""
+        self._bell = self._world.bell()
+        reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        # The pipe has the number already; a handler keeps the signal from ending the process.
+        self._handlers = {each: signal.signal(each, _heard) for each in SIGNALS}
+        self._thread = threading.Thread(target=self._listen, args=(reader,), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave signals to whom they were left before."""
+        for each, handler in self._handlers.items():
+            signal.signal(each, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._writer)
+        self._thread.join()
+        if error is None:
+            self._bell.close()
+
+    def asked(self) -> str:
+        """On rank 0, the name of the signal that a rank got; empty if none did. *Local.*"""
+        if not self._by and (number := self._bell.heard()):
+            self._hear(number)
+        return self._by
+
+    def _listen(self, reader: int) -> None:
+        while data := os.read(reader, 1):
+            number = data[0]
+            if number not in SIGNALS:
+                continue
+            if not self._by:
+                self._hear(number)
+                if self._world.rank != 0:
+                    self._bell.ring(number)
+            elif time.monotonic() - self._since > _SAME:
+                self._leave(signal.Signals(number).name)
+                os._exit(128 + number)
+        os.close(reader)
+
+    def _hear(self, number: int) -> None:
+        self._since = time.monotonic()
+        self._by = signal.Signals(number).name
+        if self._world.rank == 0:
+            self._note(
+                f"{self._by}: no more samples begin, those under way are finished; the same again "
+                "ends the job at once"
+            )
+
+
+def _heard(number: int, frame: FrameType | None) -> Any:
+    """A handler that does nothing."""
