@@ -85,6 +85,7 @@ def raises_first() -> nn.Module:
 
 
 def raises_last() -> nn.Module:
+    torch.manual_seed(0)
     return _model(nn.Linear(4, 4), nn.Linear(4, 4), Trap(_raise))
 
 
@@ -93,6 +94,7 @@ def kills_first() -> nn.Module:
 
 
 def kills_last() -> nn.Module:
+    torch.manual_seed(0)
     return _model(nn.Linear(4, 4), nn.Linear(4, 4), Trap(_kill))
 
 
@@ -169,3 +171,19 @@ def halves() -> nn.Module:
 
 def no_module() -> int:
     return 3
+
+
+class Slow(nn.Module):
+    """Takes its time for each micro-batch, so that a job can be met at work."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not isinstance(x, torch._subclasses.FakeTensor):
+            time.sleep(0.02)
+            if clock := os.environ.get("PIPEPAR_TEST_CLOCK"):
+                Path(clock).write_text(str(time.time()))
+        return x.clone()
+
+
+def slow() -> nn.Module:
+    torch.manual_seed(0)
+    return _model(Slow(), nn.Linear(4, 4), Slow(), nn.Linear(4, 4), Slow())

@@ -147,6 +147,15 @@ def test_a_stage_that_fails_leaves_no_output(rows: Path, tmp_path: Path) -> None
     assert status == 1
     assert "stage 0 failed on micro-batch 4, samples 8, 9: ValueError: sprung" in output
     assert "in _raise" in output  # the traceback leads to the user's own line
+    assert not (tmp_path / "o.npy").exists()
+    assert (tmp_path / ".o.npy.journal").exists()  # tests/test_resume.py goes on with it
+
+
+def test_a_job_that_fails_before_any_result_leaves_nothing(rows: Path, tmp_path: Path) -> None:
+    status, output = pipepar(
+        *("run", MLP, rows, tmp_path / "o.npy", "--postprocess", "tests.functions:nothing")
+    )
+    assert status == 1, output
     assert not list(tmp_path.glob("*o.npy*"))
 
 

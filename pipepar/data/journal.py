@@ -142,8 +142,9 @@ class Journal:
             self._pending.append(record.to_json())
             self._fresh += 1
             self._bytes += sum(stop - start for start, stop in record.ranges)
-            much = self._bytes > _MUCH
-        if much:
+            # The first at once: from then on there is something to resume, whatever happens.
+            urgent = self._file is None or self._bytes > _MUCH
+        if urgent:
             self._wake.set()
 
     def flush(self) -> None:
