@@ -25,7 +25,8 @@ from benchmarks.load import Load
 from benchmarks.peers import PipeparSide, Side, alternate
 from benchmarks.ranks import finish, mpirun, start
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
-from pipepar.comm.world import World, launched
+from pipepar.comm.launcher import launched
+from pipepar.comm.world import World
 
 _SECONDS: Final = 120
 _PASSES: Final = 3

@@ -25,7 +25,8 @@ from benchmarks.link import pin, transfer_seconds
 from benchmarks.load import Load, calibrated
 from benchmarks.peers import PipeparSide, Side, alternate
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
-from pipepar.comm.world import World, launched
+from pipepar.comm.launcher import launched
+from pipepar.comm.world import World
 
 _SECONDS: Final = 900
 _TRANSFER_SHARE: Final = 0.8

@@ -28,7 +28,8 @@ from benchmarks.link import pin, transfer_seconds
 from benchmarks.load import Load, calibrated
 from benchmarks.peers import PipeparSide, Side, alternate
 from benchmarks.report import Figure, Report, ratio, scaled
-from pipepar.comm.world import World, launched
+from pipepar.comm.launcher import launched
+from pipepar.comm.world import World
 
 _SECONDS: Final = 600
 _DEPTH: Final = 2

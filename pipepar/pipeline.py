@@ -19,7 +19,7 @@ from pipepar.comm.world import World
 from pipepar.errors import PipeparError, WireError
 from pipepar.microbatch import MicroBatch, rows, split
 from pipepar.runtime.assembly import assemble
-from pipepar.runtime.calls import OpenStream, as_call, device_of
+from pipepar.runtime.calls import OpenStream, as_call, awaited, device_of, handed
 from pipepar.runtime.choice import Wish
 from pipepar.runtime.devices import Wanted
 from pipepar.runtime.failure import FailTogether
@@ -134,7 +134,8 @@ class Pipeline:
         self._reset()
 
     def _reset(self) -> None:
-        self._tracer = Tracer(self._world.rank, clock=self._assembly.seat.clock())
+        clock, tell = self._assembly.seat.clock(), self._world.vigil.tell
+        self._tracer = Tracer(self._world.rank, clock=clock, enter=tell)
         self._samples, self._seconds = 0, 0.0
 
     @property
@@ -150,6 +151,7 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         """Watch over the job: from here on, a failure of any rank ends all."""
         self._together.__enter__()
+        self._tracer.enter("caller", 0)
         return self
 
     def __exit__(
@@ -227,8 +229,9 @@ class Pipeline:
         begin = time.perf_counter()
         try:
             with shortage_told(self._world, assembly.graph, assembly.agreed, assembly.seat):
-                yield from self._results(calls)
+                yield from handed(self._results(awaited(calls, self._tracer)), self._tracer)
         finally:
+            self._tracer.enter("caller", 0)
             self._seconds += time.perf_counter() - begin
 
     def _results(self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]]) -> Iterator[Any]:
@@ -243,7 +246,7 @@ class Pipeline:
         names = self._assembly.plan.outputs
         if channel is None:
             if (gpu := self._assembly.seat.gpu) is not None:
-                work = landed(work, names, gpu, self._assembly.agreed.depth)
+                work = landed(work, names, gpu, self._assembly.agreed.depth, self._tracer)
             for index, values in work:
                 gather.add(MicroBatch(index, tuple(values[name] for name in names)))
                 yield from gather.finished()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -18,6 +18,19 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, get_args
 from pipepar.files import write_whole
 
 Kind = Literal["source", "receive", "compute", "send", "sink"]
+Doing: TypeAlias = Kind | Literal["other", "caller"]
+"""What a stage is at: with a micro-batch, with something else, or in the hands of a script."""
+
+DOINGS: Final[dict[Doing, int]] = {
+    "other": 0,
+    "source": 1,
+    "receive": 2,
+    "compute": 3,
+    "send": 4,
+    "sink": 5,
+    "caller": 6,
+}
+"""Their numbers, as the native pulse knows them."""
 
 Mark: TypeAlias = Any
 """A point in time, as the clock made it that can read it."""
@@ -105,10 +118,18 @@ class Tracer:
         stage: the stage, 0-based.
         keep: whether to keep the spans, which take memory for every micro-batch.
         clock: what tells the time; None for the host's.
+        enter: is told what the stage begins, with which micro-batch and, if known, samples.
     """
 
-    def __init__(self, stage: int, keep: bool = False, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        stage: int,
+        keep: bool = False,
+        clock: Clock | None = None,
+        enter: Callable[..., None] = lambda *what: None,
+    ) -> None:
         self.stage = stage
+        self.enter = enter
         self.clock: Clock = clock or HostClock()
         self.totals: dict[Kind, Totals] = {kind: Totals() for kind in get_args(Kind)}
         self.gaps = 0.0
@@ -169,6 +190,7 @@ class Tracer:
     @contextmanager
     def span(self, kind: Kind, microbatch: int) -> Iterator[None]:
         """Time the body of a ``with`` statement, also when it raises."""
+        self.enter(kind, microbatch)
         begin = self.clock.now()
         try:
             yield

@@ -7,12 +7,12 @@ import pytest
 
 from benchmarks.ranks import finish, mpirun, run_ranks, start
 from pipepar.comm.launcher import (
+    launched,
     launcher_local_rank,
     launcher_rank,
     refusal,
     torchrun_below_a_rank,
 )
-from pipepar.comm.world import launched
 
 # Each before those that it counts before.
 VARIABLES = (

@@ -79,7 +79,8 @@ def _wait_for_every_rank_to_start() -> World:
 
     MPI holds the interpreter while it starts, so no thread of Python's could do that.
     """
-    from pipepar.comm.world import World, launched
+    from pipepar.comm.launcher import launched
+    from pipepar.comm.world import World
 
     if not launched():
         return World.start()

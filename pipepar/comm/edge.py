@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -33,6 +33,8 @@ class Edge:
     """First of the channel's tags; it owns `tags(depth)` of them."""
     depth: int
     """How many micro-batches each end may have under way, at least 1."""
+    waited: Callable[[], None] = lambda: None
+    """Is told, every now and then, that this rank waits for the peer."""
 
     @staticmethod
     def tags(depth: int) -> int:
@@ -68,7 +70,7 @@ def wait_for(lane: Lane, count: int, edge: Edge, what: str) -> None:
             what was to be sent; or the channel was aborted by another thread.
     """
     while not lane.wait(count, _WAIT_SECONDS):
-        pass
+        edge.waited()
     if lane.error:
         raise WireError(
             f"{what} rank {edge.peer} failed: {MPI.Get_error_string(lane.error)}; "

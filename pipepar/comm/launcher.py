@@ -9,10 +9,15 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
+from pipepar.errors import PipeparError
+
 # Of Open MPI and PMIx launchers; of MPICH's, Intel's, PALS's and Flux's, and srun's PMI-2; of
 # MVAPICH2's.
 RANK_VARIABLES: Final = ("PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 """Where a launcher writes each rank's number, where it speaks to an MPI."""
+
+# Set for every rank by each launcher that speaks to an MPI.
+_LAUNCHER_VARIABLES: Final = (*RANK_VARIABLES, "PMI_FD")
 
 # In both of these the batch systems' own come last, Slurm's after Flux's: below their daemons, the
 # ranks of an mpirun, or of a Flux that Slurm started, inherit the daemon's number.
@@ -43,6 +48,11 @@ _SRUN: Final = {
     "MPICH": "--mpi=pmi2",
     "MVAPICH": "--mpi=pmi2",
 }
+
+
+def launched() -> bool:
+    """Whether a launcher started this process as a rank. *Local.*"""
+    return any(name in os.environ for name in _LAUNCHER_VARIABLES)
 
 
 def launcher_rank() -> int:

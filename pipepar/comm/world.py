@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, cast
 
 from pipepar.comm.bell import Bell
 from pipepar.comm.channel import Receiver, Sender
-from pipepar.comm.launcher import RANK_VARIABLES, refusal, torchrun_below_a_rank
+from pipepar.comm.launcher import launched, refusal, torchrun_below_a_rank
 from pipepar.comm.link import Link
+from pipepar.comm.vigil import Vigil
 from pipepar.errors import PeerError, PipeparError, PlanError
 
 if TYPE_CHECKING:
@@ -34,19 +35,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Set for every rank by each launcher that speaks to an MPI.
-_LAUNCHER_VARIABLES: Final = (*RANK_VARIABLES, "PMI_FD")
 # Seconds between two looks of the progress engine. Waking up costs a computing core 25 us, most
 # of it in the kernel and the caches: half a per cent. A network's buffers bridge the gap; see
 # benchmarks/README.md.
 PROGRESS_PERIOD: Final = 5e-3
 # A job that cannot even abort in order is ended all the same.
 _ABORT_SECONDS: Final = 3.0
-
-
-def launched() -> bool:
-    """Whether a launcher started this process as a rank. *Local.*"""
-    return any(name in os.environ for name in _LAUNCHER_VARIABLES)
 
 
 class World:
@@ -58,6 +52,7 @@ class World:
         host: name of this process's machine.
         hosts: for each rank, by rank, the name of its machine.
         cores: for each rank on this machine, by rank, the cores it is bound to.
+        vigil: what keeps watch over the ranks, once it has begun.
     """
 
     def __init__(
@@ -68,6 +63,7 @@ class World:
         self._engine: Engine | None = None
         self._next_tag = 0
         self._communicators: list[Communicators] = []
+        self.vigil = Vigil()
         self.rank = comm.rank if comm else 0
         self.size = comm.size if comm else 1
         self.host = platform.node()
@@ -89,8 +85,13 @@ class World:
             _refuse(refusal())
             return cls(None, progress_period)
         _refuse(torchrun_below_a_rank())
+        launcher = os.getppid()
         from mpi4py import MPI
 
+        if launched():
+            from pipepar.comm.orphan import end_with_launcher
+
+            end_with_launcher(launcher)
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             raise PipeparError(
                 f"MPI runs at thread level {MPI.Query_thread()}, pipepar needs MPI_THREAD_MULTIPLE "
@@ -105,10 +106,11 @@ class World:
         """Rank 0's text, on every rank. *Collective.*"""
         if self._comm is None:
             return text
-        length = bytearray(len(text.encode()).to_bytes(8, "little"))
-        self._comm.Bcast(length)
-        data = bytearray(text.encode() if self.rank == 0 else int.from_bytes(length, "little"))
-        self._comm.Bcast(data)
+        with self.vigil.waiting():
+            length = bytearray(len(text.encode()).to_bytes(8, "little"))
+            self._comm.Bcast(length)
+            data = bytearray(text.encode() if self.rank == 0 else int.from_bytes(length, "little"))
+            self._comm.Bcast(data)
         return data.decode()
 
     def all_gather(self, text: str) -> list[str]:
@@ -117,9 +119,10 @@ class World:
             return [text]
         data = text.encode()
         lengths = array("q", bytes(8 * self.size))
-        self._comm.Allgather(array("q", [len(data)]), lengths)
-        gathered = bytearray(sum(lengths))
-        self._comm.Allgatherv(data, [gathered, lengths.tolist()])
+        with self.vigil.waiting():
+            self._comm.Allgather(array("q", [len(data)]), lengths)
+            gathered = bytearray(sum(lengths))
+            self._comm.Allgatherv(data, [gathered, lengths.tolist()])
         ends = list(itertools.accumulate(lengths))
         return [gathered[end - n : end].decode() for end, n in zip(ends, lengths, strict=True)]
 
@@ -206,12 +209,13 @@ class World:
         links = list(links)
         couriers = self._couriers(links, gpu)
         ends = Ends(self._start_engine(), gpu, couriers, watch)
+        waited = self.vigil.waited
         for link in links:
             if link.consumer == self.rank:
-                edge = Edge(self._comm, link.producer, self._next_tag, link.depth)
+                edge = Edge(self._comm, link.producer, self._next_tag, link.depth, waited)
                 receivers[link.producer] = ends.receiver(link, edge)
             if link.producer == self.rank:
-                edge = Edge(self._comm, link.consumer, self._next_tag, link.depth)
+                edge = Edge(self._comm, link.consumer, self._next_tag, link.depth, waited)
                 senders[link.consumer] = ends.sender(link, edge)
             self._next_tag += Edge.tags(link.depth)
         return receivers, senders
@@ -232,6 +236,9 @@ class World:
 
     def close(self) -> None:
         """Let go of MPI; every channel must be closed. *Collective*, may be called twice."""
+        if self.vigil.kept:
+            self.all_gather("")  # nobody misses one that has done its part
+            self.vigil.close()
         for communicators in self._communicators:
             communicators.close()
         if self._engine:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from pipepar.microbatch import MicroBatch
+from pipepar.trace import Tracer
+
+T = TypeVar("T")
 
 
 def as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -18,6 +21,26 @@ def as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, dict):
         return (), batch
     return (batch,), {}
+
+
+def awaited(calls: Iterator[T], tracer: Tracer) -> Iterator[T]:
+    """The calls, for each of which the caller may take its time. *Local.*"""
+    while True:
+        tracer.enter("caller", 0)
+        call = next(calls, None)
+        tracer.enter("other", 0)
+        if call is None:
+            return
+        yield call
+
+
+def handed(results: Iterator[T], tracer: Tracer) -> Iterator[T]:
+    """The results, each of which the caller may keep for as long as it likes. *Local.*"""
+    tracer.enter("other", 0)
+    for result in results:
+        tracer.enter("caller", 0)
+        yield result
+        tracer.enter("other", 0)
 
 
 def device_of(leaves: Sequence[Any]) -> torch.device:

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from pipepar.comm.world import World
 from pipepar.errors import PeerError, PipeparError, StageError
+from pipepar.runtime.watchdog import keep_watch
 
 
 def report(world: World, error: BaseException) -> str:
@@ -43,7 +44,8 @@ class FailTogether:
         self._thread_hook = threading.excepthook
 
     def __enter__(self) -> FailTogether:
-        """Begin to watch."""
+        """Begin to watch. *Collective.*"""
+        keep_watch(self._world)
         threading.excepthook = self._in_thread
         return self
 

@@ -142,6 +142,7 @@ def feed_all(
         InputError: a sample cannot be read, or does not fit what was captured.
         StageError: a function of the user's failed; the cause is chained to it.
     """
+    tracer.enter("source", 0)
     begin = tracer.clock.now()
     for index, feed in enumerate(reader.feeds(micro_batch, done)):
         if asked_to_stop():
@@ -152,6 +153,7 @@ def feed_all(
         values.update(zip(graph.inputs, inputs, strict=True))
         tracer.record("source", index, begin, tracer.clock.now())
         yield index, values
+        tracer.enter("source", index + 1)
         begin = tracer.clock.now()
 
 

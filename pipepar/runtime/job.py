@@ -67,7 +67,7 @@ def run_job(
             opened = _open(world, seen, sink, resuming)
             source = world.together(lambda: _source(world, seen))
         seat = take_seat(world, job.device, display.note)
-        tracer = Tracer(world.rank, keep=job.trace is not None, clock=seat.clock())
+        tracer = Tracer(world.rank, job.trace is not None, seat.clock(), world.vigil.tell)
         assembly = _assembled(world, job, opened, source, seat, tracer, display)
         del source  # a factory's model, whole; the stage has what it needs of it
         return _run(world, job, opened, assembly, tracer, display, asked_to_stop)
@@ -262,7 +262,7 @@ def _work(
     results = run(assembly.program, arriving, assembly.wiring.outlets, tracer)
     if sink is not None:
         if (gpu := assembly.seat.gpu) is not None:
-            results = landed(results, assembly.plan.outputs, gpu, assembly.agreed.depth)
+            results = landed(results, assembly.plan.outputs, gpu, assembly.agreed.depth, tracer)
         results = sink.take(results, assembly, tracer)
     if world.rank == 0:
         results = _shown(results, count, progress)

@@ -15,6 +15,7 @@ from pipepar.comm.slots import Outbox
 from pipepar.comm.wire import describe
 from pipepar.microbatch import Value
 from pipepar.runtime.loop import Arrival
+from pipepar.trace import Tracer
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class _Landing:
 
 
 def landed(
-    results: Iterator[Arrival], names: Sequence[str], gpu: Gpu, ahead: int
+    results: Iterator[Arrival], names: Sequence[str], gpu: Gpu, ahead: int, tracer: Tracer
 ) -> Iterator[Arrival]:
     """Copy results to the host while the GPU computes on. *Local.*
 
@@ -53,6 +54,7 @@ def landed(
         names: those to copy; what lies on the host already comes along, the rest is left behind.
         gpu: where they are computed.
         ahead: micro-batches that may be computed beyond the one that is waited for, at least 1.
+        tracer: is told of the wait, which is for a GPU or for whom that waits for.
 
     Yields:
         The same micro-batches in order, each once it has arrived.
@@ -62,9 +64,16 @@ def landed(
     for index, values in results:
         under_way.append(_landing(index, values, names, gpu, outbox))
         while under_way and (len(under_way) > ahead or under_way[0].done.query()):
-            yield under_way.popleft().wait()
+            yield _landed(under_way.popleft(), tracer)
     while under_way:
-        yield under_way.popleft().wait()
+        yield _landed(under_way.popleft(), tracer)
+
+
+def _landed(landing: _Landing, tracer: Tracer) -> Arrival:
+    tracer.enter("send", landing.index)
+    arrival = landing.wait()
+    tracer.enter("other", landing.index)
+    return arrival
 
 
 def _landing(

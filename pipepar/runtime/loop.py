@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -58,7 +59,8 @@ def arrivals(inlets: Sequence[Inlet], tracer: Tracer) -> Iterator[Arrival]:
         WireError: the channels disagree about what comes next.
     """
     streams = [inlet.channel.receive() for inlet in inlets]
-    while True:
+    for expected in itertools.count():
+        tracer.enter("receive", expected)
         begin = tracer.clock.now()
         parts = [next(stream, None) for stream in streams]
         present = [part for part in parts if part is not None]
@@ -88,6 +90,7 @@ def run(
     """
     stage, now = tracer.stage, tracer.clock.now
     for index, values in source:
+        tracer.enter("compute", index, values.get(SAMPLES))
         begin = now()
         try:
             outputs = program.compute(tuple(values[name] for name in program.inputs))
@@ -97,8 +100,10 @@ def run(
         tracer.record("compute", index, begin, computed)
         values.update(zip(program.outputs, outputs, strict=True))
         if outlets:
+            tracer.enter("send", index)
             _send(index, values, outlets, stage)
             tracer.record("send", index, computed, now())
+        tracer.enter("other", index)
         yield index, values
     for outlet in outlets:
         outlet.channel.end()

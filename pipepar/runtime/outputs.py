@@ -117,6 +117,7 @@ class Sink:
         for index, values in results:
             with tracer.span("sink", index):
                 self._write(values, assembly)
+            tracer.enter("other", index)
             yield index, values
 
     def finish(self) -> int:

@@ -14,8 +14,8 @@ from typing import Any, Final, cast
 
 import torch
 
-from pipepar.comm.launcher import launcher_local_rank
-from pipepar.comm.world import World, launched
+from pipepar.comm.launcher import launched, launcher_local_rank
+from pipepar.comm.world import World
 from pipepar.runtime.devices import SHARING, Claim, may_share, share_out, visible_gpus
 from pipepar.runtime.facts import RankFacts, Space
 from pipepar.runtime.figures import readable_bytes

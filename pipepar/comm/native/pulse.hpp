@@ -1,0 +1,299 @@
+// The pulse: every rank tells its neighbours that it lives and what it is at, and listens for theirs.
+//
+// One native thread sends a beat every fraction of a second, and judges: a rank that is at its own work
+// for too long says so of itself, since only it knows; of one that is silent, who listens for it says so.
+// The thread takes no GIL and calls no MPI, so a rank that is stuck in either beats on. Beats go round the
+// ring and to rank 0, which therefore sees all and tells the user; where rank 0 is the one, its neighbour.
+//
+// Time is what this thread lives through: while the whole process, or the machine, stands still, nobody
+// grows older, and nobody is taken for silent because we were.
+
+#pragma once
+
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "beat.hpp"
+#include "block.hpp"
+#include "standing.hpp"
+
+namespace pulse {
+
+using Clock = std::chrono::steady_clock;
+
+// Seconds.
+constexpr double kGather = 1.5;      // for the others' stacks
+constexpr double kHeir = 0.5;        // until rank 1 speaks where rank 0 cannot
+constexpr double kAnybody = 2.5;     // until anybody does
+constexpr double kPython = 1.0;      // for Python to take the block
+constexpr double kAbort = 4.0;       // for the job to be ended in order, after that
+constexpr double kBystander = 8.0;   // until a rank that was told ends by itself
+
+struct Peer {
+  int rank = 0;
+  std::vector<sockaddr_in> places;
+  int process = -1;  // a pidfd where it runs on this machine
+  bool heard = false, left = false, dumped = false;
+  double last = 0;  // when it was heard, lived seconds
+};
+
+class Pulse {
+ public:
+  Pulse(int rank, std::vector<std::string> hosts, std::uint64_t cookie, Limits limits)
+      : rank_(rank), hosts_(std::move(hosts)), cookie_(cookie), limits_(limits), ranks_(hosts_.size()),
+        bell_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+  ~Pulse() {
+    close();
+    for (const Peer &peer : peers_)
+      if (peer.process >= 0) ::close(peer.process);
+    ::close(bell_);
+  }
+
+  int port() const { return post_.port(); }
+
+  // Exchange beats with a rank; process is its id where it runs on this machine, else 0.
+  void meet(int rank, const std::vector<std::string> &addresses, int port, int process) {
+    Peer peer;
+    peer.rank = rank;
+    for (const std::string &address : addresses) peer.places.push_back(place(address, port));
+#ifdef SYS_pidfd_open
+    if (process > 0) peer.process = static_cast<int>(syscall(SYS_pidfd_open, process, 0));
+#endif
+    peers_.push_back(std::move(peer));
+  }
+
+  void start(int signal, int stacks, const std::string &file, const std::string &files) {
+    signal_ = signal, stacks_ = stacks, file_ = file, files_ = files;
+    thread_ = std::thread([this] { run(); });
+  }
+
+  void enter(int kind, std::int64_t index, std::uintptr_t samples, std::int64_t count) {
+    const auto *rows = reinterpret_cast<const std::int64_t *>(samples);
+    standing_.enter(kind, index, count > 0 ? rows[0] : -1, count > 0 ? rows[count - 1] : -1);
+  }
+  void waits(bool begins) { standing_.waits(begins); }
+  void waited() { standing_.waited(); }
+
+  // The block, once this rank is to tell the user; empty when the pulse is closed first.
+  std::string wait() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    told_.wait(lock, [this] { return stop_.load() || !block_.empty(); });
+    if (claimed_) return "";
+    claimed_ = !block_.empty();
+    return block_;
+  }
+
+  void close() {
+    stop_.store(true);
+    { std::lock_guard<std::mutex> guard(mutex_); }
+    told_.notify_all();
+    const std::uint64_t one = 1;
+    (void)!write(bell_, &one, sizeof one);
+    if (thread_.joinable()) thread_.join();
+  }
+
+ private:
+  static double since(Clock::time_point then) {
+    return std::chrono::duration<double>(Clock::now() - then).count();
+  }
+
+  void run() {
+    sigset_t signals;  // Signals are for Python's main thread.
+    sigfillset(&signals);
+    pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+    auto last = Clock::now();
+    while (!stop_.load()) {
+      pollfd ears[] = {{post_.descriptor(), POLLIN, 0}, {bell_, POLLIN, 0}};
+      const double rest = std::max(0.0, limits_.beat() - since(last));
+      (void)poll(ears, 2, static_cast<int>(rest * 1e3) + 1);
+      listen();
+      if (since(last) < limits_.beat()) continue;
+      standing_.live(std::min(since(last), 2 * limits_.beat()));
+      last = Clock::now();
+      doing_ = standing_.look(limits_.beat());
+      if (verdict_.cause == kNone) accuse(find());
+      if (verdict_.cause != kNone && !ending_ && since(accused_) >= patience()) end(true);
+      beat();
+      finish();
+    }
+    for (int time = 0; time < 3; ++time) beat(true);
+  }
+
+  void listen() {
+    Beat beat;
+    while (post_.receive(beat)) {
+      if (beat.cookie != cookie_) continue;
+      const auto peer = std::find_if(peers_.begin(), peers_.end(), [&](const Peer &p) { return p.rank == beat.rank; });
+      if (peer == peers_.end()) continue;
+      peer->heard = true;
+      peer->left = beat.leaving != 0;
+      peer->dumped = beat.dumped != 0;
+      peer->last = standing_.lived();
+      ranks_[peer->rank] = {true, beat.doing};
+      standing_.learn(beat.longest);
+      if (beat.verdict.cause == kNone || beat.verdict.rank < 0 || beat.verdict.rank >= size()) continue;
+      if (beat.verdict.final != 0 && !ending_) {
+        verdict_ = beat.verdict;
+        end(false);
+      } else {
+        accuse(beat.verdict);
+      }
+    }
+  }
+
+  int size() const { return static_cast<int>(hosts_.size()); }
+
+  void accuse(const Verdict &verdict) {
+    if (verdict.cause == kNone || verdict_.cause != kNone) return;
+    verdict_ = verdict;
+    accused_ = Clock::now();
+    beat();
+    if (rank_ == 0) end(true);
+  }
+
+  double patience() const {
+    if (rank_ == 0) return 0;
+    return rank_ == 1 && verdict_.cause == kSilent && verdict_.rank == 0 ? kHeir : kAnybody;
+  }
+
+  Verdict find() const {
+    Verdict verdict;
+    const double deadline = limits_.deadline(standing_.longest());
+    const double given = doing_.kind == kOther ? limits_.ceiling : deadline;
+    if (doing_.waits == 0 && doing_.kind != kCaller && doing_.seconds > given) {
+      verdict.cause = kStalled, verdict.rank = rank_, verdict.doing = doing_, verdict.limit = given;
+      return verdict;
+    }
+    for (const Peer &peer : peers_) {
+      const double silence = standing_.lived() - peer.last;
+      if (!peer.heard || peer.left || silence <= limits_.silence) continue;
+      verdict.cause = kSilent, verdict.rank = peer.rank, verdict.limit = limits_.silence;
+      verdict.doing = ranks_[peer.rank].doing, verdict.doing.seconds = silence;
+      return verdict;
+    }
+    if (rank_ == 0 && nobody_moves(deadline)) {
+      const auto begin = ranks_.begin();
+      const auto blocked = std::find_if(begin, ranks_.end() - 1, [](const Last &r) { return r.doing.kind != kSend; });
+      verdict.cause = kStuck, verdict.rank = static_cast<int>(blocked - begin), verdict.limit = deadline;
+      verdict.doing = verdict.rank == 0 ? doing_ : blocked->doing;
+    }
+    return verdict;
+  }
+
+  bool nobody_moves(double deadline) const {
+    const auto stands = [&](const Doing &doing) { return doing.waits != 0 && doing.seconds > deadline; };
+    return stands(doing_) && std::all_of(peers_.begin(), peers_.end(), [&](const Peer &peer) {
+      return peer.heard && !peer.left && stands(ranks_[peer.rank].doing);
+    });
+  }
+
+  void beat(bool leaving = false) {
+    Beat beat;
+    beat.cookie = cookie_, beat.rank = rank_, beat.leaving = leaving, beat.dumped = dumped_;
+    beat.longest = standing_.longest(), beat.doing = doing_, beat.verdict = verdict_;
+    ranks_[rank_] = {true, doing_};
+    for (const Peer &peer : peers_) post_.send(beat, peer.places);
+  }
+
+  // The job is to end: everybody writes its stacks; who speaks waits for these.
+  void end(bool speaks) {
+    ending_ = true, speaks_ = speaks, ended_ = Clock::now();
+    verdict_.final = 1;
+    beat();
+    wake_accused();
+    dump();
+    dumped_ = true;
+    beat();
+  }
+
+  // Who was only stopped can say where, and ends as the others do.
+  void wake_accused() const {
+#ifdef SYS_pidfd_send_signal
+    for (const Peer &peer : peers_)
+      if (verdict_.cause == kSilent && peer.rank == verdict_.rank && peer.process >= 0)
+        (void)syscall(SYS_pidfd_send_signal, peer.process, SIGCONT, nullptr, 0);
+#endif
+  }
+
+  // Has Python's own handler write the stacks of all threads, which takes no GIL.
+  void dump() const {
+    if (lseek(stacks_, 0, SEEK_SET) != 0 || ftruncate(stacks_, 0) != 0) return;
+    sigset_t only;
+    sigemptyset(&only);
+    sigaddset(&only, signal_);
+    pthread_sigmask(SIG_UNBLOCK, &only, nullptr);
+    raise(signal_);
+    pthread_sigmask(SIG_BLOCK, &only, nullptr);
+    std::string said = text("=== rank %d of %d on %s: %s for %.1f s\n", rank_, size(), hosts_[rank_].c_str(),
+                            words(doing_).c_str(), doing_.seconds);
+    std::vector<char> stacks(1 << 20);
+    const ssize_t length = pread(stacks_, stacks.data(), stacks.size(), 0);
+    if (length > 0) said.append(stacks.data(), static_cast<std::size_t>(length));
+    said += "\n";
+    // In one write, so that several ranks can share a file.
+    const int file = open(file_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    (void)!write(file < 0 ? STDERR_FILENO : file, said.data(), said.size());
+    if (file >= 0) ::close(file);
+  }
+
+  // Ends this rank, whatever becomes of the orderly way.
+  void finish() {
+    if (!ending_) return;
+    const double passed = since(ended_);
+    if (!speaks_) {
+      if (passed > kBystander) _exit(1);
+      return;
+    }
+    const bool all = std::all_of(peers_.begin(), peers_.end(), [](const Peer &p) { return p.dumped || p.left; });
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (block_.empty() && (all || passed > kGather)) {
+      block_ = block(verdict_, ranks_, hosts_, files_, limits_.ceiling);
+      handed_ = Clock::now();
+      told_.notify_all();
+    }
+    if (block_.empty()) return;
+    if (!claimed_ && since(handed_) > kPython) {
+      claimed_ = true;
+      const std::string said = "\n" + block_ + "\n";
+      (void)!write(STDERR_FILENO, said.data(), said.size());
+      ended_by_us_ = true;
+    }
+    if (since(handed_) > (ended_by_us_ ? kPython + 0.2 : kAbort)) _exit(1);
+  }
+
+  const int rank_;
+  const std::vector<std::string> hosts_;
+  const std::uint64_t cookie_;
+  const Limits limits_;
+  Standing standing_;
+  Post post_;
+  std::vector<Peer> peers_;
+  std::vector<Last> ranks_;
+  Doing doing_;
+  Verdict verdict_;
+  Clock::time_point accused_, ended_, handed_;
+  bool ending_ = false, speaks_ = false, dumped_ = false, ended_by_us_ = false;
+  int signal_ = 0, stacks_ = -1;
+  std::string file_, files_;
+  const int bell_;
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable told_;
+  std::string block_;
+  bool claimed_ = false;
+  std::atomic<bool> stop_{false};
+  std::thread thread_;
+};
+
+}  // namespace pulse
