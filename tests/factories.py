@@ -4,8 +4,10 @@ A Sequential is cut at its children and runs them as they are, so a child may mi
 pipeline runs. When it does, it first writes the time to the file that PIPEPAR_TEST_CLOCK names.
 """
 
+import ctypes
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,24 +15,31 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pipepar.comm.launcher import launcher_rank
+
 
 class Trap(nn.Module):
     """Does something unkind to the fifth micro-batch it sees."""
 
-    def __init__(self, spring: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, spring: Callable[[torch.Tensor], torch.Tensor], armed: bool = True) -> None:
         super().__init__()
         self._spring = spring
+        self._armed = armed
         self._seen = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if isinstance(x, torch._subclasses.FakeTensor):
             return x.clone()
         self._seen += 1
-        if self._seen < 5:
+        if self._seen != 5 or not self._armed:
             return x.clone()
-        if clock := os.environ.get("PIPEPAR_TEST_CLOCK"):
-            Path(clock).write_text(str(time.time()))
+        _mark()
         return self._spring(x)
+
+
+def _mark() -> None:
+    if clock := os.environ.get("PIPEPAR_TEST_CLOCK"):
+        Path(clock).write_text(str(time.time()))
 
 
 def _raise(x: torch.Tensor) -> torch.Tensor:
@@ -45,6 +54,26 @@ def _kill(x: torch.Tensor) -> torch.Tensor:
 def _stay(x: torch.Tensor) -> torch.Tensor:
     time.sleep(600)
     return x
+
+
+def _stop(x: torch.Tensor) -> torch.Tensor:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(600)
+    return x
+
+
+def _hold(x: torch.Tensor) -> torch.Tensor:
+    """Keeps the GIL for ever."""
+    ctypes.PyDLL(None).sleep(600)
+    return x
+
+
+def _pause(x: torch.Tensor) -> torch.Tensor:
+    """Is away for a while, and a while later slow."""
+    subprocess.Popen(["sh", "-c", f"sleep 1.2; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(1.2)
+    return x.clone()
 
 
 def _narrow(x: torch.Tensor) -> torch.Tensor:
@@ -127,6 +156,19 @@ def slow_last() -> nn.Module:
     """[b, 1024] to [b, 1024]; nearly all of the time goes into the last layer."""
     torch.manual_seed(0)
     return _model(*(nn.Linear(1024, 1024) for _ in range(6)), Slow())
+
+
+_SPRINGS = {"kill": _kill, "stop": _stop, "stay": _stay, "hold": _hold, "pause": _pause}
+
+
+def trapped() -> nn.Module:
+    """Springs what the first word of PIPEPAR_TEST_TRAP says, on the rank that the second says."""
+    what, where = os.environ.get("PIPEPAR_TEST_TRAP", "stay -1").split()
+    here = launcher_rank() == int(where)
+    if here and what == "load":
+        _mark()
+        time.sleep(600)
+    return _model(*(Trap(_SPRINGS.get(what, torch.clone), here) for _ in range(3)))
 
 
 class Two(nn.Module):

@@ -1,6 +1,9 @@
 """Functions that tests name as tests.functions:NAME, for before and after a model."""
 
+import os
+import time
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +58,13 @@ def one_row(rows: torch.Tensor) -> Any:
 def fails_at_6(rows: torch.Tensor) -> torch.Tensor:
     if rows.max() >= 6:
         raise KeyError("six")
+    return rows
+
+
+def hangs_at_6(rows: torch.Tensor) -> torch.Tensor:
+    if rows.max() >= 6:
+        Path(os.environ["PIPEPAR_TEST_CLOCK"]).write_text(str(time.time()))
+        time.sleep(600)
     return rows
 
 

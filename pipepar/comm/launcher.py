@@ -9,8 +9,6 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
-from pipepar.errors import PipeparError
-
 # Of Open MPI and PMIx launchers; of MPICH's, Intel's, PALS's and Flux's, and srun's PMI-2; of
 # MVAPICH2's.
 RANK_VARIABLES: Final = ("PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")

@@ -88,6 +88,6 @@ def _stacks(world: World, told: IO[bytes]) -> Stacks:
 
 def _end_when_told(world: World, pulse: Pulse, told: IO[bytes]) -> None:
     block = pulse.wait()
-    if block:
+    if block and pulse.claim():
         world.abort(block)
     told.close()

@@ -85,8 +85,11 @@ class Pulse:
     def wait(self) -> str:
         """Wait until this rank is to tell the user and end the job; the block to tell.
 
-        Without the GIL. Empty where the pulse was closed, or has told it by itself.
+        Without the GIL. Empty where the pulse was closed.
         """
+
+    def claim(self) -> bool:
+        """Whether the caller is to tell it; False where the pulse, tired of waiting, has."""
 
     def close(self) -> None:
         """Tell the others that no more beats will follow, and stop; may be called twice."""

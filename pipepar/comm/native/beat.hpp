@@ -124,4 +124,13 @@ inline sockaddr_in place(const std::string &address, int port) {
   return there;
 }
 
+// A rank that beats are exchanged with.
+struct Peer {
+  int rank = 0;
+  std::vector<sockaddr_in> places;
+  int process = -1;  // a pidfd where it runs on this machine
+  bool heard = false, left = false, dumped = false;
+  double last = 0;  // when it was heard, lived seconds
+};
+
 }  // namespace pulse

@@ -28,5 +28,6 @@ NB_MODULE(_pulse, module) {
       .def("waits", &Pulse::waits, nb::arg("begins"))
       .def("waited", &Pulse::waited)
       .def("wait", &Pulse::wait, free)
+      .def("claim", &Pulse::claim)
       .def("close", &Pulse::close, free);
 }

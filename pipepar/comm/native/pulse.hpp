@@ -24,6 +24,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "beat.hpp"
 #include "block.hpp"
@@ -40,14 +41,6 @@ constexpr double kAnybody = 2.5;     // until anybody does
 constexpr double kPython = 1.0;      // for Python to take the block
 constexpr double kAbort = 4.0;       // for the job to be ended in order, after that
 constexpr double kBystander = 8.0;   // until a rank that was told ends by itself
-
-struct Peer {
-  int rank = 0;
-  std::vector<sockaddr_in> places;
-  int process = -1;  // a pidfd where it runs on this machine
-  bool heard = false, left = false, dumped = false;
-  double last = 0;  // when it was heard, lived seconds
-};
 
 class Pulse {
  public:
@@ -90,9 +83,13 @@ class Pulse {
   std::string wait() {
     std::unique_lock<std::mutex> lock(mutex_);
     told_.wait(lock, [this] { return stop_.load() || !block_.empty(); });
-    if (claimed_) return "";
-    claimed_ = !block_.empty();
     return block_;
+  }
+
+  // Whether the caller, who has come as far as this, is the one to tell it.
+  bool claim() {
+    std::lock_guard<std::mutex> guard(mutex_);
+    return !std::exchange(claimed_, true);
   }
 
   void close() {
@@ -160,12 +157,12 @@ class Pulse {
     verdict_ = verdict;
     accused_ = Clock::now();
     beat();
-    if (rank_ == 0) end(true);
+    if (patience() == 0) end(true);
   }
 
   double patience() const {
-    if (rank_ == 0) return 0;
-    return rank_ == 1 && verdict_.cause == kSilent && verdict_.rank == 0 ? kHeir : kAnybody;
+    const bool headless = verdict_.cause == kSilent && verdict_.rank == 0;
+    return rank_ == (headless ? 1 : 0) ? (headless ? kHeir : 0) : kAnybody;
   }
 
   Verdict find() const {
@@ -213,6 +210,7 @@ class Pulse {
     verdict_.final = 1;
     beat();
     wake_accused();
+    doing_ = standing_.look(limits_.beat());
     dump();
     dumped_ = true;
     beat();
