@@ -23,8 +23,9 @@ from benchmarks.gpus import NO_GPU, Gpus, NoPlace, place
 from benchmarks.launch import rank_command, watch
 from benchmarks.ranks import mpirun
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
+from pipepar.comm.launcher import launched
 from pipepar.comm.nccl import Nccl
-from pipepar.comm.world import World, launched
+from pipepar.comm.world import World
 from pipepar.runtime.seat import Seat, take_seat
 
 _SECONDS: Final = 540

@@ -233,7 +233,7 @@ class Line:
         source = self._feed(count) if self._world.rank == 0 else arrivals(inlets, tracer)
         results = run(replace(assembly.program, compute=compute), source, outlets, tracer)
         if self._world.rank == self._world.size - 1:
-            results = landed(results, assembly.plan.outputs, self._gpu, _DEPTH)
+            results = landed(results, assembly.plan.outputs, self._gpu, _DEPTH, tracer)
         for index, _ in results:
             after(index)
 
@@ -272,7 +272,7 @@ class Copies:
 
         def stream() -> None:
             made = results()
-            for _ in landed(made, ("y",), self._gpu, _AHEAD) if copies else made:
+            for _ in landed(made, ("y",), self._gpu, _AHEAD, Tracer(0)) if copies else made:
                 pass
 
         return timed(self._gpu, stream)

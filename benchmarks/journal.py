@@ -17,7 +17,8 @@ from unittest.mock import patch
 
 from benchmarks.launch import launch
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
-from pipepar.comm.world import World, launched
+from pipepar.comm.launcher import launched
+from pipepar.comm.world import World
 from pipepar.data.writer import Writer
 from pipepar.runtime.failure import FailTogether
 from pipepar.runtime.job import Job, run_job

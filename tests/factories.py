@@ -141,7 +141,7 @@ def hoards_last() -> nn.Module:
     return _model(nn.Linear(4, 4), nn.Linear(4, 4), Trap(_hoard))
 
 
-class Slow(nn.Module):
+class SlowGpu(nn.Module):
     """Keeps a GPU busy for some milliseconds, but not the host that tells it to."""
 
     cycles = 10_000_000
@@ -155,7 +155,7 @@ class Slow(nn.Module):
 def slow_last() -> nn.Module:
     """[b, 1024] to [b, 1024]; nearly all of the time goes into the last layer."""
     torch.manual_seed(0)
-    return _model(*(nn.Linear(1024, 1024) for _ in range(6)), Slow())
+    return _model(*(nn.Linear(1024, 1024) for _ in range(6)), SlowGpu())
 
 
 _SPRINGS = {"kill": _kill, "stop": _stop, "stay": _stay, "hold": _hold, "pause": _pause}

@@ -72,7 +72,7 @@ def results_of(
 ) -> Iterator[Arrival]:
     upload, compute = Upload(gpu), stage(gpu, forwards)
     program = Program(NAMES, NAMES, lambda values: compute(upload(values)))
-    return landed(run(program, arriving, (), Tracer(0)), NAMES, gpu, ahead)
+    return landed(run(program, arriving, (), Tracer(0)), NAMES, gpu, ahead, Tracer(0))
 
 
 def look(gpu: SimulatedGpu, values: dict[str, Value]) -> list[tuple[TensorSpec | None, Value]]:
@@ -225,7 +225,7 @@ def test_results_are_waited_for_when_so_many_are_computed_beyond(
             pass
 
     monkeypatch.setattr(landing, "wait_for_event", wait)
-    for index, values in landed(source(), ["a"], gpu, ahead):
+    for index, values in landed(source(), ["a"], gpu, ahead, Tracer(0)):
         assert torch.equal(values["a"], torch.full((5,), index))  # type: ignore[arg-type]
         assert "b" not in values, "what nobody asked for stays on the GPU"
     # None comes by itself here, so each is waited for: with all those beyond it on their way.
@@ -242,7 +242,7 @@ def test_results_take_a_slot_for_each_that_is_under_way() -> None:
         return give(nbytes)
 
     gpu.empty = empty  # type: ignore[method-assign]
-    for _ in landed(((index, {"a": value}) for index in range(12)), ["a"], gpu, ahead=3):
+    for _ in landed(((index, {"a": value}) for index in range(12)), ["a"], gpu, 3, Tracer(0)):
         pass
     assert [nbytes for nbytes in taken if nbytes] == [400] * 4
 
@@ -256,7 +256,7 @@ def test_results_that_are_to_be_conjugated_yet() -> None:
         lazy = computed(gpu, value).conj()
         yield 0, {"a": lazy, "b": lazy.imag}
 
-    ((_, found),) = landed(source(), ["a", "b"], gpu, ahead=1)
+    ((_, found),) = landed(source(), ["a", "b"], gpu, 1, Tracer(0))
     assert torch.equal(found["a"], value.conj())  # type: ignore[arg-type]
     assert torch.equal(found["b"], -value.imag)  # type: ignore[arg-type]
     scheduler.assert_ordered()
@@ -274,6 +274,6 @@ def test_results_that_have_come_are_not_held_back() -> None:
             yield index, {"a": computed(gpu, torch.full((5,), index))}
             scheduler.drain()
 
-    found = [(index, made) for index, _ in landed(source(), ["a"], gpu, ahead=4)]
+    found = [(index, made) for index, _ in landed(source(), ["a"], gpu, 4, Tracer(0))]
     assert [index for index, _ in found] == list(range(5))
     assert all(behind <= index + 2 for index, behind in found)

@@ -5,8 +5,8 @@ import torch
 
 from benchmarks.gpus import NO_GPU
 from pipepar.comm.gpu import CudaGpu
+from pipepar.comm.launcher import launched
 from pipepar.comm.nccl import Nccl
-from pipepar.comm.world import launched
 from tests.ranks import conftest as ranks
 
 
