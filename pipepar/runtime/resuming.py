@@ -46,8 +46,8 @@ class Resuming:
             return
         if overwrites:
             note(
-                f"an earlier run left {job.output} unfinished; it is overwritten now, --resume "
-                "would have gone on with it"
+                f"an earlier run left {job.output} unfinished, which this one overwrites; --resume "
+                "would go on with it"
             )
         elif job.resume and self._left is None:
             note(f"nothing is left of output {job.output} to resume; beginning anew")
