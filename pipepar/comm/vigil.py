@@ -68,6 +68,7 @@ class Vigil:
             process = place.process if place.processes == mine.processes else 0
             pulse.meet(rank, [_LOOPBACK] if near else place.addresses, place.port, process)
         pulse.start(stacks.signal, stacks.descriptor, stacks.file, stacks.files)
+        world.all_gather("")  # from here on everybody has been heard, and is missed
         self._pulse = pulse
         return pulse
 

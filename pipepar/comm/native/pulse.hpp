@@ -69,6 +69,7 @@ class Pulse {
 
   void start(int signal, int stacks, const std::string &file, const std::string &files) {
     signal_ = signal, stacks_ = stacks, file_ = file, files_ = files;
+    beat();  // who has been heard once is missed from then on
     thread_ = std::thread([this] { run(); });
   }
 
