@@ -12,6 +12,7 @@ namespace nb = nanobind;
 NB_MODULE(_pulse, module) {
   using pulse::Limits;
   using pulse::Pulse;
+  nb::set_leak_warnings(false);  // a thread that waits may still hold the pulse when Python ends
   const auto free = nb::call_guard<nb::gil_scoped_release>();
   module.def("addresses", &pulse::addresses);
   module.def("end_with_launcher", &pulse::end_with_launcher, nb::arg("signal"), nb::arg("launcher"), nb::arg("files"));

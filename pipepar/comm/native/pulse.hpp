@@ -94,6 +94,7 @@ class Pulse {
   }
 
   void close() {
+    while (ending_.load()) std::this_thread::sleep_for(std::chrono::milliseconds(100));  // no way back
     stop_.store(true);
     { std::lock_guard<std::mutex> guard(mutex_); }
     told_.notify_all();
@@ -207,7 +208,7 @@ class Pulse {
 
   // The job is to end: everybody writes its stacks; who speaks waits for these.
   void end(bool speaks) {
-    ending_ = true, speaks_ = speaks, ended_ = Clock::now();
+    speaks_ = speaks, ended_ = Clock::now(), ending_ = true;
     verdict_.final = 1;
     beat();
     wake_accused();
@@ -283,7 +284,8 @@ class Pulse {
   Doing doing_;
   Verdict verdict_;
   Clock::time_point accused_, ended_, handed_;
-  bool ending_ = false, speaks_ = false, dumped_ = false, ended_by_us_ = false;
+  std::atomic<bool> ending_{false};
+  bool speaks_ = false, dumped_ = false, ended_by_us_ = false;
   int signal_ = 0, stacks_ = -1;
   std::string file_, files_;
   const int bell_;
