@@ -124,8 +124,7 @@ class Pipeline:
         except BaseException as error:
             self._together.fail(error)
             raise
-        warning = crowded(self._world)
-        if warning and self._world.rank == min(self._world.cores):
+        if (warning := crowded(self._world)) and self._world.rank == min(self._world.cores):
             warnings.warn(warning, stacklevel=2)
         limitation = self._assembly.graph.limitation(source.name)
         if limitation and self._world.rank == 0:
@@ -134,8 +133,8 @@ class Pipeline:
         self._reset()
 
     def _reset(self) -> None:
-        clock, tell = self._assembly.seat.clock(), self._world.vigil.tell
-        self._tracer = Tracer(self._world.rank, clock=clock, enter=tell)
+        clock = self._assembly.seat.clock()
+        self._tracer = Tracer(self._world.rank, clock=clock, enter=self._world.vigil.tell)
         self._samples, self._seconds = 0, 0.0
 
     @property
@@ -236,17 +235,15 @@ class Pipeline:
 
     def _results(self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]]) -> Iterator[Any]:
         if self._world.rank != 0:
-            inlets = self._assembly.wiring.inlets
-            for _ in self._run(arrivals(inlets, self._tracer)):
+            for _ in self._run(arrivals(self._assembly.wiring.inlets, self._tracer)):
                 pass
             return
-        gather = Gather(self._assembly.graph.unflatten_outputs)
+        assembly, names = self._assembly, self._assembly.plan.outputs
+        gather = Gather(assembly.graph.unflatten_outputs)
         work = self._run(self._feed(calls, gather))
-        channel = self._assembly.wiring.results
-        names = self._assembly.plan.outputs
-        if channel is None:
-            if (gpu := self._assembly.seat.gpu) is not None:
-                work = landed(work, names, gpu, self._assembly.agreed.depth, self._tracer)
+        if (channel := assembly.wiring.results) is None:
+            if (gpu := assembly.seat.gpu) is not None:
+                work = landed(work, names, gpu, assembly.agreed.depth, self._tracer)
             for index, values in work:
                 gather.add(MicroBatch(index, tuple(values[name] for name in names)))
                 yield from gather.finished()

@@ -14,7 +14,7 @@ from benchmarks.ranks import Finished, finish, mpirun, start
 from pipepar.comm.world import World
 from pipepar.runtime import preflight
 from pipepar.runtime.devices import Visible
-from pipepar.runtime.facts import RankFacts
+from pipepar.runtime.facts import RankFacts, named
 from pipepar.runtime.preflight import look_around, with_devices
 from tests.command import pipepar
 
@@ -215,3 +215,8 @@ def test_a_neighbour_that_does_not_answer_is_named() -> None:
     assert ended.status == 1
     assert "error: rank 0 on" in ended.output, ended.output
     assert "with rank 1 on" in ended.output
+
+
+def test_names_of_ranks() -> None:
+    assert named([3]) == "rank 3"
+    assert named([0, 1, 2, 5, 7, 8]) == "ranks 0-2, 5, 7-8"

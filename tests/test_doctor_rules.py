@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipepar.runtime.facts import Finding, LinkFacts, RankFacts, Space, named
+from pipepar.runtime.facts import Finding, LinkFacts, RankFacts, Space
 from pipepar.runtime.linkrules import judge_links
 from pipepar.runtime.preflight import with_devices
 from pipepar.runtime.rules import judge_ranks
@@ -296,8 +296,3 @@ def test_clocks_that_differ_are_a_warning_for_each_host() -> None:
 def test_a_skew_that_may_be_an_error_of_measurement_is_fine() -> None:
     found = judge_links(links({"skew": 3e-3, "uncertainty": 2.5e-3}), "ab")
     assert found[-1].level == "ok"
-
-
-def test_names_of_ranks() -> None:
-    assert named([3]) == "rank 3"
-    assert named([0, 1, 2, 5, 7, 8]) == "ranks 0-2, 5, 7-8"

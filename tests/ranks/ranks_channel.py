@@ -76,10 +76,8 @@ def check(world: World, values: Sequence[tuple[Value, ...]], depth: int = 3) -> 
 @pytest.mark.parametrize("dtype", wire.DTYPES, ids=str)
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_every_dtype(world: World, dtype: torch.dtype) -> None:
-    raw = torch.arange(96, dtype=torch.uint8)
-    tensor = torch.empty(0, dtype=dtype).set_(
-        raw.untyped_storage(), 0, (96 // dtype.itemsize,), (1,)
-    )
+    raw, count = torch.arange(96, dtype=torch.uint8), 96 // dtype.itemsize
+    tensor = torch.empty(0, dtype=dtype).set_(raw.untyped_storage(), 0, (count,), (1,))
     matrix = tensor.as_strided((2, 96 // dtype.itemsize // 4), (96 // dtype.itemsize // 2, 2))
     check(world, [(tensor, matrix)])  # the second has holes
 
@@ -290,8 +288,8 @@ def test_abort_releases_who_waits(world: World) -> None:
 def test_abort_does_not_wait(world: World) -> None:
     receivers, senders = world.connect([Link(0, 1, 2)])
     if world.rank == 0:
-        senders[1].send(MicroBatch(0, (torch.zeros(10_000_000),)))  # nobody will take it
-        senders[1].abort()
+        senders[1].send(MicroBatch(0, (torch.zeros(10_000_000),)))
+        senders[1].abort()  # nobody will take it
         with pytest.raises(WireError, match="closed"):
             senders[1].send(MicroBatch(1, ()))
     for receiver in receivers.values():
