@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,16 @@ def test_npy_is_not_loaded_as_a_whole(tmp_path: Path) -> None:
     assert len(reader) == 2**34
     assert next(reader.feeds(4)).args[0].shape == (4, 16)
     assert reader.example().args[0].shape == (2, 16)
+
+
+def test_a_file_that_is_cut_short_gives_no_zeros(tmp_path: Path) -> None:
+    """What is mapped beyond the end of a file, but in its last page, reads as zeros."""
+    np.save(tmp_path / "x.npy", np.ones((10, 2), np.int64))
+    feeds = open_arrays(tmp_path / "x.npy").feeds(5)
+    next(feeds)
+    os.truncate(tmp_path / "x.npy", 128 + 7 * 16)
+    with pytest.raises(InputError, match=r"has 240 bytes now; expected 288"):
+        next(feeds)
 
 
 def test_a_feed_may_be_changed_without_changing_the_file(tmp_path: Path) -> None:

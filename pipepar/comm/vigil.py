@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,22 +40,23 @@ class Vigil:
 
     def __init__(self) -> None:
         self._pulse: Pulse | None = None
+        self._listener: threading.Thread | None = None
 
     @property
     def kept(self) -> bool:
         """Whether it has begun and is not closed."""
         return self._pulse is not None
 
-    def begin(self, world: World, limits: Limits, stacks: Stacks) -> Pulse:
+    def begin(
+        self, world: World, limits: Limits, stacks: Stacks, listen: Callable[[Pulse], None]
+    ) -> None:
         """Begin to watch over the other ranks, as they do over this one. *Collective.*
 
         Args:
             world: all ranks, at least two.
             limits: how long what may take.
             stacks: for the end.
-
-        Returns:
-            What tells when this rank is to end the job.
+            listen: waits, in a thread, for the pulse to tell that this rank is to end the job.
         """
         from pipepar.comm.native._pulse import Pulse, addresses
 
@@ -70,7 +72,10 @@ class Vigil:
         pulse.start(stacks.signal, stacks.descriptor, stacks.file, stacks.files)
         world.all_gather("")  # from here on everybody has been heard, and is missed
         self._pulse = pulse
-        return pulse
+        self._listener = threading.Thread(
+            target=listen, args=[pulse], name="pipepar-watchdog", daemon=True
+        )
+        self._listener.start()
 
     def tell(self, doing: Doing, microbatch: int, samples: Any = None) -> None:
         """Let the others know what this rank begins; costs next to nothing. *Local.*
@@ -107,6 +112,10 @@ class Vigil:
         if self._pulse is not None:
             self._pulse.close()
             self._pulse = None
+        if self._listener is not None:
+            # A thread that comes back from native code while Python ends, ends the process.
+            self._listener.join()
+            self._listener = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from pipepar.data.done import Done
 from pipepar.data.feed import ARRAY_SUFFIXES, Reader, require_suffix
 from pipepar.data.prepared import Batch, Prepare, Prepared
+from pipepar.data.steady import Steady
 from pipepar.errors import InputError
 
 
@@ -94,6 +95,7 @@ class _Arrays:
 
     def __init__(self, path: Path, arrays: Mapping[str, _Rows], positional: bool) -> None:
         self._arrays = arrays
+        self._steady = Steady(path)
         self._positional = positional
         _require_rows(path, arrays)
         self._count = next(iter(arrays.values())).shape[0]
@@ -115,6 +117,7 @@ class _Arrays:
 
     def _read(self, start: int, stop: int) -> Batch:
         values = {name: rows.read(start, stop) for name, rows in self._arrays.items()}
+        self._steady.check()
         return self._batch(start, stop - start, values)
 
     def _batch(self, start: int, count: int, values: dict[str, torch.Tensor]) -> Batch:

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipepar.data.done import Done
 from pipepar.data.feed import TEXT_SUFFIXES, Reader, require_suffix
 from pipepar.data.prepared import Batch, Prepare, Prepared
+from pipepar.data.steady import Steady
 from pipepar.errors import InputError
 
 
@@ -50,6 +51,7 @@ class Texts:
         self.path = path
         self._field = field
         self._required = required
+        self._steady = Steady(path)
         self._count = sum(1 for _ in self.texts())
 
     def __len__(self) -> int:
@@ -71,27 +73,17 @@ class Texts:
 
     def batches(self, size: int, done: Done) -> Iterator[Batch]:
         """Read lists of so many texts, fewer at the end, as many in all as when it was opened."""
-        texts, start = self.texts(), 0
-        while some := list(islice(texts, size)):
-            stop = start + len(some)
-            if stop > self._count:
-                raise self._changed(f"at least {stop}")
-            if not done.covers(start, stop):
+        texts = self.texts()
+        for start in range(0, self._count, size):
+            some = list(islice(texts, size))
+            self._steady.check()
+            if not done.covers(start, start + len(some)):
                 yield Batch(start, len(some), some)
-            start = stop
-        if start < self._count:
-            raise self._changed(str(start))
 
     def example(self) -> Batch:
         """Return up to 2 texts, made up for an empty file."""
         texts = list(islice(self.texts(), 2)) or [f"example {self._required}".rstrip()] * 2
         return Batch(0, len(texts), texts)
-
-    def _changed(self, found: str) -> InputError:
-        return InputError(
-            f"{self.path} has {found} lines now; expected {self._count}, as when it was opened. "
-            "Run again on a file that nothing writes to."
-        )
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:

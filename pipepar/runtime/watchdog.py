@@ -10,7 +10,7 @@ import faulthandler
 import os
 import signal
 import tempfile
-import threading
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
@@ -46,9 +46,8 @@ def keep_watch(world: World) -> None:
     limits = agree_on_limits(world)
     told = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process is
     faulthandler.register(_SIGNAL, told, all_threads=True)
-    pulse = world.vigil.begin(world, limits, _stacks(world, told))
-    names = ("pipepar-watchdog", _end_when_told, (world, pulse, told))
-    threading.Thread(name=names[0], target=names[1], args=names[2], daemon=True).start()
+    listen = partial(_end_when_told, world, told)
+    world.vigil.begin(world, limits, _stacks(world, told), listen)
 
 
 def agree_on_limits(world: World) -> Limits:
@@ -86,7 +85,7 @@ def _stacks(world: World, told: IO[bytes]) -> Stacks:
     return Stacks(_SIGNAL, told.fileno(), str(path), str(shown))
 
 
-def _end_when_told(world: World, pulse: Pulse, told: IO[bytes]) -> None:
+def _end_when_told(world: World, told: IO[bytes], pulse: Pulse) -> None:
     block = pulse.wait()
     if block and pulse.claim():
         world.abort(block)
