@@ -29,7 +29,7 @@ from benchmarks.faults_model import SILENCE, Place, Reference, Setting, Workshop
 from benchmarks.hosts import obstacle
 from benchmarks.launch import signals_unwind
 
-_SLACK: Final = 2.0  # beyond the limit of silence
+_SLACK: Final = 3.0  # beyond the limit of silence: to gather stacks, and to end
 _AFTER: Final = 5.0  # for launcher and daemons, once all ranks are gone
 _LOOK: Final = 0.002
 _PAGES: Final = 16 << 10  # for a journal, bytes

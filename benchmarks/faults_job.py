@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +25,10 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 PATIENCE: Final = 120.0
 """Seconds for what nothing disturbs, on a busy machine."""
 
+_PROBE: Final = (
+    "import socket, sys; s = socket.socket(); s.settimeout(2); "
+    "print(s.connect_ex((sys.argv[1], 9)))"
+)
 # What a rank says of itself or another, and what the launcher says of a rank that was killed.
 _BLOCK: Final = "### pipepar: rank"
 _NAMED: Final = re.compile(rf"{_BLOCK} (\d+) of|noticed that process rank (\d+) with PID")
@@ -165,6 +171,12 @@ def enlarge(folder: Path, size: int) -> None:
     _call("mount", "-o", f"remount,size={size}", str(folder))
 
 
+def reaches(host: str, address: str) -> bool:
+    """Whether a host comes through to an address, where nobody listens on port 9. *Local.*"""
+    said = _call("ip", "netns", "exec", host, sys.executable, "-c", _PROBE, address)
+    return int(said) == errno.ECONNREFUSED
+
+
 @contextlib.contextmanager
 def file_system(folder: Path, size: int) -> Iterator[None]:
     """A file system of so many bytes. *Local.*"""
@@ -180,8 +192,9 @@ def set_link(host: str, state: str) -> None:
     _call("ip", "-n", host, "link", "set", INTERFACE, state)
 
 
-def _call(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=10)
+def _call(*command: str) -> str:
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10)
+    return done.stdout
 
 
 def _children(process: int) -> list[int]:

@@ -22,7 +22,16 @@ import torch
 from torch import nn
 
 from benchmarks.encoder import Layer
-from benchmarks.faults_job import PATIENCE, Job, enlarge, file_system, running, set_link, until
+from benchmarks.faults_job import (
+    PATIENCE,
+    Job,
+    enlarge,
+    file_system,
+    reaches,
+    running,
+    set_link,
+    until,
+)
 from benchmarks.hosts import Hosts, two_hosts
 from benchmarks.ranks import environment, mpirun
 from pipepar.comm.launcher import launcher_rank
@@ -236,8 +245,13 @@ class Workshop:
         shutil.copyfile(self._input(place.setting), place.input)
         if os.path.ismount(place.output.parent):
             enlarge(place.output.parent, 64 << 20)
-        for host in place.hosts.names if place.hosts else ():
-            set_link(host, "up")
+        if place.hosts is not None:
+            names, addresses = place.hosts.names, place.hosts.addresses
+            for name in names:
+                set_link(name, "up")
+            # A host asks for the other's hardware address again, and refuses meanwhile.
+            pairs = list(zip(names, reversed(addresses), strict=True))
+            until(lambda: all(reaches(*pair) for pair in pairs), 10)
 
     def _undisturbed(self, setting: Setting) -> Reference:
         with self.place(setting) as place, place.running() as job:
