@@ -285,7 +285,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=100, help="of all kinds together [100]")
     parser.add_argument("--seed", type=int, default=0, help="of the first trial [0]")
     parser.add_argument("--only", choices=KINDS, action="append", help="this kind; may be repeated")
-    parser.add_argument("--samples", type=int, default=600, help="of an input [600]")
+    parser.add_argument("--samples", type=int, default=1000, help="of an input [1000]")
     options = parser.parse_args()
     kinds = options.only or list(KINDS)
     if reason := obstacle():
