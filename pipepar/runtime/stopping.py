@@ -126,7 +126,7 @@ class Stop:
             signal.signal(each, handler)
         signal.set_wakeup_fd(self._wakeup)
         os.close(self._writer)
-        self._thread.join()
+        self._thread.join(_SAME)  # a child that this process forked may hold the pipe open
         if error is None:
             self._bell.close()
 
