@@ -149,35 +149,32 @@ class Tracer:
     def record_beside(self, kind: Kind, microbatch: int, begin: Mark, end: Mark) -> None:
         """Keep a span of something that went on beside what the stage did; it is in no sum."""
         self._beside.append((kind, microbatch, begin, end))
-        self._settle_beside()
+        self._settle()
 
     def finish(self) -> None:
         """Wait until all that was recorded has come to pass; only then are the sums complete."""
         while self._pending or self._beside:
             self._settle()
-            self._settle_beside()
             if self._pending or self._beside:
                 time.sleep(_LOOK_SECONDS)
 
-    def _settle_beside(self) -> None:
-        """Keep what has come to pass: a mark is coarse once it is long ago, and holds an event."""
-        while self._beside:
-            kind, microbatch, *marks = self._beside[0]
-            begin, end = map(self.clock.seconds, marks)
-            if begin is None or end is None:
-                return
-            self._beside.popleft()
-            self.spans.append(Span(self.stage, kind, microbatch, begin, end, beside=True))
-
     def _settle(self) -> None:
-        """Count what has come to pass."""
-        while self._pending:
-            kind, microbatch, *marks = self._pending[0]
-            begin, end = map(self.clock.seconds, marks)
-            if begin is None or end is None:
-                return
-            self._pending.popleft()
-            self._count(kind, microbatch, begin, end)
+        """Count what has come to pass: a mark is coarse once it is long ago, and holds an event."""
+        while self._pending and (past := self._past(self._pending)):
+            self._count(*past)
+        while self._beside and (past := self._past(self._beside)):
+            self.spans.append(Span(self.stage, *past, beside=True))
+
+    def _past(
+        self, pending: deque[tuple[Kind, int, Mark, Mark]]
+    ) -> tuple[Kind, int, float, float] | None:
+        """Take off the first, if it has come to pass."""
+        kind, microbatch, *marks = pending[0]
+        begin, end = map(self.clock.seconds, marks)
+        if begin is None or end is None:
+            return None
+        pending.popleft()
+        return kind, microbatch, begin, end
 
     def _count(self, kind: Kind, microbatch: int, begin: float, end: float) -> None:
         self.totals[kind].add(end - begin, begins=microbatch == 0)
