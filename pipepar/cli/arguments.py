@@ -24,8 +24,10 @@ Preprocess: TypeAlias = Annotated[
     ),
 ]
 
+DeviceKind: TypeAlias = Literal["auto", "cpu", "cuda"]
+
 Device: TypeAlias = Annotated[
-    Literal["auto", "cpu", "cuda"],
+    DeviceKind,
     typer.Option(
         help="What ranks compute on. cuda: a GPU each, the one of its local rank among those that "
         "the launcher or CUDA_VISIBLE_DEVICES leaves it. auto: a GPU where there is one, else the "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipepar.cli.arguments import Device, Dtype, Model, Preprocess
+from pipepar.cli.arguments import Device, DeviceKind, Dtype, Model, Preprocess
 
 if TYPE_CHECKING:
     from pipepar.comm.world import World
@@ -168,7 +168,7 @@ class _Asked:
     show_cuts: bool
     output: Path | None
     trace: Path | None
-    device: Literal["auto", "cpu", "cuda"]
+    device: DeviceKind
 
 
 def _check(planned: Planned, asked: _Asked, world: World) -> None:

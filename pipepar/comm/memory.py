@@ -142,6 +142,11 @@ def flat(tensor: torch.Tensor) -> torch.Tensor:
     return over.set_(tensor.untyped_storage(), begin, (spec.nbytes,), (1,))
 
 
+def whole(leg: Leg, tensor: torch.Tensor) -> torch.Tensor:
+    """What of a tensor's memory travels, as a tensor that can be copied into a slot. *Local.*"""
+    return core(tensor) if leg.has_holes else flat(tensor)
+
+
 def dense(leg: Leg, tensor: torch.Tensor) -> torch.Tensor:
     """A tensor whose memory begins with the bytes that travel: itself, or packed. *Local.*"""
     return core(tensor).contiguous() if leg.has_holes else tensor

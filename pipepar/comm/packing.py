@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from pipepar.comm.gpu import Gpu
-from pipepar.comm.memory import Leg, core, flat, laid_out, legs_of, packed
+from pipepar.comm.memory import Leg, laid_out, legs_of, packed, whole
 from pipepar.comm.slots import Part
 from pipepar.comm.wire import Spec
 from pipepar.microbatch import Value
@@ -35,7 +35,7 @@ class Packing:
     def parts(self, values: tuple[Value, ...]) -> list[Part]:
         """What of these values goes where."""
         return [
-            (begin, _whole(leg, values[leg.position]))  # type: ignore[arg-type]
+            (begin, whole(leg, values[leg.position]))  # type: ignore[arg-type]
             for leg, begin in zip(self.legs, self.begins, strict=True)
         ]
 
@@ -44,7 +44,3 @@ class Packing:
         copy = partial(gpu.copy, stream=gpu.compute)
         for leg, begin in zip(self.legs, self.begins, strict=True):
             yield leg.position, laid_out(leg, memory[begin : begin + leg.nbytes], copy)
-
-
-def _whole(leg: Leg, tensor: torch.Tensor) -> torch.Tensor:
-    return core(tensor) if leg.has_holes else flat(tensor)

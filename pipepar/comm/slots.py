@@ -28,6 +28,12 @@ Part = tuple[int, torch.Tensor]
 between its elements, of whatever dtype and shape."""
 
 
+def place_of(part: Part, memory: torch.Tensor) -> torch.Tensor:
+    """Where in a slot's memory a part lies, in its own dtype and shape. *Local.*"""
+    begin, tensor = part
+    return memory[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+
+
 @dataclass(slots=True)
 class _Slot:
     """Memory for one micro-batch, and when it may be used again."""
@@ -69,9 +75,8 @@ class Outbox:
         gpu.compute.wait_event(slot.free)
         if len(slot.memory) < nbytes:
             slot.memory = gpu.empty(nbytes)
-        for begin, tensor in parts:
-            place = slot.memory[begin : begin + tensor.nbytes].view(tensor.dtype)
-            gpu.copy(place.view(tensor.shape), tensor, gpu.compute)
+        for part in parts:
+            gpu.copy(place_of(part, slot.memory), part[1], gpu.compute)
         self._done.record(gpu.compute)
         self._side.wait_event(self._done)
         carry(slot.memory[:nbytes], self._side)

@@ -17,7 +17,7 @@ import torch
 
 from pipepar.comm.edge import Edge
 from pipepar.comm.gpu import Gpu, Stream
-from pipepar.comm.memory import Leg, core, dense, flat, packed, plain
+from pipepar.comm.memory import Leg, dense, packed, plain, whole
 from pipepar.comm.mpi import MpiSender
 from pipepar.comm.native._progress import Engine
 from pipepar.comm.slots import Outbox, Part
@@ -59,7 +59,7 @@ class StagedSender:
             if begin is None:
                 memory.append(dense(leg, tensor))
             else:
-                parts.append((begin, core(tensor) if leg.has_holes else flat(tensor)))
+                parts.append((begin, whole(leg, tensor)))
                 memory.append(pinned[begin:])
         gate = self._carry(parts, pinned) if nbytes else 0
         self._sender.post(microbatch.index, layout, memory, gate)

@@ -10,7 +10,7 @@ import torch
 from pipepar.comm.gpu import Gpu, Stream
 from pipepar.comm.memory import plain
 from pipepar.comm.packing import Packing
-from pipepar.comm.slots import Inbox, Part
+from pipepar.comm.slots import Inbox, Part, place_of
 from pipepar.comm.wire import describe
 from pipepar.microbatch import Value
 
@@ -47,9 +47,8 @@ class Upload:
         return self._inbox.take()
 
     def _carry(self, parts: Sequence[Part], memory: torch.Tensor, stream: Stream) -> None:
-        for begin, tensor in parts:
-            place = memory[begin : begin + tensor.nbytes].view(tensor.dtype)
-            self._gpu.copy(place.view(tensor.shape), self._pinned(tensor), stream)
+        for part in parts:
+            self._gpu.copy(place_of(part, memory), self._pinned(part[1]), stream)
 
     def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
         """The same in memory that a GPU can read by itself; what came over MPI is there already."""
