@@ -152,6 +152,27 @@ class SlowGpu(nn.Module):
         return x.clone()
 
 
+class Picky(nn.Module):
+    """Cannot bear a value above 100."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not isinstance(x, torch._subclasses.FakeTensor) and x.max() > 100:
+            raise ValueError("too much")
+        return x.clone()
+
+
+def picky_first() -> nn.Module:
+    """The first of its stages fails on values above 100."""
+    torch.manual_seed(0)
+    return _model(Picky(), *(nn.Linear(4, 4) for _ in range(3)))
+
+
+def picky_last() -> nn.Module:
+    """The last of its stages fails on values above 100."""
+    torch.manual_seed(0)
+    return _model(*(nn.Linear(4, 4) for _ in range(3)), Picky(), nn.Linear(4, 4))
+
+
 def slow_last() -> nn.Module:
     """[b, 1024] to [b, 1024]; nearly all of the time goes into the last layer."""
     torch.manual_seed(0)

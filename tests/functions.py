@@ -61,6 +61,16 @@ def fails_at_6(rows: torch.Tensor) -> torch.Tensor:
     return rows
 
 
+def fails_at_7(output: torch.Tensor) -> torch.Tensor:
+    if (output == 7).any():
+        raise KeyError("seven")
+    return output
+
+
+def whole_numbers(output: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"best": output.argmax(-1), "sure": output.amax(-1) > 0}
+
+
 def hangs_at_6(rows: torch.Tensor) -> torch.Tensor:
     if rows.max() >= 6:
         Path(os.environ["PIPEPAR_TEST_CLOCK"]).write_text(str(time.time()))

@@ -83,8 +83,8 @@ def test_pictures_are_decoded_when_their_turn_comes(tmp_path: Path) -> None:
     (tmp_path / "3.png").write_text("no picture")
     feeds = open_pictures(tmp_path, brightness, "brightness").feeds(1)
     assert [files(next(feeds)), files(next(feeds))] == [["0.png"], ["1.png"]]
-    with pytest.raises(InputError, match=r"2\.png cannot be read as a picture"):
-        next(feeds)
+    for at in (2, 3):
+        assert f"{at}.png cannot be read as a picture" in str(next(feeds).fault)
 
 
 def test_linked_folders_count_and_circles_end(tmp_path: Path) -> None:

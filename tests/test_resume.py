@@ -237,7 +237,7 @@ def test_a_journal_of_another_version(job: Job) -> None:
     _, *records = journal.read_bytes().splitlines(keepends=True)
     header = json.dumps({"format": 99}).encode()
     journal.write_bytes(b"%08x %s\n" % (zlib.crc32(header), header) + b"".join(records))
-    with pytest.raises(InputError, match="has the format 99, expected 1"):
+    with pytest.raises(InputError, match="has the format 99, expected 2"):
         go_on(job)
 
 

@@ -118,6 +118,15 @@ def run(
     trace: Annotated[
         Path | None, typer.Option(help="Write a timeline for Perfetto or chrome://tracing.")
     ] = None,
+    on_error: Annotated[
+        Literal["stop", "skip"],
+        typer.Option(
+            help="When a sample cannot be read or computed. stop: the job ends, and names it. "
+            "skip: those of its micro-batch are tried one by one at the end; OUTPUT.errors.jsonl "
+            "tells (id, stage, error) which fail alone too, and their rows are null (.jsonl), NaN "
+            "or, where there is none, 0.",
+        ),
+    ] = "stop",
     resume: Annotated[
         bool,
         typer.Option(
@@ -167,6 +176,7 @@ def run(
     from pipepar.runtime.failure import FailTogether, report
     from pipepar.runtime.job import Job, run_job
     from pipepar.runtime.progress import Display
+    from pipepar.runtime.quarantine import errors_of
     from pipepar.runtime.stopping import STOPPED, Stop
     from pipepar.runtime.summary import print_summary
     from pipepar.runtime.threads import crowded
@@ -189,6 +199,7 @@ def run(
         preprocess=preprocess,
         postprocess=postprocess,
         labels=labels,
+        on_error=on_error,
         resume=resume,
     )
     console = open_console()
@@ -221,6 +232,10 @@ def run(
         console.print(str(summary.stopped), markup=False)
     elif world.rank == 0:
         print_summary(summary, console)
+        if summary.failed:
+            samples = f"{summary.failed:,} sample{'s' * (summary.failed > 1)}"
+            told = escape(str(errors_of(output_path)))
+            console.print(f"[yellow]warning:[/] {samples} failed and were left out: {told}")
         console.print(f"wrote {output_path}")
     world.close()
     if summary.stopped:

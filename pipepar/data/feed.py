@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import torch
 
 from pipepar.data.done import Done
-from pipepar.errors import InputError
+from pipepar.errors import InputError, PipeparError
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
 TEXT_SUFFIXES = (".txt", ".jsonl")
@@ -35,6 +35,9 @@ class Feed:
     """What the results need beside the model's output, by name; any shape, the same names in every
     feed. It travels along to the last stage, and the model never sees it."""
 
+    fault: PipeparError | None = None
+    """Why the samples cannot be had; there is then nothing else but what is known of them."""
+
 
 class Reader(Protocol):
     """The samples of one input file. Local: each rank that reads opens the file itself."""
@@ -50,7 +53,8 @@ class Reader(Protocol):
             done: samples to leave out, by whole feeds: the others are as they would be without.
 
         Returns:
-            An iterator over the feeds; a second call starts again at the first sample.
+            An iterator over the feeds; a second call starts again at the first sample. A feed
+            that cannot be made has a fault, and the others are as they would be.
 
         Raises:
             InputError: ``micro_batch`` is below 1, or the file changed since it was opened.
@@ -58,7 +62,10 @@ class Reader(Protocol):
         """
 
     def example(self) -> Feed:
-        """Return a feed of up to 2 rows to capture the model with; made up for an empty input."""
+        """Return a feed of up to 2 rows to capture the model with; made up for an empty input.
+
+        It has a fault where the first samples cannot be had.
+        """
 
 
 def input_kind(path: Path) -> Literal["text", "arrays", "pictures"]:

@@ -31,7 +31,7 @@ def open_pictures(folder: Path, prepare: Prepare, what: str) -> Reader:
 
     Returns:
         A reader whose feeds' extras hold "file", the pictures' paths within the folder as packed
-        strings; reading raises InputError for a file that is no picture.
+        strings; the fault of a feed is a file that is no picture.
 
     Raises:
         InputError: there is no picture in the folder.
@@ -77,8 +77,12 @@ class _Pictures:
         return self._read(0, self._names[:2])
 
     def _read(self, start: int, names: list[str]) -> Batch:
-        pictures = [_decode(self._folder / name) for name in names]
-        return Batch(start, len(names), pictures, {"file": pack_strings(names)})
+        extras = {"file": pack_strings(names)}
+        try:
+            pictures = [_decode(self._folder / name) for name in names]
+        except InputError as error:
+            return Batch(start, len(names), [], extras, error)
+        return Batch(start, len(names), pictures, extras)
 
 
 def _files(folder: Path) -> Iterator[str]:

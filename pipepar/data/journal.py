@@ -38,8 +38,8 @@ class Record:
     """Where its bytes are in the part file, half-open, in the order they were written."""
     checksum: int
     """CRC-32 of these bytes."""
-    layout: int
-    """CRC-32 of what tells how rows lie in the file; 0 where they only follow one another."""
+    layout: Any
+    """How rows lie in the file, a JSON value; None where they only follow one another."""
     note: Any = None
     """What else is to be known of the micro-batch when the job is resumed, a JSON value."""
 
@@ -88,7 +88,7 @@ class Trail:
             offset = self._ranges.pop()[0]
         self._ranges.append((offset, end))
 
-    def record(self, samples: Sequence[int], layout: int, note: Any) -> Record:
+    def record(self, samples: Sequence[int], layout: Any, note: Any) -> Record:
         """What has been written, as some samples' record; then begin anew."""
         record = Record(tuple(samples), tuple(self._ranges), self._checksum, layout, note)
         self._ranges, self._checksum = [], 0

@@ -33,18 +33,20 @@ class JsonWriter(Writer):
         self._offsets = array("q", bytes(8 * count))
         self._lengths = array("q", bytes(8 * count))
 
-    def _store(self, trail: Trail, positions: list[int], rows: dict[str, torch.Tensor]) -> int:
-        return self._append(trail, positions, list(self._lines(len(positions), rows)))
+    def _blank(self, count: int) -> list[Any]:
+        return [None] * count
 
-    def _store_answers(self, trail: Trail, positions: list[int], answers: list[Any]) -> int:
+    def _store(self, trail: Trail, positions: list[int], rows: dict[str, torch.Tensor]) -> None:
+        self._append(trail, positions, list(self._lines(len(positions), rows)))
+
+    def _store_answers(self, trail: Trail, positions: list[int], answers: list[Any]) -> None:
         pairs = zip(positions, answers, strict=True)
         lines = [self._line(position, answer) for position, answer in pairs]
-        return self._append(trail, positions, lines)
+        self._append(trail, positions, lines)
 
-    def _append(self, trail: Trail, positions: Sequence[int], lines: list[bytes]) -> int:
+    def _append(self, trail: Trail, positions: Sequence[int], lines: list[bytes]) -> None:
         trail.write(b"".join(lines), self._end)
         self._end = self._note(positions, lines, self._end)
-        return 0
 
     def _note(self, positions: Sequence[int], lines: list[bytes], end: int) -> int:
         """Remember where the lines are; return where the last of them ends."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import zlib
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -23,10 +23,9 @@ class PlacedWriter(Writer):
     """Writes rows straight to their place, which the first micro-batch tells. Local."""
 
     _first: Mapping[str, torch.Tensor] | None = None
-    """Rows like [1, ...], as the first micro-batch had them."""
-    _offsets: Mapping[str, int]
-    _checksum: int | None = None
-    """Of the header that the rows lie behind, those of an earlier run too."""
+    """Rows like [1, ...], as the first micro-batch had them, that of an earlier run too."""
+    _offsets: Mapping[str, int] | None = None
+    """Where each value starts, in bytes, once the header is written."""
 
     @abstractmethod
     def _header(self, first: Mapping[str, torch.Tensor]) -> tuple[bytes, dict[str, int]]:
@@ -36,27 +35,25 @@ class PlacedWriter(Writer):
     def _empty(self) -> bytes:
         """Return the whole file for an input without samples."""
 
-    def _store(self, trail: Trail, positions: list[int], rows: dict[str, torch.Tensor]) -> int:
-        first = self._first or self._begun(trail, rows)
+    def _store(self, trail: Trail, positions: list[int], rows: dict[str, torch.Tensor]) -> Any:
+        first = self._first or _first_of(rows)
         for name, value in rows.items():
-            self._check_alike(positions[0], name, value, first[name])
+            self._check_alike(positions[0], name, value, first.get(name))
+        self._first = first
+        if self._offsets is None:
+            header, self._offsets = self._header(first)
+            trail.write(header, 0)
+        for name, value in rows.items():
             self._place(trail, positions, value, self._offsets[name])
-        return self._checksum or 0
+        return _layout_of(first)
 
-    def _begun(self, trail: Trail, rows: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """Rows like those of the first micro-batch, whose header is written."""
-        first = {name: value.new_empty(1, *value.shape[1:]) for name, value in rows.items()}
-        header, self._offsets = self._header(first)
-        layout = zlib.crc32(header)
-        if self._checksum not in (None, layout):
-            found = ", ".join(f"{name!r} of {_row(row)}" for name, row in first.items())
+    def _blank(self, count: int) -> Mapping[str, torch.Tensor]:
+        if self._first is None:
             raise InputError(
-                f"output {self.path}: found rows {found}; expected rows like those that are kept "
-                "of an earlier run, which lie otherwise. Run again without --resume."
+                f"output {self.path}: no sample has a result, so nothing tells what its rows are "
+                "like; expected one at least. Look at what became of the samples."
             )
-        trail.write(header, 0)
-        self._first, self._checksum = first, layout
-        return first
+        return {name: _nothing_like(row, count) for name, row in self._first.items()}
 
     def _place(self, trail: Trail, positions: list[int], value: torch.Tensor, offset: int) -> None:
         flat = value.resolve_conj().resolve_neg().contiguous().reshape(-1)
@@ -66,7 +63,10 @@ class PlacedWriter(Writer):
             trail.write(data[start * size : stop * size], offset + positions[start] * size)
 
     def _restore(self, record: Record, data: bytes) -> bool:
-        self._checksum = record.layout
+        first = _first_from(record.layout)
+        if self._first is not None and _layout_of(self._first) != record.layout:
+            return False
+        self._first, self._names = first, list(first)
         return True
 
     def _finish(self, partial: Partial) -> None:
@@ -75,13 +75,13 @@ class PlacedWriter(Writer):
         partial.commit()
 
     def _check_alike(
-        self, sample: int, name: str, value: torch.Tensor, first: torch.Tensor
+        self, sample: int, name: str, value: torch.Tensor, first: torch.Tensor | None
     ) -> None:
-        if value.shape[1:] != first.shape[1:] or value.dtype != first.dtype:
+        if first is None or value.shape[1:] != first.shape[1:] or value.dtype != first.dtype:
             raise InputError(
                 f"output {self.path}: sample {sample} has a row of {_row(value)} in {name!r}; "
-                f"expected {_row(first)}, like the rows before it. Write to a .jsonl file, whose "
-                "rows may differ."
+                f"expected {'none' if first is None else _row(first)}, like the rows before it. "
+                "Write to a .jsonl file, whose rows may differ."
             )
 
 
@@ -152,3 +152,25 @@ def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 def _row(value: torch.Tensor) -> str:
     return f"shape {tuple(value.shape[1:])} and dtype {value.dtype}"
+
+
+def _first_of(rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.new_empty(1, *value.shape[1:]) for name, value in rows.items()}
+
+
+def _layout_of(first: Mapping[str, torch.Tensor]) -> list[Any]:
+    """What `_first_from` makes the same rows of, as JSON."""
+    return [
+        [name, str(row.dtype).removeprefix("torch."), *row.shape[1:]] for name, row in first.items()
+    ]
+
+
+def _first_from(layout: list[Any]) -> dict[str, torch.Tensor]:
+    return {
+        name: torch.empty(1, *shape, dtype=getattr(torch, dtype)) for name, dtype, *shape in layout
+    }
+
+
+def _nothing_like(row: torch.Tensor, count: int) -> torch.Tensor:
+    value = math.nan if row.is_floating_point() or row.is_complex() else 0
+    return row.new_full((count, *row.shape[1:]), value)

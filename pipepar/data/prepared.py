@@ -11,7 +11,7 @@ import torch
 from pipepar.data.blame import blame
 from pipepar.data.done import Done
 from pipepar.data.feed import Feed, require_micro_batch
-from pipepar.errors import InputError
+from pipepar.errors import InputError, PipeparError
 
 Prepare: TypeAlias = Callable[[Any], Any]
 """Given a batch's content, returns a tensor, a tuple of tensors or a mapping of names to tensors,
@@ -30,6 +30,8 @@ class Batch:
     """A list with one value a sample, a tensor [B, ...], or tensors [B, ...] by name."""
     extras: dict[str, torch.Tensor] = field(default_factory=dict)
     """What the results need beside the model's output; see `Feed.extras`."""
+    fault: PipeparError | None = None
+    """Why there is no content."""
 
 
 class Samples(Protocol):
@@ -80,12 +82,23 @@ class Prepared:
 
     def _feed(self, batch: Batch) -> Feed:
         samples = torch.arange(batch.start, batch.start + batch.count)
+        try:
+            args, kwargs = self._prepared(batch, samples)
+        except PipeparError as error:
+            return Feed(samples, (), {}, batch.extras, error)
+        return Feed(samples, args, kwargs, batch.extras)
+
+    def _prepared(
+        self, batch: Batch, samples: torch.Tensor
+    ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+        if batch.fault is not None:
+            raise batch.fault
         with blame(self._what, samples):
             made = self._prepare(batch.content)
         args, kwargs = self._arguments(made)
         for name, tensor in [*((f"value {at}", t) for at, t in enumerate(args)), *kwargs.items()]:
             self._check(name, tensor, batch.count)
-        return Feed(samples, args, kwargs, batch.extras)
+        return args, kwargs
 
     def _arguments(self, made: Any) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
         if isinstance(made, torch.Tensor):

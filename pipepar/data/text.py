@@ -8,11 +8,12 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
+from pipepar.data.blame import blame
 from pipepar.data.done import Done
 from pipepar.data.feed import Feed, Reader, require_micro_batch
 from pipepar.data.strings import pack_strings
-from pipepar.data.texts import Texts
-from pipepar.errors import InputError
+from pipepar.data.texts import Text, Texts
+from pipepar.errors import InputError, PipeparError, StageError
 
 _SANE_LENGTH = 1_000_000
 """Tokens. A tokenizer that knows no limit claims 1e30; no model has positions for as many."""
@@ -55,6 +56,7 @@ def open_text(
     required: str = "",
     tell_tokens: bool = False,
     pad_to_limit: bool = False,
+    lenient: bool = False,
 ) -> Reader:
     """Open a file of texts, one a line, and check every line of it. Local.
 
@@ -75,6 +77,7 @@ def open_text(
             "special_tokens_mask" and "real" (1 but for padding), int64 [B, S]; from a fast
             tokenizer also "offset_mapping", int64 [B, S, 2]; and "text", packed strings.
         pad_to_limit: whether every sample is padded to as many tokens as after which it is cut.
+        lenient: whether a line without a text is not refused, but the fault of its feed.
 
     Returns:
         A reader whose feeds hold the tokenizer's model inputs as keyword arguments, int64
@@ -88,7 +91,7 @@ def open_text(
     _require_options(tokenizer, max_length, window)
     limit = _limit(tokenizer, max_length)
     _require_room(tokenizer, limit)
-    texts = Texts(path, field, required)
+    texts = Texts(path, field, required, lenient)
     if pad_to_limit and limit is None:
         raise InputError(
             "the tokenizer knows no longest length to pad to; expected one. Give --max-length."
@@ -138,17 +141,48 @@ class _TextReader:
             yield from self._window_feeds(window.content, window.start, micro_batch, done)
 
     def _window_feeds(
-        self, texts: list[str], start: int, micro_batch: int, done: Done
+        self, texts: list[Text], start: int, micro_batch: int, done: Done
     ) -> Iterator[Feed]:
-        rows = self._tokenise(texts)
+        rows, faults = self._rows(texts, start)
+        for at, fault in faults.items():
+            if start + at not in done:
+                yield Feed(torch.tensor([start + at]), (), {}, {}, fault)
         # Longest first, so that memory runs out at once or never; the sort is stable.
-        order = sorted(range(len(rows)), key=lambda at: -_length(rows[at]))
+        order = sorted(rows, key=lambda at: -_length(rows[at]))
         for first in range(0, len(order), micro_batch):
             chosen = order[first : first + micro_batch]
             if done.holds([start + at for at in chosen]):
                 continue
             samples = torch.tensor(chosen, dtype=torch.int64) + start
-            yield self._feed(samples, [texts[at] for at in chosen], [rows[at] for at in chosen])
+            some = [str(texts[at]) for at in chosen]
+            yield self._feed(samples, some, [rows[at] for at in chosen])
+
+    def _rows(
+        self, texts: list[Text], start: int
+    ) -> tuple[dict[int, Row], dict[int, PipeparError]]:
+        """The texts as rows, and those that are none, by their place."""
+        faults: dict[int, PipeparError] = {
+            at: text for at, text in enumerate(texts) if isinstance(text, InputError)
+        }
+        good = {at: text for at, text in enumerate(texts) if isinstance(text, str)}
+        try:
+            return dict(zip(good, self._tokenise([*good.values()]), strict=True)), faults
+        except Exception:  # of whatever tokenizer; one by one, it shows which text is to blame
+            rows = {}
+            for at, text in good.items():
+                row = self._row(text, start + at)
+                if isinstance(row, StageError):
+                    faults[at] = row
+                else:
+                    rows[at] = row
+            return rows, faults
+
+    def _row(self, text: str, sample: int) -> Row | StageError:
+        try:
+            with blame("the tokenizer", torch.tensor([sample])):
+                return self._tokenise([text])[0]
+        except StageError as error:
+            return error
 
     def _tokenise(self, texts: list[str]) -> list[Row]:
         encoded = self._tokenizer(texts, **self._options)

@@ -33,7 +33,7 @@ class Writer(ABC):
         self.done = Done(count)
         """What has been written, by an earlier run too."""
         self.notes: list[Any] = []
-        """Of the micro-batches that an earlier run has written."""
+        """What an earlier run has noted, of what it has written and besides."""
         self._job: Fields | None = None
         self._unfinished: Unfinished | None = None
         self._names: list[str] = []
@@ -94,6 +94,34 @@ class Writer(ABC):
                 self._journal.add(record)
         self.done.add(positions)
 
+    def note(self, note: Any) -> None:
+        """Keep what is to be known of samples without rows; `notes` has it in its turn.
+
+        Args:
+            note: a JSON value.
+
+        Raises:
+            OSError: the file system refuses.
+        """
+        if self._journal is not None:
+            with naming(self.path):
+                self._journal.add(Record((), (), 0, None, note))
+
+    def leave_blank(self, samples: torch.Tensor, note: Any = None) -> None:
+        """Write rows that say nothing: null in JSON, NaN among floats, elsewhere zeros.
+
+        Args:
+            samples: int64 [B], as for `write`.
+            note: as for `write`.
+
+        Raises:
+            InputError: no row has told yet what rows are like.
+            PipeparError: as for `write`.
+            OSError: as for `write`.
+        """
+        if len(samples):
+            self.write(samples, self._blank(len(samples)), note)
+
     def suspend(self) -> None:
         """Have the output left to be resumed, not finished, when the context is left."""
         self._suspended = True
@@ -132,7 +160,9 @@ class Writer(ABC):
                     self._finish(partial)
                     finished = True
         finally:
-            keep = journal is not None and journal.holds_any and not finished
+            # Notes alone are not worth going on with.
+            resumable = journal is not None and journal.holds_any and len(self.done) > 0
+            keep = resumable and not finished
             if journal is not None:
                 journal.close(keep)
             if keep:
@@ -145,7 +175,7 @@ class Writer(ABC):
         records = []
         for record, data in left.sound():
             fits = all(0 <= at < self.count and at not in self.done for at in record.samples)
-            if fits and self._restore(record, data):
+            if fits and (not record.samples or self._restore(record, data)):
                 self.done.add(record.samples)
                 self.notes.append(record.note)
                 records.append(record)
@@ -158,10 +188,14 @@ class Writer(ABC):
         return []
 
     @abstractmethod
-    def _store(self, trail: Trail, positions: list[int], rows: dict[str, torch.Tensor]) -> int:
+    def _blank(self, count: int) -> Mapping[str, torch.Tensor] | list[Any]:
+        """Return so many rows that say nothing."""
+
+    @abstractmethod
+    def _store(self, trail: Trail, positions: list[int], rows: dict[str, torch.Tensor]) -> Any:
         """Keep rows, whose positions and number are checked, and return `Record.layout`."""
 
-    def _store_answers(self, trail: Trail, positions: list[int], answers: list[Any]) -> int:
+    def _store_answers(self, trail: Trail, positions: list[int], answers: list[Any]) -> Any:
         """Keep one JSON value a sample; most formats hold arrays alone."""
         raise InputError(
             f"output {self.path} holds arrays; found a list of {type(answers[0]).__name__}, one a "

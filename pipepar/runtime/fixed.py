@@ -36,6 +36,24 @@ def require_batches(graph: Graph, samples: int, micro_batch: int, option: str) -
         )
 
 
+def require_alone(graph: Graph) -> None:
+    """Refuse a model that cannot take samples one by one, as --on-error skip does. *Local.*
+
+    Args:
+        graph: the captured model.
+
+    Raises:
+        InputError: it was captured for micro-batches of another size only.
+    """
+    size = fixed_batch(graph)
+    if size not in (None, 1):
+        raise InputError(
+            f"--on-error skip tries the samples of a micro-batch that failed one by one, but the "
+            f"model was captured for micro-batches of {size} samples only; leave the option out, "
+            f"or give --micro-batch 1"
+        )
+
+
 def fixed_batch(graph: Graph) -> int | None:
     """The only number of samples that a micro-batch may have; None for most models. *Local.*"""
     return _fixed(graph, 0)

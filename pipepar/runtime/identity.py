@@ -22,7 +22,7 @@ from pipepar.model.tensors import fingerprint_of, named_tensors
 from pipepar.runtime.options import Job
 from pipepar.runtime.seat import Seat
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Of the journal, header and records."""
 
 # What a model's folder holds beside its weights that decides what becomes of a sample.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -17,13 +16,13 @@ from pipepar.data.feed import Feed, Reader, input_kind
 from pipepar.data.images import open_pictures
 from pipepar.data.labels import Labelled, read_labels
 from pipepar.data.pixels import as_pixel_values, process_arrays, process_pictures
-from pipepar.data.prepared import Prepare
 from pipepar.data.text import open_text
 from pipepar.data.texts import open_texts
-from pipepar.errors import InputError
+from pipepar.errors import InputError, PipeparError
 from pipepar.microbatch import Value
 from pipepar.model.graph import Graph
 from pipepar.model.named import import_named
+from pipepar.runtime.fault import FAULT, SOURCE, Fault
 from pipepar.runtime.folder import load_classes, load_processor, load_tokenizer
 from pipepar.runtime.loop import SAMPLES, Arrival
 from pipepar.runtime.options import Job
@@ -31,13 +30,6 @@ from pipepar.trace import Tracer
 
 _MARK: Final = "#"
 """No model's value has a name that begins so."""
-
-_OPENERS: Final[Mapping[str, Callable[[Path, Prepare, str], Reader]]] = {
-    "text": open_texts,
-    "arrays": open_arrays,
-    "pictures": open_pictures,
-}
-"""How to read what a function of the user's makes the arguments of."""
 
 
 def open_input(job: Job) -> Reader:
@@ -60,18 +52,23 @@ def open_input(job: Job) -> Reader:
     return Labelled(reader, read_labels(job.labels, classes.names), job.labels)
 
 
-def agree_on_input(world: World, reader: Reader | None, micro_batch: int) -> tuple[int, Feed]:
+def agree_on_input(
+    world: World, reader: Reader | None, micro_batch: int, lenient: bool
+) -> tuple[int, Feed]:
     """The number of samples, and an example of a micro-batch. *Collective.*
 
     Args:
         world: all ranks.
         reader: the input on rank 0, None elsewhere.
         micro_batch: samples that travel together.
+        lenient: see `example_of`.
 
     Returns:
         Rank 0's number, and an example of its shapes and dtypes without its values.
     """
-    found = world.together(lambda: None if reader is None else example_of(reader, micro_batch))
+    found = world.together(
+        lambda: None if reader is None else example_of(reader, micro_batch, lenient)
+    )
     text = ""
     if reader is not None and found is not None:
         named = ({n: _outline(t) for n, t in d.items()} for d in (found.kwargs, found.extras))
@@ -81,18 +78,24 @@ def agree_on_input(world: World, reader: Reader | None, micro_batch: int) -> tup
     return count, Feed(torch.arange(0), tuple(map(_blank, args)), kwargs, extras)
 
 
-def example_of(reader: Reader, micro_batch: int) -> Feed:
+def example_of(reader: Reader, micro_batch: int, lenient: bool = False) -> Feed:
     """A micro-batch's shapes and dtypes, without its values. *Local.*
 
     Args:
         reader: the input.
         micro_batch: samples that travel together; fewer if there are not as many.
+        lenient: whether any sample will do, if the first cannot be had.
 
     Raises:
-        InputError: the first sample cannot be read.
+        InputError: the first sample cannot be read, or none.
         StageError: a function of the user's failed; the cause is chained to it.
     """
     found = reader.example()
+    if found.fault is not None:
+        sound = (feed for feed in reader.feeds(1) if lenient and feed.fault is None)
+        found = next(sound, found)
+    if found.fault is not None:
+        raise found.fault
     rows = min(micro_batch, len(reader)) or len(found.samples)
 
     def blank(tensor: torch.Tensor) -> torch.Tensor:
@@ -106,9 +109,14 @@ def example_of(reader: Reader, micro_batch: int) -> Feed:
     return Feed(torch.arange(0), args, kwargs, extras)
 
 
-def carried_names(example: Feed) -> tuple[str, ...]:
-    """Names of the source's values that travel along with each micro-batch. *Local.*"""
-    return (SAMPLES, *(_MARK + name for name in example.extras))
+def carried_names(example: Feed, lenient: bool) -> tuple[str, ...]:
+    """Names of the source's values that travel along with each micro-batch. *Local.*
+
+    Args:
+        example: of the micro-batches.
+        lenient: whether one that fails does too, with its fault.
+    """
+    return (SAMPLES, *(_MARK + name for name in example.extras), *[FAULT] * lenient)
 
 
 def carried_extras(values: dict[str, Value]) -> dict[str, torch.Tensor]:
@@ -127,6 +135,7 @@ def feed_all(
     tracer: Tracer,
     done: Done,
     asked_to_stop: Callable[[], object],
+    carried: Sequence[str],
 ) -> Iterator[Arrival]:
     """The whole input, micro-batch by micro-batch, as values of the graph. *Local.*
 
@@ -137,6 +146,7 @@ def feed_all(
         tracer: this stage's times.
         done: samples that are left out.
         asked_to_stop: whether to end before the input does.
+        carried: see `carried_names`; with `FAULT` among them, nothing below is raised.
 
     Raises:
         InputError: a sample cannot be read, or does not fit what was captured.
@@ -147,21 +157,37 @@ def feed_all(
     for index, feed in enumerate(reader.feeds(micro_batch, done)):
         if asked_to_stop():
             return
-        values: dict[str, Value] = {SAMPLES: feed.samples}
+        values: dict[str, Value] = dict.fromkeys((*carried, *graph.inputs))
+        values[SAMPLES] = feed.samples
         values.update({_MARK + name: tensor for name, tensor in feed.extras.items()})
-        inputs = graph.flatten_inputs(feed.args, feed.kwargs)
-        values.update(zip(graph.inputs, inputs, strict=True))
+        try:
+            values.update(_arguments(feed, graph))
+        except PipeparError as error:
+            if FAULT not in carried:
+                raise
+            values[FAULT] = Fault.of(SOURCE, error).to_text()
         tracer.record("source", index, begin, tracer.clock.now())
         yield index, values
         tracer.enter("source", index + 1)
         begin = tracer.clock.now()
 
 
+def _arguments(feed: Feed, graph: Graph) -> dict[str, Value]:
+    """What enters the first stage, if it can be had."""
+    if feed.fault is not None:
+        raise feed.fault
+    return dict(zip(graph.inputs, graph.flatten_inputs(feed.args, feed.kwargs), strict=True))
+
+
 def _open(job: Job) -> Reader:
     kind = input_kind(job.input)
     if job.preprocess is not None:
         prepare = import_named(job.preprocess, "a function that makes the model's arguments")
-        return _OPENERS[kind](job.input, prepare, f"--preprocess {job.preprocess}")
+        what = f"--preprocess {job.preprocess}"
+        if kind == "text":
+            return open_texts(job.input, prepare, what, lenient=job.lenient)
+        opened = open_arrays if kind == "arrays" else open_pictures
+        return opened(job.input, prepare, what)
     if kind == "arrays":
         return _open_arrays(job)
     if not job.is_folder:
@@ -194,6 +220,7 @@ def _open_text(job: Job) -> Reader:
         required=required,
         tell_tokens=job.reads_tokens,
         pad_to_limit=job.padding == "max_length",
+        lenient=job.lenient,
     )
 
 

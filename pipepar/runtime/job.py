@@ -9,8 +9,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
-import torch
-
 from pipepar.comm.world import World
 from pipepar.data.feed import Feed, Reader
 from pipepar.errors import InputError, PlanError
@@ -22,19 +20,19 @@ from pipepar.plan.plan import Plan
 from pipepar.runtime.advice import advice
 from pipepar.runtime.assembly import Assembly, assemble
 from pipepar.runtime.choice import MICRO_BATCH, Choice, Wish
-from pipepar.runtime.fixed import require_batches, require_one_length
-from pipepar.runtime.inputs import agree_on_input, carried_names, feed_all, open_input
-from pipepar.runtime.landing import landed
-from pipepar.runtime.loop import SAMPLES, Arrival, arrivals, run
+from pipepar.runtime.fixed import require_alone, require_batches, require_one_length
+from pipepar.runtime.inputs import agree_on_input, carried_names, open_input
 from pipepar.runtime.options import Job, check_options
 from pipepar.runtime.outputs import Sink, check_outputs
-from pipepar.runtime.progress import NOBODY, Display, Progress
+from pipepar.runtime.progress import NOBODY, Display
+from pipepar.runtime.quarantine import errors_of
 from pipepar.runtime.replica import replica
 from pipepar.runtime.resuming import Resuming
 from pipepar.runtime.seat import Seat, take_seat
 from pipepar.runtime.shortage import shortage_told
 from pipepar.runtime.stopping import Asked, nobody_asked, reached
 from pipepar.runtime.summary import RunSummary, summarise
+from pipepar.runtime.work import Work
 from pipepar.trace import Span, Tracer, write_chrome_trace
 
 __all__ = ["Job", "run_job"]
@@ -108,7 +106,7 @@ def _sink(world: World, job: Job, held: ExitStack) -> Sink | None:
 def _open(world: World, job: Job, sink: Sink | None, resuming: Resuming) -> _Opened:
     reader = world.together(lambda: open_input(job) if world.rank == 0 else None)
     plan = world.together(lambda: _read_plan(world, job))
-    count, example = agree_on_input(world, reader, _example_rows(job, plan))
+    count, example = agree_on_input(world, reader, _example_rows(job, plan), job.lenient)
     return _Opened(reader, sink, count, example, plan, resuming)
 
 
@@ -129,7 +127,7 @@ def _assembled(
         seat=seat,
         wish=Wish(opened.count, job.micro_batch, job.depth),
         plan=opened.plan,
-        carried=carried_names(opened.example),
+        carried=carried_names(opened.example, job.lenient),
         weights_from_root=job.weights_from_root,
         loading=display.weights,
         inspect=lambda graph: _check(graph, job, opened, display, source, seat),
@@ -170,17 +168,14 @@ def _run(
     asked_to_stop: Asked,
 ) -> RunSummary:
     sink, count = opened.sink, opened.count
-    done = opened.resuming.begin(sink, assembly.agreed, count)
+    done, alone = opened.resuming.begin(sink, assembly.agreed, count)
     if done:
         display.note(f"resuming: {len(done):,} of {count:,} samples are done already")
+    carried = carried_names(opened.example, job.lenient)
+    work = Work(world, opened.reader, sink, assembly, carried, tracer, display, asked_to_stop)
     begin = time.perf_counter()
-    if opened.reader is None:
-        arriving = arrivals(assembly.wiring.inlets, tracer)
-    else:
-        size = assembly.agreed.micro_batch
-        arriving = feed_all(opened.reader, size, assembly.graph, tracer, done, asked_to_stop)
     with shortage_told(world, assembly.graph, assembly.agreed, assembly.seat):
-        _work(world, arriving, assembly, tracer, sink, done.missing, display.samples)
+        work.do(done, alone)
     written = sink.finish() if sink else 0
     seconds = time.perf_counter() - begin
     assembly.wiring.close()
@@ -196,6 +191,7 @@ def _run(
         seconds,
         seat=assembly.seat,
         confusion=sink.confusion() if sink else None,
+        failed=sink.failed if sink else 0,
         predicted=choice.prediction.samples_per_second if choice else None,
     )
     if job.trace is not None:
@@ -208,6 +204,8 @@ def _preflight(world: World, job: Job) -> None:
     if world.rank != 0:
         return
     written = {"output": job.output}
+    if job.lenient:
+        written["--on-error skip"] = errors_of(job.output)
     if job.trace is not None:
         require_writable("--trace", job.trace)
         written["--trace"] = job.trace
@@ -231,6 +229,8 @@ def _check(
         require_batches(graph, len(reader), _example_rows(job, opened.plan), "--micro-batch")
         if job.pads_texts and job.padding == "longest":
             require_one_length(graph)
+        if job.lenient:
+            require_alone(graph)
     opened.resuming.check(graph, source, seat, opened.count)
 
 
@@ -248,34 +248,6 @@ def _read_plan(world: World, job: Job) -> Plan | None:
         raise InputError(
             f"--plan {job.plan} cannot be used: {error}; give a file that pipepar plan -o wrote"
         ) from error
-
-
-def _work(
-    world: World,
-    arriving: Iterator[Arrival],
-    assembly: Assembly,
-    tracer: Tracer,
-    sink: Sink | None,
-    count: int,
-    progress: Progress,
-) -> None:
-    results = run(assembly.program, arriving, assembly.wiring.outlets, tracer)
-    if sink is not None:
-        if (gpu := assembly.seat.gpu) is not None:
-            results = landed(results, assembly.plan.outputs, gpu, assembly.agreed.depth, tracer)
-        results = sink.take(results, assembly, tracer)
-    if world.rank == 0:
-        results = _shown(results, count, progress)
-    for _ in results:
-        pass
-
-
-def _shown(results: Iterator[Arrival], count: int, progress: Progress) -> Iterator[Arrival]:
-    with progress(count) as advance:
-        for index, values in results:
-            samples: torch.Tensor = values[SAMPLES]  # type: ignore[assignment]
-            advance(len(samples))
-            yield index, values
 
 
 def _write_trace(world: World, path: Path, tracer: Tracer, begin: float) -> None:

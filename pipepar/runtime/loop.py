@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
+
 from pipepar.comm.channel import Receiver, Sender
 from pipepar.errors import PipeparError, StageError, WireError
 from pipepar.microbatch import MicroBatch, Value
+from pipepar.runtime.fault import FAULT, Fault
 from pipepar.trace import Tracer
 
 Arrival: TypeAlias = tuple[int, dict[str, Value]]
@@ -86,19 +89,16 @@ def run(
         Each micro-batch after it has been sent, with all the values known at this stage.
 
     Raises:
-        StageError: the stage failed on a micro-batch; the cause is chained to it.
+        StageError: the stage failed on a micro-batch that does not travel on with its `FAULT`; the
+            cause is chained to it.
     """
     stage, now = tracer.stage, tracer.clock.now
     for index, values in source:
         tracer.enter("compute", index, values.get(SAMPLES))
         begin = now()
-        try:
-            outputs = program.compute(tuple(values[name] for name in program.inputs))
-        except Exception as error:
-            raise StageError(_failure(stage, index, values, error)) from error
+        values.update(_computed(program, stage, index, values))
         computed = now()
         tracer.record("compute", index, begin, computed)
-        values.update(zip(program.outputs, outputs, strict=True))
         if outlets:
             tracer.enter("send", index)
             _send(index, values, outlets, stage)
@@ -107,6 +107,23 @@ def run(
         yield index, values
     for outlet in outlets:
         outlet.channel.end()
+
+
+def _computed(
+    program: Program, stage: int, index: int, values: dict[str, Value]
+) -> dict[str, Value]:
+    """What the stage makes of a micro-batch; nothing where it fails and may, or did so before."""
+    nothing: dict[str, Value] = dict.fromkeys(program.outputs)
+    if values.get(FAULT):
+        return nothing
+    try:
+        outputs = program.compute(tuple(values[name] for name in program.inputs))
+    except Exception as error:
+        # Neither lack of memory, which is explained, nor a broken GPU is the samples' fault.
+        if FAULT not in values or isinstance(error, PipeparError | torch.AcceleratorError):
+            raise StageError(_failure(stage, index, values, error)) from error
+        return nothing | {FAULT: Fault.of(stage, error).to_text()}
+    return dict(zip(program.outputs, outputs, strict=True))
 
 
 def _send(index: int, values: dict[str, Value], outlets: Sequence[Outlet], stage: int) -> None:

@@ -62,6 +62,14 @@ class Job:
     resume: bool = False
     """Whether to go on with what an earlier run has left of the output, if it has."""
 
+    on_error: Literal["stop", "skip"] = "stop"
+    """What becomes of the job when a sample fails: it ends, or goes on without the sample."""
+
+    @property
+    def lenient(self) -> bool:
+        """Whether the job goes on without samples that fail."""
+        return self.on_error == "skip"
+
     @property
     def weights_from_root(self) -> bool:
         """Whether rank 0 sends the others their weights; also those that a factory gives there."""

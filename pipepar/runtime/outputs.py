@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import torch
 
@@ -13,9 +13,11 @@ from pipepar.data.answers import Answer, answered_by, as_tensors, named_tensors
 from pipepar.data.blame import blame
 from pipepar.data.classes import class_logits
 from pipepar.data.confusion import Confusion, Tally
+from pipepar.data.done import Done
 from pipepar.data.feed import Reader
 from pipepar.data.journal import Fields
 from pipepar.data.labels import Labelled
+from pipepar.data.partial import naming
 from pipepar.data.tokens import entities, fillings
 from pipepar.data.unfinished import is_unfinished, take_unfinished
 from pipepar.data.writer import Writer
@@ -25,13 +27,17 @@ from pipepar.microbatch import Value
 from pipepar.model.graph import Graph
 from pipepar.model.named import import_named
 from pipepar.runtime.assembly import Assembly
+from pipepar.runtime.fault import SINK, Fault, fault_of
 from pipepar.runtime.folder import load_classes, load_tokenizer
 from pipepar.runtime.inputs import carried_extras
 from pipepar.runtime.loop import SAMPLES, Arrival
 from pipepar.runtime.options import CLASSIFICATION, Job
+from pipepar.runtime.quarantine import Quarantine
 from pipepar.trace import Tracer
 
 _NOT_OF_NUMPY: Final = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+
+Runs: TypeAlias = list[tuple[int, int]]
 
 
 class Sink:
@@ -58,6 +64,8 @@ class Sink:
         self._what = f"--postprocess {job.postprocess}" if job.postprocess else job.resolved_task
         self._answer = _open_answer(job, self._what)
         self._tally = Tally(load_classes(job).names) if job.labels is not None else None
+        self._quarantine = Quarantine(job.output)
+        self._lenient = job.lenient
         self._unfinished = take_unfinished(job.output) if job.resume else None
         self.left = self._unfinished.header if self._unfinished else None
         self.overwrites = not job.resume and is_unfinished(job.output)
@@ -79,7 +87,7 @@ class Sink:
         """Let go of the output; what can be resumed stays."""
         self._stack.__exit__(kind, error, trace)
 
-    def open(self, count: int, header: Fields) -> list[tuple[int, int]]:
+    def open(self, count: int, header: Fields) -> tuple[Runs, Runs]:
         """Open the output.
 
         Args:
@@ -87,7 +95,8 @@ class Sink:
             header: what the job is known by.
 
         Returns:
-            The samples that an earlier run has written, as half-open ranges.
+            The samples that an earlier run has written, and those to be tried alone, as half-open
+            ranges.
 
         Raises:
             InputError: another run writes to it.
@@ -95,10 +104,11 @@ class Sink:
         """
         opened = open_output(self._path, count).journalled(header, self._unfinished)
         self._writer = self._stack.enter_context(opened)
-        if self._tally is not None:
-            for note in self._writer.notes:
-                self._tally.restore(note)
-        return list(self._writer.done.runs())
+        for note in self._writer.notes:
+            self._restore(note)
+        together = Done(count)
+        together.add(self._quarantine.together)
+        return list(self._writer.done.runs()), list(together.runs())
 
     def take(
         self, results: Iterator[Arrival], assembly: Assembly, tracer: Tracer
@@ -120,6 +130,13 @@ class Sink:
             tracer.enter("other", index)
             yield index, values
 
+    def settled(self) -> Runs:
+        """The samples that need not be tried again, written or not, as half-open ranges."""
+        writer = self._opened()
+        settled = Done(writer.count, writer.done.runs())
+        settled.add(self._quarantine if self._lenient else ())
+        return list(settled.runs())
+
     def finish(self) -> int:
         """Put the output under its name, or leave it to be resumed if samples are missing.
 
@@ -127,26 +144,69 @@ class Sink:
             The number of samples that are written.
 
         Raises:
+            InputError: samples failed, and not one has a result.
             OSError: the file system refuses.
         """
         writer = self._opened()
-        if writer.done.missing:
+        failed = [sample for sample in self._quarantine if sample not in writer.done]
+        if len(failed) == writer.done.missing:
+            if failed:
+                self._leave_out(writer, failed)
+            with naming(self._path):
+                self._quarantine.write()
+        else:
             writer.suspend()
         self._stack.close()
         return len(writer.done)
+
+    @property
+    def failed(self) -> int:
+        """Number of samples that the output has no results of."""
+        return len(self._quarantine)
 
     def confusion(self) -> Confusion | None:
         """What was taken for what; None without labels."""
         return self._tally.confusion() if self._tally else None
 
     def _write(self, values: dict[str, Value], assembly: Assembly) -> None:
-        output = assembly.graph.unflatten_outputs([values[n] for n in assembly.plan.outputs])
         samples: torch.Tensor = values[SAMPLES]  # type: ignore[assignment]
+        fault = fault_of(values)
+        if fault is not None:
+            self._fail(samples, fault)
+            return
+        output = assembly.graph.unflatten_outputs([values[n] for n in assembly.plan.outputs])
         extras = carried_extras(values)
+        try:
+            with blame(self._what, samples):
+                rows = self._answer(output, extras)
+        except PipeparError as error:
+            if not self._lenient:
+                raise
+            self._fail(samples, Fault.of(SINK, error))
+            return
         counted = self._tally.add(class_logits(output), extras["label"]) if self._tally else None
-        with blame(self._what, samples):
-            rows = self._answer(output, extras)
-        self._opened().write(samples, rows, counted)
+        self._opened().write(samples, rows, counted and {"counted": counted})
+        self._quarantine.discard(samples.tolist())
+
+    def _fail(self, samples: torch.Tensor, fault: Fault) -> None:
+        self._opened().note(self._quarantine.add(samples.tolist(), fault))
+
+    def _restore(self, note: dict[str, Any] | None) -> None:
+        """Take over what an earlier run has noted of a micro-batch."""
+        if note is None:
+            return
+        if self._tally is not None and "counted" in note:
+            self._tally.restore(note["counted"])
+        self._quarantine.restore(note)
+
+    def _leave_out(self, writer: Writer, failed: list[int]) -> None:
+        """Give the samples without results rows that say nothing."""
+        if not len(writer.done):
+            raise InputError(
+                f"all {len(failed)} samples failed, {self._quarantine.first}; expected one at "
+                f"least that does not. Nothing is written to {self._path}"
+            )
+        writer.leave_blank(torch.tensor(failed), self._quarantine.to_note())
 
     def _opened(self) -> Writer:
         if self._writer is None:

@@ -71,7 +71,7 @@ class Resuming:
         if self._left is not None:
             require_same(self._left, self._own, self._job.output)
 
-    def begin(self, sink: Sink | None, agreed: Agreed, count: int) -> Done:
+    def begin(self, sink: Sink | None, agreed: Agreed, count: int) -> tuple[Done, Done]:
         """Open the output. *Collective.*
 
         Args:
@@ -80,15 +80,17 @@ class Resuming:
             count: number of samples.
 
         Returns:
-            The samples whose results are there, the same on every rank.
+            The samples whose results are there, and those of micro-batches that failed, which are
+            to be tried alone; the same on every rank.
 
         Raises:
             PipeparError: the output cannot be opened; PeerError on the other ranks.
         """
         size = min(agreed.micro_batch, count)
         header = json.loads(self._world.broadcast(json.dumps(self._own | {"micro_batch": size})))
-        runs = self._world.together(lambda: sink.open(count, header) if sink else [])
-        return Done(count, json.loads(self._world.all_gather(json.dumps(runs))[-1]))
+        runs = self._world.together(lambda: sink.open(count, header) if sink else None)
+        done, alone = json.loads(self._world.all_gather(json.dumps(runs))[-1])
+        return Done(count, done), Done(count, alone)
 
     def _check_format(self) -> None:
         if self._left is not None and self._left.get("format") != FORMAT:

@@ -85,6 +85,8 @@ class RunSummary:
     """Which class was taken for which; None where the right ones are not known."""
     predicted: float | None = None
     """Samples a second that the plan was to reach; None where it was not made of measured times."""
+    failed: int = 0
+    """Samples that the output has no results of."""
     stopped: Stopped | None = None
     """How far the job came, if it was told to stop."""
 
@@ -133,6 +135,7 @@ def summarise(
     seconds: float,
     confusion: Confusion | None = None,
     predicted: float | None = None,
+    failed: int = 0,
     *,
     seat: Seat,
 ) -> RunSummary:
@@ -147,6 +150,7 @@ def summarise(
         seconds: wall time of the run; the longest counts.
         confusion: what the last rank counted, None elsewhere.
         predicted: samples a second; rank 0's number counts.
+        failed: samples without results; the last rank's number counts.
         seat: where this rank computed.
     """
     tracer.finish()
@@ -162,7 +166,7 @@ def summarise(
         seconds=seconds,
     )
     counted = confusion and dataclasses.asdict(confusion)
-    fields = [samples, dataclasses.asdict(mine), counted, predicted]
+    fields = [samples, dataclasses.asdict(mine), counted, predicted, failed]
     texts = world.all_gather(json.dumps(fields))
     parts = [json.loads(text) for text in texts]
     stages = []
@@ -170,8 +174,9 @@ def summarise(
         totals = {kind: Totals(**each) for kind, each in stage.pop("totals").items()}
         stages.append(StageSummary(**stage, totals=totals))
     longest = max(stage.seconds for stage in stages)
-    told, *_, planned = parts[0]
-    return RunSummary(told, longest, tuple(stages), _confusion(parts[-1][2]), planned)
+    told, _, _, planned, _ = parts[0]
+    _, _, counted, _, failed = parts[-1]
+    return RunSummary(told, longest, tuple(stages), _confusion(counted), planned, failed)
 
 
 def _confusion(fields: dict[str, Any] | None) -> Confusion | None:
