@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from pipepar.data.blame import blame
+from pipepar.data.blame import blame, part
 from pipepar.data.done import Done
 from pipepar.data.feed import Feed, require_micro_batch
 from pipepar.errors import InputError, PipeparError
@@ -32,6 +32,10 @@ class Batch:
     """What the results need beside the model's output; see `Feed.extras`."""
     fault: PipeparError | None = None
     """Why there is no content."""
+
+    def part(self, rows: slice) -> Any:
+        """The content of some of its samples."""
+        return part(self.content, rows, self.count)
 
 
 class Samples(Protocol):
@@ -93,7 +97,7 @@ class Prepared:
     ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
         if batch.fault is not None:
             raise batch.fault
-        with blame(self._what, samples):
+        with blame(self._what, samples, lambda rows: self._prepare(batch.part(rows))):
             made = self._prepare(batch.content)
         args, kwargs = self._arguments(made)
         for name, tensor in [*((f"value {at}", t) for at, t in enumerate(args)), *kwargs.items()]:

@@ -179,7 +179,7 @@ class _TextReader:
 
     def _row(self, text: str, sample: int) -> Row | StageError:
         try:
-            with blame("the tokenizer", torch.tensor([sample])):
+            with blame("the tokenizer", torch.tensor([sample]), lambda _: self._tokenise([text])):
                 return self._tokenise([text])[0]
         except StageError as error:
             return error

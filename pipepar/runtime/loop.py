@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 
 from pipepar.comm.channel import Receiver, Sender
+from pipepar.data.blame import blamed, part
 from pipepar.errors import PipeparError, StageError, WireError
 from pipepar.microbatch import MicroBatch, Value
 from pipepar.runtime.fault import FAULT, Fault
@@ -75,8 +76,8 @@ def arrivals(inlets: Sequence[Inlet], tracer: Tracer) -> Iterator[Arrival]:
             raise WireError(f"the channels into stage {tracer.stage} are out of step: {found}")
         tracer.record("receive", index, begin, tracer.clock.now())
         values: dict[str, Value] = {}
-        for inlet, part in zip(inlets, present, strict=True):
-            values.update(zip(inlet.names, part.values, strict=True))
+        for inlet, come in zip(inlets, present, strict=True):
+            values.update(zip(inlet.names, come.values, strict=True))
         yield index, values
 
 
@@ -121,7 +122,7 @@ def _computed(
     except Exception as error:
         # Neither lack of memory, which is explained, nor a broken GPU is the samples' fault.
         if FAULT not in values or isinstance(error, PipeparError | torch.AcceleratorError):
-            raise StageError(_failure(stage, index, values, error)) from error
+            raise StageError(_failure(program, stage, index, values, error)) from error
         return nothing | {FAULT: Fault.of(stage, error).to_text()}
     return dict(zip(program.outputs, outputs, strict=True))
 
@@ -137,11 +138,14 @@ def _send(index: int, values: dict[str, Value], outlets: Sequence[Outlet], stage
             ) from error
 
 
-def _failure(stage: int, index: int, values: dict[str, Value], error: Exception) -> str:
+def _failure(
+    program: Program, stage: int, index: int, values: dict[str, Value], error: Exception
+) -> str:
     samples = values.get(SAMPLES)
     rows = ""
-    if samples is not None:
-        numbers = samples.tolist()  # type: ignore[union-attr]
-        shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
-        rows = f", samples {shown}"
+    if isinstance(samples, torch.Tensor):
+        given = tuple(values[name] for name in program.inputs)
+        count = len(samples)
+        told = blamed(samples.tolist(), lambda some: program.compute(part(given, some, count)))
+        rows = f", {told}"
     return f"stage {stage} failed on micro-batch {index}{rows}: {type(error).__name__}: {error}"

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 import torch
 
 from pipepar.data.answers import Answer, answered_by, as_tensors, named_tensors
-from pipepar.data.blame import blame
+from pipepar.data.blame import blame, part
 from pipepar.data.classes import class_logits
 from pipepar.data.confusion import Confusion, Tally
 from pipepar.data.done import Done
@@ -176,8 +176,12 @@ class Sink:
             return
         output = assembly.graph.unflatten_outputs([values[n] for n in assembly.plan.outputs])
         extras = carried_extras(values)
+
+        def again(rows: slice) -> object:
+            return self._answer(*part((output, extras), rows, len(samples)))
+
         try:
-            with blame(self._what, samples):
+            with blame(self._what, samples, again):
                 rows = self._answer(output, extras)
         except PipeparError as error:
             if not self._lenient:

@@ -19,6 +19,7 @@ from pipepar.pipeline import Pipeline
 from pipepar.runtime import job as jobs
 from pipepar.runtime.job import Job, run_job
 from pipepar.runtime.seat import Seat
+from tests import factories
 from tests.factories import mlp
 from tests.models import Skips, six_layers
 from tests.ranks.ranks_pipeline import Convolutions, Encoder
@@ -158,6 +159,30 @@ def test_a_job_from_file_to_file(seat: Seat, world: World, cache: Path) -> None:
     computed = [event for event in events if event.get("cat") == "compute"]
     assert len(computed) == 8 * world.size
     assert all(event["dur"] > 0 for event in computed)
+
+
+@pytest.mark.parametrize("model", ["picky_first", "picky_last"])
+def test_a_job_goes_on_without_what_fails(
+    model: str, seat: Seat, world: World, cache: Path
+) -> None:
+    """What a micro-batch has on the GPUs gives way to a text, and the next one's comes again."""
+    x = np.random.default_rng(0).standard_normal((23, 4), dtype=np.float32)
+    x[[4, 22]] = 1e6
+    folder = cache.parent
+    if world.rank == 0:
+        np.save(folder / "x.npy", x)
+    world.all_gather("")
+    names = (f"tests.factories:{model}", folder / "x.npy", folder / "y.npy")
+    summary = run_job(world, Job(*names, micro_batch=3, on_error="skip"))
+    world.all_gather("")
+    found = torch.from_numpy(np.load(folder / "y.npy"))
+    layers = [layer for layer in getattr(factories, model)() if isinstance(layer, nn.Linear)]
+    kept = [at for at in range(23) if at not in (4, 22)]
+    with torch.no_grad():
+        expected = nn.Sequential(*layers)(torch.from_numpy(x)[kept])
+    torch.testing.assert_close(found[kept], expected)
+    assert found[[4, 22]].isnan().all()
+    assert summary.failed == 2
 
 
 class Greedy(nn.Module):
