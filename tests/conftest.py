@@ -1,5 +1,6 @@
 """What tests of one process share."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+from pipepar.runtime.signals import SIGNALS, release
 
 # A busy machine may take its time for an example; that is no failure.
 settings.register_profile("pipepar", deadline=None)
@@ -20,6 +23,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """A command that ran in this process leaves signals as they were."""
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+    release()
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +46,7 @@ def begin(ranks: int, command: list[str], output: Path) -> subprocess.Popen[str]
     """A job at work: it has written some results."""
     alone = [sys.executable, *command]
     running = start(alone if ranks == 1 else [*mpirun(ranks), *alone])
-    deadline = time.monotonic() + PATIENCE
-    while not journal_of(output).exists():
-        assert running.poll() is None, finish(running, PATIENCE).output
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(running, journal_of(output).exists)
     return running
 
 
@@ -134,11 +130,52 @@ def test_mpirun_is_told_to_end(source: Path, whole: Path, tmp_path: Path) -> Non
     go_on(2, source, output, whole)
 
 
-def test_a_second_signal_ends_at_once(source: Path, tmp_path: Path) -> None:
+def test_a_signal_at_the_very_start(source: Path, tmp_path: Path) -> None:
+    """Before anything listens for it, it waits."""
+    running = start([sys.executable, *job(source, tmp_path / "out.npy")])
+    until(running, lambda: holds_back(running.pid, signal.SIGUSR1))
+    running.send_signal(signal.SIGUSR1)
+    ended = finish(running, PATIENCE)
+    assert ended.status == 75, ended.output
+    assert f"stopped by SIGUSR1 after 0 of {SAMPLES} samples" in ended.output
+
+
+def test_signals_at_the_very_end(source: Path, whole: Path, tmp_path: Path) -> None:
+    """They come too late to make a failure of a job that is done."""
     output = tmp_path / "out.npy"
+    running = start([sys.executable, *job(source, output)])
+    until(running, output.exists)
+    while running.poll() is None:
+        running.send_signal(signal.SIGUSR1)
+        time.sleep(0.002)
+    assert running.returncode == 0, finish(running, PATIENCE).output
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def until(running: subprocess.Popen[str], true: Callable[[], bool]) -> None:
+    """Wait for something that becomes true while a job runs."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert running.poll() is None, finish(running, PATIENCE).output
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def holds_back(process: int, number: int) -> bool:
+    status = Path(f"/proc/{process}/status").read_text()
+    (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def test_a_second_signal_ends_at_once(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, clock = tmp_path / "out.npy", tmp_path / "clock"
     command = job(source, output)
     command[3] = "tests.factories:stays"
+    monkeypatch.setenv("PIPEPAR_TEST_CLOCK", str(clock))
     running = begin(1, command, output)
+    until(running, clock.exists)  # it is at work that does not end
     running.send_signal(signal.SIGTERM)
     time.sleep(1.5)
     assert running.poll() is None

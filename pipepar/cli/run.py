@@ -168,6 +168,10 @@ def run(
 
     A job that gets SIGUSR1 or SIGTERM finishes what is under way and exits with status 75.
     """
+    from pipepar.runtime.signals import hold
+
+    hold()
+
     from rich.markup import escape
 
     from pipepar.cli.terminal import loading, open_console, progress

@@ -14,9 +14,7 @@ from typing import Any, Final, TypeAlias
 
 from pipepar.comm.world import World
 from pipepar.errors import PipeparError
-
-SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)
-"""What tells a job to stop: the first is everybody's, the second is how Slurm gives warning."""
+from pipepar.runtime.signals import SIGNALS, ignore, release
 
 STOPPED: Final = 75
 """Exit status of a job that was stopped and can be resumed: EX_TEMPFAIL of sysexits.h."""
@@ -84,7 +82,8 @@ class Stop:
     """``with Stop(world, note, leave) as stop:`` takes note of signals on any rank.
 
     A thread hears them at once, whatever the rank computes or waits for. The first on any rank
-    makes `asked` tell rank 0, the second on a rank ends that rank. *Collective*; main thread.
+    makes `asked` tell rank 0, the second on a rank ends that rank; after the body they are ignored.
+    *Collective*; main thread.
     """
 
     def __init__(
@@ -110,9 +109,11 @@ class Stop:
         os.set_blocking(self._writer, False)
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         # The pipe has the number already; a handler keeps the signal from ending the process.
-        self._handlers = {each: signal.signal(each, _heard) for each in SIGNALS}
+        for each in SIGNALS:
+            signal.signal(each, _heard)
         self._thread = threading.Thread(target=self._listen, args=(reader,), daemon=True)
         self._thread.start()
+        release()
         return self
 
     def __exit__(
@@ -121,9 +122,11 @@ class Stop:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave signals to whom they were left before."""
-        for each, handler in self._handlers.items():
-            signal.signal(each, handler)
+        """Hear no more: what is left to do is the end, which a signal must not turn into another.
+
+        A launcher may well repeat itself, and Python's end takes handlers back, but not this.
+        """
+        ignore()
         signal.set_wakeup_fd(self._wakeup)
         os.close(self._writer)
         self._thread.join(_SAME)  # a child that this process forked may hold the pipe open
