@@ -49,18 +49,19 @@ def fingerprint(path: Path) -> str:
         path: the file.
 
     Returns:
-        SHA-256 of its size and its bytes; where it is larger than 64 MiB, of 64 parts spread evenly
-        from its first byte to its last.
+        SHA-256 of its size and its bytes; where it is larger than 64 MiB, of its size, its time of
+        change and 64 parts spread evenly from its first byte to its last.
 
     Raises:
         OSError: it cannot be read.
     """
-    size = path.stat().st_size
+    size, changed = path.stat().st_size, path.stat().st_mtime_ns
     digest = hashlib.sha256(f"{size} ".encode())
     with path.open("rb") as file:
         if size <= _WHOLE:
             digest.update(file.read())
             return digest.hexdigest()
+        digest.update(f"{changed} ".encode())
         for part in range(_PARTS):
             file.seek((size - _PART_BYTES) * part // (_PARTS - 1))
             digest.update(file.read(_PART_BYTES))

@@ -7,9 +7,12 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Final
 
 from pipepar.errors import InputError
+
+_INSTALLED: Final = {"site-packages", "dist-packages"}
 
 
 def source_file(name: str) -> Path | None:
@@ -20,6 +23,46 @@ def source_file(name: str) -> Path | None:
     except (ImportError, ValueError):
         return None
     return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
+
+
+def sources_of(name: str) -> list[Path]:
+    """The files that what a name stands for is made of, as far as they are the user's. *Local.*
+
+    Args:
+        name: package.module:attribute, which can be imported.
+
+    Returns:
+        In order: the module's own file, and those of all modules that it has its names from, and
+        they theirs, in the same package, or beside it where it is in none.
+    """
+    _search_here()
+    module = importlib.import_module(name.partition(":")[0])
+    home = _home(module)
+    found, waiting = dict[str, Path](), [module]
+    while waiting:
+        module = waiting.pop()
+        file = getattr(module, "__file__", None)
+        if file is None or module.__name__ in found or not Path(file).is_relative_to(home):
+            continue
+        found[module.__name__] = Path(file)
+        named = (_module_of(value) for value in vars(module).values())
+        waiting += [sys.modules[each] for each in named if each in sys.modules]
+    return sorted(found.values())
+
+
+def _home(module: ModuleType) -> Path:
+    """The folder of a module's whole package; its own file, if it stands alone among packages."""
+    top = sys.modules[module.__name__.partition(".")[0]]
+    if paths := getattr(top, "__path__", None):
+        return Path(next(iter(paths)))
+    file = Path(top.__file__ or "")
+    return file if _INSTALLED & set(file.parts) else file.parent
+
+
+def _module_of(value: Any) -> str:
+    """The module that something is, or was made in; empty if it does not say."""
+    name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
+    return name if isinstance(name, str) else ""
 
 
 def import_named(name: str, what: str) -> Any:

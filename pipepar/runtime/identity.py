@@ -6,17 +6,19 @@ All that decides the results counts: not the number of ranks, the plan or the de
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-import torch
+from torch import nn
 
 from pipepar.data.images import fingerprint_of_pictures
 from pipepar.data.journal import Fields
 from pipepar.errors import InputError
 from pipepar.files import fingerprint
 from pipepar.model.graph import Graph
-from pipepar.model.named import source_file
+from pipepar.model.named import sources_of
 from pipepar.model.source import Source
 from pipepar.model.tensors import fingerprint_of, named_tensors
 from pipepar.runtime.options import Job
@@ -28,6 +30,8 @@ FORMAT: Final = 2
 # What a model's folder holds beside its weights that decides what becomes of a sample.
 _SETTINGS: Final = (".json", ".txt", ".model", ".jinja")
 _DIGITS: Final = 16
+# Packages whose next version may compute, tokenise or decode otherwise.
+_DECIDING: Final = ("pipepar", "torch", "numpy", "transformers", "tokenizers", "pillow")
 
 
 def identity(
@@ -64,7 +68,7 @@ def identity(
         "max_length": job.max_length,
         "padding": job.padding,
         "devices": ", ".join(sorted(set(seat.devices.by_rank))),
-        "torch": torch.__version__,
+        "versions": ", ".join(map(_version, _DECIDING)),
     }
 
 
@@ -98,6 +102,7 @@ def _model(job: Job, graph: Graph) -> str:
     held = named_tensors(graph.module)
     values = {name: tensor for name, tensor in held.items() if not tensor.is_meta}
     digest.update(fingerprint_of(values).encode())
+    digest.update("\n".join(_settings(graph.module)).encode())
     if job.is_factory:
         digest.update((_function(job.model) or "").encode())
     elif job.is_folder:
@@ -107,16 +112,31 @@ def _model(job: Job, graph: Graph) -> str:
     return _short(digest.hexdigest())
 
 
+def _settings(module: nn.Module) -> Iterator[str]:
+    """What its parts were made with, as far as it is told by plain values."""
+    for path, part in module.named_modules():
+        for name, value in sorted(vars(part).items()):
+            if isinstance(value, bool | int | float | str) and not name.startswith("_"):
+                yield f"{path} {name} {value!r}"
+
+
 def _input(path: Path) -> str:
     return _short(fingerprint_of_pictures(path) if path.is_dir() else fingerprint(path))
 
 
 def _function(name: str | None) -> str | None:
-    """A function of the user's, and the source that it is in."""
+    """A function of the user's, and the sources that it is made of."""
     if name is None:
         return None
-    source = source_file(name)
-    return name if source is None else f"{name} ({_short(fingerprint(source))})"
+    digest = hashlib.sha256("".join(map(fingerprint, sources_of(name))).encode())
+    return f"{name} ({_short(digest.hexdigest())})"
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"no {package}"
 
 
 def _short(digest: str) -> str:
