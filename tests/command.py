@@ -1,10 +1,19 @@
 """The command line, run in this process."""
 
+import itertools
+from collections.abc import Callable
+
 from typer.testing import CliRunner
 
 from pipepar.cli.app import app
 
 MLP = "tests.factories:mlp"
+
+
+def after(micro_batches: int) -> Callable[[], str]:
+    """Ask a job to stop when so many have begun; three times it is asked before any has."""
+    calls = itertools.count(-3)
+    return lambda: "SIGTERM" if next(calls) >= micro_batches else ""
 
 
 def pipepar(*args: object) -> tuple[int, str]:

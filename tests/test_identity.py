@@ -1,6 +1,5 @@
 """What a job is known by: sources, settings and versions that another run may have otherwise."""
 
-import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pipepar.comm.world import World
 from pipepar.errors import InputError
 from pipepar.files import fingerprint
 from pipepar.runtime.job import Job, run_job
+from tests.command import after
 
 PARTS = """
 import torch
@@ -58,8 +58,7 @@ def job(rows: Path, tmp_path: Path) -> Job:
 
 
 def run(job: Job, micro_batches: int) -> None:
-    calls = itertools.count()
-    run_job(World.start(), job, asked_to_stop=lambda: "USR1" * (next(calls) >= micro_batches))
+    run_job(World.start(), job, asked_to_stop=after(micro_batches))
 
 
 @pytest.mark.parametrize("changed", ["models.py", "parts.py"])

@@ -1,10 +1,9 @@
 """Jobs that go on without the samples that fail: the others have the results they always have."""
 
-import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from pipepar.runtime.job import Job, run_job
 from pipepar.runtime.quarantine import errors_of
 from pipepar.runtime.summary import RunSummary
 from tests import factories
-from tests.command import pipepar
+from tests.command import after, pipepar
 from tests.folders import picture_folder, save_pictures, text_folder
 from tests.functions import lengths
 
@@ -31,12 +30,6 @@ MLP, PICKY, IDENTITY = (
     "tests.functions:identity",
 )
 COUNT = 23
-
-
-def after(micro_batches: int) -> Callable[[], str]:
-    """Ask a job to stop when so many have begun."""
-    calls = itertools.count()
-    return lambda: "SIGTERM" if next(calls) >= micro_batches else ""
 
 
 def run(job: Job, micro_batches: int = 10_000) -> RunSummary:

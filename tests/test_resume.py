@@ -1,6 +1,5 @@
 """Jobs that end early and are gone on with: the output is that of an undisturbed run."""
 
-import itertools
 import json
 import os
 import random
@@ -20,16 +19,10 @@ from pipepar.errors import InputError
 from pipepar.runtime.job import Job, run_job
 from pipepar.runtime.progress import NOBODY
 from pipepar.runtime.summary import RunSummary
-from tests.command import MLP, command, pipepar
+from tests.command import MLP, after, command, pipepar
 from tests.folders import picture_folder, save_pictures, text_folder
 
 WORDS = "the quick brown fox jump over a lazy dog".split()
-
-
-def after(micro_batches: int) -> Callable[[], str]:
-    """Ask a job to stop when so many have begun."""
-    calls = itertools.count()
-    return lambda: "SIGTERM" if next(calls) >= micro_batches else ""
 
 
 def run(job: Job, micro_batches: int = 10_000) -> RunSummary:
@@ -81,6 +74,9 @@ def test_stopped_and_resumed(job: Job, suffix: str, micro_batches: int) -> None:
 
 def test_stopped_before_anything_was_done(job: Job) -> None:
     assert str(run(job, 0).stopped).startswith("stopped by SIGTERM after 0 of 11")
+    assert hidden(job.output.parent) == []
+    halted = run_job(World.start(), job, asked_to_stop=lambda: "SIGTERM").stopped
+    assert str(halted) == "stopped by SIGTERM before it began; continue with --resume"
     assert hidden(job.output.parent) == []
     assert go_on(job).samples == 11
 

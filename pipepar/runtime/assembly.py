@@ -70,6 +70,7 @@ def assemble(
     inspect: Callable[[Graph], None] = lambda graph: None,
     note: Callable[[str], None] = lambda text: None,
     watch: Watch | None = None,
+    pause: Callable[[], None] = lambda: None,
 ) -> Assembly:
     """Build this rank's stage and connect it. *Collective.*
 
@@ -88,6 +89,7 @@ def assemble(
         inspect: refuses a graph that does not fit the job, before anything is read for it.
         note: is told, on rank 0, what is worth knowing of the measuring.
         watch: see `wiring.wire_up`.
+        pause: is called between what may take long; *collective*, and what it raises is raised.
 
     Raises:
         PipeparError: told once, by the lowest rank that has the problem; PeerError elsewhere.
@@ -101,8 +103,10 @@ def assemble(
     graph = world.together(lambda: capture(source.module, tuple(args), dict(kwargs)))
     world.together(lambda: world.agree("graphs of the model", graph.digest))
     world.together(lambda: inspect(graph))
+    pause()
     held = source.weights.held(seat.device) if isinstance(source.weights, ModuleWeights) else 0
     agreed = agree_on_plan(world, graph, plan, wish, note, seat, held)
+    pause()
     with shortage_told(world, graph, agreed, seat):
         stage = load_stage(
             world, graph, agreed.plan, source.weights, weights_from_root, loading, seat.device

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pipepar.comm.world import World
@@ -30,7 +31,7 @@ from pipepar.runtime.replica import replica
 from pipepar.runtime.resuming import Resuming
 from pipepar.runtime.seat import Seat, take_seat
 from pipepar.runtime.shortage import shortage_told
-from pipepar.runtime.stopping import Asked, nobody_asked, reached
+from pipepar.runtime.stopping import Asked, Halt, Stopped, halt_if_asked, nobody_asked, reached
 from pipepar.runtime.summary import RunSummary, summarise
 from pipepar.runtime.work import Work
 from pipepar.trace import Span, Tracer, write_chrome_trace
@@ -57,6 +58,13 @@ def run_job(
     """
     world.together(lambda: _preflight(world, job))
     display = display if world.rank == 0 else NOBODY
+    try:
+        return _run_job(world, job, display, asked_to_stop)
+    except Halt as halt:
+        return RunSummary(0, 0.0, (), stopped=Stopped(halt.by))
+
+
+def _run_job(world: World, job: Job, display: Display, asked_to_stop: Asked) -> RunSummary:
     with ExitStack() as held:
         with _visible(world, job) as seen:
             sink = world.together(lambda: _sink(world, seen, held))
@@ -66,7 +74,9 @@ def run_job(
             source = world.together(lambda: _source(world, seen))
         seat = take_seat(world, job.device, display.note)
         tracer = Tracer(world.rank, job.trace is not None, seat.clock(), world.vigil.tell)
-        assembly = _assembled(world, job, opened, source, seat, tracer, display)
+        pause = partial(halt_if_asked, world, asked_to_stop)
+        pause()
+        assembly = _assembled(world, job, opened, source, seat, tracer, display, pause)
         del source  # a factory's model, whole; the stage has what it needs of it
         return _run(world, job, opened, assembly, tracer, display, asked_to_stop)
 
@@ -118,6 +128,7 @@ def _assembled(
     seat: Seat,
     tracer: Tracer,
     display: Display,
+    pause: Callable[[], None],
 ) -> Assembly:
     assembly = assemble(
         world,
@@ -133,6 +144,7 @@ def _assembled(
         inspect=lambda graph: _check(graph, job, opened, display, source, seat),
         note=display.note,
         watch=tracer.record_beside if job.trace is not None else None,
+        pause=pause,
     )
     if assembly.agreed.choice is not None and opened.count:
         _tell(assembly.agreed.choice, job, display)

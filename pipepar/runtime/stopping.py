@@ -33,17 +33,42 @@ class Stopped:
 
     by: str
     """Name of the signal."""
-    done: int
+    done: int = 0
     """Samples whose results are on disk."""
-    count: int
-    """All samples."""
+    count: int = 0
+    """All samples; 0 where none had begun."""
 
     def __str__(self) -> str:
         """One line for the user."""
-        return (
-            f"stopped by {self.by} after {self.done:,} of {self.count:,} samples; continue with "
-            "--resume"
+        came = (
+            "before it began"
+            if not self.count
+            else f"after {self.done:,} of {self.count:,} samples"
         )
+        return f"stopped by {self.by} {came}; continue with --resume"
+
+
+class Halt(Exception):
+    """A job is told to stop before it has begun; on every rank.
+
+    Args:
+        by: name of the signal.
+    """
+
+    def __init__(self, by: str) -> None:
+        super().__init__(by)
+        self.by = by
+
+
+def halt_if_asked(world: World, asked: Asked) -> None:
+    """Go on, unless rank 0 is told to stop. *Collective.*
+
+    Raises:
+        Halt: it is.
+    """
+    by = world.broadcast(asked() if world.rank == 0 else "")
+    if by:
+        raise Halt(by)
 
 
 def nobody_asked() -> str:
@@ -67,15 +92,15 @@ def reached(world: World, by: str, written: int, count: int) -> Stopped | None:
         PipeparError: they are not, though nothing told it to stop.
     """
     texts = world.all_gather(json.dumps([by, written]))
-    stopped = Stopped(json.loads(texts[0])[0], json.loads(texts[-1])[1], count)
-    if stopped.done == count:
+    by, done = json.loads(texts[0])[0], json.loads(texts[-1])[1]
+    if done == count:
         return None
-    if not stopped.by:
+    if not by:
         raise PipeparError(
-            f"{count - stopped.done} of {count} samples never arrived at the last stage; expected "
+            f"{count - done} of {count} samples never arrived at the last stage; expected "
             "all of them. Those that did are kept: run again with --resume"
         )
-    return stopped
+    return Stopped(by, done, count)
 
 
 class Stop:
