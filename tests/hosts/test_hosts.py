@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.faults_job import set_link, until
 from benchmarks.hosts import Hosts, HostsError, hosts, obstacle
 from benchmarks.ranks import Finished, finish, start
 from tests.command import pipepar
@@ -20,6 +23,7 @@ pytestmark = [
     pytest.mark.skipif(obstacle() is not None, reason=obstacle() or ""),
 ]
 
+ROOT = str(Path(__file__).parents[2])
 WIDE = "tests.factories:wide"
 SLOW = "tbf rate 100mbit burst 32kb latency 50ms"
 # A queue of a few packets loses what arrives in a burst.
@@ -82,6 +86,37 @@ def test_the_doctor_names_the_slow_link() -> None:
     warned = [each for each in found["findings"] if each["check"] == "links"]
     assert warned[0]["level"] == "warning"
     assert f"ranks 1 and 2 ({up.names[1]}, {up.names[2]}): " in warned[0]["found"]
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_cut_link_leaves_nothing_on_either_host(side: int, tmp_path: Path) -> None:
+    """mpirun would wait for its daemon behind the cut, and that daemon for mpirun."""
+    trapped, rows, plan = "tests.factories:trapped", tmp_path / "rows.npy", tmp_path / "plan.json"
+    np.save(rows, np.zeros((40, 4), np.float32))
+    status, said = pipepar("plan", trapped, "--shape", "2x4", "--stages", 3, "-o", plan)
+    assert status == 0, said
+    clock, silence = tmp_path / "clock", 2.0
+    env = {"PIPEPAR_TEST_TRAP": "stay 1", "PIPEPAR_TEST_CLOCK": str(clock)}
+    env |= {"PIPEPAR_SILENCE_SECONDS": str(silence), "PYTHONPATH": ROOT}
+    run = ["--wdir", str(tmp_path), "-x", "PYTHONPATH", sys.executable, "-m", "pipepar", "run"]
+    run += [trapped, str(rows), "out.npy", "--plan", str(plan), "--micro-batch", "2"]
+    with joined("", "") as up:
+        job = start(up.mpirun(run, (2, 1)), env)
+        assert until(lambda: clock.exists() or job.poll() is not None, 60)
+        set_link(up.names[side], "down")
+        cut = time.monotonic()
+        ended = finish(job, 60)
+        assert until(lambda: not (processes(up, 0) | processes(up, 1)), 20)
+        seconds = time.monotonic() - cut
+    assert ended.status not in (0, -signal.SIGTERM), ended.output
+    assert ended.output.count("### pipepar: rank") == 1, ended.output
+    assert f"### pipepar: rank 2 of 3 on {up.names[1]} fell silent" in ended.output, ended.output
+    assert seconds < silence + 5
+
+
+def processes(up: Hosts, host: int) -> set[str]:
+    listed = ["ip", "netns", "pids", up.names[host]]
+    return set(subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split())
 
 
 def test_hosts_go_with_all_that_runs_there() -> None:

@@ -5,13 +5,20 @@ from collections.abc import Sequence
 def addresses() -> list[str]:
     """Every IPv4 address of this host, but the loopback's."""
 
-def end_with_launcher(signal: int, launcher: int, files: Sequence[str]) -> None:
+def end_with_launcher(signal: int, launcher: int, files: Sequence[str], both: bool) -> None:
     """Have this process removed when the launcher ends, and some files with it.
 
     Args:
         signal: number of one that nobody else uses.
         launcher: this process's parent, as it was when it was surely alive.
         files: what to remove.
+        both: whether `end_launcher` may end it.
+    """
+
+def end_launcher() -> None:
+    """Have another process end the launcher, if that does not end by itself within 3 seconds.
+
+    It outlives this one. What the launcher has started besides, ends with it.
     """
 
 class Limits:

@@ -17,6 +17,8 @@
 #include <string>
 #include <vector>
 
+#include "process.hpp"
+
 namespace pulse {
 
 // What a rank is at; the numbers of comm/pulse.py.
@@ -128,7 +130,7 @@ inline sockaddr_in place(const std::string &address, int port) {
 struct Peer {
   int rank = 0;
   std::vector<sockaddr_in> places;
-  int process = -1;  // a pidfd where it runs on this machine
+  Process process;  // empty where it runs on another machine
   bool heard = false, left = false, dumped = false;
   double last = 0;  // when it was heard, lived seconds
 };

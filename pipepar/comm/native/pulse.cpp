@@ -15,7 +15,9 @@ NB_MODULE(_pulse, module) {
   nb::set_leak_warnings(false);  // a thread that waits may still hold the pulse when Python ends
   const auto free = nb::call_guard<nb::gil_scoped_release>();
   module.def("addresses", &pulse::addresses);
-  module.def("end_with_launcher", &pulse::end_with_launcher, nb::arg("signal"), nb::arg("launcher"), nb::arg("files"));
+  module.def("end_with_launcher", &pulse::end_with_launcher, nb::arg("signal"), nb::arg("launcher"),
+             nb::arg("files"), nb::arg("both"));
+  module.def("end_launcher", &pulse::end_launcher);
   nb::class_<Limits>(module, "Limits")
       .def(nb::init<double, double, double>(), nb::arg("silence"), nb::arg("floor"), nb::arg("ceiling"))
       .def("deadline", &Limits::deadline, nb::arg("longest"));

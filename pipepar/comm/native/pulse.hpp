@@ -14,8 +14,6 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/eventfd.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
 
 #include <algorithm>
 #include <atomic>
@@ -28,6 +26,8 @@
 
 #include "beat.hpp"
 #include "block.hpp"
+#include "launcher.hpp"
+#include "stacks.hpp"
 #include "standing.hpp"
 
 namespace pulse {
@@ -35,12 +35,13 @@ namespace pulse {
 using Clock = std::chrono::steady_clock;
 
 // Seconds.
-constexpr double kGather = 1.5;      // for the others' stacks
-constexpr double kHeir = 0.5;        // until rank 1 speaks where rank 0 cannot
-constexpr double kAnybody = 2.5;     // until anybody does
+constexpr double kGather = 1.2;      // for the others' stacks
+constexpr double kCutOff = 0.5;      // for those of who is silent and cannot be woken from here
+constexpr double kHeir = 0.5;        // until another one speaks where rank 0 cannot
+constexpr double kAnybody = 1.5;     // until anybody does
 constexpr double kPython = 1.0;      // for Python to take the block
 constexpr double kAbort = 4.0;       // for the job to be ended in order, after that
-constexpr double kBystander = 8.0;   // until a rank that was told ends by itself
+constexpr double kBystander = 4.0;   // until a rank that was told ends by itself
 
 class Pulse {
  public:
@@ -49,8 +50,6 @@ class Pulse {
         bell_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
   ~Pulse() {
     close();
-    for (const Peer &peer : peers_)
-      if (peer.process >= 0) ::close(peer.process);
     ::close(bell_);
   }
 
@@ -61,14 +60,12 @@ class Pulse {
     Peer peer;
     peer.rank = rank;
     for (const std::string &address : addresses) peer.places.push_back(place(address, port));
-#ifdef SYS_pidfd_open
-    if (process > 0) peer.process = static_cast<int>(syscall(SYS_pidfd_open, process, 0));
-#endif
+    if (process > 0) peer.process = Process(process);
     peers_.push_back(std::move(peer));
   }
 
-  void start(int signal, int stacks, const std::string &file, const std::string &files) {
-    signal_ = signal, stacks_ = stacks, file_ = file, files_ = files;
+  void start(int signal, int descriptor, std::string file, std::string files) {
+    stacks_ = Stacks(signal, descriptor, std::move(file), std::move(files));
     beat();  // who has been heard once is missed from then on
     thread_ = std::thread([this] { run(); });
   }
@@ -162,9 +159,20 @@ class Pulse {
     if (patience() == 0) end(true);
   }
 
+  // Rank 0 speaks. Where it is silent, rank 1 does; where a cut leaves that one on the other side, too,
+  // the first one on this side, by the order of the ring.
   double patience() const {
     const bool headless = verdict_.cause == kSilent && verdict_.rank == 0;
-    return rank_ == (headless ? 1 : 0) ? (headless ? kHeir : 0) : kAnybody;
+    if (rank_ == 0 && !headless) return 0;
+    const bool heir = (rank_ == 1 && headless) || (silent(0) && silent(rank_ - 1));
+    return heir ? kHeir : kAnybody;
+  }
+
+  double silence(const Peer &peer) const { return peer.heard && !peer.left ? standing_.lived() - peer.last : 0; }
+
+  bool silent(int rank) const {
+    return std::any_of(peers_.begin(), peers_.end(),
+                       [&](const Peer &p) { return p.rank == rank && silence(p) > limits_.silence; });
   }
 
   Verdict find() const {
@@ -176,10 +184,9 @@ class Pulse {
       return verdict;
     }
     for (const Peer &peer : peers_) {
-      const double silence = standing_.lived() - peer.last;
-      if (!peer.heard || peer.left || silence <= limits_.silence) continue;
+      if (!silent(peer.rank)) continue;
       verdict.cause = kSilent, verdict.rank = peer.rank, verdict.limit = limits_.silence;
-      verdict.doing = ranks_[peer.rank].doing, verdict.doing.seconds = silence;
+      verdict.doing = ranks_[peer.rank].doing, verdict.doing.seconds = silence(peer);
       return verdict;
     }
     if (rank_ == 0 && nobody_moves(deadline)) {
@@ -211,41 +218,19 @@ class Pulse {
     speaks_ = speaks, ended_ = Clock::now(), ending_ = true;
     verdict_.final = 1;
     beat();
+    end_launcher();
     wake_accused();
     doing_ = standing_.look(limits_.beat());
-    dump();
+    stacks_.write(text("=== rank %d of %d on %s: %s for %.1f s\n", rank_, size(), hosts_[rank_].c_str(),
+                       words(doing_).c_str(), doing_.seconds));
     dumped_ = true;
     beat();
   }
 
   // Who was only stopped can say where, and ends as the others do.
   void wake_accused() const {
-#ifdef SYS_pidfd_send_signal
     for (const Peer &peer : peers_)
-      if (verdict_.cause == kSilent && peer.rank == verdict_.rank && peer.process >= 0)
-        (void)syscall(SYS_pidfd_send_signal, peer.process, SIGCONT, nullptr, 0);
-#endif
-  }
-
-  // Has Python's own handler write the stacks of all threads, which takes no GIL.
-  void dump() const {
-    if (lseek(stacks_, 0, SEEK_SET) != 0 || ftruncate(stacks_, 0) != 0) return;
-    sigset_t only;
-    sigemptyset(&only);
-    sigaddset(&only, signal_);
-    pthread_sigmask(SIG_UNBLOCK, &only, nullptr);
-    raise(signal_);
-    pthread_sigmask(SIG_BLOCK, &only, nullptr);
-    std::string said = text("=== rank %d of %d on %s: %s for %.1f s\n", rank_, size(), hosts_[rank_].c_str(),
-                            words(doing_).c_str(), doing_.seconds);
-    std::vector<char> stacks(1 << 20);
-    const ssize_t length = pread(stacks_, stacks.data(), stacks.size(), 0);
-    if (length > 0) said.append(stacks.data(), static_cast<std::size_t>(length));
-    said += "\n";
-    // In one write, so that several ranks can share a file.
-    const int file = open(file_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-    (void)!write(file < 0 ? STDERR_FILENO : file, said.data(), said.size());
-    if (file >= 0) ::close(file);
+      if (verdict_.cause == kSilent && peer.rank == verdict_.rank && peer.process) peer.process.signal(SIGCONT);
   }
 
   // Ends this rank, whatever becomes of the orderly way.
@@ -256,10 +241,12 @@ class Pulse {
       if (passed > kBystander) _exit(1);
       return;
     }
-    const bool all = std::all_of(peers_.begin(), peers_.end(), [](const Peer &p) { return p.dumped || p.left; });
+    const bool all = std::all_of(peers_.begin(), peers_.end(), [&](const Peer &p) {
+      return p.dumped || p.left || passed > (silent(p.rank) && !p.process ? kCutOff : kGather);
+    });
     std::unique_lock<std::mutex> lock(mutex_);
-    if (block_.empty() && (all || passed > kGather)) {
-      block_ = block(verdict_, ranks_, hosts_, files_, limits_.ceiling);
+    if (block_.empty() && all) {
+      block_ = block(verdict_, ranks_, hosts_, stacks_.files(), limits_.ceiling);
       handed_ = Clock::now();
       told_.notify_all();
     }
@@ -286,8 +273,7 @@ class Pulse {
   Clock::time_point accused_, ended_, handed_;
   std::atomic<bool> ending_{false};
   bool speaks_ = false, dumped_ = false, ended_by_us_ = false;
-  int signal_ = 0, stacks_ = -1;
-  std::string file_, files_;
+  Stacks stacks_;
   const int bell_;
   std::mutex mutex_;  // guards what follows
   std::condition_variable told_;
