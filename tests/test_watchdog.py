@@ -131,6 +131,8 @@ def test_a_stage_that_does_not_get_on(what: str, rank: int, inputs: Path, tmp_pa
     assert watched.seconds() < SECONDS + SLACK
     told_once(ended, rank, 3, f"stage {rank} has been computing micro-batch 4 (samples 8 to 9)")
     assert f"in _{what}" in watched.stacks()
+    if what == "stay":  # a rank that holds the GIL can neither journal nor look for a journal
+        assert ended.output.count("what is done is kept: run again with --resume") == 1
 
 
 def test_a_source_that_hangs(inputs: Path, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def run(
     from pipepar.cli.terminal import loading, open_console, progress
     from pipepar.comm.world import World
     from pipepar.errors import PipeparError
-    from pipepar.runtime.failure import FailTogether, report
+    from pipepar.runtime.failure import FailTogether
     from pipepar.runtime.job import Job, run_job
     from pipepar.runtime.progress import Display
     from pipepar.runtime.quarantine import errors_of
@@ -221,8 +221,9 @@ def run(
         console.print(f"ended at once by a second {name}; continue with --resume")
 
     display = Display(partial(progress, console), partial(loading, console), note)
+    together = FailTogether(world, output_path)
     try:
-        with FailTogether(world), Stop(world, note, leave) as stop:
+        with together, Stop(world, note, leave) as stop:
             warning = crowded(world)
             if warning and world.rank == min(world.cores):
                 console.print(f"[yellow]warning:[/] {warning}")
@@ -230,7 +231,7 @@ def run(
                 console.print(_opening(world, model))
             summary = run_job(world, job, display, stop.asked)
     except (Exception, KeyboardInterrupt) as error:  # a world of one; others have been ended
-        console.print(report(world, error), markup=False)
+        console.print(together.report(error), markup=False)
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
     if world.rank == 0 and summary.stopped:
         console.print(str(summary.stopped), markup=False)

@@ -10,6 +10,7 @@ import faulthandler
 import os
 import signal
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
@@ -33,10 +34,14 @@ _SIGNAL: Final = signal.SIGRTMAX - 2
 _JOB_VARIABLES: Final = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 
 
-def keep_watch(world: World) -> None:
+def keep_watch(world: World, complete: Callable[[str], str]) -> None:
     """Watch over the other ranks, as they do over this one. *Collective.*
 
     What it finds ends the job, until the world is closed. A world of one is left to its user.
+
+    Args:
+        world: all ranks.
+        complete: adds to the block that the user is shown what else there is to know.
 
     Raises:
         InputError: rank 0 was given a limit that is none.
@@ -46,7 +51,7 @@ def keep_watch(world: World) -> None:
     limits = agree_on_limits(world)
     told = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process is
     faulthandler.register(_SIGNAL, told, all_threads=True)
-    listen = partial(_end_when_told, world, told)
+    listen = partial(_end_when_told, world, told, complete)
     world.vigil.begin(world, limits, _stacks(world, told), listen)
 
 
@@ -85,8 +90,12 @@ def _stacks(world: World, told: IO[bytes]) -> Stacks:
     return Stacks(_SIGNAL, told.fileno(), str(path), str(shown))
 
 
-def _end_when_told(world: World, told: IO[bytes], pulse: Pulse) -> None:
+def _end_when_told(
+    world: World, told: IO[bytes], complete: Callable[[str], str], pulse: Pulse
+) -> None:
     block = pulse.wait()
-    if block and pulse.claim():
-        world.abort(block)
+    if block:
+        block = complete(block)  # where that hangs, on a disk perhaps, the pulse speaks
+        if pulse.claim():
+            world.abort(block)
     told.close()
