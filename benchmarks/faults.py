@@ -12,136 +12,29 @@ its seed. The full disk and the cut link need root.
 from __future__ import annotations
 
 import argparse
-import os
 import random
-import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
-from benchmarks.faults_job import PATIENCE, Job, adopt_orphans, alive, set_link, until
-from benchmarks.faults_model import SILENCE, Place, Reference, Setting, Workshop
+from benchmarks.faults_job import PATIENCE, Job, adopt_orphans, alive, until
+from benchmarks.faults_kinds import KINDS, LOOK, Kind, Running
+from benchmarks.faults_model import Place, Reference, Setting, Workshop
 from benchmarks.hosts import obstacle
 from benchmarks.launch import signals_unwind
 
-_SLACK: Final = 3.0  # beyond the limit of silence: to gather stacks, and to end
-_AFTER: Final = 5.0  # for launcher and daemons, once all ranks are gone
-_LOOK: Final = 0.002
+_HEADS: Final = (
+    *("disturbed by", "trials", "failed", "missed"),
+    *("ranks: median, s", "max, s", "launcher: max, s", "done", "kept"),
+)
+_AFTER: Final = 3.0  # for launcher and daemons, once all ranks are gone
 _PAGES: Final = 16 << 10  # for a journal, bytes
-_STOPPED: Final = 75  # exit status of a job that was told to stop
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A job that is about to be disturbed."""
-
-    some: random.Random
-    """Decides what is left to chance."""
-    place: Place
-    """Where it runs."""
-    reference: Reference
-    """What it would come to."""
-    job: Job
-    """The job itself."""
-    ranks: dict[int, int] = field(default_factory=dict)
-    """Process ids of its ranks, once it streams."""
-
-    def rows(self) -> float:
-        """Share of the rows that are written by now."""
-        try:
-            return self.place.part.stat().st_size / self.reference.size
-        except FileNotFoundError:
-            return 1.0 if self.job.status is not None else 0.0
-
-    def signal_a_rank(self, number: signal.Signals) -> int:
-        """Send a signal to a random rank, which is returned."""
-        rank = self.some.randrange(self.place.setting.ranks)
-        os.kill(self.ranks[rank], number)
-        return rank
-
-
-@dataclass(frozen=True, slots=True)
-class Struck:
-    """What was done to a job."""
-
-    named: int | None
-    """The rank that must be named; None if none may."""
-    status: int | None = None
-    """The exit status that must follow; None for any but 0."""
-
-
-def _kill(one: Running) -> Struck:
-    return Struck(one.signal_a_rank(signal.SIGKILL))
-
-
-def _stop(one: Running) -> Struck:
-    return Struck(one.signal_a_rank(signal.SIGSTOP))
-
-
-def _terminate(one: Running) -> Struck:
-    if one.some.random() < 0.5:
-        os.kill(one.job.launcher, signal.SIGTERM)
-        return Struck(None)
-    one.signal_a_rank(signal.SIGTERM)
-    return Struck(None, _STOPPED)
-
-
-def _raise(one: Running) -> Struck:
-    rank = one.some.randrange(one.place.setting.ranks)
-    one.place.wire(rank).touch()
-    return Struck(rank)
-
-
-def _fill(one: Running) -> Struck:
-    """Nothing is to be done: the file system was made too small."""
-    folder = one.place.output.parent
-    until(lambda: not os.statvfs(folder).f_bavail or one.job.status is not None, PATIENCE, _LOOK)
-    return Struck(one.place.setting.ranks - 1)
-
-
-def _cut(one: Running) -> Struck:
-    """At random, at most a little ahead of where the input is being read."""
-    size = one.place.input.stat().st_size
-    os.truncate(one.place.input, int(size * one.some.uniform(0, min(1, one.rows() + 0.1))))
-    return Struck(0)
-
-
-def _unlink(one: Running) -> Struck:
-    assert one.place.hosts is not None
-    set_link(one.some.choice(one.place.hosts.names), "down")
-    return Struck(one.place.setting.ranks - 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One way to disturb a job."""
-
-    strike: Callable[[Running], Struck]
-    """Does it."""
-    limit: float = 5.0
-    """Seconds after which all ranks must be gone."""
-    latest: float = 0.95
-    """Share of the rows up to which it comes."""
-    needs_root: bool = False
-    """Whether nobody else can do it."""
-    may_miss: bool = False
-    """Whether a job that is nearly done may come to its end all the same."""
-
-
-KINDS: Final = {
-    "killed-rank": Kind(_kill),
-    "stopped-rank": Kind(_stop, limit=SILENCE + _SLACK),
-    "sigterm": Kind(_terminate, may_miss=True),
-    "exception": Kind(_raise, may_miss=True),
-    "full-disk": Kind(_fill, needs_root=True),
-    "cut-input": Kind(_cut, latest=0.85, may_miss=True),
-    "cut-link": Kind(_unlink, limit=SILENCE + _SLACK, needs_root=True),
-}
 
 
 @dataclass(slots=True)
@@ -151,7 +44,9 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
     """What was not as it should be."""
     seconds: float | None = None
-    """From the disturbance until all ranks were gone; None if they never were, or it missed."""
+    """From the disturbance until all ranks were gone; None if it missed."""
+    whole: float = 0.0
+    """From the disturbance until the launcher and its daemons were gone, too."""
     done: float = 0.0
     """Share of the rows that were written when it came."""
     kept: float = 0.0
@@ -195,13 +90,14 @@ def conduct(name: str, seed: int, workshop: Workshop) -> Outcome:
 
 def _disturb(one: Running, kind: Kind, share: float, outcome: Outcome) -> None:
     job = one.job
-    until(lambda: one.rows() > 0, PATIENCE, _LOOK)
+    until(lambda: one.rows() > 0, PATIENCE, LOOK)
     one.ranks.update(job.ranks())
     if len(one.ranks) != one.place.setting.ranks:
         outcome.check(False, f"of its ranks {sorted(one.ranks)} came to stream: {job.last_words}")
         return
-    until(lambda: one.rows() >= share, PATIENCE, _LOOK)
+    until(lambda: one.rows() >= share, PATIENCE, LOOK)
     time.sleep(one.some.uniform(0, one.reference.step))
+    resumable = one.place.journal.exists()
     struck = kind.strike(one)
     begin, outcome.done = time.monotonic(), min(one.rows(), 1.0)
     until(lambda: not alive(one.ranks), kind.limit + _AFTER)
@@ -210,7 +106,7 @@ def _disturb(one: Running, kind: Kind, share: float, outcome: Outcome) -> None:
     gone = job.finish(_AFTER)
     if job.status == 0 and kind.may_miss:
         return
-    outcome.seconds = seconds
+    outcome.seconds, outcome.whole = seconds, time.monotonic() - begin
     outcome.check(seconds <= kind.limit, f"{seconds:.1f} s, at most {kind.limit:g} s expected")
     outcome.check(gone, f"{_AFTER:g} s after the ranks there is still the launcher")
     outcome.check(not job.left(), f"left behind: {job.left()}")
@@ -219,6 +115,9 @@ def _disturb(one: Running, kind: Kind, share: float, outcome: Outcome) -> None:
     named = {rank for rank in [struck.named] if rank is not None}
     outcome.check(set(job.named) == named, f"it named {job.named}, expected {named or 'none'}")
     outcome.check(job.blocks <= 1, f"{job.blocks} blocks, expected one at most")
+    if job.blocks:
+        right = job.remedies in ([1] if resumable else [0, 1])
+        outcome.check(right, f"it speaks of --resume {job.remedies} times, expected once")
     outcome.check(not outcome.problems, f"it said: {job.last_words}")
 
 
@@ -235,22 +134,21 @@ def _resume(job: Job, place: Place, reference: Reference, outcome: Outcome) -> N
 
 
 def _print(outcomes: dict[str, list[Outcome]]) -> None:
-    rows = []
-    for name, found in outcomes.items():
-        seconds = [each.seconds for each in found if each.seconds is not None] or [float("nan")]
-        harmed = [each for each in found if each.seconds is not None]
-        shares = [
-            f"{statistics.fmean(values):.0%}" if values else "-"
-            for values in ([each.done for each in harmed], [each.kept for each in harmed])
-        ]
-        times = [f"{statistics.median(seconds):.2f}", f"{max(seconds):.2f}"]
-        failed = sum(bool(each.problems) for each in found)
-        missed = sum(each.seconds is None and not each.problems for each in found)
-        counts = map(str, (len(found), failed, missed))
-        rows.append([name, *counts, *times, *shares])
-    heads = ["disturbed by", "trials", "failed", "missed", "median, s", "max, s", "done", "kept"]
-    for row in (heads, ["---"] * len(heads), *rows):
+    for row in (_HEADS, ["---"] * len(_HEADS), *(_row(*each) for each in outcomes.items())):
         print(f"| {' | '.join(row)} |")
+
+
+def _row(name: str, found: list[Outcome]) -> list[str]:
+    harmed = [each for each in found if each.seconds is not None]
+    failed = sum(bool(each.problems) for each in found)
+    missed = sum(each.seconds is None and not each.problems for each in found)
+    counts = map(str, (len(found), failed, missed))
+    if not harmed:
+        return [name, *counts, *["-"] * 5]
+    ranks = [each.seconds or 0.0 for each in harmed]
+    times = statistics.median(ranks), max(ranks), max(each.whole for each in harmed)
+    shares = (statistics.fmean(map(attrgetter(share), harmed)) for share in ("done", "kept"))
+    return [name, *counts, *(f"{each:.2f}" for each in times), *(f"{each:.0%}" for each in shares)]
 
 
 def run(kinds: Sequence[str], trials: int, seed: int, samples: int) -> bool:

@@ -84,6 +84,11 @@ class Job:
         return self.said.count(_BLOCK)
 
     @property
+    def remedies(self) -> int:
+        """How often it tells how to go on."""
+        return self.said.count("run again with --resume")
+
+    @property
     def kept(self) -> int:
         """Samples that it says it did not have to do again."""
         found = _KEPT.search(self.said)

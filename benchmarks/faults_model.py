@@ -35,6 +35,8 @@ from benchmarks.faults_job import (
 from benchmarks.hosts import Hosts, two_hosts
 from benchmarks.ranks import environment, mpirun
 from pipepar.comm.launcher import launcher_rank
+from pipepar.data.journal import journal_of
+from pipepar.data.partial import partial_of
 
 TRIPWIRE: Final = "PIPEPAR_FAULTS_TRIPWIRE"
 """Names a path; the layers on rank R raise once there is such a file with the suffix .R."""
@@ -134,7 +136,12 @@ class Place:
     @property
     def part(self) -> Path:
         """Where its rows are before they are complete."""
-        return self.output.with_name(f".{self.output.name}.partial")
+        return partial_of(self.output)
+
+    @property
+    def journal(self) -> Path:
+        """Where it says which rows are safe."""
+        return journal_of(self.output)
 
     @property
     def hidden(self) -> list[str]:
