@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from pipepar.data.partial import partial_of
 from pipepar.data.writers import open_output
 from pipepar.errors import InputError, PipeparError
 
@@ -287,3 +288,24 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for suffix in SUFFIXES:
         write(tmp_path / f"y.{suffix}", {"y": value}, [range(5, 9), range(5)])
         assert torch.equal(read(tmp_path / f"y.{suffix}")["y"], value)
+
+
+def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, at: whole(file, min(size, 7), at))
+    value = torch.randn(9, 5)
+    write(tmp_path / "y.jsonl", {"y": value}, [range(5, 9), range(5)])
+    assert torch.equal(read(tmp_path / "y.jsonl")["y"], value)
+
+
+def write_and_cut(path: Path) -> None:
+    with open_output(path, 2) as writer:
+        writer.write(torch.tensor([1, 0]), {"y": torch.ones(2)})
+        os.truncate(partial_of(path), 20)
+
+
+def test_lines_that_are_gone_are_missed(tmp_path: Path) -> None:
+    missed = r"found 9 bytes of a line at 11 in .*\.y\.jsonl\.partial; expected the 11 that were"
+    with pytest.raises(InputError, match=missed):
+        write_and_cut(tmp_path / "y.jsonl")
+    assert only(tmp_path)

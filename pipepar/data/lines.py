@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from pipepar.data.journal import Record, Trail
-from pipepar.data.partial import Partial, put_under, write_at
+from pipepar.data.partial import Partial, partial_of, put_under, read_at, write_at
 from pipepar.data.writer import Writer
 from pipepar.errors import InputError
 
@@ -69,12 +68,22 @@ class JsonWriter(Writer):
             with FileIO(hidden, "w") as file:
                 end = 0
                 for offset, length in zip(self._offsets, self._lengths, strict=True):
-                    write_at(file, os.pread(partial.file.fileno(), length, offset), end)
+                    write_at(file, self._read(partial, offset, length), end)
                     end += length
                 put_under(file, hidden, self.path)
         except BaseException:
             hidden.unlink(missing_ok=True)
             raise
+
+    def _read(self, partial: Partial, offset: int, length: int) -> bytes:
+        line = read_at(partial.file, offset, length)
+        if len(line) < length:
+            raise InputError(
+                f"output {self.path}: found {len(line)} bytes of a line at {offset} in "
+                f"{partial_of(self.path)}; expected the {length} that were written. Keep others "
+                "from this file, and run again without --resume."
+            )
+        return line
 
     def _lines(self, count: int, rows: Mapping[str, torch.Tensor]) -> Iterator[bytes]:
         lists = {name: self._list(name, rows[name]) for name in self._names}

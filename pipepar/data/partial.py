@@ -117,6 +117,26 @@ def write_at(file: FileIO, data: bytes | memoryview, offset: int) -> None:
         rest, offset = rest[written:], offset + written
 
 
+def read_at(file: FileIO, offset: int, size: int) -> bytes:
+    """The bytes that lie there, all that there are of them. Local.
+
+    Args:
+        file: open for reading.
+        offset: bytes from the file's start.
+        size: how many are wanted; fewer come where the file ends before.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    data = bytearray()
+    while len(data) < size:
+        more = os.pread(file.fileno(), size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return bytes(data)
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Name the file in an OSError that lacks one, such as that of a full disk. Local.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
 from pipepar.data.journal import Fields, Record, journal_of, read_journal
-from pipepar.data.partial import Partial, naming, partial_of
+from pipepar.data.partial import Partial, naming, partial_of, read_at
 from pipepar.errors import InputError
 
 
@@ -32,7 +30,9 @@ class Unfinished:
             OSError: the file cannot be read.
         """
         for record in self.records:
-            data = b"".join(_read(self.partial.file, *each) for each in record.ranges)
+            data = b"".join(
+                read_at(self.partial.file, start, stop - start) for start, stop in record.ranges
+            )
             if zlib.crc32(data) == record.checksum:
                 yield record, data
 
@@ -73,14 +73,3 @@ def take_unfinished(path: Path) -> Unfinished | None:
             "tells their job; expected one in its first line. Run again without --resume."
         )
     return None
-
-
-def _read(file: FileIO, start: int, stop: int) -> bytes:
-    """The bytes of a range, or as many of them as there are."""
-    data = bytearray()
-    while start + len(data) < stop:
-        more = os.pread(file.fileno(), stop - start - len(data), start + len(data))
-        if not more:
-            break
-        data += more
-    return bytes(data)
