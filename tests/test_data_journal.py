@@ -274,3 +274,14 @@ def test_a_record_reads_as_it_was_written(samples: list[int]) -> None:
     record = Record(tuple(samples), ((0, 3), (9, 12)), 2**32 - 1, 5, {"a": [1]})
     assert Record.from_json(record.to_json()) == record
     assert [at for a, b in runs(samples) for at in samples[a:b]] == samples
+
+
+def test_a_resumed_jsonl_has_the_names_of_before(tmp_path: Path) -> None:
+    path = tmp_path / "y.jsonl"
+    crash(path, 2)
+    with (
+        pytest.raises(InputError, match=r"found the values 'z'; expected 'y' again"),
+        resumed(path) as writer,
+    ):
+        writer.write(torch.tensor([6]), {"z": torch.ones(1, 4)})
+    assert finish(path) == 2

@@ -65,3 +65,29 @@ def test_output_folder_must_be_writable(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(InputError, match="may not write to the folder"):
         check_output(tmp_path / "y.npy")
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    link, file = tmp_path / "y.jsonl", tmp_path / "scratch" / "rows"
+    link.symlink_to("scratch/rows")
+    for _ in range(2):  # with the file there, and without
+        write_one(link)
+        assert link.is_symlink()
+        assert file.read_text() == '{"y": 1.0}\n'
+    assert os.listdir(tmp_path / "scratch") == ["rows"]
+
+
+def test_a_link_into_a_folder_that_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "y.npy").symlink_to("missing/y.npy")
+    with pytest.raises(InputError, match=r"the folder .*/missing does not exist"):
+        check_output(tmp_path / "y.npy")
+
+
+def test_names_leave_room_for_those_beside_them(tmp_path: Path) -> None:
+    most = os.pathconf(tmp_path, "PC_NAME_MAX") - 22
+    longest = tmp_path / ("\u00e9" * ((most - 4) // 2) + "x" * (most % 2) + ".npy")
+    assert len(os.fsencode(longest.name)) == most
+    write_one(longest)
+    with pytest.raises(InputError, match=rf"has {most + 1} bytes; expected at most {most}, as"):
+        check_output(longest.with_name(f"x{longest.name}"))

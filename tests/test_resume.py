@@ -273,3 +273,13 @@ def test_the_option_is_explained() -> None:
     assert status == 0
     assert "--resume" in output
     assert "SIGUSR1" in output
+
+
+def test_an_output_that_is_a_link(job: Job) -> None:
+    (job.output.parent / "scratch").mkdir()
+    job.output.symlink_to("scratch/rows")
+    run(job, 3)
+    assert go_on(job).samples == 5
+    assert job.output.is_symlink()
+    assert np.load(job.output).shape == (11, 4)
+    assert os.listdir(job.output.parent / "scratch") == ["rows"]

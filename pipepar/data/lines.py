@@ -35,8 +35,9 @@ class JsonWriter(Writer):
     def _blank(self, count: int) -> list[Any]:
         return [None] * count
 
-    def _store(self, trail: Trail, positions: list[int], rows: dict[str, torch.Tensor]) -> None:
+    def _store(self, trail: Trail, positions: list[int], rows: dict[str, torch.Tensor]) -> Any:
         self._append(trail, positions, list(self._lines(len(positions), rows)))
+        return self._names
 
     def _store_answers(self, trail: Trail, positions: list[int], answers: list[Any]) -> None:
         pairs = zip(positions, answers, strict=True)
@@ -56,9 +57,13 @@ class JsonWriter(Writer):
         return end
 
     def _restore(self, record: Record, data: bytes) -> bool:
-        lines = data.splitlines(keepends=True)
+        lines, names = data.splitlines(keepends=True), record.layout
         if len(lines) != len(record.samples) or len(record.ranges) != 1:
             return False
+        if names is not None:  # answers have none
+            if self._names and names != self._names:
+                return False
+            self._names = names
         self._end = max(self._end, self._note(record.samples, lines, record.ranges[0][0]))
         return True
 

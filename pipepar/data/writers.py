@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Final
 
 from pipepar.data.lines import JsonWriter
 from pipepar.data.placed import NpyWriter, SafetensorsWriter
@@ -10,9 +12,18 @@ from pipepar.data.writer import Writer
 from pipepar.errors import InputError
 from pipepar.files import require_writable
 
-__all__ = ["OUTPUT_SUFFIXES", "Writer", "check_output", "open_output"]
+__all__ = ["OUTPUT_SUFFIXES", "Writer", "check_output", "open_output", "target_of"]
 
 OUTPUT_SUFFIXES = (".npy", ".safetensors", ".jsonl")
+
+
+# Of what is added to an output's name for the files beside it.
+_LONGEST: Final = len(".") + len(".errors.jsonl") + len(".partial")
+
+
+def target_of(path: Path) -> Path:
+    """The file that an output's name stands for: where it is a link, what the link points at."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def check_output(path: Path) -> None:
@@ -24,24 +35,32 @@ def check_output(path: Path) -> None:
         path: the output file; its suffix names the format.
 
     Raises:
-        InputError: the suffix is unknown, the folder is missing or not writable, or the path is
-            a directory.
+        InputError: the suffix is unknown, the folder is missing or not writable, the path is a
+            directory, or its name is too long for the files beside it.
     """
     if path.suffix.lower() not in OUTPUT_SUFFIXES:
         raise InputError(
             f"output {path} has the suffix {path.suffix!r}; expected one of "
             f"{', '.join(OUTPUT_SUFFIXES)}. Choose one of them."
         )
-    require_writable("output", path)
+    target = target_of(path)
+    require_writable("output", target)
+    size, most = len(os.fsencode(target.name)), os.pathconf(target.parent, "PC_NAME_MAX") - _LONGEST
+    if size > most:
+        raise InputError(
+            f"output {target}: its name has {size} bytes; expected at most {most}, as files beside "
+            f"it have up to {_LONGEST} more. Choose a shorter name."
+        )
 
 
 def open_output(path: Path, count: int) -> Writer:
     """Make the writer of an output file, to be used as a context manager. Local.
 
     The file appears under its name complete, when the context is left without an exception; until
-    then, and after an exception, what had the name before is untouched. A hidden ``.NAME.partial``
-    grows beside it; one that a killed run left behind is overwritten, or gone on with where the
-    writer keeps a journal (`Writer.journalled`).
+    then, and after an exception, what had the name before is untouched. Where the path is a link,
+    that is what it points at. A hidden ``.NAME.partial`` grows beside it; one that a killed run
+    left behind is overwritten, or gone on with where the writer keeps a journal
+    (`Writer.journalled`).
 
     ``.npy`` holds the one output of the model, ``.safetensors`` any number of them by name. In
     both, rows go straight to their place in the file, so that memory stays bounded. ``.jsonl``
@@ -63,6 +82,9 @@ def open_output(path: Path, count: int) -> Writer:
     """
     check_output(path)
     suffix = path.suffix.lower()
+    target = target_of(path)
     if suffix == ".npy":
-        return NpyWriter(path, count)
-    return SafetensorsWriter(path, count) if suffix == ".safetensors" else JsonWriter(path, count)
+        return NpyWriter(target, count)
+    if suffix == ".safetensors":
+        return SafetensorsWriter(target, count)
+    return JsonWriter(target, count)

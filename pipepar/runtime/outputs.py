@@ -21,7 +21,7 @@ from pipepar.data.partial import naming
 from pipepar.data.tokens import entities, fillings
 from pipepar.data.unfinished import is_unfinished, take_unfinished
 from pipepar.data.writer import Writer
-from pipepar.data.writers import check_output, open_output
+from pipepar.data.writers import check_output, open_output, target_of
 from pipepar.errors import InputError, PipeparError
 from pipepar.microbatch import Value
 from pipepar.model.graph import Graph
@@ -60,15 +60,16 @@ class Sink:
             InputError: the output cannot be written or resumed, or what the task needs is missing.
         """
         check_output(job.output)
-        self._path = job.output
+        self._output = job.output
+        self._path = target_of(job.output)
         self._what = f"--postprocess {job.postprocess}" if job.postprocess else job.resolved_task
         self._answer = _open_answer(job, self._what)
         self._tally = Tally(load_classes(job).names) if job.labels is not None else None
         self._quarantine = Quarantine(job.output)
         self._lenient = job.lenient
-        self._unfinished = take_unfinished(job.output) if job.resume else None
+        self._unfinished = take_unfinished(self._path) if job.resume else None
         self.left = self._unfinished.header if self._unfinished else None
-        self.overwrites = not job.resume and is_unfinished(job.output)
+        self.overwrites = not job.resume and is_unfinished(self._path)
         self._writer: Writer | None = None
         self._stack = ExitStack()
 
@@ -102,7 +103,7 @@ class Sink:
             InputError: another run writes to it.
             OSError: the file system refuses.
         """
-        opened = open_output(self._path, count).journalled(header, self._unfinished)
+        opened = open_output(self._output, count).journalled(header, self._unfinished)
         self._writer = self._stack.enter_context(opened)
         for note in self._writer.notes:
             self._restore(note)
