@@ -2,7 +2,7 @@
 
     python -m benchmarks.journal [--model FOLDER] [--input FILE] [--ranks R] [--repetitions R]
 
-Without means a writer that was never told to keep one; users have no such choice.
+Without means a journal that nothing is added to; users have no such choice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.launch import launch
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
 from pipepar.comm.launcher import launched
 from pipepar.comm.world import World
-from pipepar.data.writer import Writer
+from pipepar.data.journal import Journal
 from pipepar.runtime.failure import FailTogether
 from pipepar.runtime.job import Job, run_job
 
@@ -48,10 +48,7 @@ def _seconds(world: World, options: argparse.Namespace, journal: bool) -> float:
 
 
 def _without_journal() -> AbstractContextManager[Any]:
-    def as_it_is(writer: Writer, *_: object) -> Writer:
-        return writer
-
-    return patch.object(Writer, "journalled", as_it_is)
+    return patch.object(Journal, "add")
 
 
 def _print(options: argparse.Namespace, kept: list[float], bare: list[float]) -> None:

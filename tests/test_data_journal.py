@@ -14,52 +14,11 @@ from hypothesis import strategies as st
 
 from pipepar.data.done import Done
 from pipepar.data.journal import Record, journal_of, read_journal, runs
-from pipepar.data.partial import partial_of
-from pipepar.data.unfinished import is_unfinished, take_unfinished
-from pipepar.data.writers import Writer, open_output
+from pipepar.data.partial import Partial, partial_of
+from pipepar.data.unfinished import find_unfinished, is_unfinished
+from pipepar.data.writers import open_output
 from pipepar.errors import InputError, PipeparError
-
-SUFFIXES = ["npy", "safetensors", "jsonl"]
-HEADER = {"task": "raw", "micro_batch": 3}
-ROWS = torch.arange(44, dtype=torch.float32).reshape(11, 4) / 7
-# In the order of a file of texts: the longest first, and a ragged last one.
-BATCHES = [[4, 2, 0], [1, 3, 5], [6, 8, 7], [9, 10]]
-
-
-class Crash(Exception):
-    """Stands for anything that ends a run."""
-
-
-def write(writer: Writer, batches: list[list[int]]) -> None:
-    for batch in batches:
-        writer.write(torch.tensor(batch), {"y": ROWS[batch]}, note=batch[0])
-
-
-def crash(path: Path, batches: int) -> None:
-    """A run that fails after so many micro-batches."""
-    with pytest.raises(Crash):
-        fail(open_output(path, 11).journalled(HEADER), BATCHES[:batches])
-
-
-def fail(opened: Writer, batches: list[list[int]]) -> None:
-    with opened as writer:
-        write(writer, batches)
-        raise Crash
-
-
-@contextmanager
-def resumed(path: Path) -> Iterator[Writer]:
-    with open_output(path, 11).journalled(HEADER, take_unfinished(path)) as writer:
-        yield writer
-
-
-def finish(path: Path) -> int:
-    """Resume and finish; how many micro-batches were still to do."""
-    with resumed(path) as writer:
-        rest = [batch for batch in BATCHES if not writer.done.holds(batch)]
-        assert writer.notes == [batch[0] for batch in BATCHES if batch not in rest]
-        write(writer, rest)
-    return len(rest)
+from tests.unfinished import BATCHES, HEADER, SUFFIXES, Crash, crash, fail, finish, opened, write
 
 
 @pytest.fixture(scope="module", params=SUFFIXES)
@@ -109,7 +68,7 @@ def test_resumed_again_and_again(left: Path, undisturbed: bytes) -> None:
     with copied(left) as path:
         for _ in range(3):
             with pytest.raises(Crash):
-                fail(open_output(path, 11).journalled(HEADER, take_unfinished(path)), [])
+                fail(opened(path, resume=True), [])
         assert finish(path) == 1
         assert path.read_bytes() == undisturbed
 
@@ -121,7 +80,7 @@ def test_nothing_new_is_nothing_to_resume(tmp_path: Path) -> None:
 
 def test_suspended(tmp_path: Path) -> None:
     path = tmp_path / "y.npy"
-    with open_output(path, 11).journalled(HEADER) as writer:
+    with opened(path) as writer:
         write(writer, BATCHES[:2])
         writer.suspend()
     assert not path.exists()
@@ -167,14 +126,15 @@ def test_a_damaged_header_is_told(left: Path) -> None:
     with copied(left) as path:
         journal_of(path).write_bytes(b"x" + journal_of(path).read_bytes())
         with pytest.raises(InputError, match=r"found 3 records without the header.*--resume"):
-            take_unfinished(path)
+            find_unfinished(Partial(path))
 
 
 def test_what_the_journal_says(left: Path) -> None:
     header, records = read_journal(left)
     assert header == HEADER
-    assert [list(record.samples) for record in records] == BATCHES[:3]
-    assert [record.note for record in records] == [4, 1, 6]
+    assert [(record.samples, record.note) for record in records] == [
+        (batch, batch[0]) for batch in BATCHES[:3]
+    ]
 
 
 def test_records_named_twice_count_once(left: Path, undisturbed: bytes) -> None:
@@ -187,16 +147,16 @@ def test_records_named_twice_count_once(left: Path, undisturbed: bytes) -> None:
 
 def test_without_resuming_all_is_done_again(left: Path, undisturbed: bytes) -> None:
     with copied(left) as path:
-        with open_output(path, 11).journalled(HEADER) as writer:
+        with opened(path) as writer:
             assert not journal_of(path).exists()
             write(writer, BATCHES)
         assert path.read_bytes() == undisturbed
 
 
 def test_one_run_an_output(left: Path) -> None:
-    with copied(left) as path, resumed(path) as writer:
+    with copied(left) as path, opened(path, resume=True) as writer:
         with pytest.raises(InputError, match="written by another run"):
-            take_unfinished(path)
+            Partial(path)
         writer.suspend()
 
 
@@ -204,7 +164,7 @@ def test_rows_that_lie_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "y.npy"
     crash(path, 2)
     odd = r"row of shape \(2,\) .* in 'y'; expected shape \(4,\)"
-    with pytest.raises(InputError, match=odd), resumed(path) as writer:
+    with pytest.raises(InputError, match=odd), opened(path, resume=True) as writer:
         writer.write(torch.tensor([6]), {"y": torch.ones(1, 2)})
     assert finish(path) == 2
 
@@ -217,7 +177,7 @@ def test_a_commit_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "y.npy"
     with (
         pytest.raises(OSError, match="No space left") as caught,
-        open_output(path, 11).journalled(HEADER) as writer,
+        opened(path) as writer,
     ):
         write(writer, BATCHES)
     assert caught.value.filename == str(path)
@@ -271,8 +231,10 @@ def test_a_part_of_a_micro_batch_is_refused() -> None:
 
 @given(st.lists(st.integers(0, 30), min_size=1, unique=True))
 def test_a_record_reads_as_it_was_written(samples: list[int]) -> None:
-    record = Record(tuple(samples), ((0, 3), (9, 12)), 2**32 - 1, 5, {"a": [1]})
+    their = tuple((samples[a], samples[b - 1] + 1) for a, b in runs(samples))
+    record = Record(their, ((0, 3), (9, 12)), 2**32 - 1, 5, {"a": [1]})
     assert Record.from_json(record.to_json()) == record
+    assert record.samples == samples
     assert [at for a, b in runs(samples) for at in samples[a:b]] == samples
 
 
@@ -281,7 +243,7 @@ def test_a_resumed_jsonl_has_the_names_of_before(tmp_path: Path) -> None:
     crash(path, 2)
     with (
         pytest.raises(InputError, match=r"found the values 'z'; expected 'y' again"),
-        resumed(path) as writer,
+        opened(path, resume=True) as writer,
     ):
         writer.write(torch.tensor([6]), {"z": torch.ones(1, 4)})
     assert finish(path) == 2

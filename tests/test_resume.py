@@ -14,7 +14,7 @@ import pytest
 from pipepar.comm.world import World
 from pipepar.data.confusion import Confusion
 from pipepar.data.journal import journal_of
-from pipepar.data.unfinished import take_unfinished
+from pipepar.data.partial import Partial
 from pipepar.errors import InputError
 from pipepar.runtime.job import Job, run_job
 from pipepar.runtime.progress import NOBODY
@@ -156,7 +156,7 @@ def test_what_could_be_resumed_is_told(job: Job) -> None:
     assert "unfinished, which this one overwrites; --resume would go on with it" in output
     status, output = pipepar("run", MLP, job.input, job.output, "--resume")
     assert status == 0, output
-    assert "nothing is left of output" in output
+    assert "out.npy exists and nothing of it is unfinished; it is made anew" in output
     assert "11 samples in" in output
 
 
@@ -230,9 +230,9 @@ def test_other_weights_are_refused(
 def test_a_journal_of_another_version(job: Job) -> None:
     run(job, 3)
     journal = journal_of(job.output)
-    _, *records = journal.read_bytes().splitlines(keepends=True)
-    header = json.dumps({"format": 99}).encode()
-    journal.write_bytes(b"%08x %s\n" % (zlib.crc32(header), header) + b"".join(records))
+    contents = ({"format": 99}, {"record": "as nobody knows it"}, [[[0, 2]], [], 1, 2, 3, "more"])
+    texts = [json.dumps(each).encode() for each in contents]
+    journal.write_bytes(b"".join(b"%08x %s\n" % (zlib.crc32(text), text) for text in texts))
     with pytest.raises(InputError, match="has the format 99, expected 2"):
         go_on(job)
 
@@ -251,12 +251,11 @@ def test_all_was_done_but_the_renaming(job: Job, monkeypatch: pytest.MonkeyPatch
 
 def test_one_run_an_output(job: Job) -> None:
     run(job, 3)
-    other = take_unfinished(job.output)
-    assert other is not None
+    other = Partial(job.output)
     for again in (job, replace(job, resume=True)):
         with pytest.raises(InputError, match="is being written by another run"):
             run(again)
-    other.partial.keep()
+    other.keep()
     assert go_on(job).samples == 5
 
 

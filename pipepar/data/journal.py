@@ -17,7 +17,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from pipepar.data.partial import sync_folder, write_at
+from pipepar.data.partial import Partial, sync_folder, write_at
+from pipepar.errors import InputError, PipeparError
 
 Fields: TypeAlias = Mapping[str, Any]
 """A header: what a job is known by, JSON values by name."""
@@ -32,8 +33,8 @@ _MUCH: Final = 256 << 20
 class Record:
     """One micro-batch whose rows are on disk."""
 
-    samples: tuple[int, ...]
-    """Positions in the user's input, in the order of its rows."""
+    runs: tuple[tuple[int, int], ...]
+    """Its samples in the order of its rows: positions in the user's input, as half-open ranges."""
     ranges: tuple[tuple[int, int], ...]
     """Where its bytes are in the part file, half-open, in the order they were written."""
     checksum: int
@@ -43,17 +44,20 @@ class Record:
     note: Any = None
     """What else is to be known of the micro-batch when the job is resumed, a JSON value."""
 
+    @property
+    def samples(self) -> list[int]:
+        """Positions in the user's input, in the order of its rows."""
+        return [at for start, stop in self.runs for at in range(start, stop)]
+
     def to_json(self) -> str:
-        """A text that `from_json` reads; samples that follow one another are one range."""
-        samples = [[self.samples[a], self.samples[b - 1] + 1] for a, b in runs(self.samples)]
-        return json.dumps([samples, self.ranges, self.checksum, self.layout, self.note])
+        """A text that `from_json` reads."""
+        return json.dumps([self.runs, self.ranges, self.checksum, self.layout, self.note])
 
     @classmethod
     def from_json(cls, text: str) -> Record:
         """Undo `to_json`; the text's own checksum has been found right."""
         samples, ranges, checksum, layout, note = json.loads(text)
-        positions = tuple(at for start, stop in samples for at in range(start, stop))
-        return cls(positions, tuple((a, b) for a, b in ranges), checksum, layout, note)
+        return cls(_pairs(samples), _pairs(ranges), checksum, layout, note)
 
 
 def runs(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -90,7 +94,8 @@ class Trail:
 
     def record(self, samples: Sequence[int], layout: Any, note: Any) -> Record:
         """What has been written, as some samples' record; then begin anew."""
-        record = Record(tuple(samples), tuple(self._ranges), self._checksum, layout, note)
+        their = tuple((samples[a], samples[b - 1] + 1) for a, b in runs(samples))
+        record = Record(their, tuple(self._ranges), self._checksum, layout, note)
         self._ranges, self._checksum = [], 0
         return record
 
@@ -101,28 +106,28 @@ class Journal:
     The file is made, whole and at once, by the first commit. Local.
     """
 
-    def __init__(
-        self, path: Path, header: Fields, part: FileIO, kept: Iterable[Record] = ()
-    ) -> None:
+    def __init__(self, partial: Partial, header: Fields, kept: Iterable[Record] = ()) -> None:
         """Begin; nothing is on disk yet.
 
         Args:
-            path: the output file.
+            partial: the file that rows are written to.
             header: the job.
-            part: the file that rows are written to.
             kept: records of an earlier run that still hold.
         """
-        self._path = journal_of(path)
-        self._part = part
-        self._pending = [json.dumps(header), *(record.to_json() for record in kept)]
-        self._kept = len(self._pending) - 1
+        self._path = journal_of(partial.path)
+        self._partial = partial
+        self._pending = bytearray(_line(json.dumps(header)))
+        self._kept = 0
+        for record in kept:
+            self._pending += _line(record.to_json())
+            self._kept += 1
         self._fresh = 0
         self._bytes = 0
         self._file: FileIO | None = None
-        self._failure: OSError | None = None
+        self._failure: BaseException | None = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._closing = False
+        self._ended = False
         self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
         self._thread.start()
 
@@ -135,11 +140,18 @@ class Journal:
         """Have a record written, by and by.
 
         Raises:
-            OSError: an earlier one could not be written.
+            InputError: another run took the place of the output's partial.
+            OSError: an earlier record could not be written.
+            PipeparError: the journal has ended.
         """
         self._check()
+        if self._ended:
+            raise PipeparError(
+                f"the journal {self._path} has ended; expected no rows after that. Write them "
+                "before the context of the output is left."
+            )
         with self._lock:
-            self._pending.append(record.to_json())
+            self._pending += _line(record.to_json())
             self._fresh += 1
             self._bytes += sum(stop - start for start, stop in record.ranges)
             # The first at once: from then on there is something to resume, whatever happens.
@@ -147,62 +159,51 @@ class Journal:
         if urgent:
             self._wake.set()
 
-    def flush(self) -> None:
-        """Write what has come, and end the thread; may be called twice.
+    def end(self) -> None:
+        """Write what has come, and close the file; the thread ends.
 
         Raises:
-            OSError: it could not be written.
+            InputError, OSError: as for `add`.
         """
-        self._closing = True
-        self._wake.set()
-        self._thread.join()
-        self._check()
-
-    def close(self, keep: bool) -> None:
-        """Close the file.
-
-        Args:
-            keep: whether it is still needed.
-        """
-        self._closing = True
+        self._ended = True
         self._wake.set()
         self._thread.join()
         if self._file is not None:
             self._file.close()
-        if not keep:
-            self._path.unlink(missing_ok=True)
+        self._check()
 
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
 
     def _work(self) -> None:
-        closing = False
-        while not closing:
+        ended = False
+        while not ended:
             self._wake.wait(_PERIOD)
             self._wake.clear()
-            closing = self._closing
+            ended = self._ended
             try:
                 self._commit()
-            except OSError as error:
-                self._failure = error  # whoever writes next is told
+            except BaseException as error:
+                self._failure = error  # whoever writes next is told, whatever it is
                 return
 
     def _commit(self) -> None:
         with self._lock:
             if not self._fresh:
                 return
-            lines, self._pending = self._pending, []
+            data, self._pending = self._pending, bytearray()
             self._fresh = self._bytes = 0
-        os.fdatasync(self._part.fileno())
-        data = b"".join(map(_line, lines))
+        self._partial.require_own()
+        os.fdatasync(self._partial.file.fileno())
         if self._file is None:
             self._file = self._made(data)
+            sync_folder(self._path.parent)
             return
         write_at(self._file, data, self._file.seek(0, os.SEEK_END))
         os.fdatasync(self._file.fileno())
 
-    def _made(self, data: bytes) -> FileIO:
+    def _made(self, data: bytearray) -> FileIO:
         """The journal with its first records; it takes the place of an earlier one at once."""
         beside = self._path.with_name(f"{self._path.name}.partial")
         file = FileIO(beside, "w+")
@@ -210,34 +211,48 @@ class Journal:
             write_at(file, data, 0)
             os.fsync(file.fileno())
             os.replace(beside, self._path)
-        except OSError:
+        except BaseException:
             file.close()
             with contextlib.suppress(OSError):  # the first failure is the one to tell
                 beside.unlink(missing_ok=True)
             raise
-        sync_folder(self._path.parent)
         return file
 
 
-def read_journal(path: Path) -> tuple[Fields | None, list[Record]]:
+def read_journal(path: Path) -> tuple[Fields | None, Iterator[Record]]:
     """Read what there is of a journal, whatever has become of it. *Local.*
 
     Args:
         path: the output file.
 
     Returns:
-        The header, None if there is none that is whole; and the records that are.
+        The header, None if nothing is there; and the records that are whole, which are read one
+        by one: of what they consist is known only to those who know the header's format.
 
     Raises:
+        InputError: there are records without a header.
         OSError: it cannot be read.
     """
-    try:
-        first, *rest = journal_of(path).read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return None, []
-    header = _content(first)
-    texts = filter(None, map(_content, rest))
-    return (json.loads(header) if header else None), list(map(Record.from_json, texts))
+    texts = _texts(journal_of(path))
+    header = next(texts, None)
+    records = filter(None, texts)
+    if header is None and (found := sum(1 for _ in records)):
+        raise InputError(
+            f"{journal_of(path)} is damaged: found {found} records without the header that tells "
+            "their job; expected one in its first line. Run again without --resume."
+        )
+    return (json.loads(header) if header else None), map(Record.from_json, records)
+
+
+def _texts(journal: Path) -> Iterator[str | None]:
+    """What each line says; nothing if there is no such file."""
+    with contextlib.suppress(FileNotFoundError), journal.open("rb") as file:
+        for line in file:
+            yield _content(line.removesuffix(b"\n"))
+
+
+def _pairs(lists: list[list[int]]) -> tuple[tuple[int, int], ...]:
+    return tuple((start, stop) for start, stop in lists)
 
 
 def _line(text: str) -> bytes:

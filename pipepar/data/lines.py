@@ -13,6 +13,7 @@ import torch
 
 from pipepar.data.journal import Record, Trail
 from pipepar.data.partial import Partial, partial_of, put_under, read_at, write_at
+from pipepar.data.unfinished import Resumable
 from pipepar.data.writer import Writer
 from pipepar.errors import InputError
 
@@ -20,14 +21,9 @@ from pipepar.errors import InputError
 class JsonWriter(Writer):
     """Keeps lines in the order they come, and copies them in the input's order. Local."""
 
-    def __init__(self, path: Path, count: int) -> None:
-        """Take note of the file.
-
-        Args:
-            path: the output file.
-            count: number of samples.
-        """
-        super().__init__(path, count)
+    def __init__(self, path: Path, count: int, resumable: Resumable | None = None) -> None:
+        """As every writer."""
+        super().__init__(path, count, resumable)
         self._end = 0
         self._offsets = array("q", bytes(8 * count))
         self._lengths = array("q", bytes(8 * count))
@@ -68,6 +64,7 @@ class JsonWriter(Writer):
         return True
 
     def _finish(self, partial: Partial) -> None:
+        partial.require_own()
         hidden = self.path.with_name(f".{self.path.name}.sorted")
         try:
             with FileIO(hidden, "w") as file:

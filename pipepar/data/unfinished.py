@@ -3,38 +3,77 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
+from pipepar.data.done import Done
 from pipepar.data.journal import Fields, Record, journal_of, read_journal
-from pipepar.data.partial import Partial, naming, partial_of, read_at
-from pipepar.errors import InputError
+from pipepar.data.partial import Partial, partial_of, read_at
 
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """What an earlier run has left, held by this run alone; made by `take_unfinished`. Local."""
+    """What an earlier run has left; made by `find_unfinished`. Local."""
 
     header: Fields
     """The job that it was."""
-    records: tuple[Record, ...]
-    """What its journal says is there."""
     partial: Partial
-    """Where that is."""
+    """Held by this run alone."""
+    renamed: bool
+    """Whether the rows can only be under the final name: all that was left to do was to remove the
+    journal."""
 
-    def sound(self) -> Iterator[tuple[Record, bytes]]:
-        """Yield the records whose bytes are what they were, with these bytes.
+    def is_of_use(self, count: int, progress: Callable[[], None]) -> bool:
+        """Whether it can be gone on with: a file that was put under the final name has all rows.
+
+        Args:
+            count: number of samples.
+            progress: is called with every record.
 
         Raises:
             OSError: the file cannot be read.
         """
-        for record in self.records:
-            data = b"".join(
-                read_at(self.partial.file, start, stop - start) for start, stop in record.ranges
-            )
-            if zlib.crc32(data) == record.checksum:
-                yield record, data
+        if not self.renamed:
+            return True
+        sound = (record for record, _ in self.sound(progress))
+        return not Done(count, (run for record in sound for run in record.runs)).missing
+
+    def sound(self, progress: Callable[[], None]) -> Iterator[tuple[Record, bytes]]:
+        """Yield the records whose bytes are what they were, with these bytes.
+
+        Args:
+            progress: is called with every record.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        _, records = read_journal(self.partial.path)
+        with self._rows() as file:
+            for record in records:
+                data = b"".join(read_at(file, start, stop - start) for start, stop in record.ranges)
+                progress()
+                if zlib.crc32(data) == record.checksum:
+                    yield record, data
+
+    def _rows(self) -> AbstractContextManager[FileIO]:
+        return FileIO(self.partial.path) if self.renamed else nullcontext(self.partial.file)
+
+
+@dataclass(frozen=True, slots=True)
+class Resumable:
+    """What it takes for an output to be resumed. Local."""
+
+    partial: Partial
+    """Held by this run alone; who writes to it closes it."""
+    header: Fields
+    """What the job is known by."""
+    left: Unfinished | None = None
+    """What an earlier run of this very job has left in the partial, to go on with."""
+    progress: Callable[[], None] = lambda: None
+    """Is called while what is left is looked at, which may take long."""
 
 
 def is_unfinished(path: Path) -> bool:
@@ -43,33 +82,24 @@ def is_unfinished(path: Path) -> bool:
     Args:
         path: the output file.
     """
-    return journal_of(path).is_file() and partial_of(path).is_file()
+    partial = partial_of(path)
+    return journal_of(path).is_file() and partial.is_file() and partial.stat().st_size > 0
 
 
-def take_unfinished(path: Path) -> Unfinished | None:
-    """Open what an earlier run has left of an output, and keep other runs from it. *Local.*
+def find_unfinished(partial: Partial) -> Unfinished | None:
+    """Look what an earlier run has left of an output. *Local.*
 
     Args:
-        path: the output file.
+        partial: of the output; held by this run.
 
     Returns:
         None if nothing is left, or nothing that was acknowledged.
 
     Raises:
-        InputError: another run writes to it, or nobody can tell any more of which job it is.
+        InputError: nobody can tell any more of which job it is.
         OSError: a file cannot be read.
     """
-    if not is_unfinished(path):
+    if partial.is_empty and not partial.path.is_file():
         return None
-    with naming(path):
-        partial = Partial(path)
-        header, records = read_journal(path)
-    if header is not None:
-        return Unfinished(header, tuple(records), partial)
-    partial.keep()
-    if records:
-        raise InputError(
-            f"{journal_of(path)} is damaged: found {len(records)} records without the header that "
-            "tells their job; expected one in its first line. Run again without --resume."
-        )
-    return None
+    header, _ = read_journal(partial.path)
+    return None if header is None else Unfinished(header, partial, partial.is_empty)

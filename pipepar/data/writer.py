@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,21 +12,22 @@ from typing import Any
 import torch
 
 from pipepar.data.done import Done
-from pipepar.data.journal import Fields, Journal, Record, Trail, journal_of
+from pipepar.data.journal import Journal, Record, Trail, journal_of
 from pipepar.data.partial import Partial, naming
-from pipepar.data.unfinished import Unfinished
+from pipepar.data.unfinished import Resumable, Unfinished
 from pipepar.errors import InputError, PipeparError
 
 
 class Writer(ABC):
     """Writes one output file; ``open_output`` makes one. Local."""
 
-    def __init__(self, path: Path, count: int) -> None:
-        """Take note of the file; nothing is on disk before the context is entered.
+    def __init__(self, path: Path, count: int, resumable: Resumable | None = None) -> None:
+        """Take note of the file; nothing is written before the context is entered.
 
         Args:
             path: the output file.
             count: number of samples.
+            resumable: what it takes to be resumed; without, no journal is kept.
         """
         self.path = path
         self.count = count
@@ -34,25 +35,13 @@ class Writer(ABC):
         """What has been written, by an earlier run too."""
         self.notes: list[Any] = []
         """What an earlier run has noted, of what it has written and besides."""
-        self._job: Fields | None = None
-        self._unfinished: Unfinished | None = None
+        self._resumable = resumable
         self._names: list[str] = []
         self._partial: Partial | None = None
         self._journal: Journal | None = None
         self._trail: Trail | None = None
+        self._renamed = False
         self._suspended = False
-
-    def journalled(self, header: Fields, unfinished: Unfinished | None = None) -> Writer:
-        """Keep a journal, so that the output can be resumed; call it before the context.
-
-        Args:
-            header: what the job is known by.
-            unfinished: what an earlier run of that job has left, to go on with; its file is
-                closed with the context.
-        """
-        self._job = header
-        self._unfinished = unfinished
-        return self
 
     def write(
         self,
@@ -129,15 +118,12 @@ class Writer(ABC):
     def __enter__(self) -> Writer:
         """Open the hidden partial file, and take over what holds of an earlier run's."""
         with naming(self.path):
-            left, self._unfinished = self._unfinished, None
-            self._partial = left.partial if left else Partial(self.path)
+            self._partial = self._resumable.partial if self._resumable else Partial(self.path)
             try:
-                records = self._taken(left) if left else self._overwritten(self._partial)
+                self._begin(self._partial, self._resumable)
             except BaseException:
                 self._partial.keep()
                 raise
-            if self._job is not None:
-                self._journal = Journal(self.path, self._job, self._partial.file, records)
         self._trail = Trail(self._partial.file)
         return self
 
@@ -154,38 +140,55 @@ class Writer(ABC):
         try:
             with naming(self.path):
                 if journal is not None:
-                    journal.flush()
+                    journal.end()
                 if error is None and not self._suspended:
                     self._check_complete()
-                    self._finish(partial)
+                    if not self._renamed:
+                        self._finish(partial)
                     finished = True
         finally:
             # Notes alone are not worth going on with.
-            resumable = journal is not None and journal.holds_any and len(self.done) > 0
-            keep = resumable and not finished
-            if journal is not None:
-                journal.close(keep)
-            if keep:
+            worth = journal is not None and journal.holds_any and len(self.done) > 0
+            if finished:
+                journal_of(self.path).unlink(missing_ok=True)
+                partial.discard()
+            elif worth or self._renamed:
                 partial.keep()
             else:
-                partial.discard()
+                self._discard(partial)
 
-    def _taken(self, left: Unfinished) -> list[Record]:
-        """The records of an earlier run that hold, each sample of them once."""
-        records = []
-        for record, data in left.sound():
-            fits = all(0 <= at < self.count and at not in self.done for at in record.samples)
-            if fits and (not record.samples or self._restore(record, data)):
-                self.done.add(record.samples)
+    def _begin(self, partial: Partial, resumable: Resumable | None) -> None:
+        """Go on with what is left, or begin anew."""
+        records: Iterator[Record] = iter(())
+        left = resumable and resumable.left
+        if resumable and left and left.is_of_use(self.count, resumable.progress):
+            records = self._taken(left, resumable.progress)
+            self._renamed = left.renamed
+        else:
+            # The journal first: it would name what is not there.
+            journal_of(self.path).unlink(missing_ok=True)
+            partial.clear()
+        if self._renamed:
+            deque(records, 0)  # its journal needs no line more
+            self._check_complete()
+        elif resumable:
+            self._journal = Journal(partial, resumable.header, records)
+
+    def _taken(self, left: Unfinished, progress: Callable[[], None]) -> Iterator[Record]:
+        """Take over the records of an earlier run that hold, each sample of them once."""
+        for record, data in left.sound(progress):
+            samples = record.samples
+            fits = all(0 <= at < self.count and at not in self.done for at in samples)
+            if fits and (not samples or self._restore(record, data)):
+                self.done.add(samples)
                 self.notes.append(record.note)
-                records.append(record)
-        return records
+                yield record
 
-    def _overwritten(self, partial: Partial) -> list[Record]:
-        """Nothing is left of an earlier run's files, the journal first: it would name others."""
-        journal_of(self.path).unlink(missing_ok=True)
-        partial.file.truncate()
-        return []
+    def _discard(self, partial: Partial) -> None:
+        """Remove the hidden files, unless they are another run's by now."""
+        if partial.is_own:
+            journal_of(self.path).unlink(missing_ok=True)
+        partial.discard()
 
     @abstractmethod
     def _blank(self, count: int) -> Mapping[str, torch.Tensor] | list[Any]:

@@ -8,6 +8,7 @@ from typing import Final
 
 from pipepar.data.lines import JsonWriter
 from pipepar.data.placed import NpyWriter, SafetensorsWriter
+from pipepar.data.unfinished import Resumable
 from pipepar.data.writer import Writer
 from pipepar.errors import InputError
 from pipepar.files import require_writable
@@ -53,14 +54,13 @@ def check_output(path: Path) -> None:
         )
 
 
-def open_output(path: Path, count: int) -> Writer:
+def open_output(path: Path, count: int, resumable: Resumable | None = None) -> Writer:
     """Make the writer of an output file, to be used as a context manager. Local.
 
     The file appears under its name complete, when the context is left without an exception; until
     then, and after an exception, what had the name before is untouched. Where the path is a link,
     that is what it points at. A hidden ``.NAME.partial`` grows beside it; one that a killed run
-    left behind is overwritten, or gone on with where the writer keeps a journal
-    (`Writer.journalled`).
+    left behind is overwritten, or gone on with.
 
     ``.npy`` holds the one output of the model, ``.safetensors`` any number of them by name. In
     both, rows go straight to their place in the file, so that memory stays bounded. ``.jsonl``
@@ -73,9 +73,10 @@ def open_output(path: Path, count: int) -> Writer:
     Args:
         path: the output file, ``.npy``, ``.safetensors`` or ``.jsonl``.
         count: number of samples, each of which must be written exactly once.
+        resumable: what it takes to be resumed; without, no journal is kept.
 
     Returns:
-        A writer; nothing is on disk before its context is entered.
+        A writer; it writes nothing before its context is entered.
 
     Raises:
         InputError: as for ``check_output``.
@@ -84,7 +85,7 @@ def open_output(path: Path, count: int) -> Writer:
     suffix = path.suffix.lower()
     target = target_of(path)
     if suffix == ".npy":
-        return NpyWriter(target, count)
+        return NpyWriter(target, count, resumable)
     if suffix == ".safetensors":
-        return SafetensorsWriter(target, count)
-    return JsonWriter(target, count)
+        return SafetensorsWriter(target, count, resumable)
+    return JsonWriter(target, count, resumable)

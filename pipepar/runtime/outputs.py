@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Final, TypeAlias
@@ -17,9 +17,9 @@ from pipepar.data.done import Done
 from pipepar.data.feed import Reader
 from pipepar.data.journal import Fields
 from pipepar.data.labels import Labelled
-from pipepar.data.partial import naming
+from pipepar.data.partial import Partial, naming
 from pipepar.data.tokens import entities, fillings
-from pipepar.data.unfinished import is_unfinished, take_unfinished
+from pipepar.data.unfinished import Resumable, Unfinished, find_unfinished, is_unfinished
 from pipepar.data.writer import Writer
 from pipepar.data.writers import check_output, open_output, target_of
 from pipepar.errors import InputError, PipeparError
@@ -48,6 +48,7 @@ class Sink:
         left: what the job is known by that the output is left of; None if there is nothing left, or
             it is not to be resumed.
         overwrites: whether something is left that could have been resumed.
+        replaces: whether there is a finished output, of this job or another one.
     """
 
     def __init__(self, job: Job) -> None:
@@ -57,7 +58,7 @@ class Sink:
             job: its output, task, postprocess and labels count.
 
         Raises:
-            InputError: the output cannot be written or resumed, or what the task needs is missing.
+            InputError: the output cannot be written, or what the task needs is missing.
         """
         check_output(job.output)
         self._output = job.output
@@ -67,16 +68,27 @@ class Sink:
         self._tally = Tally(load_classes(job).names) if job.labels is not None else None
         self._quarantine = Quarantine(job.output)
         self._lenient = job.lenient
-        self._unfinished = take_unfinished(self._path) if job.resume else None
-        self.left = self._unfinished.header if self._unfinished else None
+        self.replaces = self._path.exists()
         self.overwrites = not job.resume and is_unfinished(self._path)
+        self.left: Fields | None = None
+        self._resume = job.resume
+        self._unfinished: Unfinished | None = None
         self._writer: Writer | None = None
-        self._stack = ExitStack()
 
     def __enter__(self) -> Sink:
-        """Hold what is to be resumed."""
-        if self._unfinished is not None:
-            self._stack.callback(self._unfinished.partial.keep)
+        """Keep other runs from the output, and see what is left of it.
+
+        Raises:
+            InputError: another run writes to it, or it cannot be resumed.
+            OSError: the file system refuses.
+        """
+        with ExitStack() as stack, naming(self._path):
+            self._partial = Partial(self._path)
+            stack.callback(self._partial.keep)
+            if self._resume:
+                self._unfinished = find_unfinished(self._partial)
+                self.left = self._unfinished.header if self._unfinished else None
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -88,23 +100,23 @@ class Sink:
         """Let go of the output; what can be resumed stays."""
         self._stack.__exit__(kind, error, trace)
 
-    def open(self, count: int, header: Fields) -> tuple[Runs, Runs]:
+    def open(self, count: int, header: Fields, progress: Callable[[], None]) -> tuple[Runs, Runs]:
         """Open the output.
 
         Args:
             count: number of samples.
             header: what the job is known by.
+            progress: is called while what is left is looked at, which may take long.
 
         Returns:
             The samples that an earlier run has written, and those to be tried alone, as half-open
             ranges.
 
         Raises:
-            InputError: another run writes to it.
             OSError: the file system refuses.
         """
-        opened = open_output(self._output, count).journalled(header, self._unfinished)
-        self._writer = self._stack.enter_context(opened)
+        resumable = Resumable(self._partial, header, self._unfinished, progress)
+        self._writer = self._stack.enter_context(open_output(self._output, count, resumable))
         for note in self._writer.notes:
             self._restore(note)
         together = Done(count)

@@ -6,6 +6,7 @@ The last rank has the output and its journal, rank 0 the input: what is done is 
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from pipepar.comm.world import World
@@ -38,9 +39,9 @@ class Resuming:
         self._world = world
         self._job = job
         self._own: dict[str, Any] = {}
-        text = json.dumps([sink.left, sink.overwrites] if sink else None)
+        text = json.dumps([sink.left, sink.overwrites, sink.replaces] if sink else None)
         self._left: dict[str, Any] | None
-        self._left, overwrites = json.loads(world.all_gather(text)[-1])
+        self._left, overwrites, replaces = json.loads(world.all_gather(text)[-1])
         world.together(self._check_format)
         if world.rank != 0:
             return
@@ -49,6 +50,8 @@ class Resuming:
                 f"an earlier run left {job.output} unfinished, which this one overwrites; --resume "
                 "would go on with it"
             )
+        elif job.resume and self._left is None and replaces:
+            note(f"output {job.output} exists and nothing of it is unfinished; it is made anew")
         elif job.resume and self._left is None:
             note(f"nothing is left of output {job.output} to resume; beginning anew")
 
@@ -88,7 +91,8 @@ class Resuming:
         """
         size = min(agreed.micro_batch, count)
         header = json.loads(self._world.broadcast(json.dumps(self._own | {"micro_batch": size})))
-        runs = self._world.together(lambda: sink.open(count, header) if sink else None)
+        progress = partial(self._world.vigil.tell, "other", 0)
+        runs = self._world.together(lambda: sink.open(count, header, progress) if sink else None)
         done, alone = json.loads(self._world.all_gather(json.dumps(runs))[-1])
         return Done(count, done), Done(count, alone)
 

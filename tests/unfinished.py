@@ -1,0 +1,54 @@
+"""Outputs that end early, and are gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipepar.data.partial import Partial
+from pipepar.data.unfinished import Resumable, find_unfinished
+from pipepar.data.writers import Writer, open_output
+
+SUFFIXES = ["npy", "safetensors", "jsonl"]
+HEADER = {"task": "raw", "micro_batch": 3}
+ROWS = torch.arange(44, dtype=torch.float32).reshape(11, 4) / 7
+# In the order of a file of texts: the longest first, and a ragged last one.
+BATCHES = [[4, 2, 0], [1, 3, 5], [6, 8, 7], [9, 10]]
+
+
+class Crash(Exception):
+    """Stands for anything that ends a run."""
+
+
+def write(writer: Writer, batches: list[list[int]]) -> None:
+    for batch in batches:
+        writer.write(torch.tensor(batch), {"y": ROWS[batch]}, note=batch[0])
+
+
+def crash(path: Path, batches: int) -> None:
+    """A run that fails after so many micro-batches."""
+    with pytest.raises(Crash):
+        fail(opened(path), BATCHES[:batches])
+
+
+def opened(path: Path, resume: bool = False) -> Writer:
+    partial = Partial(path)
+    left = find_unfinished(partial) if resume else None
+    return open_output(path, 11, Resumable(partial, HEADER, left))
+
+
+def fail(output: Writer, batches: list[list[int]]) -> None:
+    with output as writer:
+        write(writer, batches)
+        raise Crash
+
+
+def finish(path: Path) -> int:
+    """Resume and finish; how many micro-batches were still to do."""
+    with opened(path, resume=True) as writer:
+        rest = [batch for batch in BATCHES if not writer.done.holds(batch)]
+        assert writer.notes == [batch[0] for batch in BATCHES if batch not in rest]
+        write(writer, rest)
+    return len(rest)
