@@ -7,6 +7,7 @@ import fcntl
 import os
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,8 +130,9 @@ def test_what_is_looked_at_is_told(tmp_path: Path) -> None:
     calls = list[int]()
     partial = Partial(path)
     left = find_unfinished(partial)
-    resumable = Resumable(partial, HEADER, left, lambda: calls.append(1))
-    with open_output(path, 11, resumable) as writer:
+    assert left is not None
+    left = replace(left, progress=lambda: calls.append(1))
+    with open_output(path, 11, Resumable(partial, HEADER, left)) as writer:
         assert len(calls) == 3
         writer.suspend()
 

@@ -25,27 +25,11 @@ class Unfinished:
     renamed: bool
     """Whether the rows can only be under the final name: all that was left to do was to remove the
     journal."""
+    progress: Callable[[], None] = lambda: None
+    """Is called with every record that is looked at: there may be many, with many bytes."""
 
-    def is_of_use(self, count: int, progress: Callable[[], None]) -> bool:
-        """Whether it can be gone on with: a file that was put under the final name has all rows.
-
-        Args:
-            count: number of samples.
-            progress: is called with every record.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
-        if not self.renamed:
-            return True
-        sound = (record for record, _ in self.sound(progress))
-        return not Done(count, (run for record in sound for run in record.runs)).missing
-
-    def sound(self, progress: Callable[[], None]) -> Iterator[tuple[Record, bytes]]:
+    def sound(self) -> Iterator[tuple[Record, bytes]]:
         """Yield the records whose bytes are what they were, with these bytes.
-
-        Args:
-            progress: is called with every record.
 
         Raises:
             OSError: the file cannot be read.
@@ -54,7 +38,7 @@ class Unfinished:
         with self._rows() as file:
             for record in records:
                 data = b"".join(read_at(file, start, stop - start) for start, stop in record.ranges)
-                progress()
+                self.progress()
                 if zlib.crc32(data) == record.checksum:
                     yield record, data
 
@@ -71,9 +55,21 @@ class Resumable:
     header: Fields
     """What the job is known by."""
     left: Unfinished | None = None
-    """What an earlier run of this very job has left in the partial, to go on with."""
-    progress: Callable[[], None] = lambda: None
-    """Is called while what is left is looked at, which may take long."""
+    """What an earlier run of this very job has left, to go on with."""
+
+    def usable(self, count: int) -> Unfinished | None:
+        """What is left, unless it is nothing but a journal of rows that are nowhere.
+
+        Args:
+            count: number of samples.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        if self.left is None or not self.left.renamed:
+            return self.left
+        there = (run for record, _ in self.left.sound() for run in record.runs)
+        return None if Done(count, there).missing else self.left
 
 
 def is_unfinished(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -159,24 +159,22 @@ class Writer(ABC):
 
     def _begin(self, partial: Partial, resumable: Resumable | None) -> None:
         """Go on with what is left, or begin anew."""
-        records: Iterator[Record] = iter(())
-        left = resumable and resumable.left
-        if resumable and left and left.is_of_use(self.count, resumable.progress):
-            records = self._taken(left, resumable.progress)
-            self._renamed = left.renamed
-        else:
+        left = resumable.usable(self.count) if resumable else None
+        if left is None:
             # The journal first: it would name what is not there.
             journal_of(self.path).unlink(missing_ok=True)
             partial.clear()
+        records = self._taken(left) if left else iter(())
+        self._renamed = left is not None and left.renamed
         if self._renamed:
             deque(records, 0)  # its journal needs no line more
             self._check_complete()
         elif resumable:
             self._journal = Journal(partial, resumable.header, records)
 
-    def _taken(self, left: Unfinished, progress: Callable[[], None]) -> Iterator[Record]:
+    def _taken(self, left: Unfinished) -> Iterator[Record]:
         """Take over the records of an earlier run that hold, each sample of them once."""
-        for record, data in left.sound(progress):
+        for record, data in left.sound():
             samples = record.samples
             fits = all(0 <= at < self.count and at not in self.done for at in samples)
             if fits and (not samples or self._restore(record, data)):

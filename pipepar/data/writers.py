@@ -83,7 +83,7 @@ def open_output(path: Path, count: int, resumable: Resumable | None = None) -> W
     """
     check_output(path)
     suffix = path.suffix.lower()
-    target = target_of(path)
+    target = resumable.partial.path if resumable else target_of(path)
     if suffix == ".npy":
         return NpyWriter(target, count, resumable)
     if suffix == ".safetensors":

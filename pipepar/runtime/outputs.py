@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, TypeAlias
 
@@ -115,7 +116,8 @@ class Sink:
         Raises:
             OSError: the file system refuses.
         """
-        resumable = Resumable(self._partial, header, self._unfinished, progress)
+        left = self._unfinished and replace(self._unfinished, progress=progress)
+        resumable = Resumable(self._partial, header, left)
         self._writer = self._stack.enter_context(open_output(self._output, count, resumable))
         for note in self._writer.notes:
             self._restore(note)
