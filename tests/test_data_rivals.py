@@ -18,7 +18,18 @@ from pipepar.data.partial import Partial
 from pipepar.data.unfinished import Resumable, find_unfinished
 from pipepar.data.writers import Writer, open_output
 from pipepar.errors import InputError, PipeparError
-from tests.unfinished import BATCHES, HEADER, ROWS, SUFFIXES, crash, fail, finish, opened, write
+from tests.unfinished import (
+    BATCHES,
+    HEADER,
+    ROWS,
+    SUFFIXES,
+    Crash,
+    crash,
+    fail,
+    finish,
+    opened,
+    write,
+)
 
 
 @pytest.fixture
@@ -155,3 +166,31 @@ def test_an_empty_partial_is_no_obstacle(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(b"something else")
     assert finish(path) == 4
     assert not journal_of(path).exists()
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_a_run_that_was_overtaken_leaves_the_others_journal(tmp_path: Path) -> None:
+    """It had not written anything before."""
+    path = tmp_path / "y.npy"
+    first, later = opened(path).__enter__(), opened(path).__enter__()
+    write(later, BATCHES[:1])
+    await_journal(path, 1)
+    left = journal_of(path).read_bytes()
+    write(first, BATCHES[1:2])
+    with pytest.raises(InputError, match="expected one run an output"):
+        first.__exit__(None, None, None)
+    assert journal_of(path).read_bytes() == left
+    later.suspend()
+    later.__exit__(None, None, None)
+    assert finish(path) == 3
+
+
+def test_a_run_that_fails_with_nothing_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "y.npy"
+    crash(path, 4)
+    path.with_name(f".{path.name}.partial").rename(path)
+    with pytest.raises(Crash):
+        fail(opened(path, resume=True), [])
+    assert journal_of(path).exists()
+    assert finish(path) == 0
+    assert os.listdir(tmp_path) == [path.name]
