@@ -301,8 +301,8 @@ def test_the_file_that_tells_is_not_the_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize(("model", "stage"), [("picky_first", 0), ("picky_last", -1)])
-def test_several_ranks(tmp_path: Path, ranks: int, model: str, stage: int) -> None:
+@pytest.mark.parametrize("model", ["picky_first", "picky_last"])
+def test_several_ranks(tmp_path: Path, ranks: int, model: str) -> None:
     """Stages behind the one that fails compute nothing, and are there for what comes next."""
     bad = [3, 12, 13, 22]
     rows = save_rows(tmp_path / "rows.npy", bad)
@@ -314,4 +314,8 @@ def test_several_ranks(tmp_path: Path, ranks: int, model: str, stage: int) -> No
     assert "4 samples failed and were left out" in ended.output
     assert_same(np.load(tmp_path / "out.npy"), expected(rows, bad, 5, getattr(factories, model)()))
     job = Job(model, tmp_path / "rows.npy", tmp_path / "out.npy")
-    assert told(job) == dict.fromkeys(bad, (stage % ranks, "ValueError: too much"))
+    ((stage, error),) = set(told(job).values())
+    assert [*told(job)] == bad
+    assert error == "ValueError: too much"
+    # Which of the later stages has the layer that fails, is a question of what was measured.
+    assert stage == 0 if model == "picky_first" else stage in range(1, ranks)
