@@ -152,7 +152,7 @@ def test_ended_between_the_last_row_and_the_name(job: Job, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr("pipepar.data.partial.put_under", gone)
-        patch.setattr("pipepar.runtime.quarantine.write_whole", lambda path, text: None)
+        patch.setattr("pipepar.runtime.quarantine.put_under", lambda *_: None)
         with pytest.raises(OSError, match="gone"):
             run(job)
     summary = run(replace(job, resume=True))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from pipepar.files import write_whole
+from pipepar.data.partial import partial_of, put_under, write_at
 from pipepar.runtime.fault import Fault
 
 
@@ -56,7 +58,7 @@ class Quarantine:
             self.together.update(samples)
             return {"together": list(samples)}
         self._faults[samples[0]] = fault
-        return {"alone": [[samples[0], fault.stage, fault.error]]}
+        return {"alone": [[samples[0], *astuple(fault)]]}
 
     def discard(self, samples: Iterable[int]) -> None:
         """These have results after all."""
@@ -65,15 +67,17 @@ class Quarantine:
 
     def to_note(self) -> dict[str, Any]:
         """All that failed alone, as a JSON value for `restore`."""
-        return {"alone": [[at, self._faults[at].stage, self._faults[at].error] for at in self]}
+        return {"alone": [[at, *astuple(self._faults[at])] for at in self]}
 
     def restore(self, note: Mapping[str, Any]) -> None:
         """Take over what an earlier run noted."""
         self.together.update(note.get("together", []))
-        self._faults |= {at: Fault(stage, error) for at, stage, error in note.get("alone", [])}
+        self._faults |= {at: Fault(*fields) for at, *fields in note.get("alone", [])}
 
     def write(self) -> None:
         """Write the file that tells them, a line a sample; without one, remove that of before.
+
+        It is safe against a crash of the host, as the output is, since the journal goes after that.
 
         Raises:
             OSError: the file system refuses.
@@ -81,11 +85,11 @@ class Quarantine:
         if not self._faults:
             self._file.unlink(missing_ok=True)
             return
-        told = [
-            {"id": at, "stage": self._faults[at].stage, "error": self._faults[at].error}
-            for at in self
-        ]
-        write_whole(self._file, "".join(json.dumps(each) + "\n" for each in told))
+        lines = [json.dumps({"id": at, **asdict(self._faults[at])}) for at in self]
+        hidden = partial_of(self._file)
+        with FileIO(hidden, "w") as file:
+            write_at(file, "\n".join([*lines, ""]).encode(), 0)
+            put_under(file, hidden, self._file)
 
 
 def errors_of(output: Path) -> Path:
