@@ -30,6 +30,14 @@ def test_an_exception_after_some_micro_batches(
     assert said.count(REMEDY) == 1
 
 
+def test_the_output_is_a_link(rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "out.npy").symlink_to(tmp_path / "there" / "out.npy")
+    status, said = pipepar("run", TRAP, rows, tmp_path / "out.npy", "--micro-batch", 2)
+    assert status == 1
+    assert said.endswith(REMEDY)
+
+
 def test_an_exception_before_anything_was_written(rows: Path, tmp_path: Path) -> None:
     function = ("--postprocess", "tests.functions:number")
     status, said = pipepar("run", MLP, rows, tmp_path / "out.jsonl", *function)

@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 
 from pipepar.comm.world import World
 from pipepar.data.journal import journal_of
+from pipepar.data.writers import target_of
 from pipepar.errors import PeerError, PipeparError, StageError
 from pipepar.runtime.watchdog import keep_watch
 
@@ -107,7 +108,8 @@ class _Kept:
     """Whether this run has written something that the next one can go on with."""
 
     def __init__(self, output: Path | None) -> None:
-        self._journal = journal_of(output) if output is not None and output.name else None
+        target = target_of(output) if output is not None else None
+        self._journal = journal_of(target) if target is not None and target.name else None
         self._before = self._state()
 
     def told_with(self, block: str) -> str:
