@@ -1,5 +1,6 @@
 """Whom a failure names: the first sample that fails alone, where others do not."""
 
+import time
 from typing import Any
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as some
 
-from pipepar.data.blame import blame, blamed, part
-from pipepar.errors import InputError, StageError
+from pipepar.data.blame import blame, blamed, is_of_samples, part
+from pipepar.errors import InputError, StageError, WireError
 
 
 @given(some.integers(1, 40), some.data())
@@ -35,6 +36,31 @@ def test_samples_that_fail_only_together() -> None:
             raise ValueError
 
     assert blamed(range(12), again) == "samples 0, 1, 2, 3, 4, 5, 6, 7, ..."
+
+
+def test_who_waits_is_told_soon() -> None:
+    tries = list[slice]()
+
+    def again(rows: slice) -> None:
+        tries.append(rows)
+        time.sleep(0.6)
+        raise ValueError
+
+    assert blamed(range(12), again).startswith("samples 0, 1")
+    assert len(tries) <= 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate")],
+)
+def test_lack_of_memory_is_nobodys(error: Exception) -> None:
+    assert not is_of_samples(error)
+    raised = StageError("a stage failed")
+    raised.__cause__ = error
+    assert not is_of_samples(raised)
+    assert is_of_samples(RuntimeError("shapes"))
+    assert not is_of_samples(WireError("bytes"))
 
 
 def test_what_pipepar_explains_itself_is_not_explained_again() -> None:

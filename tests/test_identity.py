@@ -30,6 +30,7 @@ MODELS = """
 import os
 from torch import nn
 from .parts import Part
+from settings import MEAN
 
 def make():
     return nn.Sequential(Part(float(os.environ["SCALE"]))).eval()
@@ -45,10 +46,11 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (folder / "models.py").write_text(MODELS)
     (folder / "parts.py").write_text(PARTS)
     (folder / "other.py").write_text("")
+    (tmp_path / "settings.py").write_text("MEAN = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("SCALE", "2")
     yield folder
-    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("mine", "settings")]:
         del sys.modules[name]
 
 
@@ -61,7 +63,7 @@ def run(job: Job, micro_batches: int) -> None:
     run_job(World.start(), job, asked_to_stop=after(micro_batches))
 
 
-@pytest.mark.parametrize("changed", ["models.py", "parts.py"])
+@pytest.mark.parametrize("changed", ["models.py", "parts.py", "../settings.py"])
 def test_other_sources(package: Path, job: Job, changed: str) -> None:
     run(job, 2)
     (package / "other.py").write_text("changed = True\n")

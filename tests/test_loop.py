@@ -3,6 +3,8 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -10,7 +12,10 @@ import torch
 from pipepar.comm.inproc import InprocChannel
 from pipepar.errors import StageError, WireError
 from pipepar.microbatch import MicroBatch, Value
+from pipepar.plan.plan import Plan
+from pipepar.runtime.fault import FAULT, Fault, fault_of
 from pipepar.runtime.loop import SAMPLES, Arrival, Inlet, Outlet, Program, arrivals, run
+from pipepar.runtime.wiring import edges_of
 from pipepar.trace import Tracer
 
 
@@ -73,6 +78,39 @@ def test_four_stages_with_a_skip() -> None:
     for (_, values), x in zip(results, xs, strict=True):
         assert torch.equal(values["d"], ((x + 1) * 2 - 3) * (x + 1))  # type: ignore[arg-type]
     assert all(tracer.totals["compute"].count == 50 for tracer in tracers)
+
+
+def test_a_fault_reaches_all_that_need_a_value() -> None:
+    """x -> a, then b and c of that, then d of both; b fails, and c knows nothing of it."""
+
+    def fails(a: torch.Tensor) -> tuple[torch.Tensor]:
+        if a[0] > 5:
+            raise ValueError("too much")
+        return (a * 2,)
+
+    programs = [
+        stage(lambda x: (x + 1,), "x", "a"),
+        stage(fails, "a", "b"),
+        stage(lambda a: (a * 3,), "a", "c"),
+        stage(lambda b, c: (b + c,), "b c", "d"),
+    ]
+    needed = {(0, 1): ("a",), (0, 2): ("a",), (1, 3): ("b",), (2, 3): ("c",)}
+    plan = SimpleNamespace(edges=needed, stages=programs)
+    edges = edges_of(cast(Plan, plan), (SAMPLES, FAULT))
+    channels = {edge: InprocChannel(9) for edge in edges}
+    source: list[Arrival] = [
+        (index, {"x": torch.tensor([x]), SAMPLES: torch.tensor([index]), FAULT: None})
+        for index, x in enumerate([1.0, 7.0, 2.0])
+    ]
+    for at, program in enumerate(programs):
+        inlets = [Inlet(edges[edge], channels[edge]) for edge in edges if edge[1] == at]
+        outlets = [Outlet(edges[edge], channels[edge]) for edge in edges if edge[0] == at]
+        arriving = arrivals(inlets, Tracer(at)) if at else source
+        results = drain(run(program, arriving, outlets, Tracer(at)))
+    assert [fault_of(values) for _, values in results] == [
+        *(None, Fault(1, "ValueError: too much"), None)
+    ]
+    assert [values["d"] for _, values in results] == [10, None, 15]
 
 
 def test_a_failing_stage_names_itself_the_microbatch_and_the_samples() -> None:

@@ -201,6 +201,47 @@ def test_functions_of_the_users(tmp_path: Path) -> None:
     assert told(job) == {1: ("sink", "KeyError: 'seven'")}
 
 
+@pytest.mark.parametrize("first", [7, 0])
+def test_rows_that_do_not_fit_the_output(tmp_path: Path, first: int) -> None:
+    """Whatever the very first micro-batch is like."""
+    np.save(tmp_path / "in.npy", column(first, 1, 2, 7 - first, 4))
+    job = Job(
+        *(IDENTITY, tmp_path / "in.npy", tmp_path / "out.jsonl"),
+        postprocess="tests.functions:no_json_at_7",
+        micro_batch=2,
+        on_error="skip",
+    )
+    assert run(job).failed == 1
+    at = 0 if first else 3
+    assert {at: where for at, (where, _) in told(job).items()} == {at: "sink"}
+    assert "got a list that JSON cannot hold" in told(job)[at][1]
+
+
+def test_lack_of_memory_is_no_samples_fault(tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", column(*range(9)))
+    job = Job(
+        *(IDENTITY, tmp_path / "in.npy", tmp_path / "out.npy"),
+        preprocess="tests.functions:lacks_memory_at_6",
+        micro_batch=2,
+        on_error="skip",
+    )
+    with pytest.raises(StageError, match=r"failed on samples 6, 7: MemoryError"):
+        run(job)
+    assert run(replace(job, preprocess=None, resume=False)).failed == 0
+
+
+def test_what_failed_once_and_then_did_not(job: Job) -> None:
+    """A job that stops at the first tries again what one that did not had given up."""
+    save_rows(job.input, [3])
+    job = replace(job, micro_batch=1)
+    assert run(job, 9).stopped
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factories.Picky, "forward", lambda _, x: x.clone())
+        summary = run(replace(job, on_error="stop", resume=True))
+    assert (summary.samples, summary.failed) == (COUNT - 8, 0)
+    assert not errors_of(job.output).exists()
+
+
 def test_pictures(tmp_path: Path) -> None:
     """The very first cannot be read either, though the model is captured with an example."""
     folder = picture_folder(tmp_path / "vit")
@@ -291,12 +332,14 @@ def test_a_model_for_one_size_is_refused(tmp_path: Path, job: Job) -> None:
         run(replace(job, model=str(path)))
 
 
-def test_the_file_that_tells_is_not_the_input(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--on-error", "skip")])
+def test_the_file_that_tells_is_not_the_input(tmp_path: Path, options: Sequence[str]) -> None:
     path = tmp_path / "out.jsonl.errors.jsonl"
     path.write_text('"a"\n')
     given = (IDENTITY, path, tmp_path / "out.jsonl", "--preprocess", "tests.functions:lengths")
-    status, output = pipepar("run", *given, "--on-error", "skip")
+    status, output = pipepar("run", *given, *options)
     assert status == 1
+    assert path.exists()
     assert "out.jsonl.errors.jsonl would replace what input" in output
 
 

@@ -49,6 +49,7 @@ def finish(path: Path) -> int:
     """Resume and finish; how many micro-batches were still to do."""
     with opened(path, resume=True) as writer:
         rest = [batch for batch in BATCHES if not writer.done.holds(batch)]
-        assert writer.notes == [batch[0] for batch in BATCHES if batch not in rest]
+        kept = [(batch, batch[0]) for batch in BATCHES if batch not in rest]
+        assert [(list(samples), note) for samples, note in writer.notes] == kept
         write(writer, rest)
     return len(rest)

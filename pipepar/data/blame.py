@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.utils import _pytree as pytree
 
-from pipepar.errors import PipeparError, StageError
+from pipepar.errors import InputError, PipeparError, StageError
 
-_SHOWN = 8
+_SHOWN: Final = 8
+# For finding out which sample it is.
+_SECONDS: Final = 1.0
+# Torch has no exception of its own for a host without memory.
+_ALLOCATOR: Final = "DefaultCPUAllocator"
 
 
 @contextmanager
@@ -31,18 +36,30 @@ def blame(what: str, samples: torch.Tensor, again: Callable[[slice], object]) ->
     except PipeparError:
         raise
     except Exception as error:
-        told = blamed(samples.tolist(), again)
+        told = blamed(samples.tolist(), again if is_of_samples(error) else None)
         raise StageError(f"{what} failed on {told}: {type(error).__name__}: {error}") from error
 
 
-def blamed(samples: Sequence[int], again: Callable[[slice], object]) -> str:
+def is_of_samples(error: BaseException) -> bool:
+    """Whether other samples may well not raise it: no lack of memory, no broken GPU. *Local.*"""
+    if isinstance(error, PipeparError):
+        of_user = isinstance(error, InputError | StageError)
+        return of_user if error.__cause__ is None else is_of_samples(error.__cause__)
+    lacks_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or _ALLOCATOR in str(
+        error
+    )
+    return not (lacks_memory or isinstance(error, torch.AcceleratorError))
+
+
+def blamed(samples: Sequence[int], again: Callable[[slice], object] | None) -> str:
     """The samples of a micro-batch that failed, or the first that fails alone, in words. *Local.*
 
     Args:
         samples: their positions in the user's input.
-        again: does for some rows of the micro-batch what failed for all of them.
+        again: does for some rows of the micro-batch what failed for all of them; None if no row is
+            to blame.
     """
-    row = _culprit(len(samples), again)
+    row = None if again is None else _culprit(len(samples), _Timed(again))
     if row is not None:
         return f"sample {samples[row]}"
     return f"samples {', '.join(map(str, samples[:_SHOWN]))}" + ", ..." * (len(samples) > _SHOWN)
@@ -65,26 +82,39 @@ def _rows(tensor: torch.Tensor, rows: slice, count: int) -> torch.Tensor:
     return tensor[rows] if tensor.dim() and len(tensor) == count else tensor
 
 
-def _culprit(count: int, again: Callable[[slice], object]) -> int | None:
+class _Timed:
+    """Whether some rows fail, as long as there is time to ask: others wait to hear of it."""
+
+    def __init__(self, again: Callable[[slice], object]) -> None:
+        self._again = again
+        self._until = time.monotonic() + _SECONDS
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() > self._until
+
+    def fails(self, rows: slice) -> bool:
+        try:
+            self._again(rows)
+        except Exception:  # the same as for all rows, which is told
+            return True
+        return False
+
+
+def _culprit(count: int, timed: _Timed) -> int | None:
     """The first row that fails alone, by halves; None where it is not the row that decides."""
     begin, end = 0, count
     while end - begin > 1:
         middle = (begin + end) // 2
-        if _fails(slice(begin, middle), again):
+        if timed.is_over:
+            return None
+        if timed.fails(slice(begin, middle)):
             end = middle
-        elif _fails(slice(middle, end), again):
+        elif timed.fails(slice(middle, end)):
             begin = middle
         else:
             return None
     # Rows that all fail alone say nothing: they may need one another, or the fault is no row's.
     others = [slice(0, 1)] if begin else [slice(at, at + 1) for at in range(1, count)]
-    blameless = any(not _fails(other, again) for other in others)
+    blameless = any(not timed.is_over and not timed.fails(other) for other in others)
     return begin if count == 1 or blameless else None
-
-
-def _fails(rows: slice, again: Callable[[slice], object]) -> bool:
-    try:
-        again(rows)
-    except Exception:  # the same as for all rows, which is told
-        return True
-    return False

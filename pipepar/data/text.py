@@ -132,7 +132,11 @@ class _TextReader:
 
     def example(self) -> Feed:
         texts = self._texts.example().content
-        return self._feed(torch.arange(len(texts)), texts, self._tokenise(texts))
+        rows, faults = self._rows(texts, 0)
+        samples = torch.arange(len(texts))
+        if faults:
+            return Feed(samples, (), {}, {}, next(iter(faults.values())))
+        return self._feed(samples, texts, [*rows.values()])
 
     def _feeds(self, micro_batch: int, done: Done) -> Iterator[Feed]:
         # Whole micro-batches only, so that none is odd at a window's end; at least one.

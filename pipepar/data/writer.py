@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -16,6 +16,9 @@ from pipepar.data.journal import Journal, Record, Trail, journal_of
 from pipepar.data.partial import Partial, naming
 from pipepar.data.unfinished import Resumable, Unfinished
 from pipepar.errors import InputError, PipeparError
+
+# Samples that are left blank at a time: there may be many, with long rows.
+_PIECE: Final = 64
 
 
 class Writer(ABC):
@@ -33,8 +36,8 @@ class Writer(ABC):
         self.count = count
         self.done = Done(count)
         """What has been written, by an earlier run too."""
-        self.notes: list[Any] = []
-        """What an earlier run has noted, of what it has written and besides."""
+        self.notes: list[tuple[list[int], Any]] = []
+        """What an earlier run has noted, in its order, each with the samples that it wrote."""
         self._resumable = resumable
         self._names: list[str] = []
         self._partial: Partial | None = None
@@ -101,15 +104,16 @@ class Writer(ABC):
 
         Args:
             samples: int64 [B], as for `write`.
-            note: as for `write`.
+            note: as for `write`, of all of them.
 
         Raises:
             InputError: no row has told yet what rows are like.
             PipeparError: as for `write`.
             OSError: as for `write`.
         """
-        if len(samples):
-            self.write(samples, self._blank(len(samples)), note)
+        for begin in range(0, len(samples), _PIECE):
+            piece = samples[begin : begin + _PIECE]
+            self.write(piece, self._blank(len(piece)), None if begin else note)
 
     def suspend(self) -> None:
         """Have the output left to be resumed, not finished, when the context is left."""
@@ -179,7 +183,7 @@ class Writer(ABC):
             fits = all(0 <= at < self.count and at not in self.done for at in samples)
             if fits and (not samples or self._restore(record, data)):
                 self.done.add(samples)
-                self.notes.append(record.note)
+                self.notes.append((samples, record.note))
                 yield record
 
     def _discard(self, partial: Partial) -> None:
@@ -241,9 +245,9 @@ class Writer(ABC):
                 )
 
     def _check_values(self, values: Mapping[str, torch.Tensor], count: int) -> None:
-        self._names = self._names or list(values)
-        if not values or set(values) != set(self._names):
-            expected = f"{listed(self._names)} again" if self._names else "at least one"
+        names = self._names or list(values)
+        if not values or set(values) != set(names):
+            expected = f"{listed(names)} again" if names else "at least one"
             raise InputError(
                 f"output {self.path}: found the values {listed(values) or '(none)'}; expected "
                 f"{expected}. Let the model return the same values for every micro-batch."
@@ -255,6 +259,7 @@ class Writer(ABC):
                     f"{count} rows along dimension 0, one a sample of the micro-batch. Let the "
                     "model return one row a sample."
                 )
+        self._names = names
 
     def _check_answers(self, answers: list[Any], count: int) -> None:
         if len(answers) != count:

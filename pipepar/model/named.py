@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -32,37 +34,50 @@ def sources_of(name: str) -> list[Path]:
         name: package.module:attribute, which can be imported.
 
     Returns:
-        In order: the module's own file, and those of all modules that it has its names from, and
-        they theirs, in the same package, or beside it where it is in none.
+        In order: the module's own file, and those of all that it imports, and they theirs, wherever
+        in a file: from the same package, and from beside it unless it is an installed one.
     """
     _search_here()
     module = importlib.import_module(name.partition(":")[0])
-    home = _home(module)
-    found, waiting = dict[str, Path](), [module]
+    top = module.__name__.partition(".")[0]
+    root = _root(sys.modules[top])
+    own = top if _INSTALLED & set(root.parts) else ""
+    found, waiting = dict[str, Path](), [module.__name__]
     while waiting:
-        module = waiting.pop()
-        file = getattr(module, "__file__", None)
-        if file is None or module.__name__ in found or not Path(file).is_relative_to(home):
+        each = waiting.pop()
+        file = _file_of(root, each)
+        if each in found or file is None or own not in ("", each.partition(".")[0]):
             continue
-        found[module.__name__] = Path(file)
-        named = (_module_of(value) for value in vars(module).values())
-        waiting += [sys.modules[each] for each in named if each in sys.modules]
+        found[each] = file
+        waiting += _imported(file, each)
     return sorted(found.values())
 
 
-def _home(module: ModuleType) -> Path:
-    """The folder of a module's whole package; its own file, if it stands alone among packages."""
-    top = sys.modules[module.__name__.partition(".")[0]]
-    if paths := getattr(top, "__path__", None):
-        return Path(next(iter(paths)))
-    file = Path(top.__file__ or "")
-    return file if _INSTALLED & set(file.parts) else file.parent
+def _root(top: ModuleType) -> Path:
+    """The folder that a top-level module or package is in."""
+    path = next(iter(getattr(top, "__path__", ())), None) or top.__file__ or ""
+    return Path(path).parent
 
 
-def _module_of(value: Any) -> str:
-    """The module that something is, or was made in; empty if it does not say."""
-    name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
-    return name if isinstance(name, str) else ""
+def _file_of(root: Path, name: str) -> Path | None:
+    place = root.joinpath(*name.split("."))
+    files = (place.parent / f"{place.name}.py", place / "__init__.py")
+    return next((file for file in files if file.is_file()), None)
+
+
+def _imported(file: Path, name: str) -> Iterator[str]:
+    """What a module's source imports: modules, and names that may be modules."""
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                parts = alias.name.split(".")
+                yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level]
+            base = ".".join([*(above if node.level else ()), *filter(None, [node.module])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def import_named(name: str, what: str) -> Any:

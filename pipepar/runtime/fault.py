@@ -15,8 +15,8 @@ from pipepar.errors import PipeparError, StageError
 from pipepar.microbatch import Value
 
 FAULT: Final = "#fault"
-"""Name, no model's own, of what tells a fault; an empty text, where there is none, and absent in a
-job that is to stop at the first."""
+"""Name, no model's own, of what tells a fault; None where there is none, and absent in a job that
+is to stop at the first."""
 
 SOURCE: Final = "source"
 SINK: Final = "sink"

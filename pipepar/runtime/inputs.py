@@ -10,6 +10,7 @@ import torch
 
 from pipepar.comm.world import World
 from pipepar.data.arrays import open_arrays
+from pipepar.data.blame import is_of_samples
 from pipepar.data.cast import Cast
 from pipepar.data.done import Done
 from pipepar.data.feed import Feed, Reader, input_kind
@@ -163,7 +164,7 @@ def feed_all(
         try:
             values.update(_arguments(feed, graph))
         except PipeparError as error:
-            if FAULT not in carried:
+            if FAULT not in carried or not is_of_samples(error):
                 raise
             values[FAULT] = Fault.of(SOURCE, error).to_text()
         tracer.record("source", index, begin, tracer.clock.now())

@@ -24,11 +24,12 @@ from pipepar.runtime.choice import MICRO_BATCH, Choice, Wish
 from pipepar.runtime.fixed import require_alone, require_batches, require_one_length
 from pipepar.runtime.inputs import agree_on_input, carried_names, open_input
 from pipepar.runtime.options import Job, check_options
-from pipepar.runtime.outputs import Sink, check_outputs
+from pipepar.runtime.outputs import Sink
 from pipepar.runtime.progress import NOBODY, Display
 from pipepar.runtime.quarantine import errors_of
 from pipepar.runtime.replica import replica
 from pipepar.runtime.resuming import Resuming
+from pipepar.runtime.returned import check_outputs
 from pipepar.runtime.seat import Seat, take_seat
 from pipepar.runtime.shortage import shortage_told
 from pipepar.runtime.stopping import Asked, Halt, Stopped, halt_if_asked, nobody_asked, reached
@@ -215,9 +216,7 @@ def _preflight(world: World, job: Job) -> None:
     check_options(job)
     if world.rank != 0:
         return
-    written = {"output": job.output}
-    if job.lenient:
-        written["--on-error skip"] = errors_of(job.output)
+    written = {"output": job.output, "the list of failed samples": errors_of(job.output)}
     if job.trace is not None:
         require_writable("--trace", job.trace)
         written["--trace"] = job.trace

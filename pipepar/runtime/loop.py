@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 
 from pipepar.comm.channel import Receiver, Sender
-from pipepar.data.blame import blamed, part
+from pipepar.data.blame import blamed, is_of_samples, part
 from pipepar.errors import PipeparError, StageError, WireError
 from pipepar.microbatch import MicroBatch, Value
 from pipepar.runtime.fault import FAULT, Fault
@@ -77,7 +77,10 @@ def arrivals(inlets: Sequence[Inlet], tracer: Tracer) -> Iterator[Arrival]:
         tracer.record("receive", index, begin, tracer.clock.now())
         values: dict[str, Value] = {}
         for inlet, come in zip(inlets, present, strict=True):
+            fault = values.get(FAULT)
             values.update(zip(inlet.names, come.values, strict=True))
+            if fault:  # another producer's; this one need not know of it
+                values[FAULT] = fault
         yield index, values
 
 
@@ -120,8 +123,7 @@ def _computed(
     try:
         outputs = program.compute(tuple(values[name] for name in program.inputs))
     except Exception as error:
-        # Neither lack of memory, which is explained, nor a broken GPU is the samples' fault.
-        if FAULT not in values or isinstance(error, PipeparError | torch.AcceleratorError):
+        if FAULT not in values or not is_of_samples(error):
             raise StageError(_failure(program, stage, index, values, error)) from error
         return nothing | {FAULT: Fault.of(stage, error).to_text()}
     return dict(zip(program.outputs, outputs, strict=True))
@@ -143,7 +145,7 @@ def _failure(
 ) -> str:
     samples = values.get(SAMPLES)
     rows = ""
-    if isinstance(samples, torch.Tensor):
+    if isinstance(samples, torch.Tensor) and is_of_samples(error):
         given = tuple(values[name] for name in program.inputs)
         count = len(samples)
         told = blamed(samples.tolist(), lambda some: program.compute(part(given, some, count)))

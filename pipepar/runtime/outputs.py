@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
-from pipepar.data.answers import Answer, answered_by, as_tensors, named_tensors
-from pipepar.data.blame import blame, part
+from pipepar.data.answers import Answer, answered_by, as_tensors
+from pipepar.data.blame import blame, is_of_samples, part
 from pipepar.data.classes import class_logits
 from pipepar.data.confusion import Confusion, Tally
 from pipepar.data.done import Done
-from pipepar.data.feed import Reader
 from pipepar.data.journal import Fields
-from pipepar.data.labels import Labelled
 from pipepar.data.partial import Partial, naming
 from pipepar.data.tokens import entities, fillings
 from pipepar.data.unfinished import Resumable, Unfinished, find_unfinished, is_unfinished
 from pipepar.data.writer import Writer
 from pipepar.data.writers import check_output, open_output, target_of
-from pipepar.errors import InputError, PipeparError
+from pipepar.errors import InputError, PipeparError, StageError
 from pipepar.microbatch import Value
-from pipepar.model.graph import Graph
 from pipepar.model.named import import_named
 from pipepar.runtime.assembly import Assembly
 from pipepar.runtime.fault import SINK, Fault, fault_of
@@ -35,8 +32,6 @@ from pipepar.runtime.loop import SAMPLES, Arrival
 from pipepar.runtime.options import CLASSIFICATION, Job
 from pipepar.runtime.quarantine import Quarantine
 from pipepar.trace import Tracer
-
-_NOT_OF_NUMPY: Final = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 Runs: TypeAlias = list[tuple[int, int]]
 
@@ -110,8 +105,8 @@ class Sink:
             progress: is called while what is left is looked at, which may take long.
 
         Returns:
-            The samples that an earlier run has written, and those to be tried alone, as half-open
-            ranges.
+            The samples that an earlier run has written, and those that are to be tried alone, or
+            were, as half-open ranges.
 
         Raises:
             OSError: the file system refuses.
@@ -119,11 +114,13 @@ class Sink:
         left = self._unfinished and replace(self._unfinished, progress=progress)
         resumable = Resumable(self._partial, header, left)
         self._writer = self._stack.enter_context(open_output(self._output, count, resumable))
-        for note in self._writer.notes:
+        for samples, note in self._writer.notes:
+            self._quarantine.discard(samples)
             self._restore(note)
-        together = Done(count)
-        together.add(self._quarantine.together)
-        return list(self._writer.done.runs()), list(together.runs())
+        apart = Done(count)
+        apart.add(self._quarantine.together)
+        apart.add(self._quarantine if self._lenient else ())
+        return list(self._writer.done.runs()), list(apart.runs())
 
     def take(
         self, results: Iterator[Arrival], assembly: Assembly, tracer: Tracer
@@ -189,23 +186,31 @@ class Sink:
         if fault is not None:
             self._fail(samples, fault)
             return
+        try:
+            self._take(samples, values, assembly)
+        except (InputError, StageError) as error:
+            if not (self._lenient and is_of_samples(error)):
+                raise
+            self._fail(samples, Fault.of(SINK, error))
+            return
+        self._quarantine.discard(samples.tolist())
+
+    def _take(self, samples: torch.Tensor, values: dict[str, Value], assembly: Assembly) -> None:
         output = assembly.graph.unflatten_outputs([values[n] for n in assembly.plan.outputs])
         extras = carried_extras(values)
 
         def again(rows: slice) -> object:
             return self._answer(*part((output, extras), rows, len(samples)))
 
-        try:
-            with blame(self._what, samples, again):
-                rows = self._answer(output, extras)
-        except PipeparError as error:
-            if not self._lenient:
-                raise
-            self._fail(samples, Fault.of(SINK, error))
+        with blame(self._what, samples, again):
+            rows = self._answer(output, extras)
+        if self._tally is None:
+            self._opened().write(samples, rows)
             return
-        counted = self._tally.add(class_logits(output), extras["label"]) if self._tally else None
-        self._opened().write(samples, rows, counted and {"counted": counted})
-        self._quarantine.discard(samples.tolist())
+        # Counted once the rows are written: they may not fit the output.
+        counted = Tally(()).add(class_logits(output), extras["label"])
+        self._opened().write(samples, rows, {"counted": counted})
+        self._tally.restore(counted)
 
     def _fail(self, samples: torch.Tensor, fault: Fault) -> None:
         self._opened().note(self._quarantine.add(samples.tolist(), fault))
@@ -231,54 +236,6 @@ class Sink:
         if self._writer is None:
             raise PipeparError(f"output {self._path} is not open; open it before writing")
         return self._writer
-
-
-def check_outputs(graph: Graph, job: Job, reader: Reader | None) -> None:
-    """Find out before the work whether the model returns what the job makes of it. *Local.*
-
-    Args:
-        graph: the model.
-        job: its output, task, postprocess and labels count.
-        reader: the input on rank 0, None elsewhere.
-
-    Raises:
-        InputError: a ``.npy`` file cannot hold it, it has no scores of classes where these are
-            wanted, or a label is none of the classes.
-    """
-    shapes = {
-        node.name: node.meta.get("val", torch.empty(0))
-        for node in graph.module.graph.output_node().all_input_nodes
-    }
-    output = graph.unflatten_outputs([shapes[name] for name in graph.outputs])
-    answers = job.writes_answers and job.resolved_task in CLASSIFICATION and not job.postprocess
-    if answers or job.labels is not None:
-        classes = class_logits(output).shape[1]
-        if isinstance(reader, Labelled) and isinstance(classes, int):
-            reader.require(classes)
-    if job.postprocess is None and not answers:
-        _check_tensors(named_tensors(output), job)
-
-
-def _check_tensors(tensors: Mapping[str, torch.Tensor], job: Job) -> None:
-    for name, tensor in tensors.items():
-        if not tensor.dim():
-            raise InputError(
-                f"{name} of the model's output is a single number, expected a row for each sample; "
-                "leave it out of what the model returns, or make rows with --postprocess"
-            )
-    if job.output.suffix.lower() != ".npy":
-        return
-    if len(tensors) != 1:
-        raise InputError(
-            f"the model returns {len(tensors)} tensors ({', '.join(tensors)}), a .npy file holds "
-            "one; name an output that ends in .safetensors or .jsonl"
-        )
-    ((name, tensor),) = tensors.items()
-    if tensor.dtype in _NOT_OF_NUMPY:
-        raise InputError(
-            f"{name} of the model's output is {tensor.dtype}, which .npy files lack; name an "
-            "output that ends in .safetensors, or give --dtype float32"
-        )
 
 
 def _open_answer(job: Job, what: str) -> Answer:

@@ -11,6 +11,7 @@ from pipepar.comm.gpu_channel import Watch
 from pipepar.comm.link import Link
 from pipepar.comm.world import World
 from pipepar.plan.plan import Plan
+from pipepar.runtime.fault import FAULT
 from pipepar.runtime.loop import Inlet, Outlet
 from pipepar.runtime.seat import Seat
 
@@ -23,12 +24,14 @@ def edges_of(plan: Plan, carried: Sequence[str] = ()) -> dict[tuple[int, int], t
 
     Args:
         plan: says which values the stages need.
-        carried: further values of the source; each stage gets them from its nearest producer.
+        carried: further values of the source; each stage gets them from its nearest producer, but
+            a `FAULT` from all of them: any may have failed, and the nearest need not have heard.
     """
-    edges = dict(plan.edges)
+    faults = tuple(name for name in carried if name == FAULT)
+    edges = {edge: names + faults for edge, names in plan.edges.items()}
     for stage in range(1, len(plan.stages)):
         nearest = max(producer for producer, consumer in edges if consumer == stage)
-        edges[nearest, stage] += tuple(carried)
+        edges[nearest, stage] += tuple(name for name in carried if name != FAULT)
     return edges
 
 
