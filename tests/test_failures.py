@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,15 @@ def test_several_ranks_write_what_one_writes(tmp_path: Path) -> None:
     assert results[0] == results[1] == results[2]
 
 
+@pytest.fixture
+def at_a_terminal() -> Iterator[None]:
+    """What a shell starts in the background ignores Ctrl-C, and so do all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("at_a_terminal")
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_ctrl_c(ranks: int, rows: Path, tmp_path: Path) -> None:
     clock = tmp_path / "clock"
