@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,19 +13,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from pipepar.data.partial import partial_of
 from pipepar.data.writers import open_output
 from pipepar.errors import InputError, PipeparError
-
-SUFFIXES = ["npy", "safetensors", "jsonl"]
-
-
-def write(path: Path, values: dict[str, torch.Tensor], groups: Sequence[Sequence[int]]) -> None:
-    """Write the values' rows in micro-batches of the groups' samples."""
-    with open_output(path, sum(map(len, groups))) as writer:
-        for group in groups:
-            samples = torch.tensor(group, dtype=torch.int64)
-            writer.write(samples, {name: value[samples] for name, value in values.items()})
+from tests.outputs import SUFFIXES, only, read, write
 
 
 def write_parts(
@@ -42,19 +30,6 @@ def fail_within(path: Path, error: BaseException) -> None:
     with open_output(path, 2) as writer:
         writer.write(torch.tensor([0]), {"y": torch.ones(1, 2)})
         raise error
-
-
-def read(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".npy":
-        return {"y": torch.from_numpy(np.load(path))}
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
-
-
-def only(folder: Path, *names: str) -> bool:
-    return sorted(os.listdir(folder)) == sorted(names)
 
 
 @given(
@@ -263,49 +238,3 @@ def test_other_formats_lack_dtypes_too(tmp_path: Path) -> None:
         write(tmp_path / "y.safetensors", {"y": torch.ones(1).to(torch.complex128)}, [[0]])
     with pytest.raises(InputError, match=r"no complex numbers.*\.safetensors"):
         write(tmp_path / "y.jsonl", {"y": torch.ones(1).to(torch.complex64)}, [[0]])
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_full_disk_is_an_oserror_with_the_path(
-    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "pwrite", full)
-    path = tmp_path / f"y.{suffix}"
-    with pytest.raises(OSError, match="No space left") as caught:
-        write(path, {"y": torch.ones(4)}, [range(4)])
-    assert caught.value.filename == str(path)
-    assert caught.value.errno == errno.ENOSPC
-    assert only(tmp_path)
-
-
-def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda file, data, at: whole(file, data[:7], at))
-    value = torch.randn(9, 5)
-    for suffix in SUFFIXES:
-        write(tmp_path / f"y.{suffix}", {"y": value}, [range(5, 9), range(5)])
-        assert torch.equal(read(tmp_path / f"y.{suffix}")["y"], value)
-
-
-def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = os.pread
-    monkeypatch.setattr(os, "pread", lambda file, size, at: whole(file, min(size, 7), at))
-    value = torch.randn(9, 5)
-    write(tmp_path / "y.jsonl", {"y": value}, [range(5, 9), range(5)])
-    assert torch.equal(read(tmp_path / "y.jsonl")["y"], value)
-
-
-def write_and_cut(path: Path) -> None:
-    with open_output(path, 2) as writer:
-        writer.write(torch.tensor([1, 0]), {"y": torch.ones(2)})
-        os.truncate(partial_of(path), 20)
-
-
-def test_lines_that_are_gone_are_missed(tmp_path: Path) -> None:
-    missed = r"found 9 bytes of a line at 11 in .*\.y\.jsonl\.partial; expected the 11 that were"
-    with pytest.raises(InputError, match=missed):
-        write_and_cut(tmp_path / "y.jsonl")
-    assert only(tmp_path)

@@ -1,0 +1,35 @@
+"""What tests of `--on-error skip` share: a job, what it says of failed samples, rows of results."""
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipepar.comm.world import World
+from pipepar.runtime.job import Job, run_job
+from pipepar.runtime.quarantine import errors_of
+from pipepar.runtime.summary import RunSummary
+from tests.command import after
+
+
+def run(job: Job, micro_batches: int = 10_000) -> RunSummary:
+    return run_job(World.start(), job, asked_to_stop=after(micro_batches))
+
+
+def told(job: Job) -> dict[int, tuple[int | str, str]]:
+    """What the file beside the output says; nothing if there is none."""
+    path = errors_of(job.output)
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [json.loads(line) for line in lines]
+    assert all(list(each) == ["id", "stage", "error"] for each in found)
+    assert sorted({each["id"] for each in found}) == [each["id"] for each in found]
+    return {each["id"]: (each["stage"], each["error"]) for each in found}
+
+
+def column(*values: float) -> torch.Tensor:
+    return torch.tensor(values)[:, None]
+
+
+def assert_same(found: Any, wanted: torch.Tensor) -> None:
+    assert np.array_equal(found, wanted.numpy(), equal_nan=True)
