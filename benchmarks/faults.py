@@ -23,11 +23,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
-from benchmarks.faults_job import PATIENCE, Job, adopt_orphans, alive, until
+from benchmarks.faults_job import PATIENCE, Job, adopt_orphans, alive
 from benchmarks.faults_kinds import KINDS, LOOK, Kind, Running
 from benchmarks.faults_model import Place, Reference, Setting, Workshop
-from benchmarks.hosts import obstacle
 from benchmarks.launch import signals_unwind
+from tests.helpers.cluster.hosts import obstacle
+from tests.helpers.cluster.waiting import until
 
 _HEADS: Final = (
     *("disturbed by", "trials", "failed", "missed"),

@@ -14,12 +14,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks.hosts import INTERFACE
-from benchmarks.ranks import environment
+from tests.helpers.cluster.mpirun import environment
+from tests.helpers.cluster.waiting import until
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 PATIENCE: Final = 120.0
@@ -146,16 +146,6 @@ def adopt_orphans() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
 
 
-def until(condition: Callable[[], object], seconds: float, look: float = 0.01) -> bool:
-    """Wait for a condition, looking so often; whether it came true in time. *Local.*"""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(look)
-    return True
-
-
 def living() -> list[int]:
     """Processes below this one that are not dead, parents first. *Local.*"""
     found: list[int] = []
@@ -190,11 +180,6 @@ def file_system(folder: Path, size: int) -> Iterator[None]:
         yield
     finally:
         _call("umount", "--lazy", str(folder))
-
-
-def set_link(host: str, state: str) -> None:
-    """Have a host's end of the link "up" or "down". *Local.*"""
-    _call("ip", "-n", host, "link", "set", INTERFACE, state)
 
 
 def _call(*command: str) -> str:

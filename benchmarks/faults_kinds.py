@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from benchmarks.faults_job import PATIENCE, Job, set_link, until
+from benchmarks.faults_job import PATIENCE, Job
 from benchmarks.faults_model import SILENCE, Place, Reference
+from tests.helpers.cluster.hosts import set_link
+from tests.helpers.cluster.waiting import until
 
 LOOK: Final = 0.002
 """Seconds between two looks at a job that streams."""

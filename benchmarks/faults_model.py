@@ -29,14 +29,13 @@ from benchmarks.faults_job import (
     file_system,
     reaches,
     running,
-    set_link,
-    until,
 )
-from benchmarks.hosts import Hosts, two_hosts
-from benchmarks.ranks import environment, mpirun
 from pipepar.comm.launcher import launcher_rank
 from pipepar.data.journal import journal_of
 from pipepar.data.partial import partial_of
+from tests.helpers.cluster.hosts import Hosts, set_link, two_hosts
+from tests.helpers.cluster.mpirun import environment, mpirun
+from tests.helpers.cluster.waiting import until
 
 TRIPWIRE: Final = "PIPEPAR_FAULTS_TRIPWIRE"
 """Names a path; the layers on rank R raise once there is such a file with the suffix .R."""

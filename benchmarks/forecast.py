@@ -18,11 +18,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.hosts import Hosts, HostsError, two_hosts
 from benchmarks.job import Done
 from benchmarks.launch import rank_command, signals_unwind
-from benchmarks.ranks import finish, mpirun, start
 from benchmarks.report import Figure, Goal, Report, ratio
+from tests.helpers.cluster.hosts import Hosts, HostsError, two_hosts
+from tests.helpers.cluster.mpirun import finish, mpirun, start
 
 _SECONDS: Final = 300
 _MBIT: Final = 200

@@ -19,14 +19,14 @@ import torch
 
 from benchmarks.calls import hidden_shares
 from benchmarks.gpu_sides import Copies, Line, Size, enqueued, enqueued_to_itself
-from benchmarks.gpus import NO_GPU, Gpus, NoPlace, place
 from benchmarks.launch import rank_command, watch
-from benchmarks.ranks import mpirun
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
 from pipepar.comm.launcher import launched
 from pipepar.comm.nccl import Nccl
 from pipepar.comm.world import World
 from pipepar.runtime.seat import Seat, take_seat
+from tests.helpers.cluster.gpus import NO_GPU, Gpus, NoPlace, place
+from tests.helpers.cluster.mpirun import mpirun
 
 _SECONDS: Final = 540
 _MOST_RANKS: Final = 4

@@ -23,10 +23,10 @@ from benchmarks.gpipe import GpipeSide, join_gloo, leave_gloo
 from benchmarks.launch import rank_command
 from benchmarks.load import Load
 from benchmarks.peers import PipeparSide, Side, alternate
-from benchmarks.ranks import finish, mpirun, start
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
 from pipepar.comm.launcher import launched
 from pipepar.comm.world import World
+from tests.helpers.cluster.mpirun import finish, mpirun, start
 
 _SECONDS: Final = 120
 _PASSES: Final = 3

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmarks.ranks import finish, mpirun, start
+from tests.helpers.cluster.mpirun import finish, mpirun, start
 
 # Hosts without a name server are not worth a warning of torch's for each connection.
 _QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}

@@ -25,7 +25,6 @@ import torch
 from safetensors import safe_open
 
 from benchmarks.launch import rank_command
-from benchmarks.ranks import finish, mpirun, start
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
 from pipepar.comm.world import World
 from pipepar.model.capture import capture
@@ -33,6 +32,7 @@ from pipepar.model.source import from_huggingface
 from pipepar.pipeline import Pipeline
 from pipepar.runtime.planning import make_plan
 from pipepar.runtime.stage import Stage, weights_of
+from tests.helpers.cluster.mpirun import finish, mpirun, start
 
 _SECONDS: Final = 300
 _RANKS: Final = 4

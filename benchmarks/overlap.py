@@ -19,7 +19,6 @@ from mpi4py import MPI
 from benchmarks.alone import AloneSide
 from benchmarks.bare import BareSide
 from benchmarks.gpipe import GpipeSide, join_gloo, leave_gloo
-from benchmarks.hosts import INTERFACE, HostsError, two_hosts
 from benchmarks.launch import rank_command, signals_unwind, watch
 from benchmarks.link import pin, transfer_seconds
 from benchmarks.load import Load, calibrated
@@ -27,6 +26,7 @@ from benchmarks.peers import PipeparSide, Side, alternate
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
 from pipepar.comm.launcher import launched
 from pipepar.comm.world import World
+from tests.helpers.cluster.hosts import INTERFACE, HostsError, two_hosts
 
 _SECONDS: Final = 900
 _TRANSFER_SHARE: Final = 0.8

@@ -22,7 +22,6 @@ from mpi4py import MPI
 
 from benchmarks.alone import AloneSide
 from benchmarks.bare import BareSide
-from benchmarks.hosts import HostsError, two_hosts
 from benchmarks.launch import launch, rank_command, signals_unwind, watch
 from benchmarks.link import pin, transfer_seconds
 from benchmarks.load import Load, calibrated
@@ -30,6 +29,7 @@ from benchmarks.peers import PipeparSide, Side, alternate
 from benchmarks.report import Figure, Report, ratio, scaled
 from pipepar.comm.launcher import launched
 from pipepar.comm.world import World
+from tests.helpers.cluster.hosts import HostsError, two_hosts
 
 _SECONDS: Final = 600
 _DEPTH: Final = 2

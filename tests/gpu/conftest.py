@@ -3,16 +3,18 @@
 import pytest
 import torch
 
-from benchmarks.gpus import NO_GPU
 from pipepar.comm.gpu import CudaGpu
 from pipepar.comm.launcher import launched
 from pipepar.comm.nccl import Nccl
-from tests.ranks import conftest as ranks
+from tests.helpers.cluster.gpus import NO_GPU
+from tests.helpers.rank_fixtures import cache as cache
+from tests.helpers.rank_fixtures import configure
+from tests.helpers.rank_fixtures import world as world
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if launched():
-        ranks.pytest_configure(config)
+        configure(config)
 
 
 @pytest.fixture

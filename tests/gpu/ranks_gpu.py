@@ -1,4 +1,4 @@
-"""Whole pipelines over ranks with real GPUs: those of tests/ranks/ranks_seats.py, and what a GPU
+"""Whole pipelines over ranks with real GPUs: those of SeatSuite, and what a GPU
 alone can show. Started by test_ranks_gpu.py."""
 
 import os
@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.gpus import NO_GPU
 from pipepar import pipeline
 from pipepar.comm.gpu import CudaGpu
 from pipepar.comm.world import World
@@ -16,20 +15,10 @@ from pipepar.pipeline import Pipeline
 from pipepar.runtime import job as jobs
 from pipepar.runtime.devices import choose_devices, may_share
 from pipepar.runtime.seat import Seat, take_seat
-from tests.factories import slow_last
-from tests.ranks.conftest import cache as cache
-from tests.ranks.conftest import world as world
-from tests.ranks.ranks_seats import test_a_job_from_file_to_file as test_a_job_from_file_to_file
-from tests.ranks.ranks_seats import test_bfloat16 as test_bfloat16
-from tests.ranks.ranks_seats import test_layers_in_a_row as test_layers_in_a_row
-from tests.ranks.ranks_seats import test_measured_plans as test_measured_plans
-from tests.ranks.ranks_seats import test_skips_over_stages as test_skips_over_stages
-from tests.ranks.ranks_seats import (
-    test_stages_compute_where_they_sit as test_stages_compute_where_they_sit,
-)
-from tests.ranks.ranks_seats import test_strides_and_scalars as test_strides_and_scalars
-from tests.ranks.ranks_seats import test_texts_of_many_lengths as test_texts_of_many_lengths
-from tests.ranks.reference import reference
+from tests.helpers.cluster.gpus import NO_GPU
+from tests.helpers.factories import slow_last
+from tests.helpers.reference import reference
+from tests.helpers.seat_suite import SeatSuite
 
 pytestmark = [pytest.mark.mpi, pytest.mark.gpu]
 
@@ -50,6 +39,10 @@ def seat(request: pytest.FixtureRequest, world: World, monkeypatch: pytest.Monke
     for door in (pipeline, jobs):
         monkeypatch.setattr(door, "take_seat", lambda *_: seat)
     return seat
+
+
+class TestGpus(SeatSuite):
+    """On real GPUs, and on GPUs and hosts."""
 
 
 def require_gpus(by_rank: Sequence[str]) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpus import NO_GPU, Gpus, NoPlace, place
-from benchmarks.ranks import Finished, run_ranks
-from tests.test_failures import LIMIT, with_plan
+from tests.helpers.cluster.gpus import NO_GPU, Gpus, NoPlace, place
+from tests.helpers.cluster.mpirun import Finished, run_ranks
+from tests.helpers.traps import LIMIT, with_plan
 
 PATIENCE = 120.0
 """Starting CUDA and NCCL on a busy machine takes its time."""
@@ -39,7 +39,7 @@ def job(
 ) -> tuple[Finished, float]:
     """Run a job; how it ended, and how long after the failure."""
     clock = tmp_path / "clock"
-    command = ["-m", "pipepar", "run", f"tests.factories:{model}", str(rows)]
+    command = ["-m", "pipepar", "run", f"tests.helpers.factories:{model}", str(rows)]
     command += [str(tmp_path / "out.npy"), "--device", "cuda", *with_plan(model, ranks, tmp_path)]
     ended = run_ranks(ranks, command, PATIENCE, {"PIPEPAR_TEST_CLOCK": str(clock), **env})
     seconds = time.time() - float(clock.read_text()) if clock.exists() else 0.0

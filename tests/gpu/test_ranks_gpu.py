@@ -1,15 +1,14 @@
 """Runs ranks_gpu.py under mpirun with 1, 2, 3 and 4 ranks: a GPU each, or several on one."""
 
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.gpus import NO_GPU, Gpus, NoPlace, place
-from benchmarks.ranks import finish, mpirun, start
+from tests.helpers.cluster.gpus import NO_GPU, Gpus, NoPlace, place
+from tests.helpers.cluster.rank_files import passed, run_files
 
 pytestmark = pytest.mark.gpu
 
@@ -53,13 +52,9 @@ def env_for(ranks: int) -> Mapping[str, str]:
 
 
 def run(ranks: int, tests: str, env: Mapping[str, str], tmp_path: Path) -> None:
-    options = ["--only-mpi", "-x", "-q", "-rs", "--color=no", "--show-capture=no", "-k", tests]
-    options += ["-p", "no:cacheprovider"]
-    options += ["-o", f"faulthandler_timeout={SECONDS - 20}", f"--basetemp={tmp_path}/rank"]
-    python = [sys.executable, "-m", "mpi4py", "-m", "pytest", str(FILE), *options]
-    ended = finish(start([*mpirun(ranks, "--output", "tag"), *python], env), SECONDS)
+    ended = run_files([FILE], ranks, tmp_path, SECONDS, tests=tests, env=env)
     assert ended.status == 0, f"{ranks} ranks, {tests}, {env}:\n{ended.output[-12000:]}"
-    if " passed" not in ended.output:
+    if not passed(ended):
         reasons = sorted(set(re.findall(r"SKIPPED \[\d+\] \S+ (.+)", ended.output)))
         assert reasons, ended.output[-2000:]
         pytest.skip("; ".join(reasons))

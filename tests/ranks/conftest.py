@@ -1,41 +1,14 @@
-"""Each rank's own temporary folder, one thread a rank, and a world for every test."""
-
-from collections.abc import Iterator
-from pathlib import Path
+"""Fixtures of tests that run on several ranks."""
 
 import pytest
-import torch
 
-from pipepar.comm.world import World
-from pipepar.model.capture import capture
-from pipepar.model.graph import Graph
-from tests.models import six_layers
+from pipepar.comm.launcher import launched
+from tests.helpers.rank_fixtures import cache as cache
+from tests.helpers.rank_fixtures import configure
+from tests.helpers.rank_fixtures import graph as graph
+from tests.helpers.rank_fixtures import world as world
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    from mpi4py import MPI
-
-    config.option.basetemp = Path(f"{config.option.basetemp}{MPI.COMM_WORLD.rank}")
-    torch.set_num_threads(1)
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    world = World.start()
-    yield world
-    world.close()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for all ranks, new for each test."""
-    world = World.start()
-    path = Path(world.broadcast(str(tmp_path_factory.mktemp("cache"))))
-    world.close()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(path))
-    return path / "pipepar"
-
-
-@pytest.fixture
-def graph() -> Graph:
-    return capture(six_layers(), (torch.randn(4, 8),), {})
+    if launched():
+        configure(config)

@@ -22,8 +22,8 @@ from pipepar.runtime.choice import DEPTH, MICRO_BATCH, Wish
 from pipepar.runtime.fixed import fixed_batch
 from pipepar.runtime.planning import make_plan
 from pipepar.runtime.seat import Seat
-from tests.models import six_layers as model
-from tests.zoo import ByRow
+from tests.helpers.models import six_layers as model
+from tests.helpers.zoo import ByRow
 
 pytestmark = pytest.mark.mpi
 

@@ -12,7 +12,7 @@ from pipepar.comm import communicators
 from pipepar.comm.communicators import Communicators, Pair
 from pipepar.comm.world import World
 from pipepar.errors import PeerError, WireError
-from tests.standin import StandIn
+from tests.helpers.gpu.standin import StandIn
 
 pytestmark = pytest.mark.mpi
 

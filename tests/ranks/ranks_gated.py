@@ -16,7 +16,7 @@ from pipepar.comm.edge import Edge
 from pipepar.comm.mpi import MpiReceiver, MpiSender
 from pipepar.comm.world import World
 from pipepar.errors import WireError
-from tests.gates import QUERY, Gate
+from tests.helpers.gpu.gates import QUERY, Gate
 
 pytestmark = pytest.mark.mpi(min_size=2)
 

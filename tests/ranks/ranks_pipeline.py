@@ -1,7 +1,7 @@
 """The Python door: the same numbers as the unsplit model, bit for bit, at any number of ranks."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -11,53 +11,9 @@ from torch.utils import _pytree as pytree
 
 from pipepar.errors import InputError, PipeparError
 from pipepar.pipeline import Pipeline
-from tests.models import Constant
+from tests.helpers.models import Constant, Convolutions, Encoder, Pair
 
 pytestmark = pytest.mark.mpi
-
-
-class Encoder(nn.Module):
-    """Attention, a skip over everything, dict in and dict out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(50, 32)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, activation="gelu")
-            for _ in range(4)
-        )
-        self.head = nn.Linear(64, 5)
-
-    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-        first = hidden = self.embed(batch["ids"])
-        padding = batch["mask"] == 0
-        for layer in self.layers:
-            hidden = layer(hidden, src_key_padding_mask=padding)
-        logits = self.head(torch.cat([hidden, first], -1))
-        return {"logits": logits, "hidden": (hidden, None)}
-
-
-class Pair(NamedTuple):
-    """A structured output."""
-
-    left: torch.Tensor
-    right: torch.Tensor
-
-
-class Convolutions(nn.Module):
-    """Channels-last activations and in-place writes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolutions = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(6))
-
-    def forward(self, x: torch.Tensor, scale: float, bias: torch.Tensor | None = None) -> Pair:
-        y = x.contiguous(memory_format=torch.channels_last)
-        for convolution in self.convolutions:
-            z = convolution(y).relu_()
-            z += y
-            y = z
-        return Pair(y * scale, y[:, :, ::2] if bias is None else y + bias)
 
 
 def ids(rows: int, length: int) -> dict[str, torch.Tensor]:

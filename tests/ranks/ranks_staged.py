@@ -19,7 +19,7 @@ from pipepar.comm.staged import StagedSender
 from pipepar.comm.world import World
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, TensorSpec, Value
-from tests.gates import QUERY, Gate
+from tests.helpers.gpu.gates import QUERY, Gate
 
 pytestmark = pytest.mark.mpi(min_size=2)
 

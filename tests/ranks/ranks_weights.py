@@ -144,7 +144,7 @@ def _no_memory(*args: Any) -> Any:
 
 
 def load_from_root(world: World, path: Path) -> Any:
-    source = from_factory("tests.factories:mlp", path)
+    source = from_factory("tests.helpers.factories:mlp", path)
     example = (torch.randn(2, 4),)
     wish, seat = Wish(2, 2, 1), Seat.on_hosts(world)
     assembly = assemble(world, source, example, {}, seat=seat, wish=wish, weights_from_root=True)

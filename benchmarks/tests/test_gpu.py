@@ -1,0 +1,128 @@
+"""The GPU benchmark's own sums, and where it places ranks; no GPU needed."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.calls import _BEGIN, _END, Call, count, hidden, hidden_shares, profiled
+from tests.helpers.cluster.gpus import Gpus, NoPlace, place
+
+ROOT = Path(__file__).parents[2]
+
+
+def host(name: str, at: float) -> Call:
+    return Call(name, at, at + 1, on_host=True)
+
+
+def on_gpu(name: str, at: float) -> Call:
+    return Call(name, at, at + 1, on_host=False)
+
+
+def marked(*inside: Call) -> list[Call]:
+    return [host(_BEGIN, 0), *inside, host(_END, 100)]
+
+
+def test_what_waits_is_counted_by_name() -> None:
+    counted = count(
+        marked(
+            host("cudaLaunchKernel", 2),
+            host("cudaStreamSynchronize", 3),
+            host("cudaStreamSynchronize_v3020", 4),
+            host("cuEventSynchronize", 5),
+            host("cudaMemcpyAsync", 6),
+            host("cudaMemcpy", 7),
+            host("cudaHostAlloc", 8),
+            host("cudaEventQuery", 9),
+            host("aten::mm", 10),
+            on_gpu("Memcpy HtoD (Pageable -> Device)", 11),
+            on_gpu("Memcpy DtoH (Device -> Pinned)", 12),
+        )
+    )
+    assert counted.calls == 8
+    assert counted.waits == Counter(cudaStreamSynchronize=2, cuEventSynchronize=1, cudaMemcpy=1)
+    assert counted.allocations == Counter(cudaHostAlloc=1)
+    assert counted.pageable == 1
+    assert counted.total == 6
+    assert "cudaStreamSynchronize 2" in str(counted)
+
+
+def test_only_what_lies_between_the_marks_counts() -> None:
+    calls = marked(host("cudaStreamSynchronize", 50))
+    outside = [host("cudaDeviceSynchronize", -5), host("cudaDeviceSynchronize", 200)]
+    counted = count([*outside, *calls, on_gpu(_BEGIN, 90), on_gpu(_END, 91)])
+    assert counted.waits == Counter(cudaStreamSynchronize=1)
+
+
+def test_nothing_to_wait_for() -> None:
+    counted = count(marked(host("cudaLaunchKernel", 2)))
+    assert (counted.calls, counted.total, str(counted)) == (1, 0, "none")
+
+
+def test_a_missing_mark_is_told() -> None:
+    with pytest.raises(ValueError, match="1 and 0 marks"):
+        count([host(_BEGIN, 0)])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a profiler that sees no CUDA")
+def test_marks_are_found_in_a_profile() -> None:
+    def action(begin: object, end: object) -> None:
+        begin()  # type: ignore[operator]
+        torch.ones(2) + 1
+        end()  # type: ignore[operator]
+
+    counted = profiled(action)
+    assert (counted.calls, counted.total) == (0, 0)
+
+
+def test_the_hidden_share() -> None:
+    assert hidden(2, 1, 2) == 1
+    assert hidden(1, 2, 3) == 0
+    assert hidden(4, 2, 5) == 0.5
+    assert hidden_shares([(2, 1, 2), (2, 2, 3)]) == [1, 0.5]
+
+
+def test_a_gpu_each_where_there_are_enough() -> None:
+    placed = place(2, Gpus(4, (2, 28, 9)))
+    assert (placed.shared, dict(placed.env)) == (False, {})
+    assert placed.words == "2 ranks, one GPU a rank"
+    assert place(1, Gpus(1, None)).words == "1 rank, one GPU a rank"
+
+
+def test_ranks_share_where_nccl_lets_them() -> None:
+    placed = place(3, Gpus(2, (2, 30, 3)))
+    assert placed.shared
+    assert placed.words == "3 ranks on 2 GPUs, shared (NCCL 2.30.3)"
+    assert placed.env["NCCL_MULTI_RANK_GPU_ENABLE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "reason"),
+    [
+        (Gpus(0, (2, 30, 3)), "torch sees no CUDA device"),
+        (Gpus(1, (2, 30, 2)), "this one is 2.30.2"),
+        (Gpus(1, None), "no libnccl"),
+    ],
+)
+def test_there_is_no_place(gpus: Gpus, reason: str) -> None:
+    with pytest.raises(NoPlace, match=reason):
+        place(2, gpus)
+
+
+def test_without_a_gpu_it_says_so_and_fails() -> None:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_"))}
+    ended = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu"],
+        env={**env, "CUDA_VISIBLE_DEVICES": ""},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "torch sees no CUDA device; there is nothing to measure here" in ended.stderr
+    assert "Traceback" not in ended.stderr

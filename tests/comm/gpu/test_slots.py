@@ -1,0 +1,171 @@
+"""Slots between a channel and the compute stream: no schedule that their events allow is wrong."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pipepar.comm import slots
+from pipepar.comm.gpu import wait_for_event
+from pipepar.comm.slots import Inbox, Outbox
+from tests.helpers.gpu.exchange import Batch, Linked, arrive, case, consume, exchange, produce, same
+from tests.helpers.simulated.gpu import SimulatedGpu
+from tests.helpers.simulated.scheduler import Deadlock, Scheduler
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_values_arrive_as_they_left(first: int) -> None:
+    for seed in range(first, first + 50):
+        sent, found, scheduler = exchange(case(seed))
+        scheduler.assert_ordered()
+        assert same(sent, found), case(seed)
+        assert not scheduler.polled, "no host has to look at an event"
+
+
+@pytest.mark.parametrize("first", range(0, 100, 50))
+def test_values_arrive_through_pinned_memory(first: int) -> None:
+    for seed in range(first, first + 50):
+        sent, found, scheduler = exchange(replace(case(seed), staged=True))
+        scheduler.assert_ordered()
+        assert same(sent, found), case(seed)
+
+
+def sized(count: int, *sizes: int) -> list[Batch]:
+    """Micro-batches of one tensor, of these sizes in turn."""
+    return [[torch.full((sizes[i % len(sizes)],), i, dtype=torch.int64)] for i in range(count)]
+
+
+class Hop:
+    """Two simulated GPUs and a channel between them, whose hosts enqueue all that they can."""
+
+    def __init__(self, out_slots: int, in_slots: int, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.a, self.b = SimulatedGpu(scheduler, "a"), SimulatedGpu(scheduler, "b")
+        self.outbox, self.inbox = Outbox(self.a, out_slots), Inbox(self.b, in_slots)
+        self.link = Linked(self.a, self.b, 0)
+        self.ahead = in_slots
+        self.found: list[Batch] = []
+
+    def sender(self, sent: list[Batch]) -> Iterator[None]:
+        return produce(self.a, self.outbox, self.link, sent)
+
+    def receiver(self, sent: list[Batch]) -> Iterator[None]:
+        coming = arrive(self.b, self.inbox, self.link, sent, self.ahead)
+        return consume(self.b, coming, self.found)
+
+    def enqueue(self, sent: list[Batch]) -> None:
+        for host in (self.sender(sent), self.receiver(sent)):
+            for _ in host:
+                pass
+
+
+@pytest.mark.parametrize("out_slots", [1, 2, 3])
+@pytest.mark.parametrize("in_slots", [1, 2, 3])
+def test_a_slow_consumer_holds_the_producers_gpu_and_no_host(out_slots: int, in_slots: int) -> None:
+    hop = Hop(out_slots, in_slots, Scheduler(eagerness=0))
+    hop.enqueue(sized(in_slots, 100))
+    hop.scheduler.drain()  # every slot has its memory now
+    hop.found.clear()
+    sent = sized(10, 100)
+    hop.enqueue(sent)
+    waiting = sum(operation.label == "compute" for operation in hop.a.compute.waiting)
+    assert waiting == len(sent)
+    hop.scheduler.run(held=[hop.b.compute])
+    left = sum(operation.label == "compute" for operation in hop.a.compute.waiting)
+    # The slots of both sides are full, and the next micro-batch is computed and has no place.
+    assert waiting - left == in_slots + out_slots + 1
+    assert not hop.found
+    hop.scheduler.drain()
+    hop.scheduler.assert_ordered()
+    assert same(sent, hop.found)
+    assert not hop.scheduler.polled
+
+
+def test_a_slot_keeps_its_memory_until_that_is_too_small() -> None:
+    inbox = Inbox(SimulatedGpu(Scheduler(), "a"), 1)
+    places: list[tuple[int, int]] = []
+    for nbytes in (10, 500, 0, 40, 500, 600):
+        inbox.post(nbytes, lambda memory, _: places.append((memory.data_ptr(), len(memory))))
+        inbox.take()
+        inbox.release()
+    addresses, sizes = zip(*places, strict=True)
+    assert sizes == (10, 500, 0, 40, 500, 600)
+    assert addresses[1] == addresses[3] == addresses[4]
+    assert len({*addresses} - {0}) == 3
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_hosts_in_threads_of_their_own(seed: int) -> None:
+    hop = Hop(2, 2, Scheduler(seed))
+    sent = sized(20, 10, 700, 30)
+
+    def send() -> None:
+        for _ in hop.sender(sent):
+            wait_for_event(hop.outbox.last)
+
+    with ThreadPoolExecutor() as threads:
+        for done in (threads.submit(send), threads.submit(list, hop.receiver(sent))):
+            done.result()
+    hop.scheduler.drain()
+    hop.scheduler.assert_ordered()
+    assert same(sent, hop.found)
+
+
+def is_order(node: ast.stmt) -> bool:
+    """Whether a statement is there for the order of things alone."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Attribute)
+        and node.value.func.attr in ("wait_event", "record")
+    )
+
+
+def statements(tree: ast.Module) -> list[ast.stmt]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and is_order(node)]
+
+
+class Without(ast.NodeTransformer):
+    """Takes a statement out of a program."""
+
+    def __init__(self, statement: ast.stmt) -> None:
+        self._statement = statement
+
+    def visit_Expr(self, node: ast.Expr) -> ast.stmt:
+        return ast.copy_location(ast.Pass(), node) if node is self._statement else node
+
+
+SOURCE = Path(slots.__file__).read_text()
+ORDER = [f"{node.lineno}: {ast.unparse(node)}" for node in statements(ast.parse(SOURCE))]
+
+
+def test_every_wait_and_every_record_is_tried() -> None:
+    assert len(ORDER) == SOURCE.count(".wait_event(") + SOURCE.count(".record(") == 9
+
+
+@pytest.mark.parametrize("staged", [False, True], ids=["link", "pinned"])
+@pytest.mark.parametrize("index", range(len(ORDER)), ids=ORDER)
+def test_without_any_wait_or_record_something_is_wrong(index: int, staged: bool) -> None:
+    tree = ast.parse(SOURCE)
+    names: dict[str, Any] = {"__name__": slots.__name__}
+    program = Without(statements(tree)[index]).visit(tree)
+    exec(compile(program, slots.__file__, "exec"), names)
+    without = SimpleNamespace(**names)
+    races, changes = 0, 0
+    for seed in range(30):
+        try:
+            sent, found, scheduler = exchange(replace(case(seed), staged=staged), without)
+        except Deadlock:
+            continue
+        races += any(fault.startswith("race") for fault in scheduler.faults)
+        changes += not same(sent, found)
+    assert races > 15, "the checker does not see it"
+    assert changes, "no schedule is nasty enough to show it"

@@ -1,0 +1,259 @@
+"""Outputs that are resumed: whatever has become of the journal, each sample is there once."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipepar.data.done import Done
+from pipepar.data.journal import Record, journal_of, read_journal, runs
+from pipepar.data.partial import Partial, partial_of
+from pipepar.data.unfinished import find_unfinished, is_unfinished
+from pipepar.data.writers import open_output
+from pipepar.errors import InputError, PipeparError
+from tests.helpers.unfinished import (
+    BATCHES,
+    HEADER,
+    SUFFIXES,
+    Crash,
+    crash,
+    fail,
+    finish,
+    opened,
+    write,
+)
+
+
+@pytest.fixture(scope="module", params=SUFFIXES)
+def left(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run that failed after three micro-batches."""
+    path = tmp_path_factory.mktemp("left") / f"y.{request.param}"
+    crash(path, 3)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(left: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("whole") / left.name
+    with open_output(path, 11) as writer:
+        write(writer, BATCHES)
+    return path.read_bytes()
+
+
+@contextmanager
+def copied(left: Path) -> Iterator[Path]:
+    """Another copy of an unfinished output."""
+    folder = left.parent / "copy"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for file in (journal_of(left), partial_of(left)):
+        shutil.copy(file, folder)
+    yield folder / left.name
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("batches", range(5))
+def test_a_resumed_output_is_that_of_an_undisturbed_run(
+    tmp_path: Path, suffix: str, batches: int
+) -> None:
+    path, whole = tmp_path / f"y.{suffix}", tmp_path / f"whole.{suffix}"
+    crash(path, batches)
+    assert not path.exists()
+    assert is_unfinished(path) == (batches > 0)
+    assert finish(path) == len(BATCHES) - batches
+    with open_output(whole, 11) as writer:
+        write(writer, BATCHES)
+    assert path.read_bytes() == whole.read_bytes()
+    assert sorted(os.listdir(tmp_path)) == sorted([path.name, whole.name])
+
+
+def test_resumed_again_and_again(left: Path, undisturbed: bytes) -> None:
+    with copied(left) as path:
+        for _ in range(3):
+            with pytest.raises(Crash):
+                fail(opened(path, resume=True), [])
+        assert finish(path) == 1
+        assert path.read_bytes() == undisturbed
+
+
+def test_nothing_new_is_nothing_to_resume(tmp_path: Path) -> None:
+    crash(tmp_path / "y.npy", 0)
+    assert os.listdir(tmp_path) == []
+
+
+def test_suspended(tmp_path: Path) -> None:
+    path = tmp_path / "y.npy"
+    with opened(path) as writer:
+        write(writer, BATCHES[:2])
+        writer.suspend()
+    assert not path.exists()
+    assert finish(path) == 2
+
+
+@given(data=st.data())
+def test_a_journal_cut_anywhere(left: Path, undisturbed: bytes, data: st.DataObject) -> None:
+    whole = journal_of(left).read_bytes()
+    end = data.draw(st.integers(0, len(whole)))
+    with copied(left) as path:
+        journal_of(path).write_bytes(whole[:end])
+        assert finish(path) >= 1
+        assert path.read_bytes() == undisturbed
+
+
+@given(data=st.data())
+def test_a_journal_with_a_byte_changed(left: Path, undisturbed: bytes, data: st.DataObject) -> None:
+    whole = bytearray(journal_of(left).read_bytes())
+    at = data.draw(st.integers(whole.index(b"\n") + 1, len(whole) - 1))
+    whole[at] ^= data.draw(st.integers(1, 255))
+    with copied(left) as path:
+        journal_of(path).write_bytes(whole)
+        assert 1 <= finish(path) <= 3
+        assert path.read_bytes() == undisturbed
+
+
+@given(data=st.data())
+def test_rows_with_a_byte_changed_or_cut(
+    left: Path, undisturbed: bytes, data: st.DataObject
+) -> None:
+    whole = bytearray(partial_of(left).read_bytes())
+    at = data.draw(st.integers(0, len(whole) - 1))
+    cut = data.draw(st.booleans())
+    whole[at] ^= 1
+    with copied(left) as path:
+        partial_of(path).write_bytes(whole[:at] if cut else whole)
+        finish(path)
+        assert path.read_bytes() == undisturbed
+
+
+def test_a_damaged_header_is_told(left: Path) -> None:
+    with copied(left) as path:
+        journal_of(path).write_bytes(b"x" + journal_of(path).read_bytes())
+        with pytest.raises(InputError, match=r"found 3 records without the header.*--resume"):
+            find_unfinished(Partial(path))
+
+
+def test_what_the_journal_says(left: Path) -> None:
+    header, records = read_journal(left)
+    assert header == HEADER
+    assert [(record.samples, record.note) for record in records] == [
+        (batch, batch[0]) for batch in BATCHES[:3]
+    ]
+
+
+def test_records_named_twice_count_once(left: Path, undisturbed: bytes) -> None:
+    with copied(left) as path:
+        lines = journal_of(path).read_bytes().splitlines(keepends=True)
+        journal_of(path).write_bytes(b"".join([*lines, *lines[1:]]))
+        assert finish(path) == 1
+        assert path.read_bytes() == undisturbed
+
+
+def test_without_resuming_all_is_done_again(left: Path, undisturbed: bytes) -> None:
+    with copied(left) as path:
+        with opened(path) as writer:
+            assert not journal_of(path).exists()
+            write(writer, BATCHES)
+        assert path.read_bytes() == undisturbed
+
+
+def test_one_run_an_output(left: Path) -> None:
+    with copied(left) as path, opened(path, resume=True) as writer:
+        with pytest.raises(InputError, match="written by another run"):
+            Partial(path)
+        writer.suspend()
+
+
+def test_rows_that_lie_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "y.npy"
+    crash(path, 2)
+    odd = r"row of shape \(2,\) .* in 'y'; expected shape \(4,\)"
+    with pytest.raises(InputError, match=odd), opened(path, resume=True) as writer:
+        writer.write(torch.tensor([6]), {"y": torch.ones(1, 2)})
+    assert finish(path) == 2
+
+
+def test_a_commit_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    path = tmp_path / "y.npy"
+    with (
+        pytest.raises(OSError, match="No space left") as caught,
+        opened(path) as writer,
+    ):
+        write(writer, BATCHES)
+    assert caught.value.filename == str(path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_rows_are_on_disk_before_their_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, steps = tmp_path / "y.npy", list[str]()
+    sync, write_there = os.fdatasync, os.pwrite
+    inodes: dict[int, str] = {}
+
+    def name(file: int) -> str:
+        inode = os.fstat(file).st_ino
+        if inode not in inodes:
+            inodes[inode] = "rows" if not inodes else "journal"
+        return inodes[inode]
+
+    def synced(file: int) -> None:
+        steps.append(f"sync {name(file)}")
+        sync(file)
+
+    def written(file: int, data: memoryview, at: int) -> int:
+        steps.append(f"write {name(file)}")
+        return write_there(file, data, at)
+
+    monkeypatch.setattr(os, "fdatasync", synced)
+    monkeypatch.setattr(os, "pwrite", written)
+    crash(path, 1)
+    first = steps.index("write journal")
+    assert "write rows" not in steps[first:]
+    assert steps[first - 1] == "sync rows"
+
+
+@given(st.sets(st.integers(0, 40)))
+def test_a_book_of_samples(positions: set[int]) -> None:
+    done = Done(41)
+    done.add(positions)
+    assert [at for start, stop in done.runs() for at in range(start, stop)] == sorted(positions)
+    assert len(done) == len(positions)
+    again = Done(41, done.runs())
+    assert all((at in again) == (at in positions) for at in range(-1, 43))
+    assert again.first_missing == min(set(range(41)) - positions, default=-1)
+
+
+def test_a_part_of_a_micro_batch_is_refused() -> None:
+    with pytest.raises(PipeparError, match=r"2 of the 3 samples.*begins with sample 1"):
+        Done(5, [(0, 3)]).holds([1, 2, 3])
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, unique=True))
+def test_a_record_reads_as_it_was_written(samples: list[int]) -> None:
+    their = tuple((samples[a], samples[b - 1] + 1) for a, b in runs(samples))
+    record = Record(their, ((0, 3), (9, 12)), 2**32 - 1, 5, {"a": [1]})
+    assert Record.from_json(record.to_json()) == record
+    assert record.samples == samples
+    assert [at for a, b in runs(samples) for at in samples[a:b]] == samples
+
+
+def test_a_resumed_jsonl_has_the_names_of_before(tmp_path: Path) -> None:
+    path = tmp_path / "y.jsonl"
+    crash(path, 2)
+    with (
+        pytest.raises(InputError, match=r"found the values 'z'; expected 'y' again"),
+        opened(path, resume=True) as writer,
+    ):
+        writer.write(torch.tensor([6]), {"z": torch.ones(1, 4)})
+    assert finish(path) == 2

@@ -1,0 +1,196 @@
+"""What comes in a journal's way: another run, a thread that dies, rows that come too late."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipepar.data.journal import Journal, Record, journal_of, read_journal
+from pipepar.data.partial import Partial
+from pipepar.data.unfinished import Resumable, find_unfinished
+from pipepar.data.writers import Writer, open_output
+from pipepar.errors import InputError, PipeparError
+from tests.helpers.unfinished import (
+    BATCHES,
+    HEADER,
+    ROWS,
+    SUFFIXES,
+    Crash,
+    crash,
+    fail,
+    finish,
+    opened,
+    write,
+)
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", lacks)
+
+
+def await_journal(path: Path, records: int) -> None:
+    deadline = time.monotonic() + 30
+    while len(list(read_journal(path)[1])) < records:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def overtaken(path: Path, later: Writer) -> None:
+    """A run that begins, and goes on when another one has begun."""
+    with opened(path) as first:
+        write(first, BATCHES[:1])
+        await_journal(path, 1)
+        later.__enter__()
+        later.write(torch.tensor(BATCHES[0]), {"y": -ROWS[BATCHES[0]]})
+        await_journal(path, 1)
+        write(first, BATCHES[1:])
+
+
+def stop(output: Writer, batches: list[list[int]]) -> None:
+    with output as writer:
+        writer.suspend()
+        write(writer, batches)
+
+
+@pytest.mark.usefixtures("no_locks")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_without_locks_the_later_run_counts(tmp_path: Path, suffix: str) -> None:
+    path, whole = tmp_path / f"y.{suffix}", tmp_path / f"whole.{suffix}"
+    later = opened(path)
+    with pytest.raises(InputError, match=r"\.partial is gone or another file than the one that"):
+        overtaken(path, later)
+    assert not path.exists()
+    for batch in BATCHES[1:]:
+        later.write(torch.tensor(batch), {"y": -ROWS[batch]})
+    later.__exit__(None, None, None)
+    with open_output(whole, 11) as writer:
+        writer.write(torch.arange(11), {"y": -ROWS})
+    assert path.read_bytes() == whole.read_bytes()
+    assert sorted(os.listdir(tmp_path)) == sorted([path.name, whole.name])
+
+
+@pytest.mark.usefixtures("no_locks")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_without_locks_and_without_a_journal(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"y.{suffix}"
+    first = open_output(path, 11).__enter__()
+    write(first, BATCHES)
+    with open_output(path, 11) as later:
+        with pytest.raises(InputError, match="expected one run an output"):
+            first.__exit__(None, None, None)
+        write(later, BATCHES)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("no"), OSError(5, "no")], ids=repr)
+def test_whatever_ends_the_thread_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """And nothing goes that could be resumed."""
+    path = tmp_path / "y.npy"
+    crash(path, 2)
+
+    def dies(_: int) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", dies)
+        with pytest.raises(type(error)):
+            stop(opened(path, resume=True), BATCHES[2:])
+    assert finish(path) == 2
+
+
+def test_a_journal_that_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its name may not be on disk yet, and no more can be written."""
+
+    def dies(_: Path) -> None:
+        raise OSError(5, "no")
+
+    path = tmp_path / "y.npy"
+    with monkeypatch.context() as patch:
+        patch.setattr("pipepar.data.journal.sync_folder", dies)
+        with pytest.raises(OSError, match="no"):
+            fail(opened(path), BATCHES[:1])
+    assert finish(path) == 3
+
+
+def test_nothing_comes_after_the_end(tmp_path: Path) -> None:
+    partial = Partial(tmp_path / "y.npy")
+    journal = Journal(partial, HEADER)
+    journal.end()
+    with pytest.raises(PipeparError, match=r"\.y\.npy\.journal has ended; expected no rows after"):
+        journal.add(Record((), (), 0, None))
+    partial.discard()
+
+
+def test_what_is_looked_at_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "y.npy"
+    crash(path, 3)
+    calls = list[int]()
+    partial = Partial(path)
+    left = find_unfinished(partial)
+    assert left is not None
+    left = replace(left, progress=lambda: calls.append(1))
+    with open_output(path, 11, Resumable(partial, HEADER, left)) as writer:
+        assert len(calls) == 3
+        writer.suspend()
+
+
+def test_samples_that_follow_one_another_take_no_room() -> None:
+    tracemalloc.start()
+    record = Record.from_json("[[[0, 1000000]], [[0, 4000000]], 1, null, null]")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
+    assert len(record.samples) == 1_000_000
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_empty_partial_is_no_obstacle(tmp_path: Path, suffix: str) -> None:
+    """Neither is a journal of rows that are nowhere."""
+    path = tmp_path / f"y.{suffix}"
+    crash(path, 2)
+    os.truncate(path.with_name(f".{path.name}.partial"), 0)
+    path.write_bytes(b"something else")
+    assert finish(path) == 4
+    assert not journal_of(path).exists()
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_a_run_that_was_overtaken_leaves_the_others_journal(tmp_path: Path) -> None:
+    """It had not written anything before."""
+    path = tmp_path / "y.npy"
+    first, later = opened(path).__enter__(), opened(path).__enter__()
+    write(later, BATCHES[:1])
+    await_journal(path, 1)
+    left = journal_of(path).read_bytes()
+    write(first, BATCHES[1:2])
+    with pytest.raises(InputError, match="expected one run an output"):
+        first.__exit__(None, None, None)
+    assert journal_of(path).read_bytes() == left
+    later.suspend()
+    later.__exit__(None, None, None)
+    assert finish(path) == 3
+
+
+def test_a_run_that_fails_with_nothing_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "y.npy"
+    crash(path, 4)
+    path.with_name(f".{path.name}.partial").rename(path)
+    with pytest.raises(Crash):
+        fail(opened(path, resume=True), [])
+    assert journal_of(path).exists()
+    assert finish(path) == 0
+    assert os.listdir(tmp_path) == [path.name]

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from pipepar.data.writers import open_output
+from pipepar.errors import InputError, PipeparError
+from tests.helpers.outputs import SUFFIXES, only, read, write
+
+
+def write_parts(
+    path: Path, count: int, *parts: tuple[Sequence[int], dict[str, torch.Tensor]]
+) -> None:
+    with open_output(path, count) as writer:
+        for samples, values in parts:
+            writer.write(torch.tensor(samples, dtype=torch.int64), values)
+
+
+def fail_within(path: Path, error: BaseException) -> None:
+    with open_output(path, 2) as writer:
+        writer.write(torch.tensor([0]), {"y": torch.ones(1, 2)})
+        raise error
+
+
+@given(
+    st.permutations(range(11)),
+    st.integers(1, 12),
+    st.sampled_from(SUFFIXES),
+    st.sampled_from([(), (3,), (2, 0)]),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_order_of_micro_batches_gives_the_inputs_order(
+    tmp_path_factory: pytest.TempPathFactory,
+    order: list[int],
+    micro_batch: int,
+    suffix: str,
+    row: tuple[int, ...],
+) -> None:
+    values = {"y": torch.randn(11, *row)}
+    path = tmp_path_factory.mktemp("out") / f"y.{suffix}"
+    write(path, values, [order[at : at + micro_batch] for at in range(0, 11, micro_batch)])
+    assert torch.equal(read(path)["y"], values["y"])
+    assert only(path.parent, path.name)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.bfloat16,
+        torch.float16,
+        torch.float64,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+        torch.complex64,
+        torch.int64,
+        torch.uint16,
+        torch.bool,
+    ],
+)
+def test_safetensors_hold_any_dtype_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    values = {
+        "one": (torch.randn(5, 3) * 9).to(dtype),
+        "two": torch.randn(5, 2, 2),
+        "three": torch.arange(5).bool(),
+    }
+    write(tmp_path / "y.safetensors", values, [[4, 0], [1, 2], [3]])
+    found = load_file(tmp_path / "y.safetensors")
+    assert set(found) == set(values)
+    for name, value in values.items():
+        assert found[name].dtype == value.dtype
+        assert found[name].shape == value.shape
+        assert torch.equal(found[name].view(torch.uint8), value.view(torch.uint8))
+    with safe_open(tmp_path / "y.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.complex128, torch.bool, torch.uint32])
+def test_npy_keeps_the_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+    value = torch.arange(6).reshape(3, 2).to(dtype)
+    write(tmp_path / "y.npy", {"y": value}, [[2], [0, 1]])
+    assert np.array_equal(np.load(tmp_path / "y.npy"), value.numpy())
+    assert np.load(tmp_path / "y.npy").dtype == value.numpy().dtype
+
+
+@pytest.mark.parametrize(
+    "value", [torch.randn(4, 3).T, torch.randn(3, 2, dtype=torch.cfloat).conj()]
+)
+def test_values_that_are_views(tmp_path: Path, value: torch.Tensor) -> None:
+    assert value.is_conj() or not value.is_contiguous()
+    write_parts(tmp_path / "y.npy", 3, (range(3), {"y": value}))
+    assert np.array_equal(np.load(tmp_path / "y.npy"), value.resolve_conj().numpy())
+
+
+def test_values_that_need_gradients_or_share_memory(tmp_path: Path) -> None:
+    with open_output(tmp_path / "z.npy", 2) as writer:
+        writer.write(torch.arange(2), {"z": torch.ones(1, requires_grad=True).expand(2)})
+    assert np.load(tmp_path / "z.npy").tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float8_e5m2])
+def test_jsonl_floats_are_exact(tmp_path: Path, dtype: torch.dtype) -> None:
+    value = torch.randn(50, 3).to(dtype)
+    write(tmp_path / "y.jsonl", {"y": value}, [range(50)])
+    assert torch.equal(read(tmp_path / "y.jsonl")["y"].to(dtype).double(), value.double())
+    assert json.loads((tmp_path / "y.jsonl").read_text().splitlines()[7])["y"] == value[7].tolist()
+
+
+def test_jsonl_names_and_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    values = {"b": torch.tensor([math.inf, math.nan]), "a": torch.tensor([[1], [2]])}
+    write(tmp_path / "y.jsonl", values, [[1], [0]])
+    expected = '{"b": Infinity, "a": [1]}\n{"b": NaN, "a": [2]}\n'
+    assert (tmp_path / "y.jsonl").read_text() == expected
+
+
+def test_jsonl_rows_may_differ(tmp_path: Path) -> None:
+    with open_output(tmp_path / "y.jsonl", 3) as writer:
+        writer.write(torch.tensor([2]), {"y": torch.tensor([[7, 8, 9]])})
+        writer.write(torch.tensor([1, 0]), {"y": torch.tensor([[3], [4]])})
+    rows = [json.loads(line)["y"] for line in (tmp_path / "y.jsonl").read_text().splitlines()]
+    assert rows == [[4], [3], [7, 8, 9]]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_nothing_appears_before_the_end(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"y.{suffix}"
+    path.write_text("before")
+    with open_output(path, 1) as writer:
+        writer.write(torch.tensor([0]), {"y": torch.ones(1, 2)})
+        assert path.read_text() == "before"
+    assert torch.equal(read(path)["y"], torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_after_an_exception_all_is_as_before(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"y.{suffix}"
+    with pytest.raises(ZeroDivisionError):
+        fail_within(path, ZeroDivisionError())
+    assert only(tmp_path)
+    path.write_text("before")
+    with pytest.raises(KeyboardInterrupt):
+        fail_within(path, KeyboardInterrupt())
+    assert path.read_text() == "before"
+    assert only(tmp_path, path.name)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_missing_samples(tmp_path: Path, suffix: str) -> None:
+    match = "3 of 5 samples never arrived, sample 1 first"
+    with pytest.raises(PipeparError, match=match), open_output(tmp_path / f"y.{suffix}", 5) as w:
+        w.write(torch.tensor([3, 0]), {"y": torch.ones(2)})
+    assert only(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_no_samples_give_an_empty_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"y.{suffix}"
+    with open_output(path, 0):
+        pass
+    if suffix == "npy":
+        assert np.load(path).shape == (0,)
+        assert np.load(path).dtype == np.float32
+    elif suffix == "safetensors":
+        assert load_file(path) == {}
+    else:
+        assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    ("samples", "match"),
+    [
+        ([2], "sample 2 is out of range; expected 0 to 1"),
+        ([-1], "sample -1 is out of range"),
+        ([0], "sample 0 arrived twice"),
+        ([1, 1], "sample 1 arrived twice"),
+    ],
+)
+def test_samples_that_do_not_fit(
+    tmp_path: Path, suffix: str, samples: list[int], match: str
+) -> None:
+    first, second = torch.ones(1), torch.ones(len(samples))
+    with pytest.raises(PipeparError, match=match):
+        write_parts(tmp_path / f"y.{suffix}", 2, ([0], {"y": first}), (samples, {"y": second}))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"y": torch.ones(3)}, r"'y' has shape \(3,\); expected 2 rows"),
+        ({"y": torch.tensor(1.0)}, r"'y' has shape \(\)"),
+        ({"z": torch.ones(2)}, "found the values 'z'; expected 'y' again"),
+        ({"y": torch.ones(2), "z": torch.ones(2)}, "found the values 'y', 'z'"),
+        ({}, r"found the values \(none\)"),
+    ],
+)
+def test_values_that_do_not_fit(
+    tmp_path: Path, suffix: str, values: dict[str, torch.Tensor], match: str
+) -> None:
+    first = {"y": torch.ones(2)}
+    with pytest.raises(InputError, match=match):
+        write_parts(tmp_path / f"y.{suffix}", 4, ([0, 1], first), ([2, 3], values))
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
+@pytest.mark.parametrize("value", [torch.ones(1, 3), torch.ones(1, 2, dtype=torch.float64)])
+def test_rows_that_differ(tmp_path: Path, suffix: str, value: torch.Tensor) -> None:
+    match = r"sample 2 .*'y'; expected shape \(2,\) and dtype torch\.float32.*\.jsonl"
+    first = {"y": torch.ones(2, 2)}
+    with pytest.raises(InputError, match=match):
+        write_parts(tmp_path / f"y.{suffix}", 3, ([0, 1], first), ([2], {"y": value}))
+
+
+def test_npy_holds_one_value(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"2 values, 'a', 'b';.*\.safetensors or \.jsonl"):
+        write(tmp_path / "y.npy", {"a": torch.ones(1), "b": torch.ones(1)}, [[0]])
+    assert only(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_npy_lacks_dtypes(tmp_path: Path, dtype: torch.dtype) -> None:
+    with pytest.raises(InputError, match=rf"'y' has dtype {dtype}.*\.safetensors"):
+        write(tmp_path / "y.npy", {"y": torch.ones(1).to(dtype)}, [[0]])
+
+
+def test_other_formats_lack_dtypes_too(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'y' torch\.complex128.*\.npy"):
+        write(tmp_path / "y.safetensors", {"y": torch.ones(1).to(torch.complex128)}, [[0]])
+    with pytest.raises(InputError, match=r"no complex numbers.*\.safetensors"):
+        write(tmp_path / "y.jsonl", {"y": torch.ones(1).to(torch.complex64)}, [[0]])

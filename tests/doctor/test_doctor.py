@@ -1,0 +1,222 @@
+"""`pipepar doctor` from the outside: in one process, under mpirun, and with a rank that fails."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipepar.comm.world import World
+from pipepar.runtime import preflight
+from pipepar.runtime.devices import Visible
+from pipepar.runtime.facts import RankFacts, named
+from pipepar.runtime.preflight import look_around, with_devices
+from tests.helpers.cluster.mpirun import Finished, finish, mpirun, start
+from tests.helpers.command import pipepar
+
+# A rank with something of the doctor's replaced on rank 1, by a line of Python.
+SPOILED = """
+import time
+from pipepar.cli import doctor as command
+from pipepar.comm.launcher import launcher_rank
+from pipepar.runtime import doctor, links
+
+def fail(world):
+    raise OSError("the disk is gone")
+
+def hang(*args):
+    time.sleep(60)
+
+command._PATIENCE, doctor._LOOKING = 10.0, 2.0
+if launcher_rank() == 1:
+    {}
+else:
+    links._PATIENCE = 4.0
+
+from pipepar.cli.app import main
+main()
+"""
+
+
+def ranks(count: int, *options: str, before: tuple[str, ...] = ()) -> Finished:
+    command = [*before, *mpirun(count), sys.executable, "-m", "pipepar", "doctor", *options]
+    return finish(start(command), 90)
+
+
+def document(ended: Finished) -> dict[str, Any]:
+    """What --json wrote; the launcher may have more to say when a job ends with status 1."""
+    found, _ = json.JSONDecoder().raw_decode(ended.output[ended.output.index("{") :])
+    assert isinstance(found, dict)
+    return found
+
+
+def spoiled(line: str) -> Finished:
+    command = [*mpirun(2), sys.executable, "-c", SPOILED.format(line), "doctor"]
+    return finish(start(command), 60)
+
+
+def test_facts_survive_the_way_to_another_rank() -> None:
+    facts = look_around(World.start())
+    assert RankFacts.from_json(facts.to_json()) == facts
+    assert facts.threads == torch.get_num_threads()
+    assert facts.versions["torch"] == torch.__version__
+    assert facts.memory > 0
+    assert facts.allotted >= len(facts.cores) > 0
+
+
+def test_facts_of_an_older_doctor_can_be_read() -> None:
+    facts = json.loads(look_around(World.start()).to_json())
+    for name in ("gpus", "local_rank", "device", "gpu"):
+        del facts[name]
+    assert RankFacts.from_json(json.dumps(facts)).device == ""
+
+
+def test_the_gpus_of_a_rank_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [Visible(index, f"u{index}", "some GPU", 80 * 2**30, frozenset()) for index in (0, 1)]
+    monkeypatch.setattr(preflight, "visible_gpus", lambda: seen)
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "1")
+    facts = look_around(World.start())
+    assert facts.devices == ["some GPU (80.0 GiB)"] * 2
+    assert (facts.gpus, facts.local_rank) == (["u0", "u1"], 1)
+    assert with_devices([facts])[0].device == "cuda:0 some GPU (80.0 GiB)"
+
+
+def test_looking_around_starts_no_cuda_where_there_is_none() -> None:
+    facts = look_around(World.start())
+    assert bool(facts.devices) == torch.cuda.is_available()
+    if not facts.devices:
+        assert not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+
+
+def test_a_directory_that_may_not_be_written_to_has_no_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != str(Path.cwd()))
+    spaces = {space.what: space.free for space in look_around(World.start()).spaces}
+    assert spaces["working directory"] == 0
+    assert spaces["temporary files"] > 0
+
+
+def test_slurm_s_share_bounds_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World.start()
+    whole = look_around(world)
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", str(len(world.cores[0])))
+    assert look_around(world).allotted <= whole.allotted
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "9999")
+    assert look_around(world).allotted == whole.allotted
+
+
+def test_one_process() -> None:
+    status, output = pipepar("doctor")
+    assert status == 0, output
+    assert "1 rank on 1 host" in output
+    assert "mpirun -n 4 pipepar doctor" in output
+    assert "no problems" in output
+
+
+def test_one_process_as_json() -> None:
+    status, output = pipepar("doctor", "--json")
+    found = json.loads(output)
+    assert status == 0
+    assert found["status"] in ("ok", "warning")
+    assert [facts["rank"] for facts in found["ranks"]] == [0]
+    if not torch.cuda.is_available():
+        assert found["ranks"][0]["device"] == "cpu"
+    assert found["links"] == []
+
+
+def test_a_problem_in_one_process_ends_with_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    status, output = pipepar("doctor")
+    assert status == 1
+    assert "problem" in output
+
+
+def test_a_process_that_cannot_look_around_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(os, "statvfs", gone)
+    status, output = pipepar("doctor")
+    assert status == 1
+    assert "the disk is gone" in output
+
+
+def test_help_teaches() -> None:
+    status, output = pipepar("doctor", "--help")
+    assert status == 0
+    assert "mpirun -n 4 pipepar doctor" in output
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_links_are_measured(count: int) -> None:
+    ended = ranks(count, "--json")
+    found = document(ended)
+    assert ended.status == int(found["status"] == "problem"), ended.output
+    assert ended.output.count('"findings"') == 1  # rank 0 alone tells
+    assert [facts["rank"] for facts in found["ranks"]] == list(range(count))
+    assert [(k["first"], k["second"]) for k in found["links"]] == [
+        (rank, rank + 1) for rank in range(count - 1)
+    ]
+    for link in found["links"]:
+        assert 0 < link["latency"] < 1
+        assert link["bandwidth"] > 1e6
+        assert abs(link["skew"]) <= link["uncertainty"] + 1e-3  # one host has one clock
+    assert all("THREAD_MULTIPLE" in facts["thread_level"] for facts in found["ranks"])
+
+
+def test_the_table_fits_100_columns_and_has_no_colours_in_a_file() -> None:
+    ended = ranks(2)
+    lines = ended.output.splitlines()
+    assert "2 ranks on 1 host" in ended.output, ended.output
+    assert "\x1b" not in ended.output
+    assert max(map(len, lines)) <= 100
+    assert sum("0 - 1" in line for line in lines) == 1
+
+
+@pytest.mark.skipif(shutil.which("taskset") is None, reason="no taskset")
+def test_ranks_on_one_core_are_a_problem() -> None:
+    core = str(min(os.sched_getaffinity(0)))
+    ended = ranks(2, "--json", before=("taskset", "--cpu-list", core))
+    found = document(ended)
+    assert ended.status == 1
+    assert "MPI_ABORT" not in ended.output.upper()
+    problems = [each for each in found["findings"] if each["level"] == "problem"]
+    assert [each["check"] for each in problems] == ["cores"], problems
+    assert "ranks 0-1 share 1 core" in problems[0]["found"]
+
+
+def test_a_rank_that_cannot_look_around_is_named() -> None:
+    ended = spoiled("doctor.look_around = fail")
+    assert ended.status == 1
+    assert "### pipepar: rank 1 of 2" in ended.output, ended.output
+    assert "the disk is gone" in ended.output
+
+
+def test_a_rank_that_hangs_is_named() -> None:
+    ended = spoiled("doctor.look_around = hang")
+    assert ended.status == 1
+    assert "error: rank 1 on" in ended.output, ended.output
+    assert "cannot look at its host" in ended.output
+
+
+def test_a_rank_that_does_not_start_is_not_waited_for() -> None:
+    ended = spoiled("time.sleep(60)")
+    assert ended.status == 1
+    assert "_wait_for_every_rank_to_start" in ended.output, ended.output
+
+
+def test_a_neighbour_that_does_not_answer_is_named() -> None:
+    ended = spoiled("links._answer = hang")
+    assert ended.status == 1
+    assert "error: rank 0 on" in ended.output, ended.output
+    assert "with rank 1 on" in ended.output
+
+
+def test_names_of_ranks() -> None:
+    assert named([3]) == "rank 3"
+    assert named([0, 1, 2, 5, 7, 8]) == "ranks 0-2, 5, 7-8"

@@ -1,0 +1,100 @@
+"""Real architectures, cut at every rank count, give what the unsplit model gives, bit for bit."""
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+
+from pipepar.model.building import params_on_meta
+from pipepar.model.capture import capture
+from pipepar.model.graph import Graph
+from pipepar.model.weights import ModuleWeights
+from pipepar.plan.plan import Plan
+from pipepar.runtime.planning import make_plan
+from pipepar.runtime.stage import Stage
+from tests.helpers.models import run
+from tests.helpers.zoo import ZOO, Animal
+
+torch.set_num_threads(1)
+
+STAGES = (1, 2, 3, 4)
+EXAMPLE = 2
+BATCHES = (1, 3)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model of the zoo with everything that its tests share."""
+
+    animal: Animal
+    module: nn.Module
+    graph: Graph
+    plans: dict[int, Plan]
+
+    def stages(self, count: int) -> list[Stage]:
+        weights = ModuleWeights(self.module)
+        return [Stage.load(self.graph, self.plans[count], i, weights) for i in range(count)]
+
+
+def identify(animal: Animal) -> str:
+    return f"{animal.name}, free: {animal.varies}{', a fallback' * animal.falls_back}"
+
+
+@pytest.fixture(scope="module", params=ZOO, ids=identify)
+def captured(request: pytest.FixtureRequest) -> Iterator[Captured]:
+    animal: Animal = request.param
+    torch.manual_seed(0)
+    module = animal.make().eval()
+    with params_on_meta():  # as a rank does; what no checkpoint holds has its values even so
+        bare = animal.make().eval()
+    args, kwargs = animal.call(EXAMPLE, animal.lengths[0])
+    graph = capture(bare, args, kwargs)
+    yield Captured(animal, module, graph, {n: make_plan(graph, n) for n in STAGES})
+    gc.collect()  # a graph refers to itself
+
+
+@pytest.mark.parametrize("count", STAGES, ids="{} stages".format)
+def test_the_same_numbers(captured: Captured, count: int) -> None:
+    stages = captured.stages(count)
+    for batch in BATCHES if captured.animal.varies != "nothing" else (EXAMPLE,):
+        for length in captured.animal.lengths:
+            args, kwargs = captured.animal.call(batch, length)
+            with torch.no_grad():
+                expected = captured.module(*args, **kwargs)
+            found = run(captured.graph, captured.plans[count], stages, args, kwargs)
+            assert_same(found, expected)
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    leaves, structure = pytree.tree_flatten(found)
+    wanted, nesting = pytree.tree_flatten(expected)
+    assert type(found) is type(expected)
+    assert structure == nesting  # down to the classes and the names of the fields
+    for leaf, other in zip(leaves, wanted, strict=True):
+        if isinstance(other, torch.Tensor):
+            assert leaf.dtype == other.dtype
+            assert torch.equal(leaf, other)
+        else:
+            assert leaf == other
+
+
+def test_every_rank_finds_the_same_cuts(captured: Captured) -> None:
+    """A rank that has the weights plans as one that has none."""
+    args, kwargs = captured.animal.call(EXAMPLE, captured.animal.lengths[0])
+    graph = capture(captured.module, args, kwargs)
+    assert graph.digest == captured.graph.digest
+    assert {n: make_plan(graph, n).digest for n in STAGES} == {
+        n: plan.digest for n, plan in captured.plans.items()
+    }
+
+
+def test_what_stays_free(captured: Captured) -> None:
+    told = captured.graph.limitation(captured.animal.name)
+    print(f"{captured.animal.name}: {told or 'nothing to tell'}")
+    assert captured.graph.varies == captured.animal.varies
+    assert (told is not None) == captured.animal.falls_back

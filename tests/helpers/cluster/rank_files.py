@@ -1,0 +1,60 @@
+"""Test files whose tests run on several ranks: one mpirun for all of them."""
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.helpers.cluster.mpirun import Finished, finish, mpirun, start
+
+
+def run_files(
+    files: Sequence[Path],
+    ranks: int,
+    tmp_path: Path,
+    seconds: float,
+    *,
+    tests: str = "",
+    env: Mapping[str, str] | None = None,
+) -> Finished:
+    """Run test files under one mpirun to their end.
+
+    A hang ends by itself with the stacks of every rank, and `-m mpi4py` lets a rank that fails end
+    the others, which would wait for it.
+
+    Args:
+        files: whose tests are marked `mpi`.
+        ranks: how many.
+        tmp_path: below it each rank gets a temporary folder.
+        seconds: for all of it.
+        tests: which of them, an expression as for pytest's `-k`; all if empty.
+        env: further environment variables.
+    """
+    options = ["--only-mpi", "-x", "-q", "-rs", "--color=no", "--show-capture=no", "-k", tests]
+    options += ["-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={tmp_path}/rank"]
+    options += ["-o", f"faulthandler_timeout={seconds - 20}"]
+    python = [sys.executable, "-m", "mpi4py", "-m", "pytest", *map(str, files), *options]
+    # Ranks tag their lines, so that a report says which of them failed.
+    return finish(start([*mpirun(ranks, "--output", "tag"), *python], env), seconds)
+
+
+def failures(files: Sequence[Path], ranks: int, tmp_path: Path, seconds: float) -> str:
+    """What fails where all files run together; empty if nothing does.
+
+    After a failure each file runs by itself, so that the report has every file that fails, not only
+    the first.
+    """
+    together = run_files(files, ranks, tmp_path, seconds)
+    if together.status == 0 and passed(together):
+        return ""
+    reports = [f"together, {ranks} ranks:\n{together.output[-6000:]}"]
+    for file in files:
+        alone = run_files([file], ranks, tmp_path / file.stem, seconds)
+        if alone.status != 0:
+            reports.append(f"{file.name} alone, {ranks} ranks:\n{alone.output[-6000:]}")
+    return "\n\n".join(reports)
+
+
+def passed(ended: Finished) -> int:
+    """How many tests passed, on the rank where most did."""
+    return max(map(int, re.findall(r"(\d+) passed", ended.output)), default=0)

@@ -1,0 +1,137 @@
+"""A GPU that is not there: its tensors are of a class of their own, and all is done at once.
+
+For whole pipelines across real ranks, where what counts is which tensor lies where. That the order
+of things holds when a GPU takes its time is checked with tests/helpers/simulated.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mpi4py import MPI
+
+from pipepar.comm.gpu import Event, Gpu, Stream
+from pipepar.comm.world import World
+from pipepar.runtime.devices import Devices
+from pipepar.runtime.seat import Seat
+from tests.helpers.gpu.gates import QUERY
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that lies on the GPU; what is computed of one lies there too."""
+
+
+class Now:
+    """A stream and an event: all it was told is done."""
+
+    cuda_stream = 0
+    cuda_event = 0
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def wait_event(self, event: Any) -> None:
+        pass
+
+    def record(self, stream: Any) -> None:
+        self._seconds = time.perf_counter()
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, end_event: Any) -> float:
+        return float(end_event._seconds - self._seconds) * 1e3
+
+
+class StandIn:
+    """See `Gpu`."""
+
+    device = torch.device("cpu")
+    event_query = QUERY
+    entry = (0, 0)
+
+    def __init__(self) -> None:
+        self.compute: Stream = Now()
+        self.ranges: list[str] = []
+        self.copied = 0
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        return isinstance(tensor, OnGpu)
+
+    def stream(self) -> Stream:
+        return Now()
+
+    def event(self, timed: bool = False) -> Event:
+        return Now()
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        return torch.full((nbytes,), 0xA5, dtype=torch.uint8).as_subclass(OnGpu)
+
+    def pinned(self, nbytes: int) -> torch.Tensor:
+        return torch.full((nbytes,), 0x5A, dtype=torch.uint8)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, stream: Stream) -> None:
+        self.copied += source.nbytes
+        target.copy_(source)
+
+    @contextmanager
+    def range(self, name: str) -> Iterator[None]:
+        self.ranges.append(name)
+        yield
+
+
+class OverMpi:
+    """Moves bytes as a communicator of NCCL's does, but by MPI; a receive waits for them."""
+
+    def __init__(self, comm: MPI.Intracomm, peer: int) -> None:
+        self._comm = comm
+        self._peer = peer
+        self._under_way: list[tuple[MPI.Request, bytes]] = []
+
+    def send(self, address: int, nbytes: int, stream: int) -> None:
+        data = MPI.buffer.fromaddress(address, nbytes).tobytes()
+        self._under_way.append((self._comm.Isend(data, self._peer), data))
+
+    def receive(self, address: int, nbytes: int, stream: int) -> None:
+        self._comm.Recv(MPI.buffer.fromaddress(address, nbytes), self._peer)
+
+    def problem(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        MPI.Request.Waitall([request for request, _ in self._under_way])
+        self._under_way.clear()
+
+    def abort(self) -> None:
+        pass
+
+
+class CouriersOverMpi(dict[tuple[int, int], OverMpi]):
+    """In the place of `Communicators`: a communicator for each edge, as NCCL has one."""
+
+    @classmethod
+    def start(
+        cls, world: World, pairs: Sequence[tuple[int, int]], gpu: Gpu | None
+    ) -> Mapping[tuple[int, int], OverMpi]:
+        made = cls()
+        for pair in sorted(pairs):
+            comm = MPI.COMM_WORLD.Dup()
+            if world.rank in pair:
+                assert gpu is not None
+                made[pair] = OverMpi(comm, pair[1 - pair.index(world.rank)])
+        return made
+
+    def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+def seat_for(world: World, kinds: Sequence[str]) -> Seat:
+    """A seat of the kind that the pattern names for this rank, "cpu" or "cuda"."""
+    by_rank = tuple(kinds[rank % len(kinds)] for rank in range(world.size))
+    gpu = StandIn() if by_rank[world.rank] == "cuda" else None
+    return Seat(Devices(by_rank, torch.device("cpu"), "a stand-in", 1, ""), gpu)

@@ -1,0 +1,47 @@
+"""Jobs run in this process, and what they leave: hidden files, failed samples, rows of results."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipepar.comm.world import World
+from pipepar.runtime.job import Job, run_job
+from pipepar.runtime.quarantine import errors_of
+from pipepar.runtime.summary import RunSummary
+from tests.helpers.command import after
+
+
+def run(job: Job, micro_batches: int = 10_000) -> RunSummary:
+    return run_job(World.start(), job, asked_to_stop=after(micro_batches))
+
+
+def go_on(job: Job) -> RunSummary:
+    """Resume with the micro-batch of before, which is not named."""
+    return run(replace(job, resume=True, micro_batch=None))
+
+
+def hidden(folder: Path) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if name.startswith("."))
+
+
+def told(job: Job) -> dict[int, tuple[int | str, str]]:
+    """What the file beside the output says; nothing if there is none."""
+    path = errors_of(job.output)
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [json.loads(line) for line in lines]
+    assert all(list(each) == ["id", "stage", "error"] for each in found)
+    assert sorted({each["id"] for each in found}) == [each["id"] for each in found]
+    return {each["id"]: (each["stage"], each["error"]) for each in found}
+
+
+def column(*values: float) -> torch.Tensor:
+    return torch.tensor(values)[:, None]
+
+
+def assert_same(found: Any, wanted: torch.Tensor) -> None:
+    assert np.array_equal(found, wanted.numpy(), equal_nan=True)

@@ -1,0 +1,100 @@
+"""What a job is known by: sources, settings and versions that another run may have otherwise."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipepar.comm.world import World
+from pipepar.errors import InputError
+from pipepar.files import fingerprint
+from pipepar.runtime.job import Job, run_job
+from tests.helpers.command import after
+
+PARTS = """
+import torch
+from torch import nn
+
+class Part(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x):
+        seen = isinstance(x, torch._subclasses.FakeTensor)
+        return x.clone() if seen else x * self.scale
+"""
+MODELS = """
+import os
+from torch import nn
+from .parts import Part
+from settings import MEAN
+
+def make():
+    return nn.Sequential(Part(float(os.environ["SCALE"]))).eval()
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's own, whose factory is in one module, and what it makes a model of in another."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from mine.models import make\n")
+    (folder / "models.py").write_text(MODELS)
+    (folder / "parts.py").write_text(PARTS)
+    (folder / "other.py").write_text("")
+    (tmp_path / "settings.py").write_text("MEAN = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SCALE", "2")
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("mine", "settings")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def job(rows: Path, tmp_path: Path) -> Job:
+    return Job("mine:make", rows, tmp_path / "out.npy", micro_batch=2)
+
+
+def run(job: Job, micro_batches: int) -> None:
+    run_job(World.start(), job, asked_to_stop=after(micro_batches))
+
+
+@pytest.mark.parametrize("changed", ["models.py", "parts.py", "../settings.py"])
+def test_other_sources(package: Path, job: Job, changed: str) -> None:
+    run(job, 2)
+    (package / "other.py").write_text("changed = True\n")
+    run(replace(job, resume=True), 1)
+    (package / changed).write_text((package / changed).read_text() + "changed = True\n")
+    with pytest.raises(InputError, match=r"another job: model \S+ then, \S+ now\. Expected"):
+        run(replace(job, resume=True), 10)
+
+
+def test_other_settings(package: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(job, 2)
+    monkeypatch.setenv("SCALE", "3")
+    with pytest.raises(InputError, match=r"another job: model \S+ then, \S+ now\. Expected"):
+        run(replace(job, resume=True), 10)
+
+
+def test_other_versions(package: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(job, 2)
+    monkeypatch.setattr("pipepar.runtime.identity.version", lambda package: "99")
+    with pytest.raises(InputError, match=r"another job: versions pipepar .* torch 99"):
+        run(replace(job, resume=True), 10)
+
+
+def test_a_large_file_that_was_written_to(tmp_path: Path) -> None:
+    """Only parts of it are read."""
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(65 << 20)
+    before = fingerprint(path)
+    assert fingerprint(path) == before
+    with path.open("r+b") as file:
+        file.seek(300 << 10)
+        file.write(b"x")
+    assert fingerprint(path) != before

@@ -1,0 +1,276 @@
+"""What a graph computes, operation by operation, at any number of rows."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipepar.microbatch import TensorSpec
+from pipepar.model.building import params_on_meta
+from pipepar.model.capture import capture
+from pipepar.model.graph import Graph
+from pipepar.model.operations import (
+    Needed,
+    Operation,
+    distinct,
+    example_rows,
+    operations_of,
+    takes_rows,
+)
+from pipepar.model.sequential import Layers
+from pipepar.runtime.timing import Bench
+from tests.helpers.models import InPlace, Mlp, Skips, Tied
+from tests.helpers.zoo import ZOO, Animal, ByRow
+
+torch.set_num_threads(1)
+
+CPU = torch.device("cpu")
+FEW = ("mlp", "llama-bf16", "mixtral", "t5", "unet", "dicts", "mamba", "by row")
+
+
+def captured(module: nn.Module, *args: torch.Tensor) -> Graph:
+    return capture(module.eval(), args, {})
+
+
+def encoder(layers: int) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+
+
+def of_type(operations: list[Operation], name: str) -> list[Operation]:
+    return [operation for operation in operations if name in operation.signature]
+
+
+def all_of(graph: Graph, rows: int) -> list[Operation]:
+    return list(operations_of(graph, rows).values())
+
+
+def test_every_compute_node_has_an_operation() -> None:
+    graph = captured(Mlp(), torch.randn(2, 16))
+    operations = operations_of(graph, 2)
+    assert list(operations) == graph.nodes
+    assert [operation.target for operation in operations.values()] == [
+        node.target for node in graph.nodes
+    ]
+
+
+def test_equal_layers_are_the_same_operations() -> None:
+    torch.backends.mha.set_fastpath_enabled(False)
+    two, six = (captured(encoder(count), torch.randn(2, 5, 16)) for count in (2, 6))
+    torch.backends.mha.set_fastpath_enabled(True)
+    assert len(six.nodes) > 2 * len(two.nodes)
+    few, many = (distinct(operations_of(graph, 2)) for graph in (two, six))
+    assert {each.signature for each in many} == {each.signature for each in few}
+    assert len(many) == len(few) == len({each.signature for each in few})
+
+
+def test_layers_of_other_widths_are_other_operations() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(4, 8), nn.Linear(8, 8))
+    operations = operations_of(captured(model, torch.randn(2, 8)), 2)
+    assert len(operations) == 4
+    assert len(distinct(operations)) == 3
+
+
+def test_distinct_operations_stand_in_the_order_of_the_graph() -> None:
+    operations = operations_of(captured(Mlp(), torch.randn(2, 16)), 2)
+    linear, relu = distinct(operations)
+    assert "linear" in linear.signature
+    assert "relu" in relu.signature
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 64])
+def test_activations_have_as_many_rows_as_are_asked(rows: int) -> None:
+    graph = captured(Mlp(), torch.randn(3, 16))
+    assert example_rows(graph) == 3
+    for operation in of_type(all_of(graph, rows), "linear"):
+        given, weight, bias = operation.needed
+        assert given == Needed(TensorSpec(torch.float32, (rows, 16), (16, 1)), False, False)
+        assert weight.spec.shape == (16, 16)
+        assert bias.spec.shape == (16,)
+
+
+def test_sizes_inside_follow_the_rows() -> None:
+    """What is reshaped to (batch x length) rows has as many at any batch."""
+
+    class Reshapes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            batch, length, width = x.shape
+            return self.layer(x.reshape(batch * length, width)).view(batch, length, width)
+
+    graph = captured(Reshapes(), torch.randn(2, 5, 8))
+    (linear,) = of_type(all_of(graph, 6), "aten.linear")
+    assert linear.needed[0].spec.shape == (30, 8)
+
+
+def test_weights_are_told_from_activations_with_their_flags() -> None:
+    model = Mlp()
+    model.layers[0].bias.requires_grad_(False)
+    graph = captured(model, torch.randn(2, 16))
+    first, second = of_type(all_of(graph, 2), "linear")[:2]
+    assert [(each.weight, each.requires_grad) for each in first.needed] == [
+        *((False, False), (True, True), (True, False))
+    ]
+    assert [(each.weight, each.requires_grad) for each in second.needed] == [
+        *((False, False), (True, True), (True, True))
+    ]
+    assert first.signature != second.signature  # torch may choose another kernel
+
+
+def test_layers_are_called_as_modules_without_weights() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
+    operations = all_of(captured(model, torch.randn(2, 8)), 5)
+    targets = [operation.target for operation in operations]
+    assert all(isinstance(target, nn.Module) for target in targets)
+    tensors = [
+        p for target in targets if isinstance(target, nn.Module) for p in target.parameters()
+    ]
+    assert all(tensor.is_meta and tensor.requires_grad for tensor in tensors)
+    assert [each.spec.shape for operation in operations for each in operation.needed] == [
+        (5, 8)
+    ] * 4
+    assert not any(each.weight for operation in operations for each in operation.needed)
+    signatures = [operation.signature for operation in operations]
+    assert signatures[0] == signatures[2]
+    assert len(set(signatures)) == 3
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, h: torch.Tensor, mask: torch.Tensor) -> Any:
+        return self.linear(h) * mask, mask
+
+
+def test_layers_that_hand_tuples_on() -> None:
+    graph = captured(Layers(Block(), Block()), torch.randn(2, 3, 4), torch.ones(2, 3, 1))
+    operations = operations_of(graph, 6)
+    assert list(operations) == graph.nodes
+    blocks = [each for each in operations.values() if isinstance(each.target, Block)]
+    assert [[each.spec.shape for each in block.needed] for block in blocks] == [
+        [(6, 3, 4), (6, 3, 1)]
+    ] * 2
+    assert blocks[0].signature == blocks[1].signature
+    assert None not in Bench(distinct(operations), CPU, 0).medians()
+
+
+def test_a_graph_of_one_batch_is_described_at_that() -> None:
+    graph = captured(ByRow(), torch.randn(3, 8))
+    operations = operations_of(graph, 3)
+    assert list(operations) == graph.nodes
+    linears = of_type(list(operations.values()), "linear")
+    assert len(linears) == 12
+    assert linears[0].needed[0].spec.shape == (8,)
+
+
+def test_strides_are_those_of_the_run() -> None:
+    model = Skips().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(2, 3, 16, 16).to(memory_format=torch.channels_last)
+    convolution = of_type(all_of(captured(model, x), 2), "conv2d")[1]
+    assert convolution.needed[0].spec.stride == (2048, 1, 128, 8)
+    assert convolution.needed[1].spec.stride == (72, 1, 24, 8)
+
+
+def test_what_needs_values_is_left_out_with_all_that_follows() -> None:
+    class Chooses(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[x > 0] if x.sum() > 0 else x
+
+    layers = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Chooses(), nn.Flatten())
+    graph = captured(layers, torch.randn(2, 4))
+    assert list(operations_of(graph, 2)) == graph.nodes[:2]
+
+
+def test_an_embedding_with_a_single_row_can_be_computed() -> None:
+    model = nn.ModuleList([nn.Embedding(1, 4)])
+
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = model
+
+        def forward(self, ids: torch.Tensor) -> Any:
+            return self.tables[0](ids) * 2
+
+    graph = captured(Looks(), torch.zeros(2, 3, dtype=torch.int64))
+    operations = distinct(operations_of(graph, 4))
+    (lookup,) = of_type(operations, "embedding")
+    assert [each.spec.shape for each in lookup.needed] == [(1, 4), (4, 3)]
+    assert None not in Bench(operations, CPU, 0).medians()
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (Skips(), torch.randn(2, 3, 16, 16)),
+        (InPlace(), torch.randn(2, 4, 8, 8)),
+        (Tied(), torch.zeros(2, 5, dtype=torch.int64)),
+    ],
+    ids=["convolutions", "in place", "tied"],
+)
+def test_every_operation_can_be_computed_at_other_rows(model: nn.Module, x: torch.Tensor) -> None:
+    graph = captured(model, x)
+    operations = operations_of(graph, 5)
+    assert list(operations) == graph.nodes
+    assert None not in Bench(distinct(operations), CPU, 1 << 16).medians()
+
+
+@pytest.mark.parametrize("animal", [a for a in ZOO if a.name in FEW], ids=lambda a: a.name)
+def test_operations_of_real_architectures_are_timed_or_told_apart(animal: Animal) -> None:
+    with params_on_meta():
+        bare = animal.make().eval()
+    args, kwargs = animal.call(2, animal.lengths[0])
+    graph = capture(bare, args, kwargs)
+    operations = operations_of(graph, 2)
+    assert list(operations) == graph.nodes
+    different = distinct(operations)
+    assert len(different) < len(operations)
+    times = Bench(different, CPU, 1 << 20).medians()
+    assert all(seconds is None or seconds > 0 for seconds in times)
+    lost = [each.signature for each, t in zip(different, times, strict=True) if t is None]
+    assert all("grouped_mm" in signature for signature in lost), lost
+
+
+class Pairs(nn.Module):
+    """Takes an even number of rows, and gives half as many."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(-1, 2 * x.shape[1])
+
+
+class Branches(nn.Module):
+    """Another path for more than four rows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if x.shape[0] > 4 else x - 1
+
+
+class Sums(nn.Module):
+    """One row for all."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(0)
+
+
+@pytest.mark.parametrize(
+    ("model", "taken"),
+    [
+        (nn.Linear(4, 4), [1, 2, 4, 8]),
+        (
+            nn.Sequential(Pairs(), nn.Linear(8, 8), nn.Unflatten(1, (2, 4)), nn.Flatten(0, 1)),
+            [2, 4, 8],
+        ),
+        (Layers(nn.Linear(4, 4), Pairs(), nn.Unflatten(1, (2, 4)), nn.Flatten(0, 1)), [2, 4, 8]),
+        (Branches(), [8]),
+        (Sums(), [4]),  # which is chance, and so is not asked of it alone
+    ],
+)
+def test_sizes_that_a_model_can_travel_in(model: nn.Module, taken: list[int]) -> None:
+    graph = captured(model, torch.randn(8, 4))
+    assert [rows for rows in (1, 2, 4, 8) if takes_rows(graph, rows)] == taken

@@ -1,0 +1,280 @@
+"""Checkpoints of transformers: whatever it renames, splits or fuses, a stage reads its own part."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipepar.errors import WeightsError
+from pipepar.model.capture import capture
+from pipepar.model.checkpoint import TensorFiles
+from pipepar.model.source import Source, from_huggingface
+from pipepar.model.weights import WeightSpec
+from pipepar.runtime.planning import make_plan
+from pipepar.runtime.stage import Stage, weights_of
+from tests.helpers.models import run
+
+torch.set_num_threads(1)
+hf: Any = pytest.importorskip("transformers")
+
+STAGES = 2
+LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 4}
+ENCODER = {**LAYERS, "hidden_size": 32, "intermediate_size": 64}
+DECODER = {**ENCODER, "num_key_value_heads": 2, "vocab_size": 60}
+
+
+def tokens() -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.randint(2, 60, (2, 7)), "attention_mask": torch.ones(2, 7).long()}
+
+
+def pixels() -> dict[str, torch.Tensor]:
+    return {"pixel_values": torch.randn(2, 3, 32, 32)}
+
+
+class Case(NamedTuple):
+    model: Any
+    config: Callable[[], Any]
+    task: str = "raw"
+    inputs: Callable[[], dict[str, torch.Tensor]] = tokens
+
+
+CASES = {
+    "bert, tied": Case(
+        hf.BertForMaskedLM, lambda: hf.BertConfig(**ENCODER, vocab_size=60), "fill-mask"
+    ),
+    "distilbert": Case(
+        hf.DistilBertForSequenceClassification,
+        lambda: hf.DistilBertConfig(dim=32, hidden_dim=64, n_heads=4, n_layers=2, vocab_size=60),
+        "text-classification",
+    ),
+    "bert, tokens": Case(
+        hf.BertForTokenClassification,
+        lambda: hf.BertConfig(**ENCODER, vocab_size=60),
+        "token-classification",
+    ),
+    "gpt2, tied": Case(
+        hf.GPT2LMHeadModel,
+        lambda: hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=60),
+    ),
+    "llama": Case(hf.LlamaForCausalLM, lambda: hf.LlamaConfig(**DECODER)),
+    "llama, tied": Case(
+        hf.LlamaForCausalLM, lambda: hf.LlamaConfig(**DECODER, tie_word_embeddings=True)
+    ),
+    "mixtral, fused experts": Case(
+        hf.MixtralForCausalLM, lambda: hf.MixtralConfig(**DECODER, num_local_experts=11)
+    ),
+    "t5": Case(
+        hf.T5ForConditionalGeneration,
+        lambda: hf.T5Config(d_model=32, d_ff=64, d_kv=8, num_heads=4, num_layers=2, vocab_size=60),
+        inputs=lambda: {**tokens(), "decoder_input_ids": torch.randint(2, 60, (2, 5))},
+    ),
+    "vit, renamed": Case(
+        hf.ViTForImageClassification,
+        lambda: hf.ViTConfig(**ENCODER, image_size=32, num_labels=5),
+        "image-classification",
+        pixels,
+    ),
+    "resnet, statistics": Case(
+        hf.ResNetForImageClassification,
+        lambda: hf.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=5
+        ),
+        "image-classification",
+        pixels,
+    ),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+def saved(folder: Path, case: Case, dtype: torch.dtype = torch.float32, **options: Any) -> Path:
+    torch.manual_seed(0)
+    model = case.model(case.config()).to(dtype)
+    for name, buffer in model.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 1.5)
+    model.save_pretrained(folder, **options)
+    return folder
+
+
+def assert_equal_to_from_pretrained(folder: Path, case: Case) -> Source:
+    model = case.model.from_pretrained(folder).eval()
+    source = from_huggingface(folder, case.task)
+    assert all(parameter.is_meta for parameter in source.module.parameters())
+    inputs = {
+        name: value.to(model.dtype) if value.is_floating_point() else value
+        for name, value in case.inputs().items()
+    }
+    graph = capture(source.module, (), inputs)
+    plan = make_plan(graph, STAGES)
+    stages = [Stage.load(graph, plan, index, source.weights) for index in range(STAGES)]
+    found = run(graph, plan, stages, (), inputs)
+    with torch.no_grad():
+        expected = model(**inputs)
+    if case.task == "raw":
+        assert type(found) is type(expected)
+        assert list(found) == [name for name in expected if name != "past_key_values"]
+    assert torch.equal(found["logits"], expected["logits"])
+    return source
+
+
+def test_a_folder_gives_what_from_pretrained_gives(case: Case, tmp_path: Path) -> None:
+    assert_equal_to_from_pretrained(saved(tmp_path, case), case)
+
+
+@pytest.mark.parametrize("name", ["llama, tied", "mixtral, fused experts"])
+def test_shards(name: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, CASES[name], max_shard_size="20KB")
+    assert (folder / "model.safetensors.index.json").is_file()
+    assert_equal_to_from_pretrained(folder, CASES[name])
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_folder_with_files_of_torch(shards: int, tmp_path: Path) -> None:
+    case = CASES["bert, tied"]
+    folder = saved(tmp_path, case)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    parts = [dict(list(tensors.items())[at::shards]) for at in range(shards)]
+    names = [f"pytorch_model-{at}.bin" if shards > 1 else "pytorch_model.bin" for at in range(2)]
+    for part, name in zip(parts, names, strict=False):
+        torch.save(part, folder / name)
+    if shards > 1:
+        where = {key: name for part, name in zip(parts, names, strict=True) for key in part}
+        index = folder / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    assert_equal_to_from_pretrained(folder, case)
+
+
+def test_what_suffers_from_half_precision_stays_whole(tmp_path: Path) -> None:
+    source = assert_equal_to_from_pretrained(
+        saved(tmp_path, CASES["t5"], torch.float16), CASES["t5"]
+    )
+    dtypes = {parameter.dtype for parameter in source.module.parameters()}
+    assert dtypes == {torch.float16, torch.float32}
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    case = CASES["llama"]
+    assert_equal_to_from_pretrained(saved(tmp_path, case, torch.bfloat16), case)
+
+
+def test_each_stage_reads_its_own_bytes_once(case: Case, tmp_path: Path, monkeypatch: Any) -> None:
+    source = from_huggingface(saved(tmp_path, case), case.task)
+    graph = capture(source.module, (), case.inputs())
+    read: list[tuple[Path, int]] = []
+    sizes: list[int] = []
+    plain = TensorFiles.read
+
+    def watched(files: TensorFiles, stored: Any) -> torch.Tensor:
+        read.append((stored.file, stored.offset))
+        sizes.append(stored.nbytes)
+        return plain(files, stored)
+
+    monkeypatch.setattr(TensorFiles, "read", watched)
+    plan = make_plan(graph, STAGES)
+    for stage in plan.stages:
+        read.clear()
+        sizes.clear()
+        list(source.weights.read(weights_of(graph, stage)))
+        assert len(set(read)) == len(read)
+        if "experts" not in str(graph.weights):  # whose parts lie interleaved
+            assert read == sorted(read)
+        assert sum(sizes) == stage.weight_bytes
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+EXPERT = "model.layers.0.block_sparse_moe.experts.3.w1.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("llama", lambda t: t.pop("model.norm.weight"), r"no tensor model\.norm\.weight in "),
+        (
+            "llama",
+            lambda t: t.update({"model.layers.2.mlp.up_proj.weight": torch.ones(64, 32)}),
+            r"model\.safetensors holds model\.layers\.2\.mlp\.up_proj\.weight, which the model",
+        ),
+        (
+            "bert, tied",
+            lambda t: t.update({"bert.encoder.layer.0.extra": torch.ones(1)}),
+            r"safetensors holds bert\.encoder\.layer\.0\.extra, which the model does not have",
+        ),
+        (
+            "llama, tied",
+            lambda t: t.update({"lm_head.weight": torch.ones(60, 32)}),
+            r"are one tensor in the model, but .*safetensors holds two that differ",
+        ),
+        (
+            "llama",
+            lambda t: t.update({"model.norm.weight": torch.ones(3)}),
+            r"model\.norm\.weight in .*safetensors has shape \(3,\), expected \(32,\)",
+        ),
+        ("mixtral, fused experts", lambda t: t.pop(EXPERT), r"mlp\.experts\.gate_up_proj.* cannot"),
+        (
+            "mixtral, fused experts",
+            lambda t: t.update({EXPERT: torch.ones(3, 2)}),
+            r"mlp\.experts\.gate_up_proj.* cannot be made of .*experts\.0\.w1.* and 19 more in",
+        ),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit(
+    name: str, change: Any, message: str, tmp_path: Path
+) -> None:
+    case = CASES[name]
+    folder = saved(tmp_path, case)
+    rewritten(folder, change)
+    source = from_huggingface(folder, case.task)
+    graph = capture(source.module, (), case.inputs())
+    with pytest.raises(WeightsError, match=message):
+        checked_and_read(source, list(graph.weights.values()))
+
+
+def checked_and_read(source: Source, specs: list[WeightSpec]) -> None:
+    source.weights.check(specs)
+    list(source.weights.read(specs))
+
+
+def test_another_head_and_buffers_of_old_are_no_surplus(tmp_path: Path) -> None:
+    folder = saved(tmp_path, CASES["bert, tied"])
+    older = {
+        "bert.embeddings.position_ids": torch.arange(512)[None],
+        "bert.pooler.dense.weight": torch.ones(32, 32),
+        "cls.seq_relationship.weight": torch.ones(2, 32),
+    }
+    rewritten(folder, lambda tensors: tensors.update(older))
+    for task in ("feature-extraction", "fill-mask"):
+        source = from_huggingface(folder, task)
+        graph = capture(source.module, (), tokens())
+        source.weights.check(list(graph.weights.values()))
+
+
+def test_a_tie_that_is_stored_twice(tmp_path: Path) -> None:
+    folder = saved(tmp_path, CASES["llama, tied"])
+
+    def store_twice(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    rewritten(folder, store_twice)
+    assert_equal_to_from_pretrained(folder, CASES["llama, tied"])
+
+
+def test_a_head_that_was_never_trained_is_missing(tmp_path: Path) -> None:
+    source = from_huggingface(saved(tmp_path, CASES["bert, tied"]), "text-classification")
+    graph = capture(source.module, (), tokens())
+    with pytest.raises(WeightsError, match=r"no tensor model\.(bert\.pooler|classifier)"):
+        source.weights.check(list(graph.weights.values()))

@@ -1,0 +1,16 @@
+"""Every ranks_*.py, on 1, 2, 3 and 4 ranks. A plain pytest does not collect those files."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.cluster.rank_files import failures
+
+SECONDS = 300
+FILES = sorted(Path(__file__).parent.glob("ranks_*.py"))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_ranks(ranks: int, tmp_path: Path) -> None:
+    found = failures(FILES, ranks, tmp_path, SECONDS)
+    assert not found, found

@@ -1,0 +1,202 @@
+"""Jobs of several ranks that go wrong: all of them end within seconds, and say why, once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.cluster.mpirun import Finished, environment, finish, mpirun, run_ranks, start
+from tests.helpers.traps import LIMIT, with_plan
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.npy"
+    np.save(path, np.zeros((40, 4), np.float32))
+    return path
+
+
+def job(
+    model: str, rows: Path, tmp_path: Path, ranks: int = 2, output: str = "out.npy"
+) -> tuple[Finished, float]:
+    """Run a job; how it ended, and how long after the failure."""
+    clock = tmp_path / "clock"
+    command = ["-m", "pipepar", "run", f"tests.helpers.factories:{model}", str(rows)]
+    command += [str(tmp_path / output), *with_plan(model, ranks, tmp_path)]
+    ended = run_ranks(ranks, command, PATIENCE, {"PIPEPAR_TEST_CLOCK": str(clock)})
+    seconds = time.time() - float(clock.read_text()) if clock.exists() else 0.0
+    return ended, seconds
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "rank"),
+    [("raises_first", 2, 0), ("raises_last", 2, 1), ("raises_last", 3, 2), ("raises_first", 3, 0)],
+)
+def test_an_exception_in_a_stage(
+    model: str, ranks: int, rank: int, rows: Path, tmp_path: Path
+) -> None:
+    ended, seconds = job(model, rows, tmp_path, ranks)
+    assert ended.status not in (0, -signal.SIGTERM), ended.output
+    assert seconds < LIMIT
+    expected = f"stage {rank} failed on micro-batch 4, samples 8, 9: ValueError: sprung"
+    assert expected in ended.output
+    assert ended.output.count("### pipepar: rank") == 1
+    assert f"### pipepar: rank {rank} of {ranks} on " in ended.output
+    assert not (tmp_path / "out.npy").exists()
+
+
+@pytest.mark.parametrize("model", ["kills_first", "kills_last"])
+def test_a_killed_rank(model: str, rows: Path, tmp_path: Path) -> None:
+    ended, seconds = job(model, rows, tmp_path)
+    assert ended.status not in (0, -signal.SIGTERM), ended.output
+    assert seconds < LIMIT
+    assert "signal 9" in ended.output  # the launcher names the rank
+    assert not (tmp_path / "out.npy").exists()
+
+
+def test_an_exception_in_the_sink(rows: Path, tmp_path: Path) -> None:
+    ended, seconds = job("narrows", rows, tmp_path)
+    assert ended.status not in (0, -signal.SIGTERM), ended.output
+    assert seconds < LIMIT
+    assert "### pipepar: rank 1 of 2" in ended.output
+    assert "sample 8" in ended.output
+    assert not (tmp_path / "out.npy").exists()
+
+
+SCRIPT = """
+import sys, threading, time
+import torch
+from torch import nn
+from pipepar import Pipeline
+
+def fail(seconds):
+    time.sleep(seconds)
+    open({clock!r}, "w").write(str(time.time()))
+    raise ValueError("sprung")
+
+def source(pipe):
+    yield torch.zeros(2, 4)
+    fail(0)
+
+model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+with Pipeline(model, example_args=(torch.zeros(2, 4),)) as pipe:
+    {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "rank"),
+    [
+        ("list(pipe.stream(source(pipe)))", "ValueError: sprung", 0),
+        (
+            "if pipe.rank == 1: threading.Thread(target=fail, args=(0.5,)).start()\n"
+            "    while True: pipe(torch.zeros(2, 4))",
+            "ValueError: sprung",
+            1,
+        ),
+        ("if pipe.rank == 1: fail(0)\n    pipe(torch.zeros(2, 4))", "ValueError: sprung", 1),
+        ("pipe(torch.zeros(2, 4, dtype=torch.int64))", "expected", 0),
+        ("if pipe.rank == 1: sys.exit(0)\n    pipe(torch.zeros(2, 4))", "left early", 1),
+    ],
+    ids=["source", "thread", "script", "input", "exit"],
+)
+def test_the_python_door(body: str, message: str, rank: int, tmp_path: Path) -> None:
+    clock, script = tmp_path / "clock", tmp_path / "script.py"
+    script.write_text(SCRIPT.format(clock=str(clock), body=body))
+    ended = run_ranks(2, [str(script)], PATIENCE)
+    assert ended.status not in (0, -signal.SIGTERM), ended.output
+    assert message in ended.output
+    assert f"### pipepar: rank {rank} of 2 on " in ended.output
+    if clock.exists():
+        assert time.time() - float(clock.read_text()) < LIMIT
+
+
+def test_a_problem_before_the_start_is_told_once(rows: Path, tmp_path: Path) -> None:
+    ended, _ = job("one_layer", rows, tmp_path, ranks=3)
+    assert ended.status not in (0, -signal.SIGTERM), ended.output
+    assert ended.output.count("### pipepar: rank") == 1
+    assert "at most 1 rank" in ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_only_the_last_rank_sees_the_missing_output_folder(rows: Path, tmp_path: Path) -> None:
+    ended, _ = job("mlp", rows, tmp_path, output="no/such/out.npy")
+    assert ended.status not in (0, -signal.SIGTERM), ended.output
+    assert "### pipepar: rank 1 of 2" in ended.output
+    assert "does not exist" in ended.output
+
+
+def test_an_empty_input_of_several_ranks(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.zeros((0, 4), np.float32))
+    ended, _ = job("mlp", tmp_path / "rows.npy", tmp_path)
+    assert ended.status == 0, ended.output
+    assert len(np.load(tmp_path / "out.npy")) == 0
+
+
+def test_several_ranks_write_what_one_writes(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.random.default_rng(1).random((41, 4), np.float32))
+    results = []
+    for ranks in (1, 2, 3):
+        ended, _ = job("mlp", tmp_path / "rows.npy", tmp_path, ranks)
+        assert ended.status == 0, ended.output
+        assert "41 samples in" in ended.output
+        results.append((tmp_path / "out.npy").read_bytes())
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.fixture
+def at_a_terminal() -> Iterator[None]:
+    """What a shell starts in the background ignores Ctrl-C, and so do all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("at_a_terminal")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ctrl_c(ranks: int, rows: Path, tmp_path: Path) -> None:
+    clock = tmp_path / "clock"
+    command = [sys.executable, "-m", "pipepar", "run", "tests.helpers.factories:stays", str(rows)]
+    command += [str(tmp_path / "out.npy"), *with_plan("stays", ranks, tmp_path)]
+    launched = command if ranks == 1 else [*mpirun(ranks), *command]
+    running = start(launched, {"PIPEPAR_TEST_CLOCK": str(clock)})
+    deadline = time.monotonic() + PATIENCE
+    while not clock.exists():
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    begin = time.monotonic()
+    running.send_signal(signal.SIGINT)
+    ended = finish(running, PATIENCE)
+    assert time.monotonic() - begin < LIMIT
+    assert ended.status not in (0, -signal.SIGTERM), ended.output
+    assert not (tmp_path / "out.npy").exists()
+
+
+def test_importing_starts_neither_mpi_nor_cuda() -> None:
+    script = (
+        "import sys, pipepar, pipepar.pipeline, pipepar.runtime.job, pipepar.cli.app, torch;"
+        "assert 'mpi4py.MPI' not in sys.modules;"
+        "assert not torch.cuda.is_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment(), cwd=ROOT)
+
+
+def test_one_process_needs_no_mpi(rows: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.modules['mpi4py'] = None; sys.argv[0] = 'pipepar';"
+        "from pipepar.cli.app import main; main()"
+    )
+    command = [sys.executable, "-c", script, "run", "tests.helpers.factories:mlp", str(rows)]
+    env = {k: v for k, v in environment().items() if not k.startswith("OMPI_")}
+    subprocess.run([*command, str(tmp_path / "o.npy")], check=True, env=env, cwd=ROOT)
+    assert os.path.exists(tmp_path / "o.npy")

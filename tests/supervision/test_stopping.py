@@ -1,0 +1,223 @@
+"""Jobs of several ranks that are killed or told to stop, then gone on with."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipepar.data.journal import journal_of, read_journal
+from tests.helpers.cluster.mpirun import Finished, finish, mpirun, run_ranks, start
+
+PATIENCE = 60.0
+SAMPLES = 81
+SLOW = "tests.helpers.factories:slow"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("in") / "rows.npy"
+    np.save(path, np.random.default_rng(1).random((SAMPLES, 4), np.float32))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path) -> Path:
+    """The output of an undisturbed run."""
+    path = source.parent / "whole.npy"
+    ended = run_ranks(1, job(source, path), PATIENCE)
+    assert ended.status == 0, ended.output
+    return path
+
+
+def job(source: Path, output: Path, *options: str) -> list[str]:
+    size = () if "--resume" in options else ("--micro-batch", "2")
+    return ["-m", "pipepar", "run", SLOW, str(source), str(output), *size, *options]
+
+
+def begin(ranks: int, command: list[str], output: Path) -> subprocess.Popen[str]:
+    """A job at work: it has written some results."""
+    alone = [sys.executable, *command]
+    running = start(alone if ranks == 1 else [*mpirun(ranks), *alone])
+    until(running, journal_of(output).exists)
+    return running
+
+
+def ranks_of(running: subprocess.Popen[str]) -> list[int]:
+    """The processes of a job's ranks, by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "environ").read_bytes().split(b"\0")
+            if os.getsid(int(folder.name)) == running.pid or b"pipepar" in words:
+                rank = next(w for w in words if w.startswith(b"OMPI_COMM_WORLD_RANK="))
+                command = (folder / "cmdline").read_bytes()
+                if b"pipepar" in command and os.getpgid(int(folder.name)) != running.pid:
+                    found[int(rank.partition(b"=")[2])] = int(folder.name)
+        except (OSError, StopIteration):
+            continue  # gone meanwhile, or no rank
+    return [found[rank] for rank in sorted(found)]
+
+
+def go_on(ranks: int, source: Path, output: Path, whole: Path) -> Finished:
+    ended = run_ranks(ranks, job(source, output, "--resume"), PATIENCE)
+    assert ended.status == 0, ended.output
+    assert output.read_bytes() == whole.read_bytes()
+    assert sorted(os.listdir(output.parent)) == [output.name]
+    return ended
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_killed_at_any_moment(ranks: int, source: Path, whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.npy"
+    running = begin(ranks, job(source, output), output)
+    time.sleep(random.uniform(0, 0.4))  # three ranks take 0.8 s for all samples
+    assert running.poll() is None
+    for process in ranks_of(running) if ranks > 1 else [running.pid]:
+        os.kill(process, signal.SIGKILL)
+    assert finish(running, PATIENCE).status != 0
+    assert not output.exists()
+    done = sum(len(record.samples) for record in read_journal(output)[1])
+    assert 0 < done < SAMPLES
+    ended = go_on(4 - ranks, source, output, whole)
+    assert f"resuming: {done} of {SAMPLES} samples are done already" in ended.output
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_signal_to_the_job(ranks: int, source: Path, whole: Path, tmp_path: Path) -> None:
+    """What mpirun forwards; it takes SIGTERM for itself."""
+    number = signal.SIGTERM if ranks == 1 else signal.SIGUSR1
+    output = tmp_path / "out.npy"
+    running = begin(ranks, job(source, output), output)
+    running.send_signal(number)
+    ended = finish(running, PATIENCE)
+    assert ended.status == 75, ended.output
+    assert ended.output.count(f"stopped by {number.name} after ") == 1, ended.output
+    assert f" of {SAMPLES} samples; continue with --resume" in ended.output
+    assert "### pipepar" not in ended.output
+    go_on(2, source, output, whole)
+
+
+@pytest.mark.parametrize(
+    ("rank", "number"), [(0, signal.SIGTERM), (1, signal.SIGUSR1), (2, signal.SIGTERM)]
+)
+def test_a_signal_to_one_rank(
+    rank: int, number: signal.Signals, source: Path, whole: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.npy"
+    running = begin(3, job(source, output), output)
+    os.kill(ranks_of(running)[rank], number)
+    ended = finish(running, PATIENCE)
+    assert ended.status == 75, ended.output
+    assert ended.output.count(f"stopped by {number.name} after ") == 1, ended.output
+    go_on(1, source, output, whole)
+
+
+def test_mpirun_is_told_to_end(source: Path, whole: Path, tmp_path: Path) -> None:
+    """It gives its ranks a quarter of a second, which may not be enough to stop in order."""
+    output = tmp_path / "out.npy"
+    running = begin(2, job(source, output), output)
+    running.send_signal(signal.SIGTERM)
+    assert finish(running, PATIENCE).status != 0
+    time.sleep(1)
+    go_on(2, source, output, whole)
+
+
+def test_a_signal_at_the_very_start(source: Path, tmp_path: Path) -> None:
+    """Before anything listens for it, it waits."""
+    running = start([sys.executable, *job(source, tmp_path / "out.npy")])
+    until(running, lambda: holds_back(running.pid, signal.SIGUSR1))
+    running.send_signal(signal.SIGUSR1)
+    ended = finish(running, PATIENCE)
+    assert ended.status == 75, ended.output
+    assert "stopped by SIGUSR1 before it began; continue with --resume" in ended.output
+
+
+def test_signals_at_the_very_end(source: Path, whole: Path, tmp_path: Path) -> None:
+    """They come too late to make a failure of a job that is done."""
+    output = tmp_path / "out.npy"
+    running = start([sys.executable, *job(source, output)])
+    until(running, output.exists)
+    while running.poll() is None:
+        running.send_signal(signal.SIGUSR1)
+        time.sleep(0.002)
+    assert running.returncode == 0, finish(running, PATIENCE).output
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def until(running: subprocess.Popen[str], true: Callable[[], bool]) -> None:
+    """Wait for something that becomes true while a job runs."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert running.poll() is None, finish(running, PATIENCE).output
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def holds_back(process: int, number: int) -> bool:
+    status = Path(f"/proc/{process}/status").read_text()
+    (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def test_a_second_signal_ends_at_once(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, clock = tmp_path / "out.npy", tmp_path / "clock"
+    command = job(source, output)
+    command[3] = "tests.helpers.factories:stays"
+    monkeypatch.setenv("PIPEPAR_TEST_CLOCK", str(clock))
+    running = begin(1, command, output)
+    until(running, clock.exists)  # it is at work that does not end
+    running.send_signal(signal.SIGTERM)
+    time.sleep(1.5)
+    assert running.poll() is None
+    running.send_signal(signal.SIGTERM)
+    ended = finish(running, 5)
+    assert ended.status == 128 + signal.SIGTERM
+    assert "no more samples begin" in ended.output
+    assert "ended at once by a second SIGTERM; continue with --resume" in " ".join(
+        ended.output.split()
+    )
+    assert journal_of(output).exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".jsonl"])
+def test_a_full_disk(small_disk: Path, tmp_path: Path, suffix: str) -> None:
+    np.save(tmp_path / "in.npy", np.random.default_rng(2).random((9000, 4), np.float32))
+    output, whole = small_disk / f"out{suffix}", tmp_path / f"whole{suffix}"
+    for path, options in ((whole, ()), (output, ()), (output, ("--resume",))):
+        if options:
+            remount = ["mount", "-o", "remount,size=8m", str(small_disk)]
+            subprocess.run(remount, check=True)
+        command = job(tmp_path / "in.npy", path, *options)
+        command[3] = "tests.helpers.factories:mlp"
+        ended = run_ranks(1, command, PATIENCE)
+        words = " ".join(ended.output.split())
+        if path == whole or options:
+            assert ended.status == 0, ended.output
+        else:
+            assert ended.status != 0
+            assert "No space left on device" in words
+            assert not output.exists()
+    assert "resuming: " in words
+    assert output.read_bytes() == whole.read_bytes()

@@ -1,0 +1,240 @@
+"""Ranks that are killed, stopped or stuck: the job ends, and the right one is named, once."""
+
+import os
+import re
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipepar.comm.native._pulse import Limits
+from tests.helpers.cluster.mpirun import Finished, finish, mpirun, start
+from tests.helpers.command import pipepar
+
+SECONDS = 2.0
+"""The limit of silence, and of a stage that does not get on."""
+SLACK = 8.0
+"""How long the end may take beyond that, on a busy machine."""
+PATIENCE = 60.0
+ROOT = str(Path(__file__).parents[2])
+
+
+class Watched:
+    """A job in a folder of its own, with short limits."""
+
+    def __init__(
+        self,
+        folder: Path,
+        command: list[str],
+        ranks: int,
+        trap: str = "stay -1",
+        stall: float = SECONDS,
+        ceiling: float = PATIENCE,
+    ) -> None:
+        self.folder = folder
+        self.clock = folder / "clock"
+        limits = {"SILENCE": SECONDS, "STALL": stall, "STALL_CEILING": ceiling}
+        env = {f"PIPEPAR_{name}_SECONDS": str(seconds) for name, seconds in limits.items()}
+        env |= {"PIPEPAR_TEST_TRAP": trap, "PIPEPAR_TEST_CLOCK": str(self.clock)}
+        options = ("--wdir", str(folder), "-x", "PYTHONPATH")
+        whole = [*mpirun(ranks, *options), sys.executable, *command]
+        self.job = start(whole, env | {"PYTHONPATH": ROOT})
+
+    def wait(self) -> Finished:
+        """Its end, which must be that of all its ranks."""
+        ended = finish(self.job, PATIENCE)
+        deadline = time.monotonic() + 2
+        while self.ranks() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not self.ranks()
+        return ended
+
+    def seconds(self) -> float:
+        """How long ago the trap sprang."""
+        return time.time() - float(self.clock.read_text())
+
+    def ranks(self) -> list[int]:
+        """Ids of its ranks that are still there."""
+        mark = f"PIPEPAR_TEST_CLOCK={self.clock}".encode()
+        found = []
+        for process in filter(str.isdigit, os.listdir("/proc")):
+            with suppress(OSError):
+                rank = b"PMIX_RANK=" in (env := Path(f"/proc/{process}/environ").read_bytes())
+                if rank and mark in env.split(b"\0"):
+                    found.append(int(process))
+        return found
+
+    def stacks(self) -> str:
+        """What all ranks wrote."""
+        (path,) = self.folder.glob("pipepar-stacks-*.txt")
+        return path.read_text()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows, and a plan for each number of ranks: traps are for the pipeline, not for measuring."""
+    folder = tmp_path_factory.mktemp("inputs")
+    np.save(folder / "rows.npy", np.arange(40, dtype=np.float32)[:, None] * np.ones(4, np.float32))
+    for ranks in (2, 3):
+        status, said = pipepar(
+            *("plan", "tests.helpers.factories:trapped", "--shape", "2x4", "--stages", ranks),
+            *("-o", folder / f"plan{ranks}.json"),
+        )
+        assert status == 0, said
+    return folder
+
+
+def job(
+    inputs: Path, tmp_path: Path, ranks: int, trap: str, *options: str, **limits: float
+) -> Watched:
+    command = ["-m", "pipepar", "run", "tests.helpers.factories:trapped", str(inputs / "rows.npy")]
+    command += ["out.npy", "--micro-batch", "2", "--plan", str(inputs / f"plan{ranks}.json")]
+    return Watched(tmp_path, [*command, *options], ranks, trap, **limits)
+
+
+def told_once(ended: Finished, rank: int, ranks: int, what: str) -> None:
+    assert ended.status not in (0, -signal.SIGTERM), ended.output
+    assert ended.output.count("### pipepar: rank") == 1, ended.output
+    assert f"### pipepar: rank {rank} of {ranks} on " in ended.output, ended.output
+    assert what in ended.output, ended.output
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_killed_rank(rank: int, inputs: Path, tmp_path: Path) -> None:
+    watched = job(inputs, tmp_path, 3, f"kill {rank}")
+    ended = watched.wait()
+    assert watched.seconds() < SLACK
+    assert ended.status not in (0, -signal.SIGTERM), ended.output
+    assert re.search(rf"process rank {rank} .*signal 9", " ".join(ended.output.split()))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_stopped_rank(rank: int, inputs: Path, tmp_path: Path) -> None:
+    watched = job(inputs, tmp_path, 3, f"stop {rank}")
+    ended = watched.wait()
+    assert watched.seconds() < SECONDS + SLACK
+    told_once(ended, rank, 3, "fell silent")
+    assert f"stage {rank} was computing micro-batch 4 (samples 8 to 9)." in ended.output
+    assert "in _stop" in watched.stacks()  # it was woken to say where it is
+    for other in range(3):
+        assert f"=== rank {other} of 3" in watched.stacks()
+
+
+@pytest.mark.parametrize(("what", "rank"), [("stay", 1), ("hold", 0), ("hold", 2)])
+def test_a_stage_that_does_not_get_on(what: str, rank: int, inputs: Path, tmp_path: Path) -> None:
+    watched = job(inputs, tmp_path, 3, f"{what} {rank}")
+    ended = watched.wait()
+    assert watched.seconds() < SECONDS + SLACK
+    told_once(ended, rank, 3, f"stage {rank} has been computing micro-batch 4 (samples 8 to 9)")
+    assert f"in _{what}" in watched.stacks()
+    if what == "stay":  # a rank that holds the GIL can neither journal nor look for a journal
+        assert ended.output.count("what is done is kept: run again with --resume") == 1
+
+
+def test_a_source_that_hangs(inputs: Path, tmp_path: Path) -> None:
+    options = ("--preprocess", "tests.helpers.functions:hangs_at_6")
+    watched = job(inputs, tmp_path, 2, "stay -1", *options)
+    ended = watched.wait()
+    assert watched.seconds() < SECONDS + SLACK
+    told_once(ended, 0, 2, "stage 0 has been reading micro-batch 3")
+    assert "in hangs_at_6" in watched.stacks()
+
+
+def test_a_rank_that_hangs_while_it_loads(inputs: Path, tmp_path: Path) -> None:
+    watched = job(inputs, tmp_path, 2, "load 1", ceiling=3 * SECONDS)
+    ended = watched.wait()
+    assert watched.seconds() < 3 * SECONDS + SLACK
+    told_once(ended, 1, 2, "stage 1 has been at work outside of micro-batches")
+    assert "rank 0 on " in ended.output
+    assert ": waiting for another rank for " in ended.output
+    assert "set PIPEPAR_STALL_CEILING_SECONDS to more" in ended.output
+    assert "in trapped" in watched.stacks()
+
+
+def test_a_launcher_that_is_killed(inputs: Path, tmp_path: Path) -> None:
+    watched = job(inputs, tmp_path, 3, "stay 1")
+    while not watched.clock.exists():
+        assert watched.job.poll() is None
+        time.sleep(0.05)
+    ranks = watched.ranks()
+    assert len(ranks) == 3
+    shared = {word for rank in ranks for word in mapped(rank) if word.startswith("/dev/shm/")}
+    assert shared
+    watched.job.kill()
+    deadline = time.monotonic() + SLACK
+    while watched.ranks():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not [path for path in shared if os.path.exists(path)]
+    watched.job.communicate()
+
+
+def mapped(process: int) -> list[str]:
+    return Path(f"/proc/{process}/maps").read_text().split()
+
+
+def test_a_pause_and_a_slow_micro_batch_are_forgiven(inputs: Path, tmp_path: Path) -> None:
+    ended = job(inputs, tmp_path, 2, "pause 1", stall=2 * SECONDS).wait()
+    assert ended.status == 0, ended.output
+    assert not list(tmp_path.glob("pipepar-stacks-*"))
+
+
+SCRIPT = """
+import time
+import torch
+from torch import nn
+from pipepar import Pipeline
+
+def batches():
+    for batch in torch.zeros(2, 2, 4):
+        yield batch
+        time.sleep({pause})
+
+model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+with Pipeline(model, example_args=(torch.zeros(2, 4),), micro_batch=2) as pipe:
+    for result in pipe.stream(batches()):
+        time.sleep({pause})
+    time.sleep({pause})
+    pipe(torch.zeros(2, 4))
+    {end}
+"""
+
+
+def script(tmp_path: Path, **words: object) -> Watched:
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT.format(**words))
+    return Watched(tmp_path, [str(path)], 2)
+
+
+def test_a_caller_may_take_its_time(tmp_path: Path) -> None:
+    ended = script(tmp_path, pause=2 * SECONDS, end="").wait()
+    assert ended.status == 0, ended.output
+
+
+def test_a_script_that_stops(tmp_path: Path) -> None:
+    end = "import os; pipe.rank or os.kill(os.getpid(), 19); pipe(torch.zeros(2, 4))"
+    ended = script(tmp_path, pause=0, end=end).wait()
+    told_once(ended, 0, 2, "in its caller's hands")
+
+
+def test_a_limit_that_is_none(tmp_path: Path) -> None:
+    env = {"PIPEPAR_SILENCE_SECONDS": "soon", "PYTHONPATH": ROOT}
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT.format(pause=0, end=""))
+    ended = finish(start([*mpirun(2), sys.executable, str(path)], env), PATIENCE)
+    assert ended.status not in (0, -signal.SIGTERM)
+    assert "PIPEPAR_SILENCE_SECONDS is 'soon', expected seconds above 0, or inf" in ended.output
+
+
+def test_the_deadline_is_learned() -> None:
+    limits = Limits(10, 60, 1800)
+    assert limits.deadline(0) == 1800  # nothing known yet
+    assert limits.deadline(0.001) == 60
+    assert limits.deadline(1.9) == 60
+    assert limits.deadline(4) == 120
+    assert limits.deadline(100) == 1800
+    assert Limits(10, float("inf"), float("inf")).deadline(1) == float("inf")
