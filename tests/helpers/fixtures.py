@@ -8,13 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
 
 from pipepar.runtime.signals import SIGNALS, release
-
-# A busy machine may take its time for an example; that is no failure.
-settings.register_profile("pipepar", deadline=None)
-settings.load_profile("pipepar")
 
 
 @pytest.fixture(autouse=True, scope="session")

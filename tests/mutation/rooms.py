@@ -1,0 +1,50 @@
+"""The parts of the product that mutants are made of, and the tests that should notice them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Some modules and their tests."""
+
+    modules: tuple[str, ...]
+    """Dotted names."""
+    tests: tuple[str, ...]
+    """Files and folders, relative to the checkout."""
+    ranks: int = 0
+    """Ranks that mpirun starts for the tests; 0 for tests of one process."""
+    seconds: float = 240
+    """After which the tests count as hanging."""
+
+
+def _modules(package: str, names: str) -> tuple[str, ...]:
+    return tuple(f"pipepar.{package}.{name}" for name in names.split())
+
+
+ROOMS: Final = {
+    "plan": Room(
+        _modules("plan", "partition search row takers refusal costs hardware simulate plan"),
+        ("tests/plan",),
+    ),
+    "journal": Room(
+        _modules("data", "journal done partial unfinished placed"),
+        ("tests/data/writers", "tests/jobs/test_resume.py", "tests/jobs/test_resume_ends.py"),
+    ),
+    "wire": Room(_modules("comm", "wire memory packing"), ("tests/comm/channels",)),
+    "slots": Room(
+        _modules("comm", "slots"),
+        ("tests/comm/gpu/test_slots.py", "tests/comm/gpu/test_gpu_channel.py"),
+    ),
+    "weights": Room(
+        _modules("model", "weights checkpoint formats recipes renaming"), ("tests/model/weights",)
+    ),
+    "microbatch": Room(
+        ("pipepar.microbatch",), ("tests/leaves/test_microbatch.py", "tests/comm/channels")
+    ),
+    "mpi channel": Room(
+        _modules("comm", "mpi edge"), ("tests/ranks/ranks_channel.py",), ranks=2, seconds=60
+    ),
+}
