@@ -1,4 +1,4 @@
-# Two commands: `make demo` shows pipepar at work, `make test` checks everything.
+# Two commands: `make demo` shows pipepar at work, `make test` checks every promise.
 # Both need Python >= 3.10 with pip, a C++ compiler and make; the rest they install into .venv.
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ export OMPI_ALLOW_RUN_AS_ROOT = 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 endif
 
-.PHONY: demo demo-images test lint install clean
+.PHONY: demo demo-images test test-all test-quick mutants lint install clean
 
 install: $(VENV)/.installed
 
@@ -44,10 +44,28 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two cores compute, and a third process has tests that wait. A file stays in one process, for the
+# fixtures that its tests share; the longest files come first.
+LANES ?= 3
+PYTEST := $(BIN)/python -m pytest -n $(LANES) --dist loadfile --no-loadscope-reorder
+
 # Where root may and no systemd would start its daemons, a Slurm is installed: 10 seconds.
-test: export PIPEPAR_INSTALL_SLURM = 1
+test test-all: export PIPEPAR_INSTALL_SLURM = 1
+
 test: lint $(VENV)/.nccl
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# Full-size models, every seed, the long cases of Slurm and of networks.
+test-all: lint $(VENV)/.nccl
+	$(PYTEST) -m ""
+
+# What needs neither mpirun nor a cluster, for use while one works.
+test-quick: install
+	$(PYTEST) -m "not full and not long"
+
+# Small bugs, put in one at a time: how many does some test notice?
+mutants: install
+	$(BIN)/python -m tests.mutation
 
 # 300 MB that only the tests need.
 $(VENV)/.nccl: $(VENV)/.installed

@@ -13,3 +13,8 @@ from tests.helpers.seeds import configure  # noqa: E402
 
 def pytest_configure(config: pytest.Config) -> None:
     configure(config)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first, so that no process begins one when the others have ended."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
