@@ -12,12 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipepar.data.done import Done
-from pipepar.data.journal import Record, journal_of, read_journal, runs
+from pipepar.data.done import runs
+from pipepar.data.journal import Record, journal_of, read_journal
 from pipepar.data.partial import Partial, partial_of
 from pipepar.data.unfinished import find_unfinished, is_unfinished
 from pipepar.data.writers import open_output
-from pipepar.errors import InputError, PipeparError
+from pipepar.errors import InputError
 from tests.helpers.unfinished import (
     BATCHES,
     HEADER,
@@ -223,29 +223,12 @@ def test_rows_are_on_disk_before_their_record(
     assert steps[first - 1] == "sync rows"
 
 
-@given(st.sets(st.integers(0, 40)))
-def test_a_book_of_samples(positions: set[int]) -> None:
-    done = Done(41)
-    done.add(positions)
-    assert [at for start, stop in done.runs() for at in range(start, stop)] == sorted(positions)
-    assert len(done) == len(positions)
-    again = Done(41, done.runs())
-    assert all((at in again) == (at in positions) for at in range(-1, 43))
-    assert again.first_missing == min(set(range(41)) - positions, default=-1)
-
-
-def test_a_part_of_a_micro_batch_is_refused() -> None:
-    with pytest.raises(PipeparError, match=r"2 of the 3 samples.*begins with sample 1"):
-        Done(5, [(0, 3)]).holds([1, 2, 3])
-
-
 @given(st.lists(st.integers(0, 30), min_size=1, unique=True))
 def test_a_record_reads_as_it_was_written(samples: list[int]) -> None:
     their = tuple((samples[a], samples[b - 1] + 1) for a, b in runs(samples))
     record = Record(their, ((0, 3), (9, 12)), 2**32 - 1, 5, {"a": [1]})
     assert Record.from_json(record.to_json()) == record
     assert record.samples == samples
-    assert [at for a, b in runs(samples) for at in samples[a:b]] == samples
 
 
 def test_a_resumed_jsonl_has_the_names_of_before(tmp_path: Path) -> None:

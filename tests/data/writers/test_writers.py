@@ -130,6 +130,17 @@ def test_jsonl_rows_may_differ(tmp_path: Path) -> None:
     assert rows == [[4], [3], [7, 8, 9]]
 
 
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+def test_lines_are_copied_piece_by_piece(
+    tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of samples that follow one another as one, however they came."""
+    monkeypatch.setattr("pipepar.data.lines._PIECE", piece)
+    value = torch.arange(11.0)[:, None]
+    write(tmp_path / "y.jsonl", {"y": value}, [[4, 5, 6], [7], [0, 1], [9, 8], [10], [2, 3]])
+    assert torch.equal(read(tmp_path / "y.jsonl")["y"], value)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_nothing_appears_before_the_end(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"y.{suffix}"
