@@ -1,6 +1,5 @@
 """Outputs that are resumed: whatever has become of the journal, each sample is there once."""
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -163,13 +162,6 @@ def test_without_resuming_all_is_done_again(left: Path, undisturbed: bytes) -> N
         assert path.read_bytes() == undisturbed
 
 
-def test_one_run_an_output(left: Path) -> None:
-    with copied(left) as path, opened(path, resume=True) as writer:
-        with pytest.raises(InputError, match="written by another run"):
-            Partial(path)
-        writer.suspend()
-
-
 def test_rows_that_lie_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "y.npy"
     crash(path, 2)
@@ -177,50 +169,6 @@ def test_rows_that_lie_otherwise(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=odd), opened(path, resume=True) as writer:
         writer.write(torch.tensor([6]), {"y": torch.ones(1, 2)})
     assert finish(path) == 2
-
-
-def test_a_commit_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fdatasync", full)
-    path = tmp_path / "y.npy"
-    with (
-        pytest.raises(OSError, match="No space left") as caught,
-        opened(path) as writer,
-    ):
-        write(writer, BATCHES)
-    assert caught.value.filename == str(path)
-    assert os.listdir(tmp_path) == []
-
-
-def test_rows_are_on_disk_before_their_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, steps = tmp_path / "y.npy", list[str]()
-    sync, write_there = os.fdatasync, os.pwrite
-    inodes: dict[int, str] = {}
-
-    def name(file: int) -> str:
-        inode = os.fstat(file).st_ino
-        if inode not in inodes:
-            inodes[inode] = "rows" if not inodes else "journal"
-        return inodes[inode]
-
-    def synced(file: int) -> None:
-        steps.append(f"sync {name(file)}")
-        sync(file)
-
-    def written(file: int, data: memoryview, at: int) -> int:
-        steps.append(f"write {name(file)}")
-        return write_there(file, data, at)
-
-    monkeypatch.setattr(os, "fdatasync", synced)
-    monkeypatch.setattr(os, "pwrite", written)
-    crash(path, 1)
-    first = steps.index("write journal")
-    assert "write rows" not in steps[first:]
-    assert steps[first - 1] == "sync rows"
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, unique=True))
