@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
 from pipepar.errors import PipeparError
 
 
 class Done:
-    """A book of samples, each done or not. Local."""
+    """A book of samples, each done or not. Local.
+
+    It takes memory for each stretch of samples that are done one after the other, not for each
+    sample: an input may have very many.
+    """
 
     def __init__(self, count: int, runs: Iterable[tuple[int, int]] = ()) -> None:
         """Begin with some of them done.
@@ -17,36 +22,43 @@ class Done:
             count: number of samples.
             runs: those done, as half-open ranges of positions in the input.
         """
-        self._marks = bytearray(count)
+        self._count = count
+        self._done = 0
+        # Sorted, and none touches the next.
+        self._starts: list[int] = []
+        self._stops: list[int] = []
         for start, stop in runs:
-            self._marks[start:stop] = b"\1" * (stop - start)
+            self._add(start, stop)
 
     def __len__(self) -> int:
         """Number of samples that are done."""
-        return self._marks.count(1)
+        return self._done
 
     @property
     def missing(self) -> int:
         """Number of samples that are not done."""
-        return self._marks.count(0)
+        return self._count - self._done
 
     @property
     def first_missing(self) -> int:
         """The first sample that is not done; -1 if all are."""
-        return self._marks.find(0)
+        first = self._stops[0] if 0 in self else 0
+        return first if first < self._count else -1
 
     def __contains__(self, position: int) -> bool:
         """Whether a sample is done; there is none out of range."""
-        return 0 <= position < len(self._marks) and self._marks[position] == 1
+        return self.covers(position, position + 1)
 
     def add(self, positions: Iterable[int]) -> None:
         """Note that samples are done."""
-        for position in positions:
-            self._marks[position] = 1
+        order = sorted(positions)
+        for start, stop in runs(order):
+            self._add(order[start], order[stop - 1] + 1)
 
     def covers(self, start: int, stop: int) -> bool:
         """Whether all samples of a range are done; it has at least one."""
-        return self._marks.count(1, start, stop) == stop - start
+        at = bisect_right(self._starts, start) - 1
+        return at >= 0 and stop <= self._stops[at]
 
     def holds(self, positions: Sequence[int]) -> bool:
         """Whether a whole micro-batch is done.
@@ -68,9 +80,29 @@ class Done:
 
     def runs(self) -> Iterator[tuple[int, int]]:
         """Yield the samples that are done as half-open ranges, in order."""
-        start = self._marks.find(1)
-        while start >= 0:
-            stop = self._marks.find(0, start)
-            stop = len(self._marks) if stop < 0 else stop
-            yield start, stop
-            start = self._marks.find(1, stop)
+        yield from zip(self._starts, self._stops, strict=True)
+
+    def _add(self, start: int, stop: int) -> None:
+        """Note a range, as far as there are such samples, and join it with those it touches."""
+        start, stop = max(start, 0), min(stop, self._count)
+        if start >= stop:
+            return
+        first = bisect_left(self._stops, start)
+        last = bisect_right(self._starts, stop)
+        touched = slice(first, last)
+        if first < last:
+            start = min(start, self._starts[first])
+            stop = max(stop, self._stops[last - 1])
+        known = zip(self._starts[touched], self._stops[touched], strict=True)
+        self._done += stop - start - sum(end - begin for begin, end in known)
+        self._starts[touched] = [start]
+        self._stops[touched] = [stop]
+
+
+def runs(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the parts [start, stop) of positions that follow one another. *Local.*"""
+    start = 0
+    for at in range(1, len(positions) + 1):
+        if at == len(positions) or positions[at] != positions[at - 1] + 1:
+            yield start, at
+            start = at

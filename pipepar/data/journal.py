@@ -17,6 +17,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from pipepar.data.done import runs
 from pipepar.data.partial import Partial, sync_folder, write_at
 from pipepar.errors import InputError, PipeparError
 
@@ -58,15 +59,6 @@ class Record:
         """Undo `to_json`; the text's own checksum has been found right."""
         samples, ranges, checksum, layout, note = json.loads(text)
         return cls(_pairs(samples), _pairs(ranges), checksum, layout, note)
-
-
-def runs(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield the parts [start, stop) of positions that follow one another. *Local.*"""
-    start = 0
-    for at in range(1, len(positions) + 1):
-        if at == len(positions) or positions[at] != positions[at - 1] + 1:
-            yield start, at
-            start = at
 
 
 def journal_of(path: Path) -> Path:

@@ -7,8 +7,9 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
 
 from pipepar.data.journal import Record, Trail
@@ -16,6 +17,9 @@ from pipepar.data.partial import Partial, partial_of, put_under, read_at, write_
 from pipepar.data.unfinished import Resumable
 from pipepar.data.writer import Writer
 from pipepar.errors import InputError
+
+# Bytes that are copied at a time.
+_PIECE: Final = 16 << 20
 
 
 class JsonWriter(Writer):
@@ -25,8 +29,10 @@ class JsonWriter(Writer):
         """As every writer."""
         super().__init__(path, count, resumable)
         self._end = 0
-        self._offsets = array("q", bytes(8 * count))
-        self._lengths = array("q", bytes(8 * count))
+        # Lines of consecutive samples that lie one after the other count as one stretch: of the
+        # first sample, where it begins, and its bytes. An input may have very many samples.
+        self._firsts, self._offsets, self._sizes = array("q"), array("q"), array("q")
+        self._next = -1  # the sample that would continue the last stretch
 
     def _blank(self, count: int) -> list[Any]:
         return [None] * count
@@ -44,13 +50,18 @@ class JsonWriter(Writer):
         trail.write(b"".join(lines), self._end)
         self._end = self._note(positions, lines, self._end)
 
-    def _note(self, positions: Sequence[int], lines: list[bytes], end: int) -> int:
+    def _note(self, positions: Sequence[int], lines: list[bytes], offset: int) -> int:
         """Remember where the lines are; return where the last of them ends."""
         for position, line in zip(positions, lines, strict=True):
-            self._offsets[position] = end
-            self._lengths[position] = len(line)
-            end += len(line)
-        return end
+            if position == self._next and offset == self._offsets[-1] + self._sizes[-1]:
+                self._sizes[-1] += len(line)
+            else:
+                self._firsts.append(position)
+                self._offsets.append(offset)
+                self._sizes.append(len(line))
+            self._next = position + 1
+            offset += len(line)
+        return offset
 
     def _restore(self, record: Record, data: bytes) -> bool:
         lines, names = data.splitlines(keepends=True), record.layout
@@ -69,23 +80,30 @@ class JsonWriter(Writer):
         try:
             with FileIO(hidden, "w") as file:
                 end = 0
-                for offset, length in zip(self._offsets, self._lengths, strict=True):
-                    write_at(file, self._read(partial, offset, length), end)
-                    end += length
+                for piece in self._pieces(partial):
+                    write_at(file, piece, end)
+                    end += len(piece)
                 put_under(file, hidden, self.path)
         except BaseException:
             hidden.unlink(missing_ok=True)
             raise
 
-    def _read(self, partial: Partial, offset: int, length: int) -> bytes:
-        line = read_at(partial.file, offset, length)
-        if len(line) < length:
+    def _pieces(self, partial: Partial) -> Iterator[bytes]:
+        """All lines in the input's order."""
+        for at in np.argsort(self._firsts):
+            offset, end = self._offsets[at], self._offsets[at] + self._sizes[at]
+            for begin in range(offset, end, _PIECE):
+                yield self._read(partial, begin, min(_PIECE, end - begin))
+
+    def _read(self, partial: Partial, offset: int, size: int) -> bytes:
+        data = read_at(partial.file, offset, size)
+        if len(data) < size:
             raise InputError(
-                f"output {self.path}: found {len(line)} bytes of a line at {offset} in "
-                f"{partial_of(self.path)}; expected the {length} that were written. Keep others "
+                f"output {self.path}: found {len(data)} bytes of lines at {offset} in "
+                f"{partial_of(self.path)}; expected the {size} that were written. Keep others "
                 "from this file, and run again without --resume."
             )
-        return line
+        return data
 
     def _lines(self, count: int, rows: Mapping[str, torch.Tensor]) -> Iterator[bytes]:
         lists = {name: self._list(name, rows[name]) for name in self._names}

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from pipepar.data.journal import Record, Trail, runs
+from pipepar.data.done import runs
+from pipepar.data.journal import Record, Trail
 from pipepar.data.partial import Partial, write_at
 from pipepar.data.writer import Writer, listed
 from pipepar.errors import InputError

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from pipepar.data.done import Done
 from pipepar.data.journal import Fields, Record, journal_of, read_journal
@@ -56,6 +57,8 @@ class Resumable:
     """What the job is known by."""
     left: Unfinished | None = None
     """What an earlier run of this very job has left, to go on with."""
+    taken: Callable[[list[int], Any], None] = lambda samples, note: None
+    """Is called with the samples and the note of every record that is gone on with, in order."""
 
     def usable(self, count: int) -> Unfinished | None:
         """What is left, unless it is nothing but a journal of rows that are nowhere.

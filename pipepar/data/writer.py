@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -36,8 +36,6 @@ class Writer(ABC):
         self.count = count
         self.done = Done(count)
         """What has been written, by an earlier run too."""
-        self.notes: list[tuple[list[int], Any]] = []
-        """What an earlier run has noted, in its order, each with the samples that it wrote."""
         self._resumable = resumable
         self._names: list[str] = []
         self._partial: Partial | None = None
@@ -58,7 +56,7 @@ class Writer(ABC):
             samples: int64 [B], positions in the user's input, 0-based, in any order.
             values: the model's outputs by name, each [B, ...] on any device, the same names in
                 every call; or a list of one JSON value a sample, for a format that can hold it.
-            note: a JSON value; `notes` has it when the job is resumed.
+            note: a JSON value; `Resumable.taken` is told it when the job is resumed.
 
         Raises:
             InputError: a value has not one row a sample, or does not fit the file's format.
@@ -87,7 +85,7 @@ class Writer(ABC):
         self.done.add(positions)
 
     def note(self, note: Any) -> None:
-        """Keep what is to be known of samples without rows; `notes` has it in its turn.
+        """Keep what is to be known of samples without rows, for `Resumable.taken`.
 
         Args:
             note: a JSON value.
@@ -168,7 +166,7 @@ class Writer(ABC):
             # The journal first: it would name what is not there.
             journal_of(self.path).unlink(missing_ok=True)
             partial.clear()
-        records = self._taken(left) if left else iter(())
+        records = self._taken(left, resumable.taken) if left and resumable else iter(())
         self._renamed = left is not None and left.renamed
         if self._renamed:
             deque(records, 0)  # its journal needs no line more
@@ -176,14 +174,14 @@ class Writer(ABC):
         elif resumable:
             self._journal = Journal(partial, resumable.header, records)
 
-    def _taken(self, left: Unfinished) -> Iterator[Record]:
+    def _taken(self, left: Unfinished, taken: Callable[[list[int], Any], None]) -> Iterator[Record]:
         """Take over the records of an earlier run that hold, each sample of them once."""
         for record, data in left.sound():
             samples = record.samples
             fits = all(0 <= at < self.count and at not in self.done for at in samples)
             if fits and (not samples or self._restore(record, data)):
                 self.done.add(samples)
-                self.notes.append((samples, record.note))
+                taken(samples, record.note)
                 yield record
 
     def _discard(self, partial: Partial) -> None:

@@ -112,11 +112,8 @@ class Sink:
             OSError: the file system refuses.
         """
         left = self._unfinished and replace(self._unfinished, progress=progress)
-        resumable = Resumable(self._partial, header, left)
+        resumable = Resumable(self._partial, header, left, self._taken)
         self._writer = self._stack.enter_context(open_output(self._output, count, resumable))
-        for samples, note in self._writer.notes:
-            self._quarantine.discard(samples)
-            self._restore(note)
         apart = Done(count)
         apart.add(self._quarantine.together)
         apart.add(self._quarantine if self._lenient else ())
@@ -215,8 +212,9 @@ class Sink:
     def _fail(self, samples: torch.Tensor, fault: Fault) -> None:
         self._opened().note(self._quarantine.add(samples.tolist(), fault))
 
-    def _restore(self, note: dict[str, Any] | None) -> None:
+    def _taken(self, samples: list[int], note: dict[str, Any] | None) -> None:
         """Take over what an earlier run has noted of a micro-batch."""
+        self._quarantine.discard(samples)
         if note is None:
             return
         if self._tally is not None and "counted" in note:

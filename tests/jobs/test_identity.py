@@ -1,7 +1,8 @@
 """What a job is known by: sources, settings and versions that another run may have otherwise."""
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pipepar.errors import InputError
 from pipepar.files import fingerprint
 from pipepar.runtime.job import Job, run_job
 from tests.helpers.command import after
+from tests.helpers.folders import save_pictures
 
 PARTS = """
 import torch
@@ -77,6 +79,44 @@ def test_other_settings(package: Path, job: Job, monkeypatch: pytest.MonkeyPatch
     run(job, 2)
     monkeypatch.setenv("SCALE", "3")
     with pytest.raises(InputError, match=r"another job: model \S+ then, \S+ now\. Expected"):
+        run(replace(job, resume=True), 10)
+
+
+def edited(picture: Path) -> None:
+    """Another picture, in as many bytes."""
+    data = picture.read_bytes()
+    picture.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(picture, (1e9, 1e9))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        edited,
+        lambda picture: os.truncate(picture, picture.stat().st_size + 1),
+        lambda picture: picture.rename(picture.with_name("p5.png")),
+        lambda picture: picture.rename(picture.parent / "b" / picture.name),
+    ],
+    ids=["edited", "longer", "renamed", "moved"],
+)
+def test_other_pictures(tmp_path: Path, change: Callable[[Path], object]) -> None:
+    picture = save_pictures(tmp_path / "in", 5)[4]
+    (tmp_path / "in" / "b").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("of no interest")
+    job = Job(
+        *("tests.helpers.factories:mlp", tmp_path / "in", tmp_path / "out.npy"),
+        preprocess="tests.helpers.functions:corners",
+        micro_batch=2,
+    )
+    run(job, 1)
+    (tmp_path / "in" / "notes.txt").write_text("changed")
+    run(replace(job, resume=True), 1)
+    stamp = picture.stat()
+    change(picture)
+    for each in (tmp_path / "in").rglob("p?.png"):
+        if change is not edited:
+            os.utime(each, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(InputError, match=r"another job: input \S+ then, \S+ now\. Expected"):
         run(replace(job, resume=True), 10)
 
 

@@ -59,6 +59,14 @@ def test_all_was_done_but_the_journals_end(job: Job, suffix: str) -> None:
         assert job.output.stat().st_ino == inode
 
 
+@pytest.mark.parametrize("micro_batch", [32, 11, None])
+def test_a_micro_batch_larger_than_the_input(job: Job, micro_batch: int | None) -> None:
+    """It counts as many samples as there are, so that the job may be gone on with."""
+    run_but_for_the_journal(replace(job, micro_batch=32))
+    assert run(replace(job, resume=True, micro_batch=micro_batch)).samples == 0
+    assert hidden(job.output.parent) == []
+
+
 def test_samples_that_failed_are_told_again(job: Job) -> None:
     values = np.ones((11, 4), np.float32)
     values[[3, 8]] = 1e6

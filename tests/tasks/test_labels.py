@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,20 @@ def test_classes_without_names_are_numbered() -> None:
     tally = Tally(())
     tally.add(torch.eye(3), torch.tensor([0, 1, 1]))
     assert tally.confusion().names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("names", [(), ("cat",), ("cat", "dog", "cow", "hen")])
+def test_what_is_restored_is_what_was_counted(names: tuple[str, ...]) -> None:
+    """Each class, too, also one that no sample is of."""
+    labels = torch.tensor([0, 1, 1]), torch.tensor([1, 1])
+    logits = torch.eye(4)[[0, 1, 0]], torch.eye(4)[[0, 1]]
+    whole, resumed = Tally(names), Tally(names)
+    notes = [whole.add(*each) for each in zip(logits, labels, strict=True)]
+    for note in json.loads(json.dumps(notes)):
+        resumed.restore(note)
+    assert resumed.confusion() == whole.confusion()
+    assert len(resumed.confusion().names) == 4
+    assert resumed.confusion().cells == ((0, 0, 1), (1, 0, 2), (1, 1, 2))
 
 
 def test_a_label_beyond_the_classes() -> None:

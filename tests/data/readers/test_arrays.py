@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,10 +59,14 @@ def test_npy_of_any_order_and_number_type(
 def test_npy_is_not_loaded_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "huge.npy"
     np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(2**34, 16))  # 1 TiB, sparse
+    tracemalloc.start()
     reader = open_arrays(path)
     assert len(reader) == 2**34
     assert next(reader.feeds(4)).args[0].shape == (4, 16)
     assert reader.example().args[0].shape == (2, 16)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 def test_a_file_that_is_cut_short_gives_no_zeros(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def write_and_cut(path: Path) -> None:
 
 
 def test_lines_that_are_gone_are_missed(tmp_path: Path) -> None:
-    missed = r"found 9 bytes of a line at 11 in .*\.y\.jsonl\.partial; expected the 11 that were"
+    missed = r"found 9 bytes of lines at 11 in .*\.y\.jsonl\.partial; expected the 11 that were"
     with pytest.raises(InputError, match=missed):
         write_and_cut(tmp_path / "y.jsonl")
     assert only(tmp_path)

@@ -1,6 +1,5 @@
 """Outputs that are resumed: whatever has become of the journal, each sample is there once."""
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipepar.data.done import Done
-from pipepar.data.journal import Record, journal_of, read_journal, runs
+from pipepar.data.done import runs
+from pipepar.data.journal import Record, journal_of, read_journal
 from pipepar.data.partial import Partial, partial_of
 from pipepar.data.unfinished import find_unfinished, is_unfinished
 from pipepar.data.writers import open_output
-from pipepar.errors import InputError, PipeparError
+from pipepar.errors import InputError
 from tests.helpers.unfinished import (
     BATCHES,
     HEADER,
@@ -163,13 +162,6 @@ def test_without_resuming_all_is_done_again(left: Path, undisturbed: bytes) -> N
         assert path.read_bytes() == undisturbed
 
 
-def test_one_run_an_output(left: Path) -> None:
-    with copied(left) as path, opened(path, resume=True) as writer:
-        with pytest.raises(InputError, match="written by another run"):
-            Partial(path)
-        writer.suspend()
-
-
 def test_rows_that_lie_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "y.npy"
     crash(path, 2)
@@ -179,73 +171,12 @@ def test_rows_that_lie_otherwise(tmp_path: Path) -> None:
     assert finish(path) == 2
 
 
-def test_a_commit_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fdatasync", full)
-    path = tmp_path / "y.npy"
-    with (
-        pytest.raises(OSError, match="No space left") as caught,
-        opened(path) as writer,
-    ):
-        write(writer, BATCHES)
-    assert caught.value.filename == str(path)
-    assert os.listdir(tmp_path) == []
-
-
-def test_rows_are_on_disk_before_their_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, steps = tmp_path / "y.npy", list[str]()
-    sync, write_there = os.fdatasync, os.pwrite
-    inodes: dict[int, str] = {}
-
-    def name(file: int) -> str:
-        inode = os.fstat(file).st_ino
-        if inode not in inodes:
-            inodes[inode] = "rows" if not inodes else "journal"
-        return inodes[inode]
-
-    def synced(file: int) -> None:
-        steps.append(f"sync {name(file)}")
-        sync(file)
-
-    def written(file: int, data: memoryview, at: int) -> int:
-        steps.append(f"write {name(file)}")
-        return write_there(file, data, at)
-
-    monkeypatch.setattr(os, "fdatasync", synced)
-    monkeypatch.setattr(os, "pwrite", written)
-    crash(path, 1)
-    first = steps.index("write journal")
-    assert "write rows" not in steps[first:]
-    assert steps[first - 1] == "sync rows"
-
-
-@given(st.sets(st.integers(0, 40)))
-def test_a_book_of_samples(positions: set[int]) -> None:
-    done = Done(41)
-    done.add(positions)
-    assert [at for start, stop in done.runs() for at in range(start, stop)] == sorted(positions)
-    assert len(done) == len(positions)
-    again = Done(41, done.runs())
-    assert all((at in again) == (at in positions) for at in range(-1, 43))
-    assert again.first_missing == min(set(range(41)) - positions, default=-1)
-
-
-def test_a_part_of_a_micro_batch_is_refused() -> None:
-    with pytest.raises(PipeparError, match=r"2 of the 3 samples.*begins with sample 1"):
-        Done(5, [(0, 3)]).holds([1, 2, 3])
-
-
 @given(st.lists(st.integers(0, 30), min_size=1, unique=True))
 def test_a_record_reads_as_it_was_written(samples: list[int]) -> None:
     their = tuple((samples[a], samples[b - 1] + 1) for a, b in runs(samples))
     record = Record(their, ((0, 3), (9, 12)), 2**32 - 1, 5, {"a": [1]})
     assert Record.from_json(record.to_json()) == record
     assert record.samples == samples
-    assert [at for a, b in runs(samples) for at in samples[a:b]] == samples
 
 
 def test_a_resumed_jsonl_has_the_names_of_before(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What comes in a journal's way: another run, a thread that dies, rows that come too late."""
+"""What comes in a journal's way: another run, and what an earlier one has left."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipepar.data.journal import Journal, Record, journal_of, read_journal
+from pipepar.data.journal import Record, journal_of, read_journal
 from pipepar.data.partial import Partial
 from pipepar.data.unfinished import Resumable, find_unfinished
 from pipepar.data.writers import Writer, open_output
-from pipepar.errors import InputError, PipeparError
+from pipepar.errors import InputError
 from tests.helpers.unfinished import (
     BATCHES,
     HEADER,
@@ -58,12 +58,6 @@ def overtaken(path: Path, later: Writer) -> None:
         write(first, BATCHES[1:])
 
 
-def stop(output: Writer, batches: list[list[int]]) -> None:
-    with output as writer:
-        writer.suspend()
-        write(writer, batches)
-
-
 @pytest.mark.usefixtures("no_locks")
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_without_locks_the_later_run_counts(tmp_path: Path, suffix: str) -> None:
@@ -92,47 +86,6 @@ def test_without_locks_and_without_a_journal(tmp_path: Path, suffix: str) -> Non
             first.__exit__(None, None, None)
         write(later, BATCHES)
     assert os.listdir(tmp_path) == [path.name]
-
-
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("no"), OSError(5, "no")], ids=repr)
-def test_whatever_ends_the_thread_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    """And nothing goes that could be resumed."""
-    path = tmp_path / "y.npy"
-    crash(path, 2)
-
-    def dies(_: int) -> None:
-        raise error
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fdatasync", dies)
-        with pytest.raises(type(error)):
-            stop(opened(path, resume=True), BATCHES[2:])
-    assert finish(path) == 2
-
-
-def test_a_journal_that_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though its name may not be on disk yet, and no more can be written."""
-
-    def dies(_: Path) -> None:
-        raise OSError(5, "no")
-
-    path = tmp_path / "y.npy"
-    with monkeypatch.context() as patch:
-        patch.setattr("pipepar.data.journal.sync_folder", dies)
-        with pytest.raises(OSError, match="no"):
-            fail(opened(path), BATCHES[:1])
-    assert finish(path) == 3
-
-
-def test_nothing_comes_after_the_end(tmp_path: Path) -> None:
-    partial = Partial(tmp_path / "y.npy")
-    journal = Journal(partial, HEADER)
-    journal.end()
-    with pytest.raises(PipeparError, match=r"\.y\.npy\.journal has ended; expected no rows after"):
-        journal.add(Record((), (), 0, None))
-    partial.discard()
 
 
 def test_what_is_looked_at_is_told(tmp_path: Path) -> None:

@@ -130,6 +130,17 @@ def test_jsonl_rows_may_differ(tmp_path: Path) -> None:
     assert rows == [[4], [3], [7, 8, 9]]
 
 
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+def test_lines_are_copied_piece_by_piece(
+    tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of samples that follow one another as one, however they came."""
+    monkeypatch.setattr("pipepar.data.lines._PIECE", piece)
+    value = torch.arange(11.0)[:, None]
+    write(tmp_path / "y.jsonl", {"y": value}, [[4, 5, 6], [7], [0, 1], [9, 8], [10], [2, 3]])
+    assert torch.equal(read(tmp_path / "y.jsonl")["y"], value)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_nothing_appears_before_the_end(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"y.{suffix}"
@@ -238,3 +249,53 @@ def test_other_formats_lack_dtypes_too(tmp_path: Path) -> None:
         write(tmp_path / "y.safetensors", {"y": torch.ones(1).to(torch.complex128)}, [[0]])
     with pytest.raises(InputError, match=r"no complex numbers.*\.safetensors"):
         write(tmp_path / "y.jsonl", {"y": torch.ones(1).to(torch.complex64)}, [[0]])
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.float64, torch.complex64, torch.complex128, torch.int8]
+)
+@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
+def test_rows_that_say_nothing(tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
+    """NaN among floats, complex ones too, and zeros elsewhere; never what could be a result."""
+    if suffix == "safetensors" and dtype == torch.complex128:
+        pytest.skip("safetensors lacks it")
+    path = tmp_path / f"y.{suffix}"
+    with open_output(path, 70) as writer:
+        writer.write(torch.tensor([1]), {"y": torch.ones(1, 2, dtype=dtype)})
+        writer.leave_blank(torch.tensor([0, *range(2, 70)]))  # more than are left at a time
+    found = read(path)["y"]
+    assert found.dtype == dtype
+    assert torch.equal(found[1], torch.ones(2, dtype=dtype))
+    blank = torch.cat([found[:1], found[2:]])
+    assert (blank == 0).all() if dtype == torch.int8 else blank.isnan().all()
+
+
+def test_lines_that_say_nothing(tmp_path: Path) -> None:
+    with open_output(tmp_path / "y.jsonl", 3) as writer:
+        writer.write(torch.tensor([1]), {"y": torch.ones(1)})
+        writer.leave_blank(torch.tensor([2, 0]))
+    assert (tmp_path / "y.jsonl").read_text() == 'null\n{"y": 1.0}\nnull\n'
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
+def test_nothing_tells_what_blank_rows_are_like(tmp_path: Path, suffix: str) -> None:
+    with (
+        pytest.raises(InputError, match="no sample has a result, so nothing tells what its rows"),
+        open_output(tmp_path / f"y.{suffix}", 2) as writer,
+    ):
+        writer.leave_blank(torch.tensor([0, 1]))
+    assert only(tmp_path)
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+@pytest.mark.parametrize("count", [1, 1000])
+def test_safetensors_data_are_aligned(tmp_path: Path, length: int, count: int) -> None:
+    """Whatever the length of the header, as whoever maps the file into memory expects."""
+    path, value = tmp_path / "y.safetensors", torch.arange(2.0 * count).reshape(count, 2).double()
+    write(path, {"y" * length: value, "x": value[:, 0] > 1}, [range(count)])
+    data = path.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    offset, _ = json.loads(data[8:header])["y" * length]["data_offsets"]
+    assert header % 8 == 0
+    assert (header + offset) % 8 == 0
+    assert torch.equal(load_file(path)["y" * length], value)
