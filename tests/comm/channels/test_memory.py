@@ -60,6 +60,17 @@ def test_pieces_cover_a_tensor_once(nbytes: int) -> None:
         at += size
 
 
+def test_a_piece_is_counted_by_a_c_int() -> None:
+    assert PIECE_BYTES < 2**31
+
+
+def test_an_envelope_grows_where_it_is_too_small() -> None:
+    assert not fits((7, 9), (10, 5))
+    assert grow((10, 5), (7, 9)) == (10, 9)
+    assert grow((10, 5), (7,)) == (7,)
+    assert grow((10,), (PIECE_BYTES + 1,)) == (PIECE_BYTES + 1,)
+
+
 def test_more_pieces_do_not_fit_into_fewer() -> None:
     assert not fits((PIECE_BYTES,), (PIECE_BYTES + 1,))
     assert fits((PIECE_BYTES,), (PIECE_BYTES,))

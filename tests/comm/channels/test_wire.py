@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipepar.comm import wire
@@ -63,11 +63,16 @@ def test_garbage_behind_a_right_beginning_is_an_error(data: bytes) -> None:
 
 
 @given(
-    st.integers(0, 255),
+    st.integers(0, 255) | st.sampled_from(Kind),
     st.integers(0, 2**32 - 1),
     st.integers(0, 2**32 - 1),
     st.integers(0, 2**64 - 1),
 )
+@example(Kind.END, 0, 1, 5)
+@example(Kind.MICROBATCH, 0, wire.MAX_SPEC_BYTES, 5)
+@example(Kind.MICROBATCH, 0, wire.MAX_SPEC_BYTES + 1, 5)
+@example(0, 0, 0, 5)
+@example(3, 0, 0, 5)
 def test_fields_are_checked_even_when_the_checksum_is_right(
     kind: int, generation: int, spec_bytes: int, index: int
 ) -> None:
@@ -110,10 +115,64 @@ def test_a_damaged_spec_is_noticed(spec: Spec, data: st.DataObject) -> None:
         header.checked(packed)
 
 
-def test_a_huge_tensor_is_refused_before_memory_is_taken_for_it() -> None:
-    for shape, stride in [((2**40, 8), (8, 1)), ((2, 1), (2**60, 1)), ((0, 2**63), (1, 1))]:
-        with pytest.raises(WireError, match="limit"):
-            wire.unpack_spec(wire.pack_spec((TensorSpec(torch.float64, shape, stride),)))
+@pytest.mark.parametrize("kind", Kind)
+def test_a_header_with_a_flipped_bit_is_refused(kind: Kind) -> None:
+    """Whatever field it is in: an index that differs would be believed."""
+    spec = b"" if kind is Kind.END else b"a spec"
+    sent = Header.announcing(kind, 5, 3, spec).pack()
+    for bit in range(8 * len(sent)):
+        data = bytearray(sent)
+        data[bit // 8] ^= 1 << bit % 8
+        if bit < 8 * (len(sent) - 4):
+            with pytest.raises(WireError):
+                Header.unpack(data)
+        else:  # the last four bytes are the spec's checksum, and looked at with the spec
+            with pytest.raises(WireError, match="a spec's checksum"):
+                Header.unpack(data).checked(spec)
+
+
+def accepts(dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether a receiver takes memory for a tensor like that."""
+    spec = (TensorSpec(dtype, shape, stride),)
+    try:
+        found = wire.unpack_spec(wire.pack_spec(spec))
+    except WireError:
+        return False
+    assert found == spec
+    return True
+
+
+MOST = wire.MAX_TENSOR_BYTES // 8
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride"),
+    [
+        ((2**40, 8), (8, 1)),
+        ((2, 1), (2**60, 1)),
+        ((0, 2**63), (1, 1)),
+        ((1, 2), (2**63, 1)),  # a step that leads nowhere
+        ((2**20, 2**20), (0, 0)),  # elements that all lie in one place
+        ((2**11 + 1,), (2**30,)),  # few elements, far from one another
+        ((MOST + 1,), (1,)),
+    ],
+)
+def test_a_huge_tensor_is_refused_before_memory_is_taken_for_it(
+    shape: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
+    assert not accepts(torch.float64, shape, stride)
+
+
+def test_the_largest_tensor_is_so_many_bytes() -> None:
+    assert accepts(torch.float64, (MOST,), (1,))
+    assert accepts(torch.uint8, (8 * MOST,), (1,))
+    assert not accepts(torch.float32, (2 * MOST + 1,), (1,))
+
+
+def test_a_tensor_has_so_many_dimensions_at_most() -> None:
+    assert accepts(torch.float32, (1,) * wire.MAX_DIMENSIONS, (1,) * wire.MAX_DIMENSIONS)
+    more = (1,) * (wire.MAX_DIMENSIONS + 1)
+    assert not accepts(torch.float32, more, more)
 
 
 def test_a_header_of_another_version_says_what_to_do() -> None:
@@ -124,8 +183,27 @@ def test_a_header_of_another_version_says_what_to_do() -> None:
 
 
 def test_a_spec_too_long_for_the_wire_is_refused() -> None:
+    room = wire.MAX_SPEC_BYTES - len(wire.pack_spec(("",)))
+    longest = wire.pack_spec(("x" * room,))
+    Header.unpack(Header.announcing(Kind.MICROBATCH, 0, 0, longest).pack())
     with pytest.raises(WireError, match="uint8 tensors"):
-        wire.pack_spec(("x" * (wire.MAX_SPEC_BYTES + 1),))
+        wire.pack_spec(("x" * (room + 1),))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (struct.pack("<I", 2**32 - 1) + b"\2" * 8, "of 12 bytes announces 4294967295 values"),
+        (wire.pack_spec((None,)) + b"\2", "1 bytes are left over"),
+        (wire.pack_spec(("four",))[:-1], "ends 1 bytes too early"),
+        (struct.pack("<IB", 1, 0), "unknown tag 0"),
+        (struct.pack("<IBI", 1, wire.Tag.STR, 1) + b"\xff", "not UTF-8"),
+        (struct.pack("<IBBB", 1, wire.Tag.TENSOR, len(wire.DTYPES), 0), "unknown dtype code"),
+    ],
+)
+def test_what_is_wrong_with_a_spec_is_told(data: bytes, message: str) -> None:
+    with pytest.raises(WireError, match=message):
+        wire.unpack_spec(data)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +244,10 @@ def test_every_plain_dtype_of_torch_has_a_code() -> None:
     assert len(set(wire.DTYPES)) == len(wire.DTYPES)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize")
 def test_what_cannot_cross_says_what_can() -> None:
-    for value in (torch.eye(2).to_sparse(), torch.empty(1, device="meta")):
+    eighths = torch._empty_affine_quantized([2], scale=0.125, zero_point=0, dtype=torch.qint8)
+    for value in (torch.eye(2).to_sparse(), torch.empty(1, device="meta"), eighths):
         with pytest.raises(WireError, match="dense, unquantized"):
             wire.describe(value)
     with pytest.raises(WireError, match="type list cannot cross"):

@@ -25,6 +25,7 @@ from tests.helpers.gpu.stages import (
     passed_on,
     when,
 )
+from tests.helpers.seeds import seeds
 from tests.helpers.simulated.gpu import SimulatedGpu
 from tests.helpers.simulated.scheduler import Scheduler
 
@@ -80,31 +81,28 @@ def hop(
     return edge, seen
 
 
-@pytest.mark.parametrize("first", range(0, 200, 50))
-def test_values_arrive_as_they_lay(first: int) -> None:
-    for seed in range(first, first + 50):
-        random = Random(seed)
-        torch.manual_seed(seed)
-        sent = [items(random, random.randrange(4)) for _ in range(8)]
-        edge, _ = hop(seed, [sent], random.choice([1, 2, 3]), random.choice([1, 2, 3]))
-        edge.close()
-        assert edge.couriers[0].closed
-        assert edge.couriers[1].closed
-        edge.close()
+@pytest.mark.parametrize("seed", seeds(200))
+def test_values_arrive_as_they_lay(seed: int) -> None:
+    random = Random(seed)
+    torch.manual_seed(seed)
+    sent = [items(random, random.randrange(4)) for _ in range(8)]
+    edge, _ = hop(seed, [sent], random.choice([1, 2, 3]), random.choice([1, 2, 3]))
+    edge.close()
+    assert edge.couriers[0].closed
+    assert edge.couriers[1].closed
+    edge.close()
 
 
-@pytest.mark.parametrize("first", range(0, 60, 30))
-def test_streams_follow_one_another(first: int) -> None:
-    for seed in range(first, first + 30):
-        random = Random(seed)
-        streams = [
-            [items(random, 2) for _ in range(random.randrange(4))]
-            for _ in range(random.randint(2, 5))
-        ]
-        hop(seed, streams, random.choice([1, 3]))
+@pytest.mark.parametrize("seed", seeds(60))
+def test_streams_follow_one_another(seed: int) -> None:
+    random = Random(seed)
+    streams = [
+        [items(random, 2) for _ in range(random.randrange(4))] for _ in range(random.randint(2, 5))
+    ]
+    hop(seed, streams, random.choice([1, 3]))
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_microbatches_that_lie_on_the_host_among_others(seed: int) -> None:
     random = Random(seed)
     hop(seed, [[items(random, 3, resident=(0.0, 1.0)[k // 2 % 2]) for k in range(9)]])
@@ -118,7 +116,7 @@ def plain_items(*sizes: int, dtype: torch.dtype = torch.float32) -> Stream:
     ]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_sizes_that_grow_and_shrink(seed: int) -> None:
     hop(seed, [plain_items(40, 4000, 8, 0, 4000, 4004, 100_000, 12, 100_000)])
 
@@ -160,7 +158,8 @@ def staged(
     yield from run(program, source, outlets, Tracer(0))
 
 
-def three_stages(seed: int) -> None:
+@pytest.mark.parametrize("seed", seeds(100))
+def test_three_stages_and_an_edge_that_skips_one(seed: int) -> None:
     """The second stage passes on some values as they came; the last one also gets the first's."""
     random, scheduler = Random(seed), scheduler_of(seed)
     torch.manual_seed(seed)
@@ -195,12 +194,6 @@ def three_stages(seed: int) -> None:
     scheduler.assert_ordered()
     seen.assert_equal(sent)
     skipped.assert_equal(sent)
-
-
-@pytest.mark.parametrize("start", range(0, 100, 25))
-def test_three_stages_and_an_edge_that_skips_one(start: int) -> None:
-    for seed in range(start, start + 25):
-        three_stages(seed)
 
 
 def test_announcements_that_are_none_are_refused() -> None:

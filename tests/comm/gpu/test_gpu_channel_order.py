@@ -18,6 +18,7 @@ from pipepar.microbatch import MicroBatch
 from pipepar.trace import Kind, Mark
 from tests.helpers.gpu.exchange import POLICIES
 from tests.helpers.gpu.stages import Edge, Item, Seen, computed, feed, items
+from tests.helpers.seeds import seeds
 from tests.helpers.simulated.gpu import SimulatedGpu
 from tests.helpers.simulated.link import link
 from tests.helpers.simulated.scheduler import Scheduler
@@ -143,20 +144,20 @@ def test_values_hold_until_the_next_is_asked_for() -> None:
     assert any("receive" in fault and "look" in fault for fault in scheduler.faults)
 
 
-def test_what_was_sent_may_be_changed() -> None:
-    for seed in range(20):
-        scheduler = Scheduler(seed, POLICIES[seed % 5], 0.3)
-        a, b = pair(scheduler)
-        edge, seen = Edge.between(a, b, depth=100), Seen()
-        value = computed(a, torch.zeros(SIZE, dtype=torch.int64))
-        for index in range(6):
-            a.launch(a.compute, lambda x, k=index: x.fill_(k), writes=[value])
-            edge.sender.send(MicroBatch(index, (value,)))
-        edge.sender.end()
-        receive(edge, b, seen)
-        scheduler.drain()
-        scheduler.assert_ordered()
-        seen.assert_equal(expected(6))
+@pytest.mark.parametrize("seed", seeds(20))
+def test_what_was_sent_may_be_changed(seed: int) -> None:
+    scheduler = Scheduler(seed, POLICIES[seed % 5], 0.3)
+    a, b = pair(scheduler)
+    edge, seen = Edge.between(a, b, depth=100), Seen()
+    value = computed(a, torch.zeros(SIZE, dtype=torch.int64))
+    for index in range(6):
+        a.launch(a.compute, lambda x, k=index: x.fill_(k), writes=[value])
+        edge.sender.send(MicroBatch(index, (value,)))
+    edge.sender.end()
+    receive(edge, b, seen)
+    scheduler.drain()
+    scheduler.assert_ordered()
+    seen.assert_equal(expected(6))
 
 
 @pytest.mark.parametrize("policy", range(5))
@@ -188,7 +189,7 @@ def test_a_receiver_that_closes_waits_for_what_was_posted(eager: int) -> None:
     assert edge.couriers[1].turn == 2
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", seeds(10))
 def test_marks_enclose_a_transfer(seed: int) -> None:
     scheduler = Scheduler(seed, POLICIES[seed % 5], 0.3)
     a, b = pair(scheduler)
@@ -215,7 +216,7 @@ def test_marks_enclose_a_transfer(seed: int) -> None:
             assert begin.elapsed_time(end) > 0
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", seeds(6))
 def test_hosts_in_threads_of_their_own(seed: int) -> None:
     scheduler = Scheduler(seed, POLICIES[seed % 5])
     a, b = pair(scheduler)

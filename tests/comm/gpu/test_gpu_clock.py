@@ -15,6 +15,7 @@ from pipepar.runtime.loop import Arrival, Inlet, Outlet, Program, arrivals, run
 from pipepar.trace import Span, Tracer
 from tests.helpers.gpu.exchange import POLICIES
 from tests.helpers.gpu.stages import Edge, computed, drive, when
+from tests.helpers.seeds import seeds
 from tests.helpers.simulated.gpu import SimulatedGpu
 from tests.helpers.simulated.link import link
 from tests.helpers.simulated.scheduler import Scheduler
@@ -108,7 +109,7 @@ def assert_told(spans: list[Span], work: list[Work], zero: float, stage: int) ->
         assert span.begin - 1e-9 <= zero + seconds <= span.end + 1e-9
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_spans_take_the_compute_streams_time_apart(seed: int) -> None:
     random = Random(seed)
     scheduler = Scheduler(seed, POLICIES[seed % len(POLICIES)], random.choice([0.0, 0.3, 0.8]))

@@ -21,6 +21,7 @@ from pipepar.comm.memory import Layout, flat, laid_out
 from pipepar.microbatch import MicroBatch, Value
 from tests.helpers.gpu.exchange import POLICIES
 from tests.helpers.gpu.stages import Item, Seen, computed, disturb, feed, items
+from tests.helpers.seeds import seeds
 from tests.helpers.simulated.gpu import SimulatedGpu
 from tests.helpers.simulated.link import link
 from tests.helpers.simulated.scheduler import Scheduler
@@ -119,21 +120,20 @@ def send(
     asking.seen.assert_equal(sent)
 
 
-@pytest.mark.parametrize("first", range(0, 120, 40))
-def test_values_leave_as_they_lay(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for seed in range(first, first + 40):
-        random = Random(seed)
-        torch.manual_seed(seed)
-        sent = [items(random, random.randrange(4)) for _ in range(8)]
-        send(seed, sent, random.choice([1, 2, 3]), monkeypatch)
+@pytest.mark.parametrize("seed", seeds(120))
+def test_values_leave_as_they_lay(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = Random(seed)
+    torch.manual_seed(seed)
+    sent = [items(random, random.randrange(4)) for _ in range(8)]
+    send(seed, sent, random.choice([1, 2, 3]), monkeypatch)
 
 
+@pytest.mark.parametrize("seed", seeds(15))
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_sizes_that_grow_and_shrink(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_that_grow_and_shrink(depth: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = (10, 1000, 2, 0, 1000, 1001, 25_000, 3, 25_000)
     sent = [[Item(torch.full((n,), k + 1), lambda x: x, True)] for k, n in enumerate(sizes)]
-    for seed in range(15):
-        send(seed, sent, depth, monkeypatch)
+    send(seed, sent, depth, monkeypatch)
 
 
 def test_sending_looks_at_no_event(monkeypatch: pytest.MonkeyPatch) -> None:

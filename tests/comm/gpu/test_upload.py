@@ -17,6 +17,7 @@ from pipepar.runtime.upload import Upload
 from pipepar.trace import Tracer
 from tests.helpers.gpu.exchange import POLICIES
 from tests.helpers.gpu.stages import Item, assert_same, computed, disturb, items, passed_on
+from tests.helpers.seeds import seeds
 from tests.helpers.simulated.gpu import SimulatedGpu
 from tests.helpers.simulated.link import link
 from tests.helpers.simulated.scheduler import Scheduler
@@ -113,16 +114,15 @@ def round_trip(
             assert_same(item.expected, spec, values[name])
 
 
-@pytest.mark.parametrize("first", range(0, 150, 50))
-def test_values_come_back_as_they_lay(first: int, page_locked: list[SimulatedGpu]) -> None:
-    for seed in range(first, first + 50):
-        random = Random(seed)
-        torch.manual_seed(seed)
-        sent = [items(random, len(NAMES), resident=0.3) for _ in range(8)]
-        round_trip(seed, sent, random.randrange(1 << len(NAMES)), page_locked)
+@pytest.mark.parametrize("seed", seeds(150))
+def test_values_come_back_as_they_lay(seed: int, page_locked: list[SimulatedGpu]) -> None:
+    random = Random(seed)
+    torch.manual_seed(seed)
+    sent = [items(random, len(NAMES), resident=0.3) for _ in range(8)]
+    round_trip(seed, sent, random.randrange(1 << len(NAMES)), page_locked)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30))
 def test_results_that_are_the_inputs_themselves(seed: int, page_locked: list[SimulatedGpu]) -> None:
     """Their slot is used again while they are on the way back."""
     sent = [[tensor(k * 4 + n + 1, 64) for n in range(len(NAMES))] for k in range(10)]
@@ -133,7 +133,7 @@ def tensor(value: int, size: int) -> Item:
     return Item(torch.full((size, 2), value), lambda x: x, False)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30))
 def test_microbatches_without_anything_to_bring(seed: int, page_locked: list[SimulatedGpu]) -> None:
     nothing = Item(None, lambda x: x, False)
     sent = [
@@ -142,7 +142,7 @@ def test_microbatches_without_anything_to_bring(seed: int, page_locked: list[Sim
     round_trip(seed, sent, 0b1111, page_locked)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30))
 def test_sizes_that_grow_and_shrink(seed: int, page_locked: list[SimulatedGpu]) -> None:
     sizes = [10, 500, 10, 500, 0, 2000, 1, 2000, 2001, 30]
     sent = [[tensor(k + n, size) for n in range(4)] for k, size in enumerate(sizes)]

@@ -1,6 +1,7 @@
 """A launcher that does not end with its job is ended; nothing that is not of one job is touched."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -113,3 +114,78 @@ def test_a_launcher_that_ends_is_left_alone(tmp_path: Path) -> None:
 def test_what_is_not_of_one_job_is_left_alone(name: str, namespace: str, tmp_path: Path) -> None:
     with launched(tmp_path, name, PMIX_NAMESPACE=namespace) as job:
         assert not job.others()
+
+
+# A rank that shares memory as Open MPI's do, and has other files mapped besides. Where its launcher
+# hangs, it ends before that one.
+SHARING = """
+import mmap, os, sys, time
+from pathlib import Path
+from pipepar.comm.orphan import end_launcher, end_with_launcher
+maps = []
+for name in sys.argv[3:]:
+    Path(name).write_bytes(bytes(4096))
+    with open(name, "r+b") as file:
+        maps.append(mmap.mmap(file.fileno(), 4096))
+end_with_launcher(os.getppid() if sys.argv[2] == "parent" else 1 << 21)
+print(os.getpid(), flush=True)
+if sys.argv[1] == "hangs":
+    end_launcher()
+else:
+    time.sleep(600)
+"""
+PARENT = """#!{python}
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.Popen([sys.executable, "-c", *sys.argv[1:]])
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def shared() -> Iterator[list[Path]]:
+    """Files of this test alone: those that the launcher would remove, and others."""
+    mark = f"pipepar-test-{os.getpid()}"
+    names = [f"sm_segment.{mark}.0", f"vader_segment.{mark}.0", f"{mark}.sm_segment.0", mark]
+    paths = [Path("/dev/shm", name) for name in names]
+    yield paths
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def left(paths: list[Path]) -> list[bool]:
+    return [path.exists() for path in paths]
+
+
+@pytest.mark.parametrize("ends", ["hangs", "is killed"])
+def test_memory_that_a_launcher_does_not_remove_is_removed(
+    ends: str, shared: list[Path], tmp_path: Path
+) -> None:
+    launcher = tmp_path / "prterun"
+    launcher.write_text(PARENT.format(python=sys.executable))
+    launcher.chmod(0o755)
+    command = [str(launcher), SHARING, ends, "parent", *map(str, shared)]
+    env = environment({"PYTHONPATH": ROOT})
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        rank = int(process.stdout.readline())
+        assert left(shared) == [True] * 4
+        if ends == "is killed":
+            handle = os.pidfd_open(rank)
+            process.kill()
+            assert select.select([handle], [], [], PATIENCE)[0], "the rank outlives its launcher"
+            os.close(handle)
+        else:  # it is asked to end, does not, and is killed
+            assert process.wait(PATIENCE) == -signal.SIGKILL
+    deadline = time.monotonic() + PATIENCE
+    while any(left(shared[:2])) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert left(shared) == [False, False, True, True]
+
+
+def test_a_rank_whose_launcher_has_ended_before_ends_at_once(shared: list[Path]) -> None:
+    """The kernel tells only of an end that is yet to come."""
+    command = [sys.executable, "-c", SHARING, "was faster", "another", *map(str, shared)]
+    ended = subprocess.run(command, env=environment({"PYTHONPATH": ROOT}), timeout=PATIENCE)
+    assert ended.returncode == -signal.SIGKILL
+    assert left(shared) == [False, False, True, True]
