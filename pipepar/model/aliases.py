@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx
 
 aten = torch.ops.aten
@@ -54,6 +56,22 @@ def alias_groups(
         for number in memory.get(node, ()):
             groups.join(node, number)
     return {node: groups.number(node) for node in nodes}
+
+
+def memory_of(values: Any) -> frozenset[int]:
+    """Numbers of the memory that tensors lie in, while those exist. *Local.*
+
+    Args:
+        values: tensors and anything else, nested; without tensors there is no memory.
+
+    Returns:
+        A number for each piece of memory; two values that have one in common share memory.
+    """
+    return frozenset(
+        leaf.untyped_storage()._cdata
+        for leaf in pytree.tree_leaves(values)
+        if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided
+    )
 
 
 def _annotated(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:

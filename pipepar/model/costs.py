@@ -13,7 +13,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipepar.model.aliases import writes
+from pipepar.model.aliases import memory_of, writes
 from pipepar.model.fakes import fake_tensor, faked
 from pipepar.model.graph import Graph
 
@@ -71,8 +71,8 @@ class _CountingRun(fx.Interpreter):
             result = super().run_node(n)
         made = _tensors(result)
         read = [t for a in n.all_input_nodes if a.op != "get_attr" for t in _tensors(self.env[a])]
-        memory = frozenset(t.untyped_storage()._cdata for t in made)
-        is_view = not writes(n) and memory & {t.untyped_storage()._cdata for t in read}
+        memory = memory_of(made)
+        is_view = not writes(n) and memory & memory_of(read)
         self.costs[n] = NodeCost(
             flops=int(counter.get_total_flops()),
             touched=0 if is_view or n.op == "placeholder" else _bytes(read) + _bytes(made),

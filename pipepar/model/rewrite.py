@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from pipepar.errors import CaptureError
-from pipepar.model.aliases import alias_groups, writes
+from pipepar.model.aliases import alias_groups, memory_of, writes
 
 aten = torch.ops.aten
 higher_order = torch.ops.higher_order
@@ -97,7 +97,8 @@ def protect_inputs(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
         CaptureError: the model writes into a parameter or a buffer, so that its result would
             depend on the order of the microbatches.
     """
-    group = alias_groups(graph.nodes, {})
+    memory = {node: memory_of(node.meta.get("val")) for node in graph.nodes}
+    group = alias_groups(graph.nodes, memory)
     written = {group[argument]: node for node in graph.nodes for argument in writes(node)}
     copies: dict[fx.Node, fx.Node] = {}
     for node in list(graph.nodes):

@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipepar.errors import CaptureError, InputError
+from pipepar.model.aliases import memory_of
 from pipepar.model.call import FlatCall, constant, positional
 from pipepar.model.containers import flatten, nth_leaf, nth_value
 from pipepar.model.fakes import fake_tensor, faked
@@ -139,7 +140,7 @@ class _Chain:
         before = _versions(given)
         made = _run(layer, [self.made[argument] for argument in _arguments(node)])
         self._note(node, made)
-        node.meta["aliases_input"] = made is _UNKNOWN or bool(_memory(made) & _memory(given))
+        node.meta["aliases_input"] = made is _UNKNOWN or bool(memory_of(made) & memory_of(given))
         node.meta["writes_input"] = any(
             getattr(part, "inplace", False) for part in layer.modules()
         ) or (before != _versions(given))
@@ -268,11 +269,3 @@ def _versions(values: object) -> list[int]:
     """Counts of the writes that tensors have seen."""
     leaves = pytree.tree_leaves(values)
     return [leaf._version for leaf in leaves if isinstance(leaf, torch.Tensor)]
-
-
-def _memory(values: object) -> set[int]:
-    return {
-        leaf.untyped_storage()._cdata
-        for leaf in pytree.tree_leaves(values)
-        if isinstance(leaf, torch.Tensor)
-    }

@@ -18,7 +18,7 @@ from pipepar.plan.plan import Plan
 from pipepar.runtime.planning import make_plan
 from pipepar.runtime.stage import Stage
 from tests.helpers.models import run
-from tests.helpers.zoo import ZOO, Animal
+from tests.helpers.zoo import ZOO, Animal, Call
 
 torch.set_num_threads(1)
 
@@ -35,6 +35,8 @@ class Captured:
     module: nn.Module
     graph: Graph
     plans: dict[int, Plan]
+    expected: list[tuple[Call, Any]]
+    """Calls, and what the unsplit model gives for each."""
 
     def stages(self, count: int) -> list[Stage]:
         weights = ModuleWeights(self.module)
@@ -45,7 +47,18 @@ def identify(animal: Animal) -> str:
     return f"{animal.name}, free: {animal.varies}{', a fallback' * animal.falls_back}"
 
 
-@pytest.fixture(scope="module", params=ZOO, ids=identify)
+def animals(*later: str) -> list[Any]:
+    """All of them; those of full size, and those named, for `make test-all` only."""
+    full = pytest.mark.full
+    return [
+        pytest.param(
+            each, marks=[full] if each.full or each.name in later else [], id=identify(each)
+        )
+        for each in ZOO
+    ]
+
+
+@pytest.fixture(scope="module", params=animals())
 def captured(request: pytest.FixtureRequest) -> Iterator[Captured]:
     animal: Animal = request.param
     torch.manual_seed(0)
@@ -54,20 +67,25 @@ def captured(request: pytest.FixtureRequest) -> Iterator[Captured]:
         bare = animal.make().eval()
     args, kwargs = animal.call(EXAMPLE, animal.lengths[0])
     graph = capture(bare, args, kwargs)
-    yield Captured(animal, module, graph, {n: make_plan(graph, n) for n in STAGES})
+    plans = {count: make_plan(graph, count) for count in STAGES}
+    yield Captured(animal, module, graph, plans, list(computed(animal, module)))
     gc.collect()  # a graph refers to itself
+
+
+def computed(animal: Animal, module: nn.Module) -> Iterator[tuple[Call, Any]]:
+    for batch in BATCHES if animal.varies != "nothing" else (EXAMPLE,):
+        for length in animal.lengths:
+            args, kwargs = animal.call(batch, length)
+            with torch.no_grad():
+                yield (args, kwargs), module(*args, **kwargs)
 
 
 @pytest.mark.parametrize("count", STAGES, ids="{} stages".format)
 def test_the_same_numbers(captured: Captured, count: int) -> None:
     stages = captured.stages(count)
-    for batch in BATCHES if captured.animal.varies != "nothing" else (EXAMPLE,):
-        for length in captured.animal.lengths:
-            args, kwargs = captured.animal.call(batch, length)
-            with torch.no_grad():
-                expected = captured.module(*args, **kwargs)
-            found = run(captured.graph, captured.plans[count], stages, args, kwargs)
-            assert_same(found, expected)
+    for (args, kwargs), expected in captured.expected:
+        found = run(captured.graph, captured.plans[count], stages, args, kwargs)
+        assert_same(found, expected)
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -83,6 +101,12 @@ def assert_same(found: Any, expected: Any) -> None:
             assert leaf == other
 
 
+# Tracing these takes longest, and others of their kind are traced again.
+@pytest.mark.parametrize(
+    "captured",
+    animals("distilbert", "gpt2", "llama-bf16", "mamba", "funnel"),
+    indirect=True,
+)
 def test_every_rank_finds_the_same_cuts(captured: Captured) -> None:
     """A rank that has the weights plans as one that has none."""
     args, kwargs = captured.animal.call(EXAMPLE, captured.animal.lengths[0])

@@ -1,5 +1,6 @@
 """Small models of every kind that a pipeline meets, and how to run one in stages."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -7,9 +8,10 @@ from torch import nn
 
 from pipepar.comm.memory import core
 from pipepar.model.capture import capture
+from pipepar.model.cut import parts
 from pipepar.model.graph import Graph
 from pipepar.model.source import from_module
-from pipepar.plan.plan import Plan
+from pipepar.plan.plan import Plan, StagePlan
 from pipepar.runtime.planning import make_plan
 from pipepar.runtime.stage import Stage
 
@@ -160,6 +162,15 @@ def stages_of(
     plan = make_plan(graph, count)
     stages = [Stage.load(graph, plan, i, source.weights) for i in range(count)]
     return graph, plan, stages
+
+
+def plan_of(graph: Graph, cuts: Sequence[int]) -> Plan:
+    """A plan with these cuts and no others."""
+    stages = [
+        StagePlan(i, p.begin, p.end, p.inputs, p.outputs, p.weights, p.weight_bytes, 0)
+        for i, p in enumerate(parts(graph, cuts))
+    ]
+    return Plan(graph.digest, graph.inputs, graph.outputs, tuple(stages))
 
 
 def run(

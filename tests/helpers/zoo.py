@@ -15,7 +15,8 @@ from tests.helpers.models import Dicts
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
-PICTURE = 224
+PICTURE = 32
+FULL_PICTURE = 224
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Animal:
     lengths: tuple[int, ...] = (9, 16)
     falls_back: bool = False
     """Whether the model itself would take sizes that its graph does not."""
+    full: bool = False
+    """Whether it is of the size that is used in earnest, and takes its time."""
 
 
 class DenoisingUNet(nn.Module):
@@ -84,8 +87,8 @@ def mlp() -> nn.Module:
     return nn.Sequential(*hidden, nn.Linear(64, 10))
 
 
-def resnet50() -> nn.Module:
-    model: nn.Module = hf.ResNetForImageClassification(hf.ResNetConfig())
+def resnet(**options: Any) -> nn.Module:
+    model: nn.Module = hf.ResNetForImageClassification(hf.ResNetConfig(**options))
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             # Zeros and ones would hide a buffer that was lost.
@@ -94,12 +97,28 @@ def resnet50() -> nn.Module:
     return model
 
 
+def small_resnet() -> nn.Module:
+    return resnet(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 2], num_labels=10)
+
+
+def small_vit() -> nn.Module:
+    config = hf.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=PICTURE,
+        patch_size=8,
+    )
+    return hf.ViTForImageClassification(config)
+
+
 def llama(dtype: torch.dtype = torch.float32) -> nn.Module:
     config = hf.LlamaConfig(
         vocab_size=1000,
         hidden_size=128,
         intermediate_size=352,
-        num_hidden_layers=6,
+        num_hidden_layers=4,
         num_attention_heads=8,
         num_key_value_heads=4,
         use_cache=False,
@@ -113,7 +132,7 @@ def mixtral() -> nn.Module:
         vocab_size=1000,
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=4,
+        num_hidden_layers=3,
         num_attention_heads=8,
         num_key_value_heads=4,
         num_local_experts=4,
@@ -124,20 +143,30 @@ def mixtral() -> nn.Module:
 
 def t5() -> nn.Module:
     config = hf.T5Config(
-        vocab_size=1000, d_model=64, d_kv=8, d_ff=128, num_layers=3, num_heads=8, use_cache=False
+        vocab_size=1000, d_model=64, d_kv=8, d_ff=128, num_layers=2, num_heads=8, use_cache=False
     )
     return hf.T5ForConditionalGeneration(config)
 
 
-def small_bert() -> nn.Module:
+def small_bert(layers: int = 2) -> nn.Module:
     config = hf.BertConfig(
         vocab_size=1000,
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         intermediate_size=64,
     )
     return hf.BertForMaskedLM(config)
+
+
+def small_distilbert() -> nn.Module:
+    config = hf.DistilBertConfig(vocab_size=1000, dim=32, n_layers=4, n_heads=4, hidden_dim=64)
+    return hf.DistilBertForMaskedLM(config)
+
+
+def small_gpt2() -> nn.Module:
+    config = hf.GPT2Config(vocab_size=1000, n_embd=32, n_layer=4, n_head=4, use_cache=False)
+    return hf.GPT2LMHeadModel(config)
 
 
 def mamba() -> nn.Module:
@@ -182,6 +211,10 @@ def picture(batch: int, _: int) -> Call:
     return (), {"pixel_values": torch.randn(batch, 3, PICTURE, PICTURE)}
 
 
+def full_picture(batch: int, _: int) -> Call:
+    return (), {"pixel_values": torch.randn(batch, 3, FULL_PICTURE, FULL_PICTURE)}
+
+
 def text(batch: int, length: int) -> Call:
     return (), {"input_ids": ids(batch, length)}
 
@@ -213,20 +246,40 @@ def rows(batch: int, _: int) -> Call:
 
 ZOO = (
     Animal("mlp", mlp, lambda b, s: ((torch.randn(b, 64),), {}), "all sizes", (0,)),
-    Animal("resnet50", resnet50, picture, "batch", (0,)),
-    Animal("vit-b16", lambda: hf.ViTForImageClassification(hf.ViTConfig()), picture, "batch", (0,)),
-    Animal("bert", lambda: hf.BertForMaskedLM(hf.BertConfig()), padded, "batch and length"),
+    Animal("resnet", small_resnet, picture, "batch", (0,)),
+    Animal("resnet50", resnet, full_picture, "batch", (0,), full=True),
+    Animal("vit", small_vit, picture, "batch", (0,)),
     Animal(
-        "distilbert",
+        "vit-b16",
+        lambda: hf.ViTForImageClassification(hf.ViTConfig()),
+        full_picture,
+        "batch",
+        (0,),
+        full=True,
+    ),
+    Animal("bert", lambda: small_bert(4), padded, "batch and length"),
+    Animal(
+        "bert-base",
+        lambda: hf.BertForMaskedLM(hf.BertConfig()),
+        padded,
+        "batch and length",
+        full=True,
+    ),
+    Animal("distilbert", small_distilbert, padded, "batch and length"),
+    Animal(
+        "distilbert-base",
         lambda: hf.DistilBertForMaskedLM(hf.DistilBertConfig()),
         padded,
         "batch and length",
+        full=True,
     ),
+    Animal("gpt2", small_gpt2, text, "batch and length"),
     Animal(
-        "gpt2",
+        "gpt2-124m",
         lambda: hf.GPT2LMHeadModel(hf.GPT2Config(use_cache=False)),
         text,
         "batch and length",
+        full=True,
     ),
     Animal("llama", llama, padded_left, "batch and length"),
     Animal("llama-bf16", lambda: llama(torch.bfloat16), padded_left, "batch and length"),

@@ -11,12 +11,10 @@ from torch import nn
 
 from pipepar.model.capture import capture
 from pipepar.model.crossing import cut_table
-from pipepar.model.cut import parts
 from pipepar.model.graph import Graph
 from pipepar.model.source import Source, from_module
-from pipepar.plan.plan import Plan, StagePlan
 from pipepar.runtime.stage import Stage
-from tests.helpers.models import InPlace, run
+from tests.helpers.models import InPlace, plan_of, run
 from tests.helpers.zoo import Call, DenoisingUNet, noise, padded, small_bert
 
 torch.set_num_threads(1)
@@ -42,14 +40,6 @@ def captured(name: str) -> tuple[nn.Module, Source, Graph, list[int]]:
     graph = capture(source.module, *call(2, 6))
     legal = [cut.position for cut in cut_table(graph).cuts]
     return module, source, graph, legal
-
-
-def plan_of(graph: Graph, cuts: list[int]) -> Plan:
-    stages = [
-        StagePlan(i, p.begin, p.end, p.inputs, p.outputs, p.weights, p.weight_bytes, 0)
-        for i, p in enumerate(parts(graph, cuts))
-    ]
-    return Plan(graph.digest, graph.inputs, graph.outputs, tuple(stages))
 
 
 @settings(max_examples=40)

@@ -1,0 +1,184 @@
+"""Every legal cut gives the model's own numbers: shared memory, and sizes needed again."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from pipepar.model.capture import capture
+from pipepar.model.crossing import cut_table
+from pipepar.model.cut import extract, parts
+from pipepar.model.graph import Graph
+from pipepar.model.source import from_module
+from pipepar.runtime.stage import Stage
+from tests.helpers.models import plan_of, run
+
+torch.set_num_threads(1)
+
+
+class Computes(nn.Module):
+    """Two layers and a function that uses them."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(self, x)
+
+
+def returned_as_it_is(own: Computes, x: torch.Tensor) -> Any:
+    """`atleast_2d` and `type_as` give back their argument, which their schemas do not say."""
+    h = own.a(x)
+    same = torch.atleast_2d(h).type_as(h)  # type: ignore[no-untyped-call]
+    before = h * 2
+    same.relu_()
+    return own.b(h) + before
+
+
+def views_of_a_list(own: Computes, x: torch.Tensor) -> Any:
+    """`broadcast_tensors` gives views of a list's tensors, which its schema does not say."""
+    h, g = own.a(x), own.b(x)
+    one, _ = torch.broadcast_tensors(h, g)  # type: ignore[no-untyped-call]
+    before = h * 2
+    one.relu_()
+    return own.b(h) + before + g
+
+
+def written_as_a_list(own: Computes, x: torch.Tensor) -> Any:
+    h, g = own.a(x), own.b(x)
+    before = h * 2
+    torch._foreach_add_([h, g], 1.0)
+    return own.b(h + g) + before
+
+
+def written_by_keyword(own: Computes, x: torch.Tensor) -> Any:
+    h = own.a(x)
+    before = h * 2
+    torch.mul(before, 3, out=h)
+    return own.b(h) + before
+
+
+def part_of_a_tuple(own: Computes, x: torch.Tensor) -> Any:
+    h = own.a(x)
+    left, _ = h.split(2, -1)
+    before = own.b(h)
+    left.neg_()
+    return own.b(h) + before
+
+
+def view_of_a_view(own: Computes, x: torch.Tensor) -> Any:
+    h = own.a(x)
+    row = h.t()[1]
+    before = own.b(h)
+    row.neg_()
+    return own.b(h) + before
+
+
+def written_twice(own: Computes, x: torch.Tensor) -> Any:
+    h = own.a(x)
+    h.relu_()
+    before = own.b(h)
+    h.add_(1)
+    return own.b(h) + before
+
+
+def result_used_early(own: Computes, x: torch.Tensor) -> Any:
+    h = own.a(x)
+    return own.b(torch.sin(h)), h
+
+
+class Case(NamedTuple):
+    function: Callable[..., Any]
+    legal: list[str]
+    """The operations behind which one may cut."""
+
+
+MEMORY = [
+    Case(returned_as_it_is, ["relu_", "linear_1"]),
+    Case(views_of_a_list, ["relu_", "linear_2", "add"]),
+    Case(written_as_a_list, ["_foreach_add_", "add", "linear_2"]),
+    Case(written_by_keyword, ["mul_1", "linear_1"]),
+    Case(part_of_a_tuple, ["neg_", "linear_2"]),
+    Case(view_of_a_view, ["neg_", "linear_2"]),
+    Case(written_twice, ["add_", "linear_2"]),
+    Case(result_used_early, ["linear", "sin"]),
+]
+
+
+def length_alone(own: Computes, x: torch.Tensor) -> Any:
+    """At the end, a number made of a size that no tensor has any more."""
+    batch, length, width = x.shape
+    h = own.b(own.a(x.reshape(batch * length, width)))
+    return h.sin() / (length + 1)
+
+
+def product_of_sizes(own: Computes, x: torch.Tensor) -> Any:
+    """At the end, a number made of sizes that tensors still have."""
+    h = own.b(own.a(x))
+    return h.reshape(x.shape[0] * x.shape[1], 4) * (x.shape[0] * x.shape[1] + 1)
+
+
+def size_of_a_result(own: Computes, x: torch.Tensor) -> Any:
+    """At the end, the size of what another stage made and nobody receives."""
+    h = own.a(x)
+    wide = torch.cat([h, h, x], 1)
+    g = own.b(h.mean(1))
+    return g * wide.shape[1]
+
+
+def number_is_a_result(own: Computes, x: torch.Tensor) -> Any:
+    h = own.a(x)
+    return own.b(h.reshape(-1, 4)), x.shape[0] * x.shape[1], h.shape[1]
+
+
+SIZES = [length_alone, product_of_sizes, size_of_a_result, number_is_a_result]
+
+
+def captured(function: Callable[..., Any], x: torch.Tensor) -> tuple[nn.Module, Graph, list[Any]]:
+    torch.manual_seed(0)
+    module = Computes(function).eval()
+    graph = capture(from_module(module).module, (x,), {})
+    return module, graph, list(cut_table(graph).cuts)
+
+
+def assert_each_cut_is_right(module: nn.Module, graph: Graph, cuts: list[Any], x: Any) -> None:
+    weights = from_module(module).weights
+    with torch.no_grad():
+        expected = module(x.clone())
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    for cut in cuts:
+        plan = plan_of(graph, [cut.position])
+        stages = [Stage.load(graph, plan, index, weights) for index in range(2)]
+        found = run(graph, plan, stages, (x,))
+        found = found if isinstance(found, tuple) else (found,)
+        assert len(found) == len(expected)
+        for mine, theirs in zip(found, expected, strict=True):
+            same = torch.equal(mine, theirs) if isinstance(mine, torch.Tensor) else mine == theirs
+            assert same, f"cut behind {cut.operation}: found {mine}, expected {theirs}"
+
+
+@pytest.mark.parametrize("case", MEMORY, ids=lambda case: case.function.__name__)
+def test_memory_that_is_shared(case: Case) -> None:
+    module, graph, cuts = captured(case.function, torch.randn(2, 4))
+    assert [cut.operation for cut in cuts] == case.legal
+    assert_each_cut_is_right(module, graph, cuts, torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("function", SIZES, ids=lambda function: function.__name__)
+def test_sizes_that_are_needed_again(function: Callable[..., Any]) -> None:
+    module, graph, cuts = captured(function, torch.randn(2, 3, 4))
+    assert len(cuts) >= 2
+    assert_each_cut_is_right(module, graph, cuts, torch.randn(5, 7, 4))
+
+
+@pytest.mark.parametrize("function", SIZES, ids=lambda function: function.__name__)
+def test_a_stage_takes_what_its_plan_says_and_no_more(function: Callable[..., Any]) -> None:
+    _, graph, cuts = captured(function, torch.randn(2, 3, 4))
+    for cut in cuts:
+        for part in parts(graph, [cut.position]):
+            taken = extract(graph, part).graph.find_nodes(op="placeholder")
+            assert [node.name for node in taken] == list(part.inputs), f"behind {cut.operation}"

@@ -1,0 +1,64 @@
+"""The weights of a module that exists already: shared, counted once, and checked by shape."""
+
+import pytest
+import torch
+from torch import nn
+
+from pipepar.errors import WeightsError
+from pipepar.model.weights import ModuleWeights, WeightSpec
+from tests.helpers.models import Tied
+
+torch.set_num_threads(1)
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def spec(name: str) -> WeightSpec:
+    return WeightSpec(name, (), (2, 3), torch.float32)
+
+
+def test_a_tied_tensor_takes_its_room_once() -> None:
+    module = Tied()  # an embedding of 40 by 8 that is the head too, and three layers
+    assert ModuleWeights(module).held(CPU) == 4 * (40 * 8 + 3 * (8 * 8 + 8))
+
+
+def test_a_module_holds_its_buffers_too_and_nothing_on_another_device() -> None:
+    module = nn.BatchNorm1d(5)
+    assert ModuleWeights(module).held(CPU) == 4 * 4 * 5 + 8  # the last one counts the batches
+    assert ModuleWeights(module).held(GPU) == 0
+    assert ModuleWeights(module.to("meta")).held(CPU) == 0
+
+
+def fingerprint(module: nn.Module) -> str:
+    return ModuleWeights(module).fingerprint()
+
+
+def test_values_tell_one_module_from_another() -> None:
+    torch.manual_seed(0)
+    one, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    assert fingerprint(one) != fingerprint(other)
+    other.load_state_dict(one.state_dict())
+    assert fingerprint(one) == fingerprint(other)
+    with torch.no_grad():
+        other.bias[3] += 1
+    assert fingerprint(one) != fingerprint(other)
+
+
+def test_a_modules_tensors_are_shared() -> None:
+    module = nn.Linear(3, 2)
+    ((_, read),) = ModuleWeights(module).read([spec("weight")])
+    assert read.data_ptr() == module.weight.data_ptr()
+    assert not read.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("module", "wanted", "message"),
+    [
+        (nn.Linear(3, 2), spec("wait"), "close names there: weight"),
+        (nn.Linear(3, 3), spec("weight"), r"\(3, 3\) torch.float32, expected \(2, 3\)"),
+        (nn.Linear(3, 2, device="meta"), spec("weight"), "meta device"),
+    ],
+)
+def test_a_module_that_does_not_fit(module: nn.Module, wanted: WeightSpec, message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
+        ModuleWeights(module).check([wanted])
