@@ -104,6 +104,8 @@ class Pipeline:
             samples = self._world.together(lambda: rows(pytree.tree_leaves(example)))
             if samples <= 1:  # says nothing of batches
                 micro_batch = micro_batch or _CAPTURED
+            # A call may have more rows than the example, and so fill what was asked for.
+            usual = samples if samples >= (micro_batch or 1) else None
             args, kwargs = next(split(example, micro_batch or _CAPTURED))
             seat = take_seat(self._world, device, partial(warnings.warn, stacklevel=3))
             self._assembly = assemble(
@@ -112,7 +114,7 @@ class Pipeline:
                 args,
                 kwargs,
                 seat=seat,
-                wish=Wish(samples or None, micro_batch, depth),
+                wish=Wish(usual, micro_batch, depth),
                 results_to_root=True,
                 weights_from_root=from_root,
             )

@@ -228,7 +228,7 @@ def run(
             if warning and world.rank == min(world.cores):
                 console.print(f"[yellow]warning:[/] {warning}")
             if world.rank == 0:
-                console.print(_opening(world, model))
+                console.print(_opening(world, model), markup=False)
             summary = run_job(world, job, display, stop.asked)
     except (Exception, KeyboardInterrupt) as error:  # a world of one; others have been ended
         console.print(together.report(error), markup=False)
@@ -241,7 +241,7 @@ def run(
             samples = f"{summary.failed:,} sample{'s' * (summary.failed > 1)}"
             told = escape(str(errors_of(output_path)))
             console.print(f"[yellow]warning:[/] {samples} failed and were left out: {told}")
-        console.print(f"wrote {output_path}")
+        console.print(f"wrote {output_path}", markup=False, soft_wrap=True)
     world.close()
     if summary.stopped:
         raise typer.Exit(STOPPED)

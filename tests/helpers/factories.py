@@ -271,3 +271,37 @@ class Hours(nn.Module):
 def hours() -> nn.Module:
     torch.manual_seed(0)
     return _model(Hours(), nn.Linear(4, 4), nn.Linear(4, 4))
+
+
+class Told(nn.Module):
+    """Sends its own process a signal with the third micro-batch."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+        self._seen = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not isinstance(x, torch._subclasses.FakeTensor):
+            self._seen += 1
+            if self._seen == 3:
+                os.kill(os.getpid(), self._number)
+                time.sleep(0.2)  # for the thread that hears it; an interrupt comes at once
+        return x.clone()
+
+
+def interrupted() -> nn.Module:
+    """Somebody presses Ctrl-C."""
+    torch.manual_seed(0)
+    return _model(nn.Linear(4, 4), Told(signal.SIGINT))
+
+
+def terminated() -> nn.Module:
+    torch.manual_seed(0)
+    return _model(nn.Linear(4, 4), Told(signal.SIGTERM))
+
+
+def warned() -> nn.Module:
+    """Slurm says that time is nearly up."""
+    torch.manual_seed(0)
+    return _model(nn.Linear(4, 4), Told(signal.SIGUSR1))

@@ -1,0 +1,181 @@
+"""Several ranks as threads of this process, with in-process channels between them."""
+
+from __future__ import annotations
+
+import platform
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+import pytest
+
+from pipepar.comm.bell import Bell
+from pipepar.comm.channel import Receiver, Sender
+from pipepar.comm.inproc import InprocChannel
+from pipepar.comm.link import Link
+from pipepar.comm.vigil import Vigil
+from pipepar.comm.world import World
+
+T = TypeVar("T")
+LIMIT = 60.0
+"""Seconds that a rank waits for another one."""
+
+
+class Aborted(BaseException):
+    """A rank has ended the job."""
+
+
+class Group:
+    """What the ranks of one job share.
+
+    Attributes:
+        channels: every channel, by producer and consumer; the last where there were several.
+        report: what the first rank that ended the job told; None as long as none did.
+    """
+
+    def __init__(self, size: int, hosts: list[str] | None = None, room: int = 0) -> None:
+        self.size = size
+        self.room = room
+        self.hosts = hosts or [platform.node()] * size
+        self.channels: dict[tuple[int, int], InprocChannel] = {}
+        self.report: str | None = None
+        self._texts = [""] * size
+        self._barrier = threading.Barrier(size, timeout=LIMIT)
+        self._lock = threading.Lock()
+
+    def all_gather(self, rank: int, text: str) -> list[str]:
+        self._texts[rank] = text
+        try:
+            self._barrier.wait()
+            texts = list(self._texts)
+            self._barrier.wait()
+        except threading.BrokenBarrierError:
+            raise Aborted(self.report or "another rank failed") from None
+        return texts
+
+    def channel(self, link: Link) -> InprocChannel:
+        """The same for both ends; a pair that is connected again gets another one."""
+        with self._lock:
+            key = link.producer, link.consumer
+            return self.channels.setdefault(key, InprocChannel(2 * link.depth + self.room))
+
+    def abort(self, report: str | None = None) -> None:
+        with self._lock:
+            self.report = report if self.report is None else self.report
+        self._barrier.abort()
+        for channel in self.channels.values():
+            channel.abort()
+
+
+class ThreadWorld(World):
+    """One rank of a `Group`, in the thread that calls it."""
+
+    def __init__(self, group: Group, rank: int) -> None:
+        self.group = group
+        self._comm = None
+        self.rank, self.size = rank, group.size
+        self.vigil = _Kept()
+        self.hosts, self.host = group.hosts, group.hosts[rank]
+        self.cores = self._gather_cores()
+
+    def broadcast(self, text: str) -> str:
+        return self.all_gather(text)[0]
+
+    def all_gather(self, text: str) -> list[str]:
+        return self.group.all_gather(self.rank, text)
+
+    def bind(self, cores: Iterable[int] | None) -> None:
+        self.cores = self._gather_cores()
+
+    def connect(
+        self, links: Iterable[Link], gpu: Any = None, watch: Any = None
+    ) -> tuple[dict[int, Receiver], dict[int, Sender]]:
+        links = list(links)
+        self.all_gather("")
+        if self.rank == 0:
+            self.group.channels.clear()
+        self.all_gather("")
+        receivers: dict[int, Receiver] = {}
+        senders: dict[int, Sender] = {}
+        for link in links:
+            if link.consumer == self.rank:
+                receivers[link.producer] = self.group.channel(link)
+            if link.producer == self.rank:
+                senders[link.consumer] = self.group.channel(link)
+        return receivers, senders
+
+    def bell(self) -> Bell:
+        return Bell(None)
+
+    def close(self) -> None:
+        self.all_gather("")
+
+    def abort(self, report: str) -> NoReturn:
+        self.group.abort(report)
+        raise Aborted(self.group.report)
+
+
+class _Kept(Vigil):
+    """Ranks that are threads end with their process."""
+
+    @property
+    def kept(self) -> bool:
+        return True
+
+
+@contextmanager
+def worlds_by_thread(group: Group) -> Iterator[Callable[[int], None]]:
+    """`World.start` gives each thread the rank that it has been told to be."""
+    own = threading.local()
+
+    def become(rank: int) -> None:
+        own.world = ThreadWorld(group, rank)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(World, "start", classmethod(lambda cls, *options: own.world))
+        yield become
+
+
+def in_threads(
+    size: int, work: Callable[[World], T], hosts: list[str] | None = None, room: int = 0
+) -> list[T]:
+    """Do some work on so many ranks at once; what each returned.
+
+    Args:
+        size: how many.
+        work: is given its rank of the job.
+        hosts: names of their machines.
+        room: micro-batches that channels hold beyond their depth, as MPI's may that are small.
+
+    Raises:
+        Aborted: a rank ended the job.
+        BaseException: a rank raised it.
+    """
+    group = Group(size, hosts, room)
+    results: dict[int, T] = {}
+    failures: list[BaseException] = []
+
+    def rank(number: int) -> None:
+        try:
+            become(number)
+            results[number] = work(World.start())
+        except BaseException as failure:
+            failures.append(failure)
+            group.abort()
+
+    hook = threading.excepthook
+    with worlds_by_thread(group) as become:
+        threads = [threading.Thread(target=rank, args=(each,)) for each in range(size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT)
+    threading.excepthook = hook  # each rank's `FailTogether` replaced that of the one before
+    assert not any(thread.is_alive() for thread in threads)
+    if group.report is not None:
+        raise Aborted(group.report)
+    for failure in failures:
+        if not isinstance(failure, Aborted):
+            raise failure
+    return [results[each] for each in range(size)]

@@ -1,0 +1,126 @@
+"""What a pipeline of several ranks is given, and what it returns and counts."""
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipepar.comm.world import World
+from pipepar.errors import InputError, PeerError
+from pipepar.pipeline import Pipeline
+from tests.helpers.threads import Aborted, in_threads
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*they will slow each other")
+PAUSE = 0.02
+
+
+class Paused(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not isinstance(x, torch._subclasses.FakeTensor):
+            time.sleep(PAUSE)
+        return x.clone()
+
+
+class Sum(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + 2 * y
+
+
+def linear(layers: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Linear(4, 4) for _ in range(layers))).eval()
+
+
+def test_a_batch_is_positional_or_by_name_or_the_one_input() -> None:
+    x, y = torch.ones(3, 2), torch.full((3, 2), 10.0)
+    pipe = Pipeline(Sum(), example_args=(x, y), micro_batch=2)
+    assert torch.equal(pipe(x, y), x + 2 * y)
+    assert [found[0, 0].item() for found in pipe.stream([(x, y), (y, x)])] == [21.0, 12.0]
+    pipe.close()
+    pipe = Pipeline(Sum(), example_kwargs={"x": x, "y": y}, micro_batch=2)
+    assert [found[0, 0].item() for found in pipe.stream([{"x": y, "y": x}])] == [12.0]
+    pipe.close()
+    pipe = Pipeline(linear(), example_args=(torch.zeros(2, 4),), micro_batch=2)
+    (found,) = pipe.stream([torch.ones(5, 4)])
+    assert found.shape == (5, 4)
+    pipe.close()
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_an_example_without_several_rows_says_nothing_of_the_micro_batch(rows: int) -> None:
+    pipe = Pipeline(linear(), example_args=(torch.zeros(rows, 4),))
+    assert pipe.micro_batch == 8
+    pipe.close()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_the_micro_batch_asked_for_may_be_larger_than_the_example(rows: int, ranks: int) -> None:
+    def work(world: World) -> list[int]:
+        pipe = Pipeline(linear(), example_args=(torch.zeros(rows, 4),), micro_batch=5)
+        assert pipe.micro_batch == 5
+        pipe(torch.zeros(11, 4))
+        counts = [stage.totals["compute"].count for stage in pipe.summary().stages]
+        pipe.close()
+        return counts
+
+    assert in_threads(ranks, work) == [[3] * ranks] * ranks
+
+
+def test_the_summary_is_of_all_calls_since_the_last_one() -> None:
+    def work(world: World) -> None:
+        model = nn.Sequential(nn.Linear(4, 4), Paused(), nn.Linear(4, 4)).eval()
+        pipe = Pipeline(model, example_args=(torch.zeros(2, 4),), micro_batch=2, depth=1)
+        for calls in (3, 1):
+            for _ in range(calls):
+                pipe(torch.zeros(4, 4))
+            summary = pipe.summary()
+            assert summary.samples == 4 * calls
+            assert summary.seconds >= calls * 2 * PAUSE
+            assert summary.seconds < (calls + 2) * 2 * PAUSE + 1
+            assert [stage.rank for stage in summary.stages] == [0, 1]
+            counts = [stage.totals["compute"].count for stage in summary.stages]
+            assert counts == [2 * calls] * 2
+            assert all(stage.seconds <= summary.seconds for stage in summary.stages)
+            weights = sum(stage.weight_bytes for stage in summary.stages)
+            assert weights == 2 * (16 + 4) * 4
+        pipe.close()
+
+    in_threads(2, work)
+
+
+def test_rank_0_s_data_count_and_rank_0_gets_the_results() -> None:
+    def work(world: World) -> Any:
+        pipe = Pipeline(linear(3), example_args=(torch.zeros(2, 4),), micro_batch=2, depth=1)
+        result = pipe(torch.full((5, 4), 1.0 + world.rank))
+        pipe.close()
+        return result
+
+    first, *others = in_threads(3, work)
+    with torch.no_grad():
+        expected = torch.cat([linear(3)(part) for part in torch.split(torch.ones(5, 4), 2)])
+    assert torch.equal(first, expected)
+    assert others == [None, None]
+
+
+def test_what_a_script_gave_is_refused_on_every_rank() -> None:
+    def work(world: World) -> None:
+        with pytest.raises((InputError, PeerError), match="depth is 0, expected at least 1"):
+            Pipeline(linear(), example_args=(torch.zeros(2, 4),), depth=0)
+
+    in_threads(2, work)
+
+
+def test_an_exception_while_it_is_made_ends_the_job() -> None:
+    """The other ranks would wait for this one."""
+
+    def work(world: World) -> None:
+        layers: Any = linear() if world.rank == 0 else 5
+        Pipeline(layers=layers, example_args=(torch.zeros(2, 4),))
+
+    with pytest.raises(Aborted, match=r"(?s)### pipepar: rank 1 of 2 on .*TypeError"):
+        in_threads(2, work)
+    with pytest.raises(TypeError):
+        Pipeline(layers=5, example_args=(torch.zeros(2, 4),))  # type: ignore[arg-type]

@@ -1,0 +1,140 @@
+"""What is told at the end of a run: every number of it."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from pipepar.comm.world import World
+from pipepar.data.confusion import Confusion
+from pipepar.runtime.seat import Seat
+from pipepar.runtime.summary import RunSummary, StageSummary, print_summary, summarise
+from pipepar.trace import Totals, Tracer
+from tests.helpers.threads import in_threads
+
+KINDS = ("source", "receive", "compute", "send", "sink")
+
+
+def totals(**seconds: float) -> Totals:
+    """Of ten equal micro-batches."""
+    return Totals(10, seconds["all"], seconds["all"] / 10, seconds["all"] / 10, seconds["all"] / 10)
+
+
+def stage(rank: int, *, threads: int, device: str = "cpu", **kinds: float) -> StageSummary:
+    """One that was at work for so many of 20 seconds."""
+    return StageSummary(
+        rank=rank,
+        host=f"node{rank}",
+        threads=threads,
+        weight_bytes=(rank + 1) * 2**20,
+        peak_bytes=(rank + 1) * 2**30,
+        totals={kind: totals(all=kinds.get(kind, 0.0)) for kind in KINDS},  # type: ignore[misc]
+        gaps=0.0,
+        seconds=20.0,
+        device=device,
+    )
+
+
+STAGES = (
+    stage(0, threads=1, source=2.0, compute=10.0, send=8.0),
+    stage(1, threads=4, receive=5.0, compute=15.0),
+    stage(2, threads=2, device="cuda", receive=14.0, compute=2.0, sink=4.0),
+)
+
+
+def shown(summary: RunSummary) -> list[str]:
+    text = io.StringIO()
+    print_summary(summary, Console(file=text, width=200, highlight=False))
+    return [" ".join(line.split()) for line in text.getvalue().splitlines()]
+
+
+def test_every_number_of_a_run() -> None:
+    lines = shown(RunSummary(12345, 20.0, STAGES, predicted=1000.0))
+    # The bound: 1 s of the first micro-batch on stage 0, 15 s on stage 1, 0.2 s out of stage 2.
+    assert lines[0] == (
+        "12,345 samples in 20.0 s, 617.2 samples/s (predicted 1,000.0) · 81% of the perfect "
+        "pipeline's speed (bound 16.2 s)"
+    )
+    assert lines[1] == "stage host computes on weights peak memory busy"
+    assert lines[2] == "0 node0 1 thread 1.0 MiB 1.0 GiB 50% " + 10 * "█" + 10 * "░"
+    assert lines[3] == "1 node1 4 threads 2.0 MiB 2.0 GiB 75% " + 15 * "█" + 5 * "░"
+    assert lines[4] == "2 node2 GPU 3.0 MiB 3.0 GiB 10% " + 2 * "█" + 18 * "░"
+    assert lines[5] == "busiest: stage 1 on node1, at work 75% of the time"
+    assert lines[6].startswith("idle: fill ")
+
+
+def test_shares_of_the_whole_run() -> None:
+    summary = RunSummary(100, 20.0, STAGES)
+    assert summary.bound == pytest.approx(16.2)
+    assert summary.efficiency == pytest.approx(16.2 / 20)
+    assert [each.work for each in STAGES] == [12.0, 15.0, 6.0]
+    idle = summary.idle
+    computed = sum(each.totals["compute"].seconds for each in STAGES) / (3 * 20)
+    shares = (idle.fill, idle.imbalance, idle.transfer, idle.source, idle.sink, idle.other)
+    assert sum(shares) + computed == pytest.approx(1.0)
+    assert min(shares) >= 0
+
+
+def test_what_the_last_stage_did_after_its_records_is_other() -> None:
+    """As completing the output file."""
+    busy = stage(0, threads=1, source=1.0, compute=12.0, sink=3.0)
+    summary = RunSummary(10, 20.0, (busy,))
+    assert summary.idle.other == pytest.approx(4 / 20)
+    assert summary.idle.source == pytest.approx(1 / 20)
+    assert summary.idle.sink == pytest.approx(3 / 20)
+
+
+def test_a_run_without_samples_or_time() -> None:
+    lines = shown(RunSummary(0, 0.0, STAGES[:1], predicted=5.0))
+    assert lines[0] == (
+        "0 samples in 0.0 s, 0.0 samples/s · 0% of the perfect pipeline's speed (bound 10.0 s)"
+    )
+    assert lines[2].startswith("0 node0 1 thread 1.0 MiB 1.0 GiB 0% ")
+    assert not any(line.startswith(("busiest", "idle")) for line in lines)
+
+
+def test_nothing_is_predicted_where_nothing_was_measured() -> None:
+    assert "predicted" not in shown(RunSummary(5, 1.0, STAGES))[0]
+
+
+def test_classes_are_told_where_they_are_known() -> None:
+    confusion = Confusion(("cat", "dog"), ((0, 0, 3), (1, 0, 1)))
+    text = " ".join(shown(RunSummary(4, 20.0, STAGES, confusion)))
+    assert "accuracy 75.00% of 4 samples in 2 classes" in text
+    assert "accuracy" not in " ".join(shown(RunSummary(4, 20.0, STAGES)))
+
+
+def test_it_is_put_together_of_what_each_rank_knows() -> None:
+    """Rank 0 knows of the samples and the plan, the last one of results; the slowest one's time."""
+    confusion = Confusion(("a", "b"), ((0, 1, 2),))
+
+    def work(world: World) -> RunSummary:
+        tracer = Tracer(world.rank)
+        for index in range(3):
+            tracer.record("compute", index, index, index + 0.25 * (1 + world.rank))
+        return summarise(
+            world,
+            tracer,
+            100 + world.rank,
+            2 + world.rank,
+            samples=50 + world.rank,
+            seconds=(4.0, 6.0, 5.0)[world.rank],
+            confusion=confusion if world.rank == 2 else None,
+            predicted=7.0 if world.rank == 0 else None,
+            failed=world.rank,
+            seat=Seat.on_hosts(world),
+        )
+
+    first, *others = in_threads(3, work, hosts=["x", "y", "x"])
+    assert all(other == first for other in others)
+    assert (first.samples, first.seconds, first.failed) == (50, 6.0, 2)
+    assert (first.predicted, first.confusion) == (7.0, confusion)
+    assert [each.rank for each in first.stages] == [0, 1, 2]
+    assert [each.host for each in first.stages] == ["x", "y", "x"]
+    assert [each.weight_bytes for each in first.stages] == [100, 101, 102]
+    assert [each.threads for each in first.stages] == [2, 3, 4]
+    assert [each.seconds for each in first.stages] == [4.0, 6.0, 5.0]
+    assert [each.gaps for each in first.stages] == [1.5, 1.0, 0.5]
+    assert [each.totals["compute"].seconds for each in first.stages] == [0.75, 1.5, 2.25]
+    assert all(each.device == "cpu" for each in first.stages)
+    assert all(2**20 < each.peak_bytes < 2**40 for each in first.stages)
