@@ -17,7 +17,6 @@ from pipepar.data.partial import read_at
 
 State: TypeAlias = frozenset[tuple[str, bytes]]
 """Names and contents."""
-Names: TypeAlias = Mapping[str, int]
 Change: TypeAlias = Mapping[str, int | None]
 """Names that stand for another file now, or for none; a rename changes two at once."""
 T = TypeVar("T")
@@ -43,7 +42,7 @@ class Disk:
         self._lock = threading.RLock()
         self._files = dict[int, FileIO]()  # open, so that no inode's number is used twice
         self._bytes = dict[int, bytes]()
-        self._names: Names = {}
+        self._names: dict[str, int] = {}
         self._changes: list[Change] = []
         self._look()
         self._synced_bytes = dict(self._bytes)
@@ -79,7 +78,8 @@ class Disk:
         return taken
 
     def _look(self) -> None:
-        names = {each.name: each.inode() for each in os.scandir(self._folder) if each.is_file()}
+        files = (each for each in os.scandir(self._folder) if each.is_file())
+        names = {file.name: file.inode() for file in files}
         both = self._names.keys() | names.keys()
         change = {at: names.get(at) for at in both if names.get(at) != self._names.get(at)}
         if change:

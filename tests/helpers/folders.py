@@ -14,7 +14,7 @@ WORDS = [
 ]
 
 
-def text_folder(path: Path, model: str, **options: Any) -> Path:
+def text_folder(path: Path, model: str, layers: int = 2, **options: Any) -> Path:
     """A BERT with the head that the class's name says, and a tokenizer of a few words."""
     import transformers
     from transformers import BertConfig
@@ -25,7 +25,7 @@ def text_folder(path: Path, model: str, **options: Any) -> Path:
     config = BertConfig(
         vocab_size=len(WORDS),
         hidden_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=16,

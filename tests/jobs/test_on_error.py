@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 from pipepar.errors import InputError, StageError
 from pipepar.runtime.job import Job
 from pipepar.runtime.quarantine import errors_of
-from tests.helpers import factories
+from tests.helpers import factories, picky
 from tests.helpers.cluster.mpirun import run_ranks
 from tests.helpers.command import pipepar
 from tests.helpers.jobs import assert_same, run, told
+from tests.helpers.picky import FIRST, LAST, MIDDLE
+from tests.helpers.seeds import seeds
 
 MLP, PICKY, IDENTITY = (
     "tests.helpers.factories:mlp",
@@ -98,7 +100,7 @@ def test_what_an_earlier_job_told_is_gone(job: Job) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".jsonl"])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", seeds(6))
 def test_stopped_at_any_time_and_resumed(job: Job, suffix: str, seed: int) -> None:
     some = random.Random(seed)
     save_rows(job.input, some.sample(range(COUNT), 4))
@@ -195,28 +197,27 @@ def test_the_file_that_tells_is_not_the_input(tmp_path: Path, options: Sequence[
     assert "out.jsonl.errors.jsonl would replace what input" in output
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize("model", ["picky_first", "picky_last"])
-def test_several_ranks(tmp_path: Path, ranks: int, model: str) -> None:
+@pytest.mark.parametrize("ranks", [3, pytest.param(2, marks=pytest.mark.full)])
+def test_several_ranks(tmp_path: Path, ranks: int) -> None:
     """Stages behind the one that fails compute nothing, and are there for what comes next."""
-    bad = [3, 12, 13, 22]
-    rows = save_rows(tmp_path / "rows.npy", bad)
-    command = [
-        "-m",
-        "pipepar",
-        "run",
-        f"tests.helpers.factories:{model}",
-        str(tmp_path / "rows.npy"),
-    ]
-    command += [str(tmp_path / "out.npy"), "--micro-batch", "5", "--on-error", "skip"]
-    ended = run_ranks(ranks, command, 60)
+    rows = save_rows(tmp_path / "rows.npy", [])
+    bad = {3: FIRST, 12: MIDDLE, 13: LAST, 22: FIRST}
+    for at, value in bad.items():
+        rows[at] = value
+    np.save(tmp_path / "rows.npy", rows.numpy())
+    job = Job("tests.helpers.picky:refuses", tmp_path / "rows.npy", tmp_path / "out.npy")
+    command = ["-m", "pipepar", "run", job.model, str(job.input), str(job.output)]
+    ended = run_ranks(ranks, [*command, "--micro-batch", "5", "--on-error", "skip"], 240)
     assert ended.status == 0, ended.output
     assert "13 samples were in micro-batches that failed; each is tried alone" in ended.output
     assert "4 samples failed and were left out" in ended.output
-    assert_same(np.load(tmp_path / "out.npy"), expected(rows, bad, 5, getattr(factories, model)()))
-    job = Job(model, tmp_path / "rows.npy", tmp_path / "out.npy")
-    ((stage, error),) = set(told(job).values())
-    assert [*told(job)] == bad
-    assert error == "ValueError: too much"
-    # Which of the later stages has the layer that fails, is a question of what was measured.
-    assert stage == 0 if model == "picky_first" else stage in range(1, ranks)
+    assert_same(np.load(job.output), expected(rows, [*bad], 5, picky.refuses()))
+    found = told(job)
+    assert [*found] == [*bad]
+    assert [error for _, error in found.values()] == [
+        f"ValueError: refused beyond {limit}" for limit in (1e5, 100, LAST, 1e5)
+    ]
+    # Which stage has the middle layer is a question of what was measured.
+    assert found[3][0] == found[22][0] == 0
+    assert found[12][0] in range(ranks)
+    assert found[13][0] == ranks - 1

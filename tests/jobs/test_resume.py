@@ -14,13 +14,12 @@ import pytest
 from pipepar.comm.world import World
 from pipepar.data.confusion import Confusion
 from pipepar.data.journal import journal_of
-from pipepar.data.partial import Partial
 from pipepar.errors import InputError
 from pipepar.runtime.job import Job, run_job
-from pipepar.runtime.progress import NOBODY
 from tests.helpers.command import MLP, command, pipepar
 from tests.helpers.folders import picture_folder, save_pictures, text_folder
 from tests.helpers.jobs import go_on, hidden, run
+from tests.helpers.seeds import seeds
 
 WORDS = "the quick brown fox jump over a lazy dog".split()
 
@@ -36,7 +35,7 @@ def texts(tmp_path: Path) -> Job:
     some = random.Random(4)
     lines = [" ".join(some.choices(WORDS, k=some.randrange(1, 12))) for _ in range(4321)]
     (tmp_path / "in.txt").write_text("\n".join(lines) + "\n")
-    folder = text_folder(tmp_path / "bert", "BertModel")
+    folder = text_folder(tmp_path / "bert", "BertModel", layers=1)
     return Job(str(folder), tmp_path / "in.txt", tmp_path / "out.npy", micro_batch=64)
 
 
@@ -73,11 +72,11 @@ def test_asked_to_stop_when_all_is_done(job: Job) -> None:
     assert job.output.exists()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(4))
 def test_texts(texts: Job, seed: int) -> None:
     """Stopped at random, again and again; the last micro-batch is smaller."""
     some, done = random.Random(seed), 0
-    while (summary := run(replace(texts, resume=done > 0), some.randrange(1, 50))).stopped:
+    while (summary := run(replace(texts, resume=done > 0), some.randrange(15, 50))).stopped:
         done += summary.samples
         assert summary.stopped.done == done
     assert done + summary.samples == 4321
@@ -242,22 +241,17 @@ def test_all_was_done_but_the_renaming(job: Job, monkeypatch: pytest.MonkeyPatch
     assert np.load(job.output).shape == (11, 4)
 
 
-def test_one_run_an_output(job: Job) -> None:
-    run(job, 3)
-    other = Partial(job.output)
-    for again in (job, replace(job, resume=True)):
-        with pytest.raises(InputError, match="is being written by another run"):
-            run(again)
-    other.keep()
-    assert go_on(job).samples == 5
-
-
 def test_the_summary_counts_what_this_run_did(job: Job) -> None:
-    shown = list[str]()
     run(job, 3)
-    display = replace(NOBODY, note=shown.append)
-    run_job(World.start(), replace(job, resume=True), display)
-    assert shown[-1] == "resuming: 6 of 11 samples are done already"
+    status, output = pipepar("run", MLP, job.input, job.output, "--resume", "--micro-batch", 2)
+    assert status == 0, output
+    assert "resuming: 6 of 11 samples are done already" in output
+    assert "5 samples in" in output
+    assert "11 samples in" not in output
+    run(job, 3)
+    summary = go_on(job)
+    assert summary.samples == 5
+    assert [stage.totals["compute"].count for stage in summary.stages] == [3]
 
 
 def test_the_option_is_explained() -> None:

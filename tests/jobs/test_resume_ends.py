@@ -17,7 +17,7 @@ from pipepar.errors import InputError, PipeparError
 from pipepar.runtime.job import Job, run_job
 from pipepar.runtime.progress import NOBODY
 from pipepar.runtime.quarantine import errors_of
-from tests.helpers.command import MLP
+from tests.helpers.command import MLP, pipepar
 from tests.helpers.jobs import go_on, hidden, run
 
 
@@ -60,8 +60,16 @@ def test_all_was_done_but_the_journals_end(job: Job, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [32, 11, None])
-def test_a_micro_batch_larger_than_the_input(job: Job, micro_batch: int | None) -> None:
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_micro_batch_larger_than_the_input(
+    job: Job, micro_batch: int | None, planned: bool
+) -> None:
     """It counts as many samples as there are, so that the job may be gone on with."""
+    if planned:
+        plan = job.output.with_name("plan.json")
+        status, output = pipepar("plan", MLP, "--stages", 1, "--input", job.input, "-o", plan)
+        assert status == 0, output
+        job = replace(job, plan=plan)
     run_but_for_the_journal(replace(job, micro_batch=32))
     assert run(replace(job, resume=True, micro_batch=micro_batch)).samples == 0
     assert hidden(job.output.parent) == []
@@ -109,15 +117,17 @@ def test_nothing_is_left(job: Job) -> None:
     assert told in notes(replace(job, resume=True))
 
 
-def test_the_second_of_two_runs_is_told_at_once(job: Job) -> None:
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_second_of_two_runs_is_told_at_once(job: Job, resume: bool) -> None:
     """Before its model is looked at, and nothing of what an earlier run left."""
     run(job, 3)
     other, shown = Partial(job.output), list[str]()
-    display = replace(NOBODY, note=shown.append)
+    second = replace(job, model="tests.helpers.factories:missing", resume=resume)
     with pytest.raises(InputError, match="is being written by another run"):
-        run_job(World.start(), replace(job, model="tests.helpers.factories:missing"), display)
+        run_job(World.start(), second, replace(NOBODY, note=shown.append))
     assert not shown
     other.keep()
+    assert go_on(job).samples == 5
 
 
 @pytest.mark.parametrize("resume", [True, False])

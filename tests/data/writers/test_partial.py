@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipepar.data.partial import Partial
 from pipepar.data.writers import check_output, open_output
 from pipepar.errors import InputError, PipeparError
 
@@ -21,6 +22,8 @@ def test_one_run_an_output(tmp_path: Path) -> None:
     with open_output(path, 1) as writer:
         with pytest.raises(InputError, match="written by another run"), open_output(path, 1):
             pass
+        with pytest.raises(InputError, match=r"which holds .*\.y\.npy\.partial; expected one run"):
+            Partial(path)
         writer.write(torch.tensor([0]), {"y": torch.ones(1)})
     assert np.load(path).tolist() == [1.0]
 

@@ -1,0 +1,102 @@
+"""The file beside an output that tells which samples failed: whole, and true of this output."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipepar.data.journal import journal_of
+from pipepar.runtime.job import Job
+from pipepar.runtime.quarantine import errors_of
+from tests.helpers.disk import Disk
+from tests.helpers.jobs import go_on, run, told
+
+PICKY = "tests.helpers.factories:picky_last"
+BAD = (3, 8)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """One whose file has to tell of two samples; in a folder of its own."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    save(tmp_path / "in" / "rows.npy", BAD)
+    return Job(
+        *(PICKY, tmp_path / "in" / "rows.npy", tmp_path / "out" / "y.npy"),
+        micro_batch=2,
+        on_error="skip",
+    )
+
+
+def save(path: Path, bad: tuple[int, ...]) -> None:
+    values = np.ones((11, 4), np.float32)
+    values[list(bad)] = 1e6
+    np.save(path, values)
+
+
+def test_what_a_line_says(job: Job) -> None:
+    run(job)
+    text = errors_of(job.output).read_text(encoding="utf-8")
+    assert [json.loads(line) for line in text.splitlines()] == [
+        {"id": at, "stage": 0, "error": "ValueError: too much"} for at in BAD
+    ]
+    assert text.endswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("before", "bad"), [((), BAD), (BAD, ()), ((1, 2, 3), BAD)], ids=["none", "mended", "others"]
+)
+def test_a_crash_at_any_moment(
+    job: Job, before: tuple[int, ...], bad: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the output is there and needs no resuming, the file is there, too, and is its own."""
+    path, errors = job.output, errors_of(job.output)
+    save(job.input, bad)
+    run(job)
+    output, lines = path.read_bytes(), errors.read_bytes() if bad else None
+    save(job.input, before)
+    run(job)
+    assert path.read_bytes() != output
+    save(job.input, bad)
+    disk = Disk(path.parent)
+    with monkeypatch.context() as patch:
+        disk.watch(patch)
+        run(job)
+    states = [dict(state) for state in disk.states]
+    finished = [each for each in states if each[path.name] == output]
+    assert any(journal_of(path).name not in each for each in finished)
+    for each in finished:
+        if journal_of(path).name not in each:
+            assert each.get(errors.name) == lines, f"samples {bad} after {before}: {sorted(each)}"
+
+
+def test_what_a_job_noted_and_a_later_one_did_not(job: Job) -> None:
+    """Samples that failed before the job was stopped are told with those after that."""
+    assert run(job, 9).stopped  # six micro-batches, and two of the four samples alone
+    assert not errors_of(job.output).exists()
+    summary = go_on(job)
+    assert summary.failed == 2
+    assert list(told(job)) == list(BAD)
+
+
+def test_samples_that_failed_together_are_tried_when_it_goes_on(job: Job) -> None:
+    """Those that do not fail alone have results."""
+    assert run(job, 6).stopped
+    summary = go_on(job)
+    assert summary.samples == 4
+    assert not np.isnan(np.load(job.output)[[2, 9]]).any()
+    assert np.isnan(np.load(job.output)[list(BAD)]).all()
+
+
+def test_another_output_has_a_file_of_its_own(job: Job) -> None:
+    run(job)
+    other = replace(job, output=job.output.with_name("other.jsonl"))
+    save(job.input, (5,))
+    run(other)
+    assert list(told(job)) == list(BAD)
+    assert list(told(other)) == [5]
+    assert errors_of(other.output).name == "other.jsonl.errors.jsonl"
