@@ -9,6 +9,7 @@ from pipepar.comm.nccl import Nccl
 from tests.helpers.cluster.gpus import NO_GPU
 from tests.helpers.rank_fixtures import cache as cache
 from tests.helpers.rank_fixtures import configure
+from tests.helpers.rank_fixtures import shared as shared
 from tests.helpers.rank_fixtures import world as world
 
 

@@ -1,6 +1,9 @@
-"""Each rank's own temporary folder, one thread a rank, and a world for every test."""
+"""Each rank's own temporary folder, one thread a rank, and a world for who asks for one."""
 
-from collections.abc import Iterator
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 from pipepar.comm.world import World
 from pipepar.model.capture import capture
 from pipepar.model.graph import Graph
+from pipepar.runtime import links, timing
 from tests.helpers.models import six_layers
 
 
@@ -16,6 +20,7 @@ def configure(config: pytest.Config) -> None:
     """Give this rank a temporary folder of its own, and one thread."""
     from mpi4py import MPI
 
+    config.addinivalue_line("markers", "usual: every run has it, on this number of ranks")
     config.option.basetemp = Path(f"{config.option.basetemp}{MPI.COMM_WORLD.rank}")
     torch.set_num_threads(1)
 
@@ -27,14 +32,47 @@ def world() -> Iterator[World]:
     world.close()
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for all ranks, new for each test."""
+def on_ranks(*sizes: int) -> pytest.MarkDecorator:
+    """Marks what is to run on these numbers of ranks; `make test-all` runs it on every number."""
+    from mpi4py import MPI
+
+    return pytest.mark.usual if MPI.COMM_WORLD.size in sizes else pytest.mark.full
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all ranks."""
     world = World.start()
-    path = Path(world.broadcast(str(tmp_path_factory.mktemp("cache"))))
+    path = Path(world.broadcast(str(tmp_path_factory.mktemp("shared"))))
     world.close()
+    return path
+
+
+def set_affinity(cores: Iterable[int]) -> None:
+    """Let every thread of this process have these cores; one may end meanwhile."""
+    for thread in map(int, os.listdir("/proc/self/task")):
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(thread, cores)
+
+
+_tests = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def cache(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of all ranks, new for each test; they run the same tests, so none need be told."""
+    path = shared / f"cache{next(_tests)}"
+    path.mkdir(exist_ok=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
     return path / "pipepar"
+
+
+@pytest.fixture(autouse=True)
+def brief_measuring(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most pipelines measure devices and links; here no plan hangs on how well they do."""
+    if pytestconfig.option.markexpr == "not full":
+        monkeypatch.setattr(links, "_SECONDS", 0.02)
+        monkeypatch.setattr(timing, "_PACE_SECONDS", 0.02)
 
 
 @pytest.fixture

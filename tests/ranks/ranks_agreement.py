@@ -23,9 +23,10 @@ from pipepar.runtime.fixed import fixed_batch
 from pipepar.runtime.planning import make_plan
 from pipepar.runtime.seat import Seat
 from tests.helpers.models import six_layers as model
+from tests.helpers.rank_fixtures import on_ranks
 from tests.helpers.zoo import ByRow
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, on_ranks(1, 2, 4)]
 
 
 def all_equal(world: World, value: object) -> bool:
@@ -47,15 +48,19 @@ def assert_equals_the_unsplit(pipe: Pipeline, whole: nn.Module, x: torch.Tensor)
 
 
 def test_a_measured_pipeline_gives_the_same_numbers(world: World) -> None:
-    x = torch.randn(40, 8)
-    with Pipeline(model(), example_args=(x,)) as pipe:
+    x, given = torch.randn(40, 8), model()
+    with Pipeline(given, example_args=(x,)) as pipe:
         assert pipe.micro_batch in Wish(40).sizes(None)
         assert all_equal(world, pipe.micro_batch)
         assert all_equal(world, pipe._assembly.plan.digest)
         assert_equals_the_unsplit(pipe, model(), x)
         assert_equals_the_unsplit(pipe, model(), torch.randn(3, 8))
+    before, after = model().state_dict(), given.state_dict()
+    assert list(after) == list(before), "measuring leaves the model as it was"
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+@on_ranks(1, 2)  # its model is traced by each rank
 def test_a_model_of_one_batch_gets_that(world: World) -> None:
     torch.manual_seed(6)
     whole, x = ByRow().eval(), torch.randn(6, 8)

@@ -3,7 +3,7 @@
 import threading
 import time
 from itertools import combinations
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from mpi4py import MPI
@@ -23,6 +23,7 @@ class Meeting:
     """Two ranks meet to make a communicator, to use it first, and to close it."""
 
     made: ClassVar[list[str]] = []
+    """What was started, and what it was used for, in order."""
     trouble: ClassVar[str] = ""
 
     def __init__(self, peer: int, unique_id: bytes, what: str) -> None:
@@ -39,9 +40,12 @@ class Meeting:
         return cls(pair[1 - rank], unique_id, what)
 
     def send(self, address: int, nbytes: int, stream: int) -> None:
+        self.made.append(f"send {nbytes}")
         self._meet(b"used")
 
-    receive = send
+    def receive(self, address: int, nbytes: int, stream: int) -> None:
+        self.made.append(f"receive {nbytes}")
+        self._meet(b"used")
 
     def problem(self) -> str:
         return self.trouble
@@ -84,11 +88,12 @@ def test_all_meet_and_part_in_one_order(world: World) -> None:
     every: list[Pair] = list(combinations(range(world.size), 2))
     started = Communicators.start(world, every, StandIn())
     assert sorted(started) == [pair for pair in every if world.rank in pair]
-    assert Meeting.made == [
-        f"edge rank {first} -> rank {second}"
+    mine = [
+        (f"edge rank {first} -> rank {second}", "send 1" if world.rank == first else "receive 1")
         for first, second in sorted(every, key=lambda pair: (pair[0] % 2, pair))
         if world.rank in (first, second)
     ]
+    assert Meeting.made == [word for each in mine for word in each]  # each is used once at once
     for pair in sorted(started, key=lambda pair: (pair[0] - world.rank) % world.size):
         started[pair].close()  # channels are closed in an order of their own
         started[pair].close()
@@ -126,3 +131,52 @@ def test_what_breaks_later_ends_the_job(world: World, monkeypatch: pytest.Monkey
         started.abort()  # hangs, as NCCL's may
         assert time.perf_counter() - begin < 3
     assert len(started) == (1 if world.rank < 2 else 0)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_peer_that_does_not_come_is_waited_for_so_long(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job would end then; here, who waits is told, and the peer comes after all."""
+    ended = list[str]()
+
+    def abort(report: str) -> None:
+        ended.append(report)
+        COMM.send(None, 1, tag=7)
+
+    monkeypatch.setattr(communicators, "_PATIENCE", 0.2 if world.rank == 0 else 60.0)
+    monkeypatch.setattr(world, "abort", abort)
+    if world.rank == 1:
+        start = Meeting.start
+
+        def start_late(*given: Any) -> Meeting:
+            COMM.recv(source=0, tag=7)
+            return start(*given)
+
+        monkeypatch.setattr(Meeting, "start", start_late)
+    started = Communicators.start(world, [(0, 1)], StandIn())
+    if world.rank == 0:
+        (report,) = ended
+        assert report.startswith(f"error: rank 0 on {world.host} could not connect its GPU to that")
+        assert f" of rank 1 on {world.hosts[1]} (edge rank 0 -> rank 1) within 0 s; see" in report
+        assert "NCCL_SOCKET_IFNAME" in report
+    for held in started.values():
+        held.close()
+
+
+@pytest.mark.mpi(min_size=2)
+def test_who_closed_is_told_of_no_trouble(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    raised = list[threading.ExceptHookArgs]()
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    monkeypatch.setattr(communicators, "_LOOK_SECONDS", 0.01)
+    started = Communicators.start(world, [(0, 1)], StandIn())
+    watching = [thread for thread in threading.enumerate() if thread.name == "pipepar-nccl"]
+    assert len(watching) == (1 if world.rank < 2 else 0)
+    for held in started.values():
+        held.close()
+        held.close()
+    for thread in watching:
+        thread.join(10)
+        assert not thread.is_alive()
+    monkeypatch.setattr(Meeting, "trouble", "the peer is gone, as it may")
+    assert not raised

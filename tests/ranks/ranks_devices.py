@@ -14,6 +14,7 @@ from pipepar.errors import InputError, PeerError, PipeparError
 from pipepar.runtime.devices import SHARING, Devices, Visible, Wanted, choose_devices
 from pipepar.runtime.machine import processor
 from pipepar.runtime.threads import claim_threads, cores_behind
+from tests.helpers.rank_fixtures import set_affinity
 
 pytestmark = pytest.mark.mpi
 
@@ -23,8 +24,7 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv(SHARING, raising=False)
     cores = os.sched_getaffinity(0)
     yield
-    for thread in map(int, os.listdir("/proc/self/task")):
-        os.sched_setaffinity(thread, cores)
+    set_affinity(cores)
 
 
 def gpus(uuids: str, *near: int) -> list[Visible]:

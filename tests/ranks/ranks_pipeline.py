@@ -1,6 +1,7 @@
 """The Python door: the same numbers as the unsplit model, bit for bit, at any number of ranks."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +10,12 @@ from mpi4py import MPI
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from pipepar.errors import InputError, PipeparError
+from pipepar.errors import InputError, PeerError, PipeparError
 from pipepar.pipeline import Pipeline
 from tests.helpers.models import Constant, Convolutions, Encoder, Pair
+from tests.helpers.rank_fixtures import on_ranks
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, on_ranks(1, 2, 3)]
 
 
 def ids(rows: int, length: int) -> dict[str, torch.Tensor]:
@@ -23,7 +25,7 @@ def ids(rows: int, length: int) -> dict[str, torch.Tensor]:
     return {"ids": torch.randint(0, 50, (rows, length), generator=generator), "mask": mask}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def encoder() -> Iterator[nn.Module]:
     # Without gradients torch swaps these layers for one fused kernel that rounds differently and
     # that torch.export never sees.
@@ -31,6 +33,17 @@ def encoder() -> Iterator[nn.Module]:
     torch.manual_seed(1)
     yield Encoder().eval()
     torch.backends.mha.set_fastpath_enabled(True)
+
+
+@pytest.fixture(scope="module")
+def encoding(encoder: nn.Module, shared: Path) -> Iterator[Pipeline]:
+    """A pipeline of the encoder, which one test after the other uses."""
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    with Pipeline(encoder, example_args=(ids(4, 9),), micro_batch=2, depth=1) as pipe:
+        yield pipe
+    after = encoder.state_dict()
+    assert list(after) == list(before), "the model is left as it was"
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def unsplit(model: nn.Module, size: int, *args: Any, **kwargs: Any) -> list[Any]:
@@ -65,16 +78,15 @@ def assert_equal(found: Any, expected: list[Any]) -> None:
             assert one == other
 
 
-def test_a_whole_batch(encoder: nn.Module) -> None:
-    with Pipeline(encoder, example_args=(ids(4, 9),), micro_batch=4) as pipe:
-        for rows, length in ((4, 9), (1, 9), (11, 9), (8, 30), (3, 2), (4, 9)):
-            batch = ids(rows, length)
-            found = pipe(batch)
-            if pipe.rank == 0:
-                assert set(found) == {"logits", "hidden"}
-                assert_equal(found, unsplit(encoder, 4, batch))
-            else:
-                assert found is None
+def test_a_whole_batch(encoder: nn.Module, encoding: Pipeline) -> None:
+    for rows, length in ((2, 9), (1, 9), (11, 9), (8, 30), (3, 2), (4, 9)):
+        batch = ids(rows, length)
+        found = encoding(batch)
+        if encoding.rank == 0:
+            assert set(found) == {"logits", "hidden"}
+            assert_equal(found, unsplit(encoder, 2, batch))
+        else:
+            assert found is None
 
 
 def test_keywords_scalars_none_and_a_structured_output() -> None:
@@ -100,15 +112,14 @@ def test_a_sequential() -> None:
             assert_equal(found, unsplit(model, 3, x))
 
 
-def test_streams_of_many_batches_keep_their_order(encoder: nn.Module) -> None:
-    batches = [ids(1 + index % 7, 2 + index % 5) for index in range(60)]
-    with Pipeline(encoder, example_args=(ids(3, 4),), micro_batch=2, depth=1) as pipe:
-        for _ in range(2):
-            found = list(pipe.stream((batch,) for batch in batches))
-            assert len(found) == (60 if pipe.rank == 0 else 0)
-            for each, batch in zip(found, batches, strict=False):
-                assert_equal(each, unsplit(encoder, 2, batch))
-        assert list(pipe.stream([])) == []
+def test_streams_of_many_batches_keep_their_order(encoder: nn.Module, encoding: Pipeline) -> None:
+    batches = [ids(1 + index % 7, 2 + index % 5) for index in range(36)]
+    for _ in range(2):
+        found = list(encoding.stream((batch,) for batch in batches))
+        assert len(found) == (len(batches) if encoding.rank == 0 else 0)
+        for each, batch in zip(found, batches, strict=False):
+            assert_equal(each, unsplit(encoder, 2, batch))
+    assert list(encoding.stream([])) == []
 
 
 def test_results_come_while_batches_are_still_fed() -> None:
@@ -133,54 +144,53 @@ def test_results_come_while_batches_are_still_fed() -> None:
             assert_equal(found, unsplit(model, 2, x))
 
 
-def test_a_stream_may_be_left_at_any_moment(encoder: nn.Module) -> None:
+def test_a_stream_may_be_left_at_any_moment(encoder: nn.Module, encoding: Pipeline) -> None:
     """What was under way is nobody's result any more; the next call gets its own."""
     batches = [(ids(4, 5),), (ids(3, 7),), (ids(2, 6),)]
-    with Pipeline(encoder, example_args=(ids(4, 9),), micro_batch=2, depth=1) as pipe:
-        for taken in (1, 2, 3):
-            stream = pipe.stream(batches)
-            for _, found in zip(range(taken), stream, strict=False):
-                assert set(found) == {"logits", "hidden"}
-            del stream
-            found = pipe(ids(5, 8))
-            if pipe.rank == 0:
-                assert_equal(found, unsplit(encoder, 2, ids(5, 8)))
+    for taken in (1, 2, 3):
+        stream = encoding.stream(batches)
+        for _, found in zip(range(taken), stream, strict=False):
+            assert set(found) == {"logits", "hidden"}
+        del stream
+        found = encoding(ids(5, 8))
+        if encoding.rank == 0:
+            assert_equal(found, unsplit(encoder, 2, ids(5, 8)))
 
 
-def test_an_input_that_is_refused_leaves_the_pipeline_as_it_was(encoder: nn.Module) -> None:
+def test_an_input_that_is_refused_leaves_the_pipeline_as_it_was(
+    encoder: nn.Module, encoding: Pipeline
+) -> None:
     bad = {"ids": ids(4, 9)["ids"], "mask": ids(4, 9)["mask"].float()}
-    with Pipeline(encoder, example_args=(ids(4, 9),), micro_batch=2) as pipe:
-        for batches in ([(bad,)], [(ids(4, 9),), (ids(3, 9),), (bad,), (ids(1, 9),)]):
-            if pipe.rank == 0:
-                with pytest.raises(InputError, match="mask"):
-                    list(pipe.stream(batches))
-            else:
-                assert list(pipe.stream(batches)) == []
-            found = pipe(ids(5, 8))
-            if pipe.rank == 0:
-                assert_equal(found, unsplit(encoder, 2, ids(5, 8)))
+    for batches in ([(bad,)], [(ids(4, 9),), (ids(3, 9),), (bad,), (ids(1, 9),)]):
+        if encoding.rank == 0:
+            with pytest.raises(InputError, match="mask"):
+                list(encoding.stream(batches))
+        else:
+            assert list(encoding.stream(batches)) == []
+        found = encoding(ids(5, 8))
+        if encoding.rank == 0:
+            assert_equal(found, unsplit(encoder, 2, ids(5, 8)))
 
 
-def test_a_call_within_a_stream_is_refused(encoder: nn.Module) -> None:
-    with Pipeline(encoder, example_args=(ids(4, 9),), micro_batch=2) as pipe:
-        stream = pipe.stream([(ids(4, 9),)] * 3)
-        first = next(stream, None)
-        if first is not None and MPI.COMM_WORLD.size > 1:
-            with pytest.raises(PipeparError, match="still open"):
-                pipe(ids(4, 9))
-        assert len(list(stream)) == (2 if pipe.rank == 0 else 0)
+def test_a_call_within_a_stream_is_refused(encoding: Pipeline) -> None:
+    stream = encoding.stream([(ids(4, 9),)] * 3)
+    first = next(stream, None)
+    if first is not None and MPI.COMM_WORLD.size > 1:
+        with pytest.raises(PipeparError, match="still open"):
+            encoding(ids(4, 9))
+    assert len(list(stream)) == (2 if encoding.rank == 0 else 0)
 
 
-def test_the_summary_counts_since_the_last_one(encoder: nn.Module) -> None:
-    with Pipeline(encoder, example_args=(ids(4, 9),), micro_batch=2) as pipe:
-        for total in (6, 3):
-            pipe(ids(total, 9))
-            summary = pipe.summary()
-            assert summary.samples == total
-            assert 0 < summary.bound <= summary.seconds * 1.001
-            assert [s.totals["compute"].count for s in summary.stages] == [-(-total // 2)] * len(
-                summary.stages
-            )
+def test_the_summary_counts_since_the_last_one(encoding: Pipeline) -> None:
+    encoding.summary()
+    for total in (6, 3):
+        encoding(ids(total, 9))
+        summary = encoding.summary()
+        assert summary.samples == total
+        assert 0 < summary.bound <= summary.seconds * 1.001
+        assert [s.totals["compute"].count for s in summary.stages] == [-(-total // 2)] * len(
+            summary.stages
+        )
 
 
 def test_a_model_that_only_one_rank_has_is_refused_on_all() -> None:
@@ -217,21 +227,25 @@ def test_a_batch_without_rows() -> None:
             assert found.shape == (0, 4)
 
 
-def test_the_model_is_left_as_it_was(encoder: nn.Module) -> None:
-    before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    with Pipeline(encoder, example_args=(ids(2, 5),)) as pipe:
-        pipe(ids(2, 5))
-    after = encoder.state_dict()
-    assert list(after) == list(before)
-    assert all(torch.equal(after[name], before[name]) for name in before)
-
-
 def test_more_ranks_than_layers_is_refused_on_every_rank() -> None:
     model = nn.Sequential(nn.Linear(4, 4)).eval()
     if MPI.COMM_WORLD.size == 1:
         pytest.skip("one rank always fits")
     with pytest.raises(PipeparError, match="at most 1 rank"):
         Pipeline(model, example_args=(torch.randn(2, 4),))
+
+
+def test_a_limit_that_is_none_is_refused_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0's environment counts."""
+    if MPI.COMM_WORLD.size == 1:
+        pytest.skip("one rank is left to its user")
+    monkeypatch.setenv("PIPEPAR_STALL_SECONDS", "-5" if MPI.COMM_WORLD.rank == 0 else "5")
+    kind = InputError if MPI.COMM_WORLD.rank == 0 else PeerError
+    layers = [nn.Linear(2, 2) for _ in range(MPI.COMM_WORLD.size)]
+    pipe = Pipeline(layers=layers, example_args=(torch.zeros(1, 2),), micro_batch=1)
+    with pytest.raises(kind, match="PIPEPAR_STALL_SECONDS is '-5', expected seconds above 0"):
+        pipe.__enter__()
+    pipe.close()
 
 
 @pytest.mark.parametrize("name", ["micro_batch", "depth"])

@@ -18,8 +18,9 @@ from pipepar.runtime.choice import Wish
 from pipepar.runtime.kept import Kept
 from pipepar.runtime.profile import Profile, take_profile
 from pipepar.runtime.seat import Seat
+from tests.helpers.rank_fixtures import on_ranks
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, on_ranks(1, 3)]
 
 LAYERS = 6
 

@@ -1,30 +1,61 @@
 """Whole pipelines whose ranks compute on GPUs that are not there, on hosts, or some on either."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from pipepar import pipeline
 from pipepar.comm import communicators
 from pipepar.comm.world import World
 from pipepar.errors import PlanError, StageError
+from pipepar.model.capture import capture
+from pipepar.model.graph import Graph
 from pipepar.pipeline import Pipeline
+from pipepar.runtime import assembly
 from pipepar.runtime import job as jobs
 from pipepar.runtime.job import Job, run_job
 from pipepar.runtime.seat import Seat
 from tests.helpers import factories
 from tests.helpers.gpu.standin import CouriersOverMpi, OnGpu, StandIn, seat_for
+from tests.helpers.rank_fixtures import on_ranks
 from tests.helpers.seat_suite import SeatSuite
 
 pytestmark = pytest.mark.mpi
 
-KINDS = [["cuda"], ["cuda", "cpu"], ["cpu", "cuda"], ["cuda", "cuda", "cpu"]]
+# What ranks sit at, in turn, and on how many ranks every run has that.
+KINDS = [
+    pytest.param(["cuda"], marks=on_ranks(1, 2), id="cuda"),
+    pytest.param(["cuda", "cpu"], marks=on_ranks(2), id="cuda-cpu"),
+    pytest.param(["cpu", "cuda"], marks=on_ranks(2, 4), id="cpu-cuda"),
+    pytest.param(["cuda", "cuda", "cpu"], marks=on_ranks(3), id="cuda-cuda-cpu"),
+]
 
 
-@pytest.fixture(params=KINDS, ids="-".join)
+@pytest.fixture(autouse=True)
+def graphs_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's graph is the same wherever its stages compute."""
+    monkeypatch.setattr(assembly, "capture", captured)
+
+
+_graphs: dict[str, Graph] = {}
+
+
+def captured(module: nn.Module, args: Any, kwargs: Any) -> Graph:
+    if isinstance(module, nn.Sequential):
+        return capture(module, args, kwargs)
+    sizes = pytree.tree_map_only(torch.Tensor, lambda x: (x.shape, x.dtype), (args, kwargs))
+    key = f"{type(module).__qualname__} {sizes}"
+    if key not in _graphs:
+        _graphs[key] = capture(module, args, kwargs)
+    return _graphs[key]
+
+
+@pytest.fixture(params=KINDS)
 def seat(request: pytest.FixtureRequest, world: World, monkeypatch: pytest.MonkeyPatch) -> Seat:
     """This rank's, which every pipeline and job of the test takes."""
     if len(request.param) > max(world.size, 1):
@@ -38,6 +69,10 @@ def seat(request: pytest.FixtureRequest, world: World, monkeypatch: pytest.Monke
 
 class TestStandIns(SeatSuite):
     """On stand-ins for GPUs, on hosts, and on both."""
+
+    @on_ranks(1, 2, 3)  # its model is traced by each rank
+    def test_texts_of_many_lengths(self, seat: Seat) -> None:
+        super().test_texts_of_many_lengths(seat)
 
 
 @pytest.mark.parametrize("model", ["picky_first", "picky_last"])

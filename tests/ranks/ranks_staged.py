@@ -20,8 +20,9 @@ from pipepar.comm.world import World
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, TensorSpec, Value
 from tests.helpers.gpu.gates import QUERY, Gate
+from tests.helpers.rank_fixtures import on_ranks
 
-pytestmark = pytest.mark.mpi(min_size=2)
+pytestmark = [pytest.mark.mpi(min_size=2), on_ranks(2)]
 
 
 class LateStream:

@@ -20,8 +20,9 @@ from pipepar.runtime.assembly import assemble
 from pipepar.runtime.choice import Wish
 from pipepar.runtime.replica import replica
 from pipepar.runtime.seat import Seat
+from tests.helpers.rank_fixtures import on_ranks
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, on_ranks(1, 2, 3)]
 
 ROOT = MPI.COMM_WORLD.rank == 0
 
@@ -201,12 +202,15 @@ def test_a_disk_that_fails_under_way_ends_every_rank(
         assert str(caught.value) == "the disk is gone"
 
 
-@pytest.mark.parametrize("name", ["bert", "mixtral"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("bert", marks=on_ranks(2)), pytest.param("mixtral", marks=on_ranks(3))],
+)
 def test_a_folder_each_rank_reads_its_part_of(name: str, tmp_path: Path) -> None:
     import transformers as hf
 
     folder = shared(tmp_path)
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4}
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     small |= {"num_attention_heads": 2, "vocab_size": 30}
     if ROOT:
         torch.manual_seed(0)

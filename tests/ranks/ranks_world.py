@@ -10,6 +10,7 @@ from mpi4py import MPI
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PeerError, PipeparError, PlanError
 from pipepar.runtime.threads import claim_threads, crowded
+from tests.helpers.rank_fixtures import set_affinity
 
 pytestmark = pytest.mark.mpi
 
@@ -91,8 +92,7 @@ def test_a_rank_is_bound_with_all_its_threads_and_the_others_hear_of_it(world: W
     finally:
         done.set()
         other.join()
-        for thread in map(int, os.listdir("/proc/self/task")):
-            os.sched_setaffinity(thread, cores)
+        set_affinity(cores)
         world.bind(None)
 
 

@@ -11,6 +11,6 @@ FILES = sorted(Path(__file__).parent.glob("ranks_*.py"))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_ranks(ranks: int, tmp_path: Path) -> None:
-    found = failures(FILES, ranks, tmp_path, SECONDS)
+def test_ranks(ranks: int, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    found = failures(FILES, ranks, tmp_path, SECONDS, pytestconfig.option.markexpr)
     assert not found, found

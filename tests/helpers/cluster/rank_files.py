@@ -7,6 +7,9 @@ from pathlib import Path
 
 from tests.helpers.cluster.mpirun import Finished, finish, mpirun, start
 
+NOTHING = 5
+"""Status of pytest where no test is left to run."""
+
 
 def run_files(
     files: Sequence[Path],
@@ -15,6 +18,7 @@ def run_files(
     seconds: float,
     *,
     tests: str = "",
+    marks: str | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Finished:
     """Run test files under one mpirun to their end.
@@ -28,9 +32,11 @@ def run_files(
         tmp_path: below it each rank gets a temporary folder.
         seconds: for all of it.
         tests: which of them, an expression as for pytest's `-k`; all if empty.
+        marks: which of them, an expression as for pytest's `-m`; None for the usual.
         env: further environment variables.
     """
     options = ["--only-mpi", "-x", "-q", "-rs", "--color=no", "--show-capture=no", "-k", tests]
+    options += [] if marks is None else ["-m", marks]
     options += ["-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={tmp_path}/rank"]
     options += ["-o", f"faulthandler_timeout={seconds - 20}"]
     python = [sys.executable, "-m", "mpi4py", "-m", "pytest", *map(str, files), *options]
@@ -38,19 +44,22 @@ def run_files(
     return finish(start([*mpirun(ranks, "--output", "tag"), *python], env), seconds)
 
 
-def failures(files: Sequence[Path], ranks: int, tmp_path: Path, seconds: float) -> str:
+def failures(
+    files: Sequence[Path], ranks: int, tmp_path: Path, seconds: float, marks: str | None = None
+) -> str:
     """What fails where all files run together; empty if nothing does.
 
     After a failure each file runs by itself, so that the report has every file that fails, not only
     the first.
     """
-    together = run_files(files, ranks, tmp_path, seconds)
+    together = run_files(files, ranks, tmp_path, seconds, marks=marks)
     if together.status == 0 and passed(together):
         return ""
     reports = [f"together, {ranks} ranks:\n{together.output[-6000:]}"]
     for file in files:
-        alone = run_files([file], ranks, tmp_path / file.stem, seconds)
-        if alone.status != 0:
+        (folder := tmp_path / file.stem).mkdir()
+        alone = run_files([file], ranks, folder, seconds, marks=marks)
+        if alone.status not in (0, NOTHING):
             reports.append(f"{file.name} alone, {ranks} ranks:\n{alone.output[-6000:]}")
     return "\n\n".join(reports)
 
