@@ -11,7 +11,7 @@ from pipepar.model.capture import capture
 from pipepar.model.crossing import cut_table
 from pipepar.model.cut import extract, parts
 from pipepar.model.sizes import is_scalar
-from tests.helpers.models import InPlace, Mlp, Sized, Skips
+from tests.helpers.models import InPlace, Mlp, Sized, Skips, Tied
 
 torch.set_num_threads(1)
 
@@ -60,6 +60,41 @@ def test_flops_of_a_sequence_are_counted_too() -> None:
     assert table.crossing == (None, 4 * 16 * 4, 4 * 16 * 4)
 
 
+def test_a_price_is_the_operations_and_eight_for_each_byte_that_is_moved() -> None:
+    module = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    table = cut_table(graph_of(module, torch.randn(4, 16)))
+    wide, narrow = 4 * 16 * 4, 4 * 2 * 4  # bytes of activations; weights stay where they are
+    assert table.costs == (
+        2 * 4 * 16 * 16 + 8 * (wide + wide),
+        8 * (wide + wide),
+        2 * 4 * 16 * 2 + 8 * (wide + narrow),
+    )
+    first, second = table.cuts
+    assert first.done == table.costs[0] / sum(table.costs)
+    assert second.done == (table.costs[0] + table.costs[1]) / sum(table.costs)
+    assert (first.module, second.module) == ("0", "1")
+
+
+def test_a_view_moves_nothing_and_a_write_in_place_does() -> None:
+    class Views(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return torch.sin(x).t().relu_()
+
+    table = cut_table(graph_of(Views(), torch.randn(4, 16).double()))
+    whole = 4 * 16 * 8
+    assert table.costs == (8 * 2 * whole, 0, 8 * 2 * whole)
+    assert [table.counted[node].size for node in table.counted if node.op != "output"] == [
+        whole
+    ] * 4
+
+
+def test_what_a_model_without_work_hands_on_is_cut_anywhere() -> None:
+    module = nn.Sequential(nn.Identity(), nn.Identity(), nn.Identity())
+    table = cut_table(graph_of(module, torch.randn(4, 16)))
+    assert table.costs == (0, 0, 0)
+    assert [cut.done for cut in table.cuts] == [0, 0]
+
+
 def test_skips_are_counted_where_they_pass() -> None:
     graph = graph_of(Skips(), torch.randn(2, 3, 16, 16))
     table, names = cut_table(graph), [node.name for node in graph.nodes]
@@ -94,6 +129,38 @@ def test_a_sequences_in_place_child_stays_with_its_input() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4))
     table = cut_table(graph_of(module, torch.randn(2, 4)))
     assert [size is None for size in table.crossing] == [True, True, False]
+
+
+def test_a_tensor_that_is_its_own_result_and_used_early_crosses_to_the_end() -> None:
+    class Keeps(Splits):
+        def forward(self, x: torch.Tensor) -> Any:
+            h = self.layers[0](x)
+            return self.layers[1](torch.sin(h)), h
+
+    graph = graph_of(Keeps(), torch.randn(2, 8))
+    assert [(cut.tensors, cut.nbytes) for cut in cut_table(graph).cuts] == [(1, 64), (2, 128)]
+
+
+def test_a_result_that_is_a_weight_comes_from_the_last_stage() -> None:
+    class Gives(Splits):
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.layers[1](self.layers[0](x)), self.layers[0].bias
+
+    graph = graph_of(Gives(), torch.randn(2, 8))
+    first, last = parts(graph, [1])
+    assert last.outputs == graph.outputs
+    assert "layers.0.bias" in first.weights
+    assert "layers.0.bias" in last.weights
+
+
+def test_a_tied_weight_is_counted_once_in_a_stage() -> None:
+    graph = graph_of(Tied(), torch.zeros(2, 3, dtype=torch.int64))
+    (whole,) = parts(graph, [])
+    assert whole.weight_bytes == 4 * (40 * 8 + 3 * (8 * 8 + 8))
+    assert len(whole.weights) == len(set(whole.weights)) == 7
+    first, last = parts(graph, [2])
+    assert "embed.weight" in first.weights
+    assert "embed.weight" in last.weights  # each has its own copy
 
 
 @pytest.mark.parametrize("module", [Sized(), Counted()])
