@@ -50,6 +50,7 @@ def graph_of(module: nn.Module, *args: Any) -> Any:
 def test_flops_are_those_of_the_matrix_products() -> None:
     table = cut_table(graph_of(Mlp(), torch.randn(4, 16)))
     assert sum(table.flops) == 6 * 2 * 4 * 16 * 16
+    assert table.costs[0] == table.flops[0] + 8 * 2 * 4 * 16 * 4  # weights stay where they are
     assert all(cost > 0 for cost in table.costs)  # relu has its price too
 
 
@@ -139,6 +140,32 @@ def test_a_tensor_that_is_its_own_result_and_used_early_crosses_to_the_end() -> 
 
     graph = graph_of(Keeps(), torch.randn(2, 8))
     assert [(cut.tensors, cut.nbytes) for cut in cut_table(graph).cuts] == [(1, 64), (2, 128)]
+
+
+def test_an_input_that_is_needed_at_the_end_crosses_everywhere() -> None:
+    class Adds(Splits):
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.layers[1](self.layers[0](x)) + x
+
+    cuts = cut_table(graph_of(Adds(), torch.randn(2, 8))).cuts
+    assert [(cut.tensors, cut.nbytes) for cut in cuts] == [(2, 128), (2, 128)]
+
+
+@pytest.mark.parametrize(("module", "width"), [(Sized(), 8), (Counted(), 4)])
+def test_numbers_are_no_tensors_that_cross(module: nn.Module, width: int) -> None:
+    table = cut_table(graph_of(module, torch.randn(2, 3, width)))
+    assert {(cut.tensors, cut.nbytes) for cut in table.cuts} == {(1, 2 * 3 * width * 4)}
+
+
+def test_a_tensor_does_not_cross_for_its_size_alone() -> None:
+    class Positives(Splits):
+        def forward(self, x: torch.Tensor) -> Any:
+            some = x[x > 0]
+            return self.layers[1](self.layers[0](x)) * some.shape[0]
+
+    table = cut_table(graph_of(Positives(), torch.randn(2, 8)))
+    crossing = {cut.operation: cut.tensors for cut in table.cuts}
+    assert crossing == {"gt": 2, "index": 1, "sym_size_int_3": 1, "linear": 1, "linear_1": 1}
 
 
 def test_a_result_that_is_a_weight_comes_from_the_last_stage() -> None:

@@ -135,7 +135,21 @@ def number_is_a_result(own: Computes, x: torch.Tensor) -> Any:
     return own.b(h.reshape(-1, 4)), x.shape[0] * x.shape[1], h.shape[1]
 
 
-SIZES = [length_alone, product_of_sizes, size_of_a_result, number_is_a_result]
+def number_of_positives(own: Computes, x: torch.Tensor) -> Any:
+    """At the end, a size that depends on values, of a tensor that nothing else needs."""
+    some = x[x > 0]
+    return own.b(own.a(x).sin()) * some.shape[0]
+
+
+def largest_value(own: Computes, x: torch.Tensor) -> Any:
+    largest = x.max().item()
+    return own.b(own.a(x).sin()) * (largest + 1)
+
+
+SIZES = [
+    *(length_alone, product_of_sizes, size_of_a_result, number_is_a_result),
+    *(number_of_positives, largest_value),
+]
 
 
 def captured(function: Callable[..., Any], x: torch.Tensor) -> tuple[nn.Module, Graph, list[Any]]:
