@@ -1,0 +1,151 @@
+"""How a checkpoint's bytes are read: all of them, each once, and what tells one from another."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipepar.errors import WeightsError
+from pipepar.model import checkpoint
+from pipepar.model.checkpoint import Checkpoint, Stored, TensorFiles
+from pipepar.model.formats import open_checkpoint
+from pipepar.model.recipes import SameNames
+from pipepar.model.weights import StoredWeights, WeightSpec
+
+VALUES = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(3.0) + 10}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    save_file(VALUES, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def located(file: Path, name: str = "a") -> Stored:
+    return open_checkpoint(file).locate(name)
+
+
+def weights(file: Path) -> StoredWeights:
+    return StoredWeights(file, SameNames({"a", "b", "c"}))
+
+
+def spec(name: str, *aliases: str, shape: tuple[int, ...] = (2, 3)) -> WeightSpec:
+    return WeightSpec(name, aliases, shape, torch.float32)
+
+
+def test_a_read_may_give_fewer_bytes_than_asked(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux gives 2 GiB at most, and a network file system what it has."""
+    whole = os.preadv
+
+    def at_most_five(handle: int, buffers: Any, offset: int) -> int:
+        return whole(handle, [buffer[:5] for buffer in buffers], offset)
+
+    monkeypatch.setattr(os, "preadv", at_most_five)
+    with TensorFiles() as files:
+        for name, values in VALUES.items():
+            assert torch.equal(files.read(located(file, name)), values), name
+
+
+def test_a_tensor_larger_than_one_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    whole = os.preadv
+
+    def noted(handle: int, buffers: Any, offset: int) -> int:
+        asked.append(sum(map(len, buffers)))
+        return whole(handle, buffers, offset)
+
+    monkeypatch.setattr(checkpoint, "_READ_BYTES", 7)
+    monkeypatch.setattr(os, "preadv", noted)
+    with TensorFiles() as files:
+        assert torch.equal(files.read(located(file)), VALUES["a"])
+    assert asked == [7, 7, 7, 3]
+
+
+def test_a_read_that_fails_names_the_tensor_the_file_and_why(file: Path) -> None:
+    stored = located(file)
+    file.unlink()
+    with TensorFiles() as files, pytest.raises(WeightsError) as caught:
+        files.read(stored)
+    assert f"a cannot be read from {file}: No such file" in str(caught.value)
+    file.mkdir()
+    with TensorFiles() as files, pytest.raises(WeightsError) as caught:
+        files.read(stored)
+    assert f"a cannot be read from {file}: Is a directory" in str(caught.value)
+
+
+def test_files_are_opened_once_and_closed(file: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    stored = [located(file, name) for name in VALUES]
+    with TensorFiles() as files:
+        for each in stored * 2:
+            files.read(each)
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_shards_header_is_read_once(file: Path) -> None:
+    read: list[Path] = []
+
+    def header(path: Path) -> dict[str, Stored]:
+        read.append(path)
+        return {name: located(path, name) for name in VALUES}
+
+    found = Checkpoint(file, dict.fromkeys(VALUES, file), header)
+    assert not read
+    assert [found.locate(name).name for name in ("a", "b", "a")] == ["a", "b", "a"]
+    assert read == [file]
+
+
+def test_one_tensor_under_two_names_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"a": VALUES["a"], "c": VALUES["a"]}, tmp_path / "model.bin")
+    count, whole = [0], os.preadv
+
+    def counted(handle: int, buffers: Any, offset: int) -> int:
+        count[0] += 1
+        return whole(handle, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", counted)
+    ((_, read),) = weights(tmp_path / "model.bin").read([spec("a", "c")])
+    assert torch.equal(read, VALUES["a"])
+    assert count == [1]
+
+
+def test_ties_of_several_tensors_must_all_be_equal(tmp_path: Path) -> None:
+    same = {"a": torch.tensor([1.0, float("nan")]), "c": torch.tensor([1.0, float("nan")])}
+    save_file(same, tmp_path / "same.safetensors")
+    tied = spec("a", "c", shape=(2,))
+    assert len(list(weights(tmp_path / "same.safetensors").read([tied]))) == 1
+    for other in (torch.tensor([1.0, 2.0]), torch.ones(3), torch.tensor([1, 1])):
+        save_file({**same, "c": other}, tmp_path / "other.safetensors")
+        with pytest.raises(WeightsError, match="holds two that differ"):
+            list(weights(tmp_path / "other.safetensors").read([tied]))
+
+
+def fingerprint(file: Path, tensors: dict[str, torch.Tensor], **metadata: str) -> str:
+    save_file(tensors, file, metadata=metadata or None)
+    return weights(file).fingerprint()
+
+
+def test_checkpoints_that_differ_have_other_fingerprints(file: Path, tmp_path: Path) -> None:
+    long = torch.arange(10_000.0)
+    whole = {"a": long, "b": VALUES["b"]}
+    middle = long.clone()
+    middle[5_000] = -1.0
+    prints = [
+        fingerprint(file, whole),
+        fingerprint(file, {**whole, "a": middle}),
+        fingerprint(file, {"c": long, "b": VALUES["b"]}),
+        fingerprint(file, {**whole, "b": VALUES["b"].view(torch.int32)}),
+        fingerprint(file, {**whole, "b": VALUES["b"][None]}),
+        fingerprint(file, whole, note="saved again"),
+        fingerprint(tmp_path / "other.safetensors", whole),
+    ]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint(file, whole) == prints[0]
