@@ -1,6 +1,7 @@
 """How a checkpoint's bytes are read: all of them, each once, and what tells one from another."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pipepar.errors import WeightsError
 from pipepar.model import checkpoint
 from pipepar.model.checkpoint import Checkpoint, Stored, TensorFiles
 from pipepar.model.formats import open_checkpoint
-from pipepar.model.recipes import SameNames
+from pipepar.model.recipes import Recipe, Recipes, SameNames
 from pipepar.model.weights import StoredWeights, WeightSpec
 
 VALUES = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(3.0) + 10}
@@ -128,6 +129,29 @@ def test_ties_of_several_tensors_must_all_be_equal(tmp_path: Path) -> None:
             list(weights(tmp_path / "other.safetensors").read([tied]))
 
 
+class Stacked:
+    """Names of a model whose tensors are each two of the file's, one upon the other."""
+
+    def recipes(self, stored: Collection[str]) -> Recipes:
+        def made(name: str) -> Recipe:
+            sources = (f"{name}1", f"{name}2")
+            return Recipe(sources, lambda values: {name: torch.stack(values)})
+
+        return Recipes({name: made(name) for name in ("a", "c")}, ())
+
+
+def test_a_tie_of_stacked_tensors_holds_where_all_parts_are_equal(tmp_path: Path) -> None:
+    one, two = torch.ones(2), torch.zeros(2)
+    parts = {"a1": one, "a2": two, "c1": one.clone(), "c2": two.clone()}
+    save_file(parts, tmp_path / "same.safetensors")
+    tied = spec("a", "c", shape=(2, 2))
+    ((_, read),) = StoredWeights(tmp_path / "same.safetensors", Stacked()).read([tied])
+    assert torch.equal(read, torch.stack([one, two]))
+    save_file({**parts, "c2": one.clone()}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="holds two that differ"):
+        list(StoredWeights(tmp_path / "other.safetensors", Stacked()).read([tied]))
+
+
 def fingerprint(file: Path, tensors: dict[str, torch.Tensor], **metadata: str) -> str:
     save_file(tensors, file, metadata=metadata or None)
     return weights(file).fingerprint()
@@ -141,7 +165,7 @@ def test_checkpoints_that_differ_have_other_fingerprints(file: Path, tmp_path: P
     prints = [
         fingerprint(file, whole),
         fingerprint(file, {**whole, "a": middle}),
-        fingerprint(file, {"c": long, "b": VALUES["b"]}),
+        fingerprint(file, {"a": long, "c": VALUES["b"]}),
         fingerprint(file, {**whole, "b": VALUES["b"].view(torch.int32)}),
         fingerprint(file, {**whole, "b": VALUES["b"][None]}),
         fingerprint(file, whole, note="saved again"),
