@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from pipepar.errors import InputError
 from pipepar.model.capture import capture
@@ -220,3 +221,20 @@ def test_experts_are_work() -> None:
     ]
     rows = chosen * batch * length
     assert flops == [2 * rows * width * 2 * inner, 2 * rows * inner * width]
+
+
+class ByColumn(nn.Module):
+    """Two experts, each with some of the columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Parameter(torch.randn(2, 16, 32).bfloat16())
+
+    def forward(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        return torch._grouped_mm(self.experts, x.t(), offs=ends)
+
+
+def test_experts_that_share_out_columns_are_work() -> None:
+    given = torch.randn(8, 32).bfloat16(), torch.tensor([3, 8], dtype=torch.int32)
+    graph = capture(ByColumn().eval(), given, {})
+    assert cut_table(graph).flops[-1] == 2 * 8 * 32 * 16  # each column meets one expert

@@ -152,6 +152,23 @@ def test_a_tie_of_stacked_tensors_holds_where_all_parts_are_equal(tmp_path: Path
         list(StoredWeights(tmp_path / "other.safetensors", Stacked()).read([tied]))
 
 
+class Halved:
+    """Names of a model that has two tensors where the file has one."""
+
+    def recipes(self, stored: Collection[str]) -> Recipes:
+        both = Recipe(("ab",), lambda values: dict(zip("ab", values[0].chunk(2), strict=True)))
+        return Recipes({"a": both, "b": both}, ())
+
+
+def test_of_a_tensor_that_is_taken_apart_a_part_holds_no_more_memory(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(4, 3)
+    save_file({"ab": whole}, tmp_path / "fused.safetensors")
+    fused = StoredWeights(tmp_path / "fused.safetensors", Halved())
+    ((_, part),) = fused.read([spec("b")])
+    assert torch.equal(part, whole[2:])
+    assert part.untyped_storage().nbytes() == part.nbytes
+
+
 def fingerprint(file: Path, tensors: dict[str, torch.Tensor], **metadata: str) -> str:
     save_file(tensors, file, metadata=metadata or None)
     return weights(file).fingerprint()
