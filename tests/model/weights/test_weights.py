@@ -94,7 +94,7 @@ def test_a_cast_is_made_only_when_asked_and_only_between_floats(
     assert torch.equal(read, stored["encoder.dense.weight"].bfloat16())
     with pytest.raises(WeightsError, match="int64"):
         opened(file, cast=True).check([spec("count", (2,))])
-    with pytest.raises(WeightsError, match="expected torch.int64"):
+    with pytest.raises(WeightsError, match=r"expected torch\.int64"):
         opened(file, cast=True).check([spec("encoder.norm.weight", (3,), torch.int64)])
 
 
