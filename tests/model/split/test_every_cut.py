@@ -91,12 +91,24 @@ def result_used_early(own: Computes, x: torch.Tensor) -> Any:
     return own.b(torch.sin(h)), h
 
 
+def written_often(own: Computes, x: torch.Tensor) -> Any:
+    """Memory that is given out again belongs to another value, and joins nothing."""
+    for _ in range(6):
+        x = own.b(own.a(x).relu_()).sin()
+    return x
+
+
 class Case(NamedTuple):
     function: Callable[..., Any]
     legal: list[str]
     """The operations behind which one may cut."""
 
 
+often = [
+    name + (f"_{at}" if at else "")
+    for turn in range(6)
+    for name, at in (("relu_", turn), ("linear", 2 * turn + 1), ("sin", turn))
+]
 MEMORY = [
     Case(returned_as_it_is, ["relu_", "linear_1"]),
     Case(views_of_a_list, ["relu_", "linear_2", "add"]),
@@ -106,6 +118,7 @@ MEMORY = [
     Case(view_of_a_view, ["neg_", "linear_2"]),
     Case(written_twice, ["add_", "linear_2"]),
     Case(result_used_early, ["linear", "sin"]),
+    Case(written_often, often[:-1]),
 ]
 
 

@@ -152,6 +152,27 @@ def test_a_tie_of_stacked_tensors_holds_where_all_parts_are_equal(tmp_path: Path
         list(StoredWeights(tmp_path / "other.safetensors", Stacked()).read([tied]))
 
 
+def test_the_parts_of_a_tensor_are_read_front_to_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever order it takes them."""
+    offsets, whole = list[int](), os.preadv
+
+    def noted(handle: int, buffers: Any, offset: int) -> int:
+        offsets.append(offset)
+        return whole(handle, buffers, offset)
+
+    first, second = torch.ones(2), torch.zeros(2)
+    parts = {"a1": second, "a2": first, "c1": second, "c2": first}
+    torch.save(dict(reversed(parts.items())), tmp_path / "model.bin")
+    monkeypatch.setattr(os, "preadv", noted)
+    read = StoredWeights(tmp_path / "model.bin", Stacked()).read([spec("a", shape=(2, 2))])
+    ((_, found),) = read
+    assert torch.equal(found, torch.stack([second, first]))
+    assert len(offsets) == 2
+    assert offsets == sorted(offsets)
+
+
 class Halved:
     """Names of a model that has two tensors where the file has one."""
 
