@@ -25,6 +25,7 @@ class Computes(nn.Module):
         super().__init__()
         self.function = function
         self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.register_buffer("scale", torch.tensor(3.0))
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.function(self, x)
@@ -159,9 +160,14 @@ def largest_value(own: Computes, x: torch.Tensor) -> Any:
     return own.b(own.a(x).sin()) * (largest + 1)
 
 
+def number_of_its_own(own: Computes, x: torch.Tensor) -> Any:
+    """At the end, a number made of the model's own values."""
+    return own.b(own.a(x).sin()) * own.scale.item()
+
+
 SIZES = [
     *(length_alone, product_of_sizes, size_of_a_result, number_is_a_result),
-    *(number_of_positives, largest_value),
+    *(number_of_positives, largest_value, number_of_its_own),
 ]
 
 

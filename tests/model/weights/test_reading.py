@@ -67,6 +67,22 @@ def test_a_tensor_larger_than_one_read(file: Path, monkeypatch: pytest.MonkeyPat
     assert asked == [7, 7, 7, 3]
 
 
+WORDS = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 uint16 uint32 uint64 bool"
+WORDS += " float8_e4m3fn float8_e5m2 float8_e8m0fnu complex64"
+
+
+@pytest.mark.parametrize("word", WORDS.split())
+def test_every_dtype_that_a_file_may_have(tmp_path: Path, word: str) -> None:
+    dtype = getattr(torch, word)
+    values = torch.tensor([0, 1, 0, 0, 1, 1, 0, 0] * 2, dtype=torch.uint8).view(dtype)
+    file = tmp_path / "w.safetensors"
+    save_file({"a": values}, file)
+    with TensorFiles() as files:
+        found = files.read(located(file))
+    assert found.dtype is dtype
+    assert torch.equal(found.view(torch.uint8), values.view(torch.uint8))
+
+
 def test_a_read_that_fails_names_the_tensor_the_file_and_why(file: Path) -> None:
     stored = located(file)
     file.unlink()
