@@ -63,8 +63,9 @@ def test_inputs_hold_the_same_samples(tmp_path: Path) -> None:
     assert np.array_equal(rows, encode((tmp_path / "in.txt").read_text().splitlines()).numpy())
 
 
+@pytest.mark.full
 def test_a_trial() -> None:
-    """A rank is killed, and the job gone on with."""
+    """A rank is killed, and the job gone on with; tests/jobs has that of the product itself."""
     pytest.importorskip("pipepar.data.journal")
     command = [sys.executable, "-m", "benchmarks.faults", "--trials", "1", "--samples", "300"]
     command += ["--only", "killed-rank"]

@@ -1,6 +1,7 @@
 """The stages together give the unsplit model's numbers, bit for bit."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from torch import nn
 
 from pipepar.errors import CaptureError, PlanError, WeightsError
 from pipepar.model.capture import capture
-from pipepar.model.source import from_module
+from pipepar.model.graph import Graph
+from pipepar.model.source import Source, from_module
 from pipepar.model.weights import ModuleWeights
 from pipepar.runtime.planning import make_plan
 from pipepar.runtime.stage import Stage
@@ -68,19 +70,28 @@ def assert_equal(found: Any, expected: Any) -> None:
             assert mine == theirs
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", CASES)
-def test_equals_the_unsplit_model(name: str, count: int) -> None:
+@cache
+def captured(name: str) -> tuple[Source, Graph, list[tuple[Call, Any]]]:
+    """A model, its graph, and calls with what the model itself gives."""
     make, call = CASES[name]
     torch.manual_seed(0)
     module = make().eval()
+    source = from_module(module)
     args, kwargs = call(1, 5)
-    graph, plan, stages = stages_of(module, args, kwargs, count)
-    assert len(stages) == count
-    for batch, length in [(1, 5), (2, 5), (3, 7), (5, 3)]:
-        args, kwargs = call(batch, length)
-        with torch.no_grad():
-            expected = module(*copied(args), **copied(kwargs))
+    graph = capture(source.module, args, kwargs)
+    calls = [call(batch, length) for batch, length in [(1, 5), (2, 5), (3, 7), (5, 3)]]
+    with torch.no_grad():
+        expected = [module(*copied(args), **copied(kwargs)) for args, kwargs in calls]
+    return source, graph, list(zip(calls, expected, strict=True))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_unsplit_model(name: str, count: int) -> None:
+    source, graph, calls = captured(name)
+    plan = make_plan(graph, count)
+    stages = [Stage.load(graph, plan, index, source.weights) for index in range(count)]
+    for (args, kwargs), expected in calls:
         assert_equal(run(graph, plan, stages, args, kwargs), expected)
 
 

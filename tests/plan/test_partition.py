@@ -45,7 +45,7 @@ def every_partition(costs: list[int], crossing: list[int | None], stages: int) -
 
 
 @given(instances)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=3 * settings().max_examples)
 def test_equals_brute_force(instance: tuple[list[int], list[int | None], int]) -> None:
     costs, crossing, stages = instance
     found = list(every_partition(costs, crossing, stages))
@@ -61,7 +61,6 @@ def test_equals_brute_force(instance: tuple[list[int], list[int | None], int]) -
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=4, max_size=9), st.integers(2, 4))
-@settings(deadline=None)
 def test_sums_that_round_reach_the_smallest_bottleneck(tenths: list[int], stages: int) -> None:
     costs = [number * 0.1 for number in tenths]
     found = list(every_partition(tenths, [1] * len(tenths), stages))

@@ -124,7 +124,7 @@ def every_answer(problem: Problem) -> Iterator[Partition]:
 
 
 @given(problems())
-@settings(deadline=None, max_examples=1000)
+@settings(max_examples=10 * settings().max_examples)
 def test_equals_brute_force(problem: Problem) -> None:
     check(problem)
 
@@ -146,7 +146,7 @@ def slow_links(draw: st.DrawFn) -> Problem:
 
 
 @given(slow_links())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=3 * settings().max_examples)
 def test_links_by_kind_equal_brute_force(problem: Problem) -> None:
     check(problem)
 

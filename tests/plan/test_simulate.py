@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipepar.plan.plan import Edge
@@ -125,7 +125,6 @@ def pipelines(draw: st.DrawFn) -> tuple[list[float], dict[Edge, float], int]:
 
 
 @given(pipelines(), st.integers(1, 4))
-@settings(deadline=None)
 def test_never_faster_than_the_bound(
     pipeline: tuple[list[float], dict[Edge, float], int], depth: int
 ) -> None:
@@ -139,7 +138,6 @@ def test_never_faster_than_the_bound(
 
 
 @given(pipelines(), st.integers(1, 4))
-@settings(deadline=None)
 def test_more_depth_is_never_slower(
     pipeline: tuple[list[float], dict[Edge, float], int], depth: int
 ) -> None:
@@ -152,7 +150,6 @@ def test_more_depth_is_never_slower(
 
 
 @given(pipelines(), st.integers(1, 4))
-@settings(deadline=None)
 def test_every_stage_does_one_thing_after_the_other(
     pipeline: tuple[list[float], dict[Edge, float], int], depth: int
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from pipepar.errors import InputError
 from pipepar.model.capture import capture
@@ -14,8 +15,6 @@ from pipepar.model.synthetic import picture_example, shaped_example, text_exampl
 from pipepar.plan.plan import Plan
 from tests.helpers.command import MLP, pipepar
 from tests.helpers.folders import picture_folder, text_folder
-
-LAYERS = 100
 
 
 def described(example: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -90,12 +89,15 @@ def plan_of(tmp_path: Path, model: object, *options: object) -> Plan:
     return Plan.from_json(path.read_text())
 
 
-def test_a_hundred_layers_from_a_configuration_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "stages"), [(12, 4), pytest.param(100, 16, marks=pytest.mark.full)]
+)
+def test_many_layers_from_a_configuration_alone(tmp_path: Path, count: int, stages: int) -> None:
     from transformers import LlamaConfig
 
     LlamaConfig(
         hidden_size=16,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=count,
         intermediate_size=32,
         num_attention_heads=2,
         num_key_value_heads=1,
@@ -103,17 +105,18 @@ def test_a_hundred_layers_from_a_configuration_alone(tmp_path: Path) -> None:
         dtype="bfloat16",
     ).save_pretrained(tmp_path / "llama")
     assert [file.name for file in (tmp_path / "llama").iterdir()] == ["config.json"]
-    plan = plan_of(tmp_path, tmp_path / "llama", "--stages", 16)
+    plan = plan_of(tmp_path, tmp_path / "llama", "--stages", stages)
     layers = [
         {n.split("layers.")[1].split(".")[0] for n in s.weights if "layers." in n}
         for s in plan.stages
     ]
-    assert set.union(*layers) == {str(number) for number in range(LAYERS)}
-    assert {len(owned) for owned in layers} <= {6, 7, 8}
+    assert set.union(*layers) == {str(number) for number in range(count)}
+    # A stage's first and last layer may be in two.
+    assert all(count // stages <= len(owned) <= count // stages + 2 for owned in layers)
     attention, mlp, norms = 16 * (16 + 8 + 8 + 16), 3 * 16 * 32, 2 * 16
-    expected = 40 * 16 + LAYERS * (attention + mlp + norms) + 16
+    expected = 40 * 16 + count * (attention + mlp + norms) + 16
     assert sum(stage.weight_bytes for stage in plan.stages) == 2 * expected
-    assert max(s.flops for s in plan.stages) < 1.1 * sum(s.flops for s in plan.stages) / 16
+    assert max(s.flops for s in plan.stages) < 1.1 * sum(s.flops for s in plan.stages) / stages
     assert plan.inputs == ("input_ids", "attention_mask")
 
 
@@ -218,3 +221,20 @@ def test_experts_are_work() -> None:
     ]
     rows = chosen * batch * length
     assert flops == [2 * rows * width * 2 * inner, 2 * rows * inner * width]
+
+
+class ByColumn(nn.Module):
+    """Two experts, each with some of the columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Parameter(torch.randn(2, 16, 32).bfloat16())
+
+    def forward(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        return torch._grouped_mm(self.experts, x.t(), offs=ends)
+
+
+def test_experts_that_share_out_columns_are_work() -> None:
+    given = torch.randn(8, 32).bfloat16(), torch.tensor([3, 8], dtype=torch.int32)
+    graph = capture(ByColumn().eval(), given, {})
+    assert cut_table(graph).flops[-1] == 2 * 8 * 32 * 16  # each column meets one expert

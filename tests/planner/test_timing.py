@@ -20,6 +20,12 @@ torch.set_num_threads(1)
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here has a neighbour to see, which is what a job takes its time for."""
+    monkeypatch.setattr(timing, "_PACE_SECONDS", 0.05)
+
+
 class Spy(nn.Module):
     """Calls a function with what it is given."""
 

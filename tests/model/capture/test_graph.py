@@ -12,6 +12,7 @@ from torch import nn
 
 from pipepar.errors import InputError
 from pipepar.model.capture import capture
+from pipepar.runtime.planning import make_plan
 from pipepar.runtime.stage import Stage
 from tests.helpers.models import DependsOnValues, Dicts, Mlp, Sized, Tied, run, stages_of
 
@@ -130,37 +131,33 @@ def test_weights_keep_the_models_own_names_and_ties() -> None:
     assert len({spec.name for spec in graph.weights.values()}) == 7
 
 
-DIGEST = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import torch
-from tests.helpers.models import DependsOnValues, Dicts, Tied
-from pipepar.model.capture import capture
-from pipepar.runtime.planning import make_plan
-for module, args, kwargs in [
-    (Tied(), (torch.ones(2, 3, dtype=torch.long),), {}),
-    (Dicts(), ({"x": torch.ones(2, 8), "offset": torch.ones(2)},), {"scale": 2.0}),
-    (torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4)),
-     (torch.ones(2, 4),), {}),
-]:
-    graph = capture(module.eval(), args, kwargs)
-    print(graph.digest, make_plan(graph, 2).digest, [node.name for node in graph.nodes])
-"""
+def digests() -> list[str]:
+    """What processes have to agree on, for models of three kinds."""
+    calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = [
+        (Tied(), (torch.ones(2, 3, dtype=torch.long),), {}),
+        (Dicts(), ({"x": torch.ones(2, 8), "offset": torch.ones(2)},), {"scale": 2.0}),
+        (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), (torch.ones(2, 4),), {}),
+    ]
+    graphs = [capture(module.eval(), args, kwargs) for module, args, kwargs in calls]
+    return [
+        f"{graph.digest} {make_plan(graph, 2).digest} {[node.name for node in graph.nodes]}"
+        for graph in graphs
+    ]
 
 
 def test_two_processes_capture_the_same_graph() -> None:
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", DIGEST, str(Path(__file__).parents[3])],
-            env={**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(found) == 1
-    assert len(found.pop().splitlines()) == 3
+    """This one, which has captured others before, and one that hashes words otherwise."""
+    code = f"from {__name__} import digests; print(*digests(), sep='\\n')"
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    other = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert other.stdout.splitlines() == digests()
 
 
 def test_another_model_has_another_digest() -> None:

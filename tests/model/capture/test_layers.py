@@ -199,17 +199,19 @@ def test_layers_that_do_not_fit_are_named() -> None:
         capture(Layers(Block(), nn.Linear(4, 4)).eval(), call_of(2), {})
 
 
-def test_a_layer_that_writes_leaves_the_callers_tensor() -> None:
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_layer_that_writes_leaves_the_callers_tensor(written: int) -> None:
     class Writes(nn.Module):
         def forward(self, h: torch.Tensor, mask: torch.Tensor) -> Any:
-            h.mul_(2)
-            return h, mask
+            (h, mask)[written].mul_(2)
+            return h + 1, mask * 1
 
     module = Layers(Writes(), Block(), Block()).eval()
     graph, plan, stages = stages_of(module, call_of(2), {}, 2)
     h, mask = call_of(3)
-    before = h.clone()
+    before = h.clone(), mask.clone()
     found = run(graph, plan, stages, (h, mask))
-    assert torch.equal(h, before)
+    assert torch.equal(h, before[0])
+    assert torch.equal(mask, before[1])
     with torch.no_grad():
         assert_same(found, module(h, mask))

@@ -66,13 +66,13 @@ def assert_stages_equal(folder: Path, counts: tuple[int, ...] = (1, 2, 3, 4)) ->
     source = from_huggingface(folder, "feature-extraction")
     assert all(parameter.is_meta for parameter in source.module.parameters())
     graph = capture(source.module, (), batch(1, 6))
+    calls = [batch(size, length) for size, length in [(1, 6), (2, 6), (3, 11), (6, 3)]]
+    with torch.no_grad():
+        whole = [reference(**inputs) for inputs in calls]
     for count in counts:
         plan = make_plan(graph, count)
         stages = [Stage.load(graph, plan, i, source.weights) for i in range(count)]
-        for size, length in [(1, 6), (2, 6), (3, 11), (6, 3)]:
-            inputs = batch(size, length)
-            with torch.no_grad():
-                expected = reference(**inputs)
+        for inputs, expected in zip(calls, whole, strict=True):
             found = run(graph, plan, stages, (), inputs)
             assert torch.equal(found, expected)
             assert found.dtype == expected.dtype

@@ -11,7 +11,7 @@ from pipepar.model.capture import capture
 from pipepar.model.crossing import cut_table
 from pipepar.model.cut import extract, parts
 from pipepar.model.sizes import is_scalar
-from tests.helpers.models import InPlace, Mlp, Sized, Skips
+from tests.helpers.models import InPlace, Mlp, Sized, Skips, Tied
 
 torch.set_num_threads(1)
 
@@ -50,6 +50,7 @@ def graph_of(module: nn.Module, *args: Any) -> Any:
 def test_flops_are_those_of_the_matrix_products() -> None:
     table = cut_table(graph_of(Mlp(), torch.randn(4, 16)))
     assert sum(table.flops) == 6 * 2 * 4 * 16 * 16
+    assert table.costs[0] == table.flops[0] + 8 * 2 * 4 * 16 * 4  # weights stay where they are
     assert all(cost > 0 for cost in table.costs)  # relu has its price too
 
 
@@ -58,6 +59,41 @@ def test_flops_of_a_sequence_are_counted_too() -> None:
     table = cut_table(graph_of(module, torch.randn(4, 16)))
     assert table.flops == (2 * 4 * 16 * 16, 0, 2 * 4 * 16 * 2)
     assert table.crossing == (None, 4 * 16 * 4, 4 * 16 * 4)
+
+
+def test_a_price_is_the_operations_and_eight_for_each_byte_that_is_moved() -> None:
+    module = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    table = cut_table(graph_of(module, torch.randn(4, 16)))
+    wide, narrow = 4 * 16 * 4, 4 * 2 * 4  # bytes of activations; weights stay where they are
+    assert table.costs == (
+        2 * 4 * 16 * 16 + 8 * (wide + wide),
+        8 * (wide + wide),
+        2 * 4 * 16 * 2 + 8 * (wide + narrow),
+    )
+    first, second = table.cuts
+    assert first.done == table.costs[0] / sum(table.costs)
+    assert second.done == (table.costs[0] + table.costs[1]) / sum(table.costs)
+    assert (first.module, second.module) == ("0", "1")
+
+
+def test_a_view_moves_nothing_and_a_write_in_place_does() -> None:
+    class Views(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return torch.sin(x).t().relu_()
+
+    table = cut_table(graph_of(Views(), torch.randn(4, 16).double()))
+    whole = 4 * 16 * 8
+    assert table.costs == (8 * 2 * whole, 0, 8 * 2 * whole)
+    assert [table.counted[node].size for node in table.counted if node.op != "output"] == [
+        whole
+    ] * 4
+
+
+def test_what_a_model_without_work_hands_on_is_cut_anywhere() -> None:
+    module = nn.Sequential(nn.Identity(), nn.Identity(), nn.Identity())
+    table = cut_table(graph_of(module, torch.randn(4, 16)))
+    assert table.costs == (0, 0, 0)
+    assert [cut.done for cut in table.cuts] == [0, 0]
 
 
 def test_skips_are_counted_where_they_pass() -> None:
@@ -94,6 +130,64 @@ def test_a_sequences_in_place_child_stays_with_its_input() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4))
     table = cut_table(graph_of(module, torch.randn(2, 4)))
     assert [size is None for size in table.crossing] == [True, True, False]
+
+
+def test_a_tensor_that_is_its_own_result_and_used_early_crosses_to_the_end() -> None:
+    class Keeps(Splits):
+        def forward(self, x: torch.Tensor) -> Any:
+            h = self.layers[0](x)
+            return self.layers[1](torch.sin(h)), h
+
+    graph = graph_of(Keeps(), torch.randn(2, 8))
+    assert [(cut.tensors, cut.nbytes) for cut in cut_table(graph).cuts] == [(1, 64), (2, 128)]
+
+
+def test_an_input_that_is_needed_at_the_end_crosses_everywhere() -> None:
+    class Adds(Splits):
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.layers[1](self.layers[0](x)) + x
+
+    cuts = cut_table(graph_of(Adds(), torch.randn(2, 8))).cuts
+    assert [(cut.tensors, cut.nbytes) for cut in cuts] == [(2, 128), (2, 128)]
+
+
+@pytest.mark.parametrize(("module", "width"), [(Sized(), 8), (Counted(), 4)])
+def test_numbers_are_no_tensors_that_cross(module: nn.Module, width: int) -> None:
+    table = cut_table(graph_of(module, torch.randn(2, 3, width)))
+    assert {(cut.tensors, cut.nbytes) for cut in table.cuts} == {(1, 2 * 3 * width * 4)}
+
+
+def test_a_tensor_does_not_cross_for_its_size_alone() -> None:
+    class Positives(Splits):
+        def forward(self, x: torch.Tensor) -> Any:
+            some = x[x > 0]
+            return self.layers[1](self.layers[0](x)) * some.shape[0]
+
+    table = cut_table(graph_of(Positives(), torch.randn(2, 8)))
+    crossing = {cut.operation: cut.tensors for cut in table.cuts}
+    assert crossing == {"gt": 2, "index": 1, "sym_size_int_3": 1, "linear": 1, "linear_1": 1}
+
+
+def test_a_result_that_is_a_weight_comes_from_the_last_stage() -> None:
+    class Gives(Splits):
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.layers[1](self.layers[0](x)), self.layers[0].bias
+
+    graph = graph_of(Gives(), torch.randn(2, 8))
+    first, last = parts(graph, [1])
+    assert last.outputs == graph.outputs
+    assert "layers.0.bias" in first.weights
+    assert "layers.0.bias" in last.weights
+
+
+def test_a_tied_weight_is_counted_once_in_a_stage() -> None:
+    graph = graph_of(Tied(), torch.zeros(2, 3, dtype=torch.int64))
+    (whole,) = parts(graph, [])
+    assert whole.weight_bytes == 4 * (40 * 8 + 3 * (8 * 8 + 8))
+    assert len(whole.weights) == len(set(whole.weights)) == 7
+    first, last = parts(graph, [2])
+    assert "embed.weight" in first.weights
+    assert "embed.weight" in last.weights  # each has its own copy
 
 
 @pytest.mark.parametrize("module", [Sized(), Counted()])

@@ -25,6 +25,7 @@ class Computes(nn.Module):
         super().__init__()
         self.function = function
         self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.register_buffer("scale", torch.tensor(3.0))
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.function(self, x)
@@ -91,12 +92,24 @@ def result_used_early(own: Computes, x: torch.Tensor) -> Any:
     return own.b(torch.sin(h)), h
 
 
+def written_often(own: Computes, x: torch.Tensor) -> Any:
+    """Memory that is given out again belongs to another value, and joins nothing."""
+    for _ in range(6):
+        x = own.b(own.a(x).relu_()).sin()
+    return x
+
+
 class Case(NamedTuple):
     function: Callable[..., Any]
     legal: list[str]
     """The operations behind which one may cut."""
 
 
+often = [
+    name + (f"_{at}" if at else "")
+    for turn in range(6)
+    for name, at in (("relu_", turn), ("linear", 2 * turn + 1), ("sin", turn))
+]
 MEMORY = [
     Case(returned_as_it_is, ["relu_", "linear_1"]),
     Case(views_of_a_list, ["relu_", "linear_2", "add"]),
@@ -106,6 +119,7 @@ MEMORY = [
     Case(view_of_a_view, ["neg_", "linear_2"]),
     Case(written_twice, ["add_", "linear_2"]),
     Case(result_used_early, ["linear", "sin"]),
+    Case(written_often, often[:-1]),
 ]
 
 
@@ -135,7 +149,26 @@ def number_is_a_result(own: Computes, x: torch.Tensor) -> Any:
     return own.b(h.reshape(-1, 4)), x.shape[0] * x.shape[1], h.shape[1]
 
 
-SIZES = [length_alone, product_of_sizes, size_of_a_result, number_is_a_result]
+def number_of_positives(own: Computes, x: torch.Tensor) -> Any:
+    """At the end, a size that depends on values, of a tensor that nothing else needs."""
+    some = x[x > 0]
+    return own.b(own.a(x).sin()) * some.shape[0]
+
+
+def largest_value(own: Computes, x: torch.Tensor) -> Any:
+    largest = x.max().item()
+    return own.b(own.a(x).sin()) * (largest + 1)
+
+
+def number_of_its_own(own: Computes, x: torch.Tensor) -> Any:
+    """At the end, a number made of the model's own values."""
+    return own.b(own.a(x).sin()) * own.scale.item()
+
+
+SIZES = [
+    *(length_alone, product_of_sizes, size_of_a_result, number_is_a_result),
+    *(number_of_positives, largest_value, number_of_its_own),
+]
 
 
 def captured(function: Callable[..., Any], x: torch.Tensor) -> tuple[nn.Module, Graph, list[Any]]:

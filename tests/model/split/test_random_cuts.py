@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -42,7 +42,6 @@ def captured(name: str) -> tuple[nn.Module, Source, Graph, list[int]]:
     return module, source, graph, legal
 
 
-@settings(max_examples=40)
 @given(st.sampled_from(sorted(MODELS)), st.data())
 def test_random_cuts(name: str, data: Any) -> None:
     module, source, graph, legal = captured(name)

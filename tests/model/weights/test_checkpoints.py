@@ -1,9 +1,11 @@
 """Checkpoints of transformers: whatever it renames, splits or fuses, a stage reads its own part."""
 
+import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 import torch
@@ -12,108 +14,61 @@ from safetensors.torch import load_file, save_file
 from pipepar.errors import WeightsError
 from pipepar.model.capture import capture
 from pipepar.model.checkpoint import TensorFiles
+from pipepar.model.graph import Graph
 from pipepar.model.source import Source, from_huggingface
 from pipepar.model.weights import WeightSpec
 from pipepar.runtime.planning import make_plan
 from pipepar.runtime.stage import Stage, weights_of
 from tests.helpers.models import run
+from tests.helpers.pretrained import CASES, Case, saved, tokens
 
 torch.set_num_threads(1)
-hf: Any = pytest.importorskip("transformers")
 
 STAGES = 2
-LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 4}
-ENCODER = {**LAYERS, "hidden_size": 32, "intermediate_size": 64}
-DECODER = {**ENCODER, "num_key_value_heads": 2, "vocab_size": 60}
 
 
-def tokens() -> dict[str, torch.Tensor]:
-    return {"input_ids": torch.randint(2, 60, (2, 7)), "attention_mask": torch.ones(2, 7).long()}
+class Kept(NamedTuple):
+    """A case's folder, and the graph of what is in it: made once, and only looked at."""
+
+    case: Case
+    folder: Path
+    source: Source
+    graph: Graph
 
 
-def pixels() -> dict[str, torch.Tensor]:
-    return {"pixel_values": torch.randn(2, 3, 32, 32)}
+ByName: TypeAlias = Callable[[str], Kept]
 
 
-class Case(NamedTuple):
-    model: Any
-    config: Callable[[], Any]
-    task: str = "raw"
-    inputs: Callable[[], dict[str, torch.Tensor]] = tokens
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> ByName:
+    @functools.cache
+    def of(name: str) -> Kept:
+        case = CASES[name]
+        folder = saved(tmp_path_factory.mktemp("folder"), case)
+        source = from_huggingface(folder, case.task)
+        return Kept(case, folder, source, capture(source.module, (), case.inputs()))
+
+    return of
 
 
-CASES = {
-    "bert, tied": Case(
-        hf.BertForMaskedLM, lambda: hf.BertConfig(**ENCODER, vocab_size=60), "fill-mask"
-    ),
-    "distilbert": Case(
-        hf.DistilBertForSequenceClassification,
-        lambda: hf.DistilBertConfig(dim=32, hidden_dim=64, n_heads=4, n_layers=2, vocab_size=60),
-        "text-classification",
-    ),
-    "bert, tokens": Case(
-        hf.BertForTokenClassification,
-        lambda: hf.BertConfig(**ENCODER, vocab_size=60),
-        "token-classification",
-    ),
-    "gpt2, tied": Case(
-        hf.GPT2LMHeadModel,
-        lambda: hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=60),
-    ),
-    "llama": Case(hf.LlamaForCausalLM, lambda: hf.LlamaConfig(**DECODER)),
-    "llama, tied": Case(
-        hf.LlamaForCausalLM, lambda: hf.LlamaConfig(**DECODER, tie_word_embeddings=True)
-    ),
-    "mixtral, fused experts": Case(
-        hf.MixtralForCausalLM, lambda: hf.MixtralConfig(**DECODER, num_local_experts=11)
-    ),
-    "t5": Case(
-        hf.T5ForConditionalGeneration,
-        lambda: hf.T5Config(d_model=32, d_ff=64, d_kv=8, num_heads=4, num_layers=2, vocab_size=60),
-        inputs=lambda: {**tokens(), "decoder_input_ids": torch.randint(2, 60, (2, 5))},
-    ),
-    "vit, renamed": Case(
-        hf.ViTForImageClassification,
-        lambda: hf.ViTConfig(**ENCODER, image_size=32, num_labels=5),
-        "image-classification",
-        pixels,
-    ),
-    "resnet, statistics": Case(
-        hf.ResNetForImageClassification,
-        lambda: hf.ResNetConfig(
-            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=5
-        ),
-        "image-classification",
-        pixels,
-    ),
-}
-
-
-@pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest) -> Case:
-    return CASES[request.param]
-
-
-def saved(folder: Path, case: Case, dtype: torch.dtype = torch.float32, **options: Any) -> Path:
-    torch.manual_seed(0)
-    model = case.model(case.config()).to(dtype)
-    for name, buffer in model.named_buffers():
-        if "running" in name:
-            buffer.uniform_(0.5, 1.5)
-    model.save_pretrained(folder, **options)
+def copied(kept: Kept, folder: Path) -> Path:
+    """The same folder, to be changed."""
+    shutil.copytree(kept.folder, folder, dirs_exist_ok=True)
     return folder
 
 
-def assert_equal_to_from_pretrained(folder: Path, case: Case) -> Source:
+def assert_equal_to_from_pretrained(
+    folder: Path, case: Case, own: tuple[Source, Graph] | None = None
+) -> Source:
     options = {"use_cache": False} if hasattr(case.config(), "use_cache") else {}
     model = case.model.from_pretrained(folder, **options).eval()  # stages keep no cache either
-    source = from_huggingface(folder, case.task)
+    source = own[0] if own else from_huggingface(folder, case.task)
     assert all(parameter.is_meta for parameter in source.module.parameters())
     inputs = {
         name: value.to(model.dtype) if value.is_floating_point() else value
         for name, value in case.inputs().items()
     }
-    graph = capture(source.module, (), inputs)
+    graph = own[1] if own else capture(source.module, (), inputs)
     plan = make_plan(graph, STAGES)
     stages = [Stage.load(graph, plan, index, source.weights) for index in range(STAGES)]
     found = run(graph, plan, stages, (), inputs)
@@ -126,21 +81,25 @@ def assert_equal_to_from_pretrained(folder: Path, case: Case) -> Source:
     return source
 
 
-def test_a_folder_gives_what_from_pretrained_gives(case: Case, tmp_path: Path) -> None:
-    assert_equal_to_from_pretrained(saved(tmp_path, case), case)
+@pytest.mark.parametrize("name", CASES)
+def test_a_folder_gives_what_from_pretrained_gives(name: str, kept: ByName) -> None:
+    case, folder, source, graph = kept(name)
+    assert_equal_to_from_pretrained(folder, case, (source, graph))
 
 
 @pytest.mark.parametrize("name", ["llama, tied", "mixtral, fused experts"])
-def test_shards(name: str, tmp_path: Path) -> None:
-    folder = saved(tmp_path, CASES[name], max_shard_size="20KB")
+def test_shards(name: str, kept: ByName, tmp_path: Path) -> None:
+    case = CASES[name]
+    folder = saved(tmp_path, case, max_shard_size="20KB")
     assert (folder / "model.safetensors.index.json").is_file()
-    assert_equal_to_from_pretrained(folder, CASES[name])
+    source = from_huggingface(folder, case.task)
+    assert_equal_to_from_pretrained(folder, case, (source, kept(name).graph))
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_a_folder_with_files_of_torch(shards: int, tmp_path: Path) -> None:
-    case = CASES["bert, tied"]
-    folder = saved(tmp_path, case)
+def test_a_folder_with_files_of_torch(shards: int, kept: ByName, tmp_path: Path) -> None:
+    known = kept("bert, tied")
+    folder = copied(known, tmp_path)
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     parts = [dict(list(tensors.items())[at::shards]) for at in range(shards)]
@@ -151,7 +110,8 @@ def test_a_folder_with_files_of_torch(shards: int, tmp_path: Path) -> None:
         where = {key: name for part, name in zip(parts, names, strict=True) for key in part}
         index = folder / "pytorch_model.bin.index.json"
         index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    assert_equal_to_from_pretrained(folder, case)
+    source = from_huggingface(folder, known.case.task)
+    assert_equal_to_from_pretrained(folder, known.case, (source, known.graph))
 
 
 def test_what_suffers_from_half_precision_stays_whole(tmp_path: Path) -> None:
@@ -167,9 +127,9 @@ def test_bfloat16(tmp_path: Path) -> None:
     assert_equal_to_from_pretrained(saved(tmp_path, case, torch.bfloat16), case)
 
 
-def test_each_stage_reads_its_own_bytes_once(case: Case, tmp_path: Path, monkeypatch: Any) -> None:
-    source = from_huggingface(saved(tmp_path, case), case.task)
-    graph = capture(source.module, (), case.inputs())
+@pytest.mark.parametrize("name", CASES)
+def test_each_stage_reads_its_own_bytes_once(name: str, kept: ByName, monkeypatch: Any) -> None:
+    _, _, source, graph = kept(name)
     read: list[tuple[Path, int]] = []
     sizes: list[int] = []
     plain = TensorFiles.read
@@ -234,15 +194,14 @@ EXPERT = "model.layers.0.block_sparse_moe.experts.3.w1.weight"
     ],
 )
 def test_a_checkpoint_that_does_not_fit(
-    name: str, change: Any, message: str, tmp_path: Path
+    name: str, change: Any, message: str, kept: ByName, tmp_path: Path
 ) -> None:
-    case = CASES[name]
-    folder = saved(tmp_path, case)
+    known = kept(name)
+    folder = copied(known, tmp_path)
     rewritten(folder, change)
-    source = from_huggingface(folder, case.task)
-    graph = capture(source.module, (), case.inputs())
+    source = from_huggingface(folder, known.case.task)
     with pytest.raises(WeightsError, match=message):
-        checked_and_read(source, list(graph.weights.values()))
+        checked_and_read(source, list(known.graph.weights.values()))
 
 
 def checked_and_read(source: Source, specs: list[WeightSpec]) -> None:
@@ -250,8 +209,8 @@ def checked_and_read(source: Source, specs: list[WeightSpec]) -> None:
     list(source.weights.read(specs))
 
 
-def test_another_head_and_buffers_of_old_are_no_surplus(tmp_path: Path) -> None:
-    folder = saved(tmp_path, CASES["bert, tied"])
+def test_another_head_and_buffers_of_old_are_no_surplus(kept: ByName, tmp_path: Path) -> None:
+    folder = copied(kept("bert, tied"), tmp_path)
     older = {
         "bert.embeddings.position_ids": torch.arange(512)[None],
         "bert.pooler.dense.weight": torch.ones(32, 32),
@@ -264,18 +223,20 @@ def test_another_head_and_buffers_of_old_are_no_surplus(tmp_path: Path) -> None:
         source.weights.check(list(graph.weights.values()))
 
 
-def test_a_tie_that_is_stored_twice(tmp_path: Path) -> None:
-    folder = saved(tmp_path, CASES["llama, tied"])
+def test_a_tie_that_is_stored_twice(kept: ByName, tmp_path: Path) -> None:
+    known = kept("llama, tied")
+    folder = copied(known, tmp_path)
 
     def store_twice(tensors: dict[str, torch.Tensor]) -> None:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
     rewritten(folder, store_twice)
-    assert_equal_to_from_pretrained(folder, CASES["llama, tied"])
+    source = from_huggingface(folder, known.case.task)
+    assert_equal_to_from_pretrained(folder, known.case, (source, known.graph))
 
 
-def test_a_head_that_was_never_trained_is_missing(tmp_path: Path) -> None:
-    source = from_huggingface(saved(tmp_path, CASES["bert, tied"]), "text-classification")
+def test_a_head_that_was_never_trained_is_missing(kept: ByName) -> None:
+    source = from_huggingface(kept("bert, tied").folder, "text-classification")
     graph = capture(source.module, (), tokens())
     with pytest.raises(WeightsError, match=r"no tensor model\.(bert\.pooler|classifier)"):
         source.weights.check(list(graph.weights.values()))

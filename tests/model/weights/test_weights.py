@@ -1,7 +1,6 @@
 """The right tensors, no others, and clear words about damaged files."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 
 from pipepar.errors import WeightsError
-from pipepar.model import checkpoint
 from pipepar.model.recipes import SameNames
 from pipepar.model.weights import StoredWeights, WeightSpec
 
@@ -96,6 +94,8 @@ def test_a_cast_is_made_only_when_asked_and_only_between_floats(
     assert torch.equal(read, stored["encoder.dense.weight"].bfloat16())
     with pytest.raises(WeightsError, match="int64"):
         opened(file, cast=True).check([spec("count", (2,))])
+    with pytest.raises(WeightsError, match=r"expected torch\.int64"):
+        opened(file, cast=True).check([spec("encoder.norm.weight", (3,), torch.int64)])
 
 
 @pytest.mark.parametrize("size", [0, 4, 40, -5])
@@ -105,29 +105,6 @@ def test_a_truncated_file_is_named(file: Path, size: int) -> None:
     with pytest.raises(WeightsError, match="truncated") as caught:
         opened(file).check([spec("encoder.dense.weight")])
     assert str(file) in str(caught.value)
-
-
-def test_a_read_may_give_fewer_bytes_than_asked(
-    file: Path, stored: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Linux gives 2 GiB at most, and a network file system what it has."""
-    whole = os.preadv
-
-    def at_most_five(handle: int, buffers: Any, offset: int) -> int:
-        return whole(handle, [buffer[:5] for buffer in buffers], offset)
-
-    monkeypatch.setattr(os, "preadv", at_most_five)
-    wanted = [spec("encoder.dense.weight"), spec("encoder.norm.weight", (3,))]
-    for name, tensor in opened(file).read(wanted):
-        assert torch.equal(tensor, stored[name]), name
-
-
-def test_a_tensor_larger_than_one_read(
-    file: Path, stored: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoint, "_READ_BYTES", 7)
-    ((_, read),) = opened(file).read([spec("encoder.dense.weight")])
-    assert torch.equal(read, stored["encoder.dense.weight"])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
