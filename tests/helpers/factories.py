@@ -241,7 +241,7 @@ class Slow(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not isinstance(x, torch._subclasses.FakeTensor):
-            time.sleep(0.02)
+            time.sleep(float(os.environ.get("PIPEPAR_TEST_PAUSE", "0.02")))
             if clock := os.environ.get("PIPEPAR_TEST_CLOCK"):
                 Path(clock).write_text(str(time.time()))
         return x.clone()

@@ -16,6 +16,7 @@ from pipepar.comm.inproc import InprocChannel
 from pipepar.comm.link import Link
 from pipepar.comm.vigil import Vigil
 from pipepar.comm.world import World
+from pipepar.microbatch import MicroBatch
 
 T = TypeVar("T")
 LIMIT = 60.0
@@ -24,6 +25,54 @@ LIMIT = 60.0
 
 class Aborted(BaseException):
     """A rank has ended the job."""
+
+
+class Turn:
+    """One rank at a time, as long as it waits for no other; making a model patches torch."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._own = threading.local()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        if getattr(self._own, "has", False):
+            yield
+            return
+        with self._lock:
+            self._own.has = True
+            try:
+                yield
+            finally:
+                self._own.has = False
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """While this rank waits for another one."""
+        if not getattr(self._own, "has", False):
+            yield
+            return
+        self._lock.release()
+        try:
+            yield
+        finally:
+            self._lock.acquire()
+
+
+class Channel(InprocChannel):
+    """One whose ends wait without the turn."""
+
+    def __init__(self, depth: int, turn: Turn) -> None:
+        super().__init__(depth)
+        self._turn = turn
+
+    def _put(self, item: MicroBatch | None) -> None:
+        with self._turn.left():
+            super()._put(item)
+
+    def _take(self) -> MicroBatch | None:
+        with self._turn.left():
+            return super()._take()
 
 
 class Group:
@@ -38,7 +87,8 @@ class Group:
         self.size = size
         self.room = room
         self.hosts = hosts or [platform.node()] * size
-        self.channels: dict[tuple[int, int], InprocChannel] = {}
+        self.channels: dict[tuple[int, int], Channel] = {}
+        self.turn = Turn()
         self.report: str | None = None
         self._texts = [""] * size
         self._barrier = threading.Barrier(size, timeout=LIMIT)
@@ -47,22 +97,23 @@ class Group:
     def all_gather(self, rank: int, text: str) -> list[str]:
         self._texts[rank] = text
         try:
-            self._barrier.wait()
-            texts = list(self._texts)
-            self._barrier.wait()
+            with self.turn.left():
+                self._barrier.wait()
+                texts = list(self._texts)
+                self._barrier.wait()
         except threading.BrokenBarrierError:
             raise Aborted(self.report or "another rank failed") from None
         return texts
 
-    def channel(self, link: Link) -> InprocChannel:
+    def channel(self, link: Link) -> Channel:
         """The same for both ends; a pair that is connected again gets another one."""
         with self._lock:
             key = link.producer, link.consumer
-            return self.channels.setdefault(key, InprocChannel(2 * link.depth + self.room))
+            return self.channels.setdefault(key, Channel(2 * link.depth + self.room, self.turn))
 
     def abort(self, report: str | None = None) -> None:
         with self._lock:
-            self.report = report if self.report is None else self.report
+            self.report = self.report or report
         self._barrier.abort()
         for channel in self.channels.values():
             channel.abort()
@@ -84,6 +135,13 @@ class ThreadWorld(World):
 
     def all_gather(self, text: str) -> list[str]:
         return self.group.all_gather(self.rank, text)
+
+    def together(self, action: Callable[[], T]) -> T:
+        def alone() -> T:
+            with self.group.turn.taken():
+                return action()
+
+        return super().together(alone)
 
     def bind(self, cores: Iterable[int] | None) -> None:
         self.cores = self._gather_cores()
@@ -173,7 +231,7 @@ def in_threads(
             thread.join(LIMIT)
     threading.excepthook = hook  # each rank's `FailTogether` replaced that of the one before
     assert not any(thread.is_alive() for thread in threads)
-    if group.report is not None:
+    if group.report:
         raise Aborted(group.report)
     for failure in failures:
         if not isinstance(failure, Aborted):

@@ -1,21 +1,30 @@
 """Jobs of several ranks that go wrong: all of them end within seconds, and say why, once."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from pipepar.comm.world import World
+from pipepar.pipeline import Pipeline
+from pipepar.runtime.failure import FailTogether
+from pipepar.runtime.job import Job, run_job
 from tests.helpers.cluster.mpirun import Finished, environment, finish, mpirun, run_ranks, start
+from tests.helpers.command import MLP
+from tests.helpers.threads import Aborted, in_threads
 from tests.helpers.traps import LIMIT, with_plan
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*they will slow each other")
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 @pytest.fixture
@@ -37,20 +46,50 @@ def job(
     return ended, seconds
 
 
-@pytest.mark.parametrize(
-    ("model", "ranks", "rank"),
-    [("raises_first", 2, 0), ("raises_last", 2, 1), ("raises_last", 3, 2), ("raises_first", 3, 0)],
-)
+def told(model: str, rows: Path, tmp_path: Path, ranks: int = 2, output: str = "out.npy") -> str:
+    """The block that ends a job whose ranks are threads."""
+    named = Job(f"tests.helpers.factories:{model}", rows, tmp_path / output, micro_batch=2)
+
+    def work(world: World) -> None:
+        with FailTogether(world, named.output):
+            run_job(world, named)
+
+    with pytest.raises(Aborted) as ended:
+        in_threads(ranks, work)
+    return str(ended.value)
+
+
+STAGES = [
+    ("raises_first", 2, 0),
+    ("raises_last", 2, 1),
+    ("raises_last", 3, 2),
+    ("raises_first", 3, 0),
+]
+
+
+def assert_told_of_the_stage(output: str, ranks: int, rank: int) -> None:
+    expected = f"stage {rank} failed on micro-batch 4, samples 8, 9: ValueError: sprung"
+    assert expected in output
+    assert output.count("### pipepar: rank") == 1
+    assert f"### pipepar: rank {rank} of {ranks} on " in output
+
+
+@pytest.mark.parametrize(("model", "ranks", "rank"), STAGES)
 def test_an_exception_in_a_stage(
+    model: str, ranks: int, rank: int, rows: Path, tmp_path: Path
+) -> None:
+    assert_told_of_the_stage(told(model, rows, tmp_path, ranks), ranks, rank)
+    assert not (tmp_path / "out.npy").exists()
+
+
+@pytest.mark.parametrize(("model", "ranks", "rank"), STAGES[::2])
+def test_an_exception_in_a_stage_ends_all_processes(
     model: str, ranks: int, rank: int, rows: Path, tmp_path: Path
 ) -> None:
     ended, seconds = job(model, rows, tmp_path, ranks)
     assert ended.status not in (0, -signal.SIGTERM), ended.output
     assert seconds < LIMIT
-    expected = f"stage {rank} failed on micro-batch 4, samples 8, 9: ValueError: sprung"
-    assert expected in ended.output
-    assert ended.output.count("### pipepar: rank") == 1
-    assert f"### pipepar: rank {rank} of {ranks} on " in ended.output
+    assert_told_of_the_stage(ended.output, ranks, rank)
     assert not (tmp_path / "out.npy").exists()
 
 
@@ -64,11 +103,9 @@ def test_a_killed_rank(model: str, rows: Path, tmp_path: Path) -> None:
 
 
 def test_an_exception_in_the_sink(rows: Path, tmp_path: Path) -> None:
-    ended, seconds = job("narrows", rows, tmp_path)
-    assert ended.status not in (0, -signal.SIGTERM), ended.output
-    assert seconds < LIMIT
-    assert "### pipepar: rank 1 of 2" in ended.output
-    assert "sample 8" in ended.output
+    block = told("narrows", rows, tmp_path)
+    assert "### pipepar: rank 1 of 2" in block
+    assert "sample 8" in block
     assert not (tmp_path / "out.npy").exists()
 
 
@@ -83,10 +120,6 @@ def fail(seconds):
     open({clock!r}, "w").write(str(time.time()))
     raise ValueError("sprung")
 
-def source(pipe):
-    yield torch.zeros(2, 4)
-    fail(0)
-
 model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
 with Pipeline(model, example_args=(torch.zeros(2, 4),)) as pipe:
     {body}
@@ -94,34 +127,62 @@ with Pipeline(model, example_args=(torch.zeros(2, 4),)) as pipe:
 
 
 @pytest.mark.parametrize(
-    ("body", "message", "rank"),
+    ("body", "message"),
     [
-        ("list(pipe.stream(source(pipe)))", "ValueError: sprung", 0),
         (
-            "if pipe.rank == 1: threading.Thread(target=fail, args=(0.5,)).start()\n"
+            "if pipe.rank == 1: threading.Thread(target=fail, args=(0.2,)).start()\n"
             "    while True: pipe(torch.zeros(2, 4))",
             "ValueError: sprung",
-            1,
         ),
-        ("if pipe.rank == 1: fail(0)\n    pipe(torch.zeros(2, 4))", "ValueError: sprung", 1),
-        ("pipe(torch.zeros(2, 4, dtype=torch.int64))", "expected", 0),
-        ("if pipe.rank == 1: sys.exit(0)\n    pipe(torch.zeros(2, 4))", "left early", 1),
+        ("if pipe.rank == 1: sys.exit(0)\n    pipe(torch.zeros(2, 4))", "left early"),
     ],
-    ids=["source", "thread", "script", "input", "exit"],
+    ids=["thread", "exit"],
 )
-def test_the_python_door(body: str, message: str, rank: int, tmp_path: Path) -> None:
+def test_a_script_s_processes_end_together(body: str, message: str, tmp_path: Path) -> None:
     clock, script = tmp_path / "clock", tmp_path / "script.py"
     script.write_text(SCRIPT.format(clock=str(clock), body=body))
     ended = run_ranks(2, [str(script)], PATIENCE)
     assert ended.status not in (0, -signal.SIGTERM), ended.output
     assert message in ended.output
-    assert f"### pipepar: rank {rank} of 2 on " in ended.output
+    assert "### pipepar: rank 1 of 2 on " in ended.output
     if clock.exists():
         assert time.time() - float(clock.read_text()) < LIMIT
 
 
+def fail(rank: int = 1) -> None:
+    if rank == 1:
+        raise ValueError("sprung")
+
+
+def failing_source() -> Iterator[torch.Tensor]:
+    yield torch.zeros(2, 4)
+    fail()
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "rank"),
+    [
+        (lambda pipe: list(pipe.stream(failing_source())), "ValueError: sprung", 0),
+        (lambda pipe: fail(pipe.rank), "ValueError: sprung", 1),
+        (lambda pipe: pipe(torch.zeros(2, 4, dtype=torch.int64)), "expected", 0),
+    ],
+    ids=["source", "script", "input"],
+)
+def test_the_python_door(body: Callable[[Pipeline], object], message: str, rank: int) -> None:
+    def work(world: World) -> None:
+        model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+        with Pipeline(model, example_args=(torch.zeros(2, 4),)) as pipe:
+            body(pipe)
+            pipe(torch.zeros(2, 4))
+
+    with pytest.raises(Aborted) as ended:
+        in_threads(2, work)
+    assert message in str(ended.value)
+    assert f"### pipepar: rank {rank} of 2 on " in str(ended.value)
+
+
 def test_a_problem_before_the_start_is_told_once(rows: Path, tmp_path: Path) -> None:
-    ended, _ = job("one_layer", rows, tmp_path, ranks=3)
+    ended, _ = job("one_layer", rows, tmp_path)
     assert ended.status not in (0, -signal.SIGTERM), ended.output
     assert ended.output.count("### pipepar: rank") == 1
     assert "at most 1 rank" in ended.output
@@ -129,28 +190,32 @@ def test_a_problem_before_the_start_is_told_once(rows: Path, tmp_path: Path) -> 
 
 
 def test_only_the_last_rank_sees_the_missing_output_folder(rows: Path, tmp_path: Path) -> None:
-    ended, _ = job("mlp", rows, tmp_path, output="no/such/out.npy")
-    assert ended.status not in (0, -signal.SIGTERM), ended.output
-    assert "### pipepar: rank 1 of 2" in ended.output
-    assert "does not exist" in ended.output
+    block = told("mlp", rows, tmp_path, output="no/such/out.npy")
+    assert "### pipepar: rank 1 of 2" in block
+    assert "does not exist" in block
 
 
 def test_an_empty_input_of_several_ranks(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.zeros((0, 4), np.float32))
-    ended, _ = job("mlp", tmp_path / "rows.npy", tmp_path)
-    assert ended.status == 0, ended.output
+    named = Job(MLP, tmp_path / "rows.npy", tmp_path / "out.npy")
+    assert [found.samples for found in in_threads(2, lambda world: run_job(world, named))] == [0, 0]
     assert len(np.load(tmp_path / "out.npy")) == 0
 
 
 def test_several_ranks_write_what_one_writes(tmp_path: Path) -> None:
-    np.save(tmp_path / "rows.npy", np.random.default_rng(1).random((41, 4), np.float32))
+    given = tmp_path / "rows.npy"
+    np.save(given, np.random.default_rng(1).random((41, 4), np.float32))
     results = []
     for ranks in (1, 2, 3):
-        ended, _ = job("mlp", tmp_path / "rows.npy", tmp_path, ranks)
-        assert ended.status == 0, ended.output
-        assert "41 samples in" in ended.output
-        results.append((tmp_path / "out.npy").read_bytes())
-    assert results[0] == results[1] == results[2]
+        named = Job(MLP, given, tmp_path / f"{ranks}.npy", micro_batch=2)
+        found = in_threads(ranks, partial(run_job, job=named))
+        assert [each.samples for each in found] == [41] * ranks
+        results.append(named.output.read_bytes())
+    ended, _ = job("mlp", given, tmp_path, ranks=3)
+    assert ended.status == 0, ended.output
+    assert "41 samples in" in ended.output
+    results.append((tmp_path / "out.npy").read_bytes())
+    assert results[0] == results[1] == results[2] == results[3]
 
 
 @pytest.fixture
@@ -179,24 +244,19 @@ def test_ctrl_c(ranks: int, rows: Path, tmp_path: Path) -> None:
     ended = finish(running, PATIENCE)
     assert time.monotonic() - begin < LIMIT
     assert ended.status not in (0, -signal.SIGTERM), ended.output
+    assert ended.status == 130 or ranks > 1
     assert not (tmp_path / "out.npy").exists()
 
 
-def test_importing_starts_neither_mpi_nor_cuda() -> None:
+def test_one_process_starts_neither_mpi_nor_cuda(rows: Path, tmp_path: Path) -> None:
     script = (
         "import sys, pipepar, pipepar.pipeline, pipepar.runtime.job, pipepar.cli.app, torch;"
         "assert 'mpi4py.MPI' not in sys.modules;"
-        "assert not torch.cuda.is_initialized()"
+        "assert not torch.cuda.is_initialized();"
+        "sys.modules['mpi4py'] = None; sys.argv[0] = 'pipepar';"
+        "pipepar.cli.app.main()"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, env=environment(), cwd=ROOT)
-
-
-def test_one_process_needs_no_mpi(rows: Path, tmp_path: Path) -> None:
-    script = (
-        "import sys; sys.modules['mpi4py'] = None; sys.argv[0] = 'pipepar';"
-        "from pipepar.cli.app import main; main()"
-    )
-    command = [sys.executable, "-c", script, "run", "tests.helpers.factories:mlp", str(rows)]
+    command = [sys.executable, "-c", script, "run", MLP, str(rows)]
     env = {k: v for k, v in environment().items() if not k.startswith("OMPI_")}
     subprocess.run([*command, str(tmp_path / "o.npy")], check=True, env=env, cwd=ROOT)
-    assert os.path.exists(tmp_path / "o.npy")
+    assert (tmp_path / "o.npy").exists()
