@@ -30,11 +30,14 @@ LANES = 2
 
 
 def main() -> int:
-    """Print a row for each room; 1 if the tests fail without a mutant, else 0."""
+    """Print a row for each room, and to stderr the mutants that no test noticed.
+
+    Returns:
+        1 if the tests fail without a mutant, else 0.
+    """
     options = _parsed()
     torch.set_num_threads(1)
     print("| room | killed | tried | of | score |\n|---|---|---|---|---|", flush=True)
-    survivors: list[Mutant] = []
     for name in options.rooms or ROOMS:
         room = ROOMS[name]
         every = [mutant for module in room.modules for mutant in mutants_of(module)]
@@ -49,8 +52,7 @@ def main() -> int:
         killed = len(some) - len(survived)
         score = f"{killed / max(len(some), 1):.0%}"
         print(f"| {name} | {killed} | {len(some)} | {len(every)} | {score} |", flush=True)
-        survivors += survived
-    print("\nUnnoticed:", *survivors, sep="\n")
+        print(*(f"unnoticed: {mutant}" for mutant in survived), sep="\n", file=sys.stderr)
     return 0
 
 
