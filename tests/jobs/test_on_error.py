@@ -176,6 +176,21 @@ def test_what_failed_once_and_then_did_not(
     assert not errors_of(job.output).exists()
 
 
+def test_what_failed_before_it_was_written_is_no_failure(job: Job) -> None:
+    """The journal has both; the later of them counts."""
+    save_rows(job.input, [3])
+    job = replace(job, micro_batch=1)
+    assert run(job, 9).stopped  # sample 3 has failed alone
+    job = replace(job, resume=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factories.Picky, "forward", lambda _, x: x.clone())
+        assert run(replace(job, on_error="stop"), 2).stopped  # and is the first that is written
+    summary = run(job)
+    assert (summary.samples, summary.failed) == (COUNT - 10, 0)
+    assert not errors_of(job.output).exists()
+    assert not np.isnan(np.load(job.output)).any()
+
+
 def test_a_model_for_one_size_is_refused(tmp_path: Path, job: Job) -> None:
     path = tmp_path / "model.pt2"
     torch.export.save(torch.export.export(factories.mlp(), (torch.zeros(5, 4),)), path)
