@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from pipepar.data.journal import journal_of
+from pipepar.runtime.fault import Fault
 from pipepar.runtime.job import Job
-from pipepar.runtime.quarantine import errors_of
+from pipepar.runtime.quarantine import Quarantine, errors_of
 from tests.helpers.disk import Disk
 from tests.helpers.jobs import go_on, run, told
 
@@ -45,6 +46,17 @@ def test_what_a_line_says(job: Job) -> None:
         {"id": at, "stage": 0, "error": "ValueError: too much"} for at in BAD
     ]
     assert text.endswith("\n")
+
+
+def test_lines_are_in_the_inputs_order(tmp_path: Path) -> None:
+    """As texts fail, the longest first."""
+    quarantine = Quarantine(tmp_path / "y.npy")
+    for at in (7, 2, 5):
+        quarantine.add([at], Fault("sink", f"{at} failed"))
+    quarantine.write()
+    lines = errors_of(tmp_path / "y.npy").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == list(quarantine) == [2, 5, 7]
+    assert quarantine.first == "sample 2 in the sink: 2 failed"
 
 
 @pytest.mark.parametrize(

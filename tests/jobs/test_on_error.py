@@ -159,16 +159,36 @@ def test_whole_numbers_are_0(job: Job) -> None:
     assert not found["sure"][3]
 
 
-def test_what_failed_once_and_then_did_not(job: Job) -> None:
+@pytest.mark.parametrize(("micro_batch", "begun", "left"), [(1, 9, COUNT - 8), (2, 15, 3)])
+def test_what_failed_once_and_then_did_not(
+    job: Job, micro_batch: int, begun: int, left: int
+) -> None:
     """A job that stops at the first tries again what one that did not had given up."""
-    save_rows(job.input, [3])
-    job = replace(job, micro_batch=1)
-    assert run(job, 9).stopped
+    rows = save_rows(job.input, [3, 20])
+    job = replace(job, micro_batch=micro_batch)
+    assert run(job, begun).stopped  # sample 3 has failed alone
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(factories.Picky, "forward", lambda _, x: x.clone())
         summary = run(replace(job, on_error="stop", resume=True))
-    assert (summary.samples, summary.failed) == (COUNT - 8, 0)
+        assert (summary.samples, summary.failed) == (left, 0)
+        wanted = factories.picky_last()(rows[[3]]).detach()
+    assert_same(np.load(job.output)[[3]], wanted)
     assert not errors_of(job.output).exists()
+
+
+def test_what_failed_before_it_was_written_is_no_failure(job: Job) -> None:
+    """The journal has both; the later of them counts."""
+    save_rows(job.input, [3])
+    job = replace(job, micro_batch=1)
+    assert run(job, 9).stopped  # sample 3 has failed alone
+    job = replace(job, resume=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factories.Picky, "forward", lambda _, x: x.clone())
+        assert run(replace(job, on_error="stop"), 2).stopped  # and is the first that is written
+    summary = run(job)
+    assert (summary.samples, summary.failed) == (COUNT - 10, 0)
+    assert not errors_of(job.output).exists()
+    assert not np.isnan(np.load(job.output)).any()
 
 
 def test_a_model_for_one_size_is_refused(tmp_path: Path, job: Job) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertTokenizer, PreTrainedTokenizerFast
@@ -59,7 +59,6 @@ def written(path: Path, data: str | bytes) -> Path:
     st.integers(1, 12),
     st.sampled_from(["txt", "jsonl"]),
 )
-@settings(max_examples=40, deadline=None)
 def test_every_line_once_at_its_position(
     tmp_path_factory: pytest.TempPathFactory,
     lines: list[str],

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -39,7 +39,6 @@ def fail_within(path: Path, error: BaseException) -> None:
     st.sampled_from(SUFFIXES),
     st.sampled_from([(), (3,), (2, 0)]),
 )
-@settings(max_examples=60, deadline=None)
 def test_any_order_of_micro_batches_gives_the_inputs_order(
     tmp_path_factory: pytest.TempPathFactory,
     order: list[int],
