@@ -5,14 +5,18 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.utils import _pytree as pytree
 
 from pipepar.comm.world import World
 from pipepar.model.capture import capture
 from pipepar.model.graph import Graph
-from pipepar.runtime import links, timing
+from pipepar.runtime import assembly, links, timing
+from tests.helpers import models
 from tests.helpers.models import six_layers
 
 
@@ -65,6 +69,25 @@ def cache(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.mkdir(exist_ok=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
     return path / "pipepar"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def graphs_made_once() -> Iterator[None]:
+    """Models of tests.helpers.models, which take no arguments, are traced once for sizes."""
+    made: dict[str, Graph] = {}
+
+    def captured(module: nn.Module, args: Any, kwargs: Any) -> Graph:
+        if type(module).__module__ != models.__name__:
+            return capture(module, args, kwargs)
+        sizes = pytree.tree_map_only(torch.Tensor, lambda x: (x.shape, x.dtype), (args, kwargs))
+        key = f"{type(module).__qualname__} {sizes}"
+        if key not in made:
+            made[key] = capture(module, args, kwargs)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "capture", captured)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,22 +1,17 @@
 """Whole pipelines whose ranks compute on GPUs that are not there, on hosts, or some on either."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from pipepar import pipeline
 from pipepar.comm import communicators
 from pipepar.comm.world import World
 from pipepar.errors import PlanError, StageError
-from pipepar.model.capture import capture
-from pipepar.model.graph import Graph
 from pipepar.pipeline import Pipeline
-from pipepar.runtime import assembly
 from pipepar.runtime import job as jobs
 from pipepar.runtime.job import Job, run_job
 from pipepar.runtime.seat import Seat
@@ -34,25 +29,6 @@ KINDS = [
     pytest.param(["cpu", "cuda"], marks=on_ranks(2, 4), id="cpu-cuda"),
     pytest.param(["cuda", "cuda", "cpu"], marks=on_ranks(3), id="cuda-cuda-cpu"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def graphs_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model's graph is the same wherever its stages compute."""
-    monkeypatch.setattr(assembly, "capture", captured)
-
-
-_graphs: dict[str, Graph] = {}
-
-
-def captured(module: nn.Module, args: Any, kwargs: Any) -> Graph:
-    if isinstance(module, nn.Sequential):
-        return capture(module, args, kwargs)
-    sizes = pytree.tree_map_only(torch.Tensor, lambda x: (x.shape, x.dtype), (args, kwargs))
-    key = f"{type(module).__qualname__} {sizes}"
-    if key not in _graphs:
-        _graphs[key] = capture(module, args, kwargs)
-    return _graphs[key]
 
 
 @pytest.fixture(params=KINDS)

@@ -13,7 +13,7 @@ import torch
 from mpi4py import MPI
 
 from pipepar.comm.edge import Edge
-from pipepar.comm.memory import core, flat, laid_out, legs_of, packed
+from pipepar.comm.memory import core
 from pipepar.comm.mpi import MpiReceiver
 from pipepar.comm.staged import StagedSender
 from pipepar.comm.world import World
@@ -245,27 +245,3 @@ def test_abort_does_not_wait_for_the_gpu(world: World) -> None:
     gpu.close()
     comm.Barrier()
     comm.Free()
-
-
-def test_tensors_are_laid_out_from_one_piece_of_memory(world: World) -> None:
-    """The way of a receiver whose buffers are parts of something larger."""
-    torch.manual_seed(0)
-    tensors = [make(torch.randn(10, 12)).resolve_conj().resolve_neg() for make in LAYOUTS]
-    legs, copied = legs_of(tuple(map(TensorSpec.of, tensors))), []
-    begins, nbytes = packed(legs)
-    memory = torch.empty(nbytes, dtype=torch.uint8)
-    for leg, begin, tensor in zip(legs, begins, tensors, strict=True):
-        raw = flat(core(tensor).contiguous() if leg.has_holes else tensor)
-        assert begin % 512 == 0
-        assert len(raw) == leg.nbytes
-        memory[begin : begin + leg.nbytes] = raw
-
-    def copy(target: torch.Tensor, source: torch.Tensor) -> None:
-        copied.append(target.copy_(source))
-
-    for leg, begin, tensor in zip(legs, begins, tensors, strict=True):
-        found = laid_out(leg, memory[begin:], copy)
-        assert_same(found, tensor)
-        if not leg.has_holes:
-            assert found.untyped_storage().data_ptr() == memory.data_ptr()
-    assert len(copied) == sum(leg.has_holes for leg in legs)

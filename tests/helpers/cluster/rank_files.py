@@ -35,7 +35,8 @@ def run_files(
         marks: which of them, an expression as for pytest's `-m`; None for the usual.
         env: further environment variables.
     """
-    options = ["--only-mpi", "-x", "-q", "-rs", "--color=no", "--show-capture=no", "-k", tests]
+    # Nothing is captured: what a rank says that ends the job would be lost with its process.
+    options = ["--only-mpi", "-x", "-v", "-rs", "--color=no", "--capture=no", "-k", tests]
     options += [] if marks is None else ["-m", marks]
     options += ["-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={tmp_path}/rank"]
     options += ["-o", f"faulthandler_timeout={seconds - 20}"]
