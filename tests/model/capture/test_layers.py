@@ -140,10 +140,24 @@ def test_a_sequential_among_the_layers_keeps_its_own_rule(count: int) -> None:
     check(Layers(nn.Linear(4, 4), inner, Block(), Head()), count, inputs=1)
 
 
-def test_hooks_are_not_passed_over() -> None:
+@pytest.mark.parametrize("before", [False, True])
+def test_hooks_are_not_passed_over(before: bool) -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    module.register_forward_hook(lambda _, given, made: made * 2)
+    if before:
+        module.register_forward_pre_hook(lambda _, given: (given[0] * 2,))
+    else:
+        module.register_forward_hook(lambda _, given, made: made * 2)
     check(module, 2, inputs=1)
+
+
+def test_what_a_layer_may_return_as_it_is_counts_as_the_callers_tensor() -> None:
+    """It depends on values, so that nothing is known of what it makes."""
+    module = nn.Sequential(DependsOnValues(), nn.ReLU(inplace=True), nn.Linear(4, 4)).eval()
+    graph, plan, stages = stages_of(module, (torch.ones(2, 4),), {}, 1)
+    x = -torch.rand(3, 4)
+    before = x.clone()
+    run(graph, plan, stages, (x,))
+    assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("count", [1, 3])
