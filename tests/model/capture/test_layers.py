@@ -150,9 +150,23 @@ def test_hooks_are_not_passed_over(before: bool) -> None:
     check(module, 2, inputs=1)
 
 
-def test_what_a_layer_may_return_as_it_is_counts_as_the_callers_tensor() -> None:
+@pytest.mark.parametrize("several", [False, True])
+def test_what_a_layer_may_return_as_it_is_counts_as_the_callers_tensor(several: bool) -> None:
     """It depends on values, so that nothing is known of what it makes."""
-    module = nn.Sequential(DependsOnValues(), nn.ReLU(inplace=True), nn.Linear(4, 4)).eval()
+
+    class Twice(DependsOnValues):
+        def forward(self, x: torch.Tensor) -> Any:
+            h = super().forward(x)
+            return h, h
+
+    class Rectifies(nn.ReLU):
+        def forward(self, h: torch.Tensor, same: torch.Tensor) -> Any:  # type: ignore[override]
+            return super().forward(h) + same
+
+    layers: list[nn.Module] = [DependsOnValues(), nn.ReLU(inplace=True)]
+    if several:
+        layers = [Twice(), Rectifies(inplace=True)]
+    module = Layers(*layers, nn.Linear(4, 4)).eval()
     graph, plan, stages = stages_of(module, (torch.ones(2, 4),), {}, 1)
     x = -torch.rand(3, 4)
     before = x.clone()

@@ -51,8 +51,9 @@ def test_a_call_that_does_not_fit_is_refused(
     args: tuple[Any, ...], kwargs: dict[str, Any], message: str
 ) -> None:
     graph = capture(Positions().eval(), (torch.randn(2, 3, 4),), {})
-    with pytest.raises(InputError, match=message):
-        graph.flatten_inputs(args, kwargs)
+    for _ in range(2):  # what was refused once is not taken later
+        with pytest.raises(InputError, match=message):
+            graph.flatten_inputs(args, kwargs)
 
 
 @pytest.mark.parametrize(("length", "other"), [(7, 8), (8, 7)])
