@@ -97,6 +97,19 @@ def test_also_after_a_layer_that_depends_on_values(count: int) -> None:
     check(Layers(Block(), Branching(), Branching(), Block()), count)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_layer_that_could_do_without_a_value_is_given_one(count: int) -> None:
+    class Default(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, h: Any = None) -> Any:
+            return self.linear(torch.zeros(1, 4) if h is None else h)
+
+    check(Layers(nn.Linear(4, 4), DependsOnValues(), Default()), count, inputs=1)
+
+
 def test_more_values_than_could_be_known_are_refused() -> None:
     class Optional(Block):
         def forward(self, h: torch.Tensor, mask: torch.Tensor, more: Any = None) -> Any:
