@@ -81,8 +81,10 @@ def test_another_device_model_or_shape_has_its_own_file() -> None:
         Kept.of(graph_of(), "cpu, 2 threads"),
         Kept.of(graph_of(8), "cpu, 1 thread"),
         Kept.of(longer, "cpu, 1 thread"),
+        Kept.of(graph_of(), "cpu, 1 thread", work=2.0),
+        Kept.of(graph_of(), "cpu, 1 thread", spread=64),
     ]
-    assert len({other.path for other in [made, *others]}) == 4
+    assert len({other.path for other in [made, *others]}) == 6
     for other in others:
         assert other.read(8, 3) is None
 
@@ -150,7 +152,7 @@ def test_a_folder_in_place_of_the_file() -> None:
         made.write(8, TIMES)
 
 
-@pytest.mark.parametrize("variable", [None, ""])
+@pytest.mark.parametrize("variable", [None, "", "relative/cache"])
 def test_without_a_folder_of_the_users_it_lies_at_home(
     variable: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

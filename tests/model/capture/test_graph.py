@@ -170,10 +170,12 @@ def test_another_model_has_another_digest() -> None:
 
 def test_python_values_are_part_of_the_graph() -> None:
     x = {"x": torch.ones(2, 8), "offset": torch.ones(2)}
-    graph = capture(Dicts().eval(), (x, None), {"scale": 0.5})
+    graph = capture(Dicts().eval(), (x, None), {"scale": 0.5, "flag": True})
     assert len(graph.inputs) == 2
     with pytest.raises(InputError, match=r"scale is 0.25, expected 0.5"):
-        graph.flatten_inputs((x, None), {"scale": 0.25})
+        graph.flatten_inputs((x, None), {"scale": 0.25, "flag": True})
+    with pytest.raises(InputError, match=r"flag is 1, expected True"):
+        graph.flatten_inputs((x, None), {"scale": 0.5, "flag": 1})
 
 
 def test_kwargs_may_come_in_any_order() -> None:

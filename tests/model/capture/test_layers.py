@@ -97,6 +97,19 @@ def test_also_after_a_layer_that_depends_on_values(count: int) -> None:
     check(Layers(Block(), Branching(), Branching(), Block()), count)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_layer_that_could_do_without_a_value_is_given_one(count: int) -> None:
+    class Default(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, h: Any = None) -> Any:
+            return self.linear(torch.zeros(1, 4) if h is None else h)
+
+    check(Layers(nn.Linear(4, 4), DependsOnValues(), Default()), count, inputs=1)
+
+
 def test_more_values_than_could_be_known_are_refused() -> None:
     class Optional(Block):
         def forward(self, h: torch.Tensor, mask: torch.Tensor, more: Any = None) -> Any:
@@ -140,10 +153,38 @@ def test_a_sequential_among_the_layers_keeps_its_own_rule(count: int) -> None:
     check(Layers(nn.Linear(4, 4), inner, Block(), Head()), count, inputs=1)
 
 
-def test_hooks_are_not_passed_over() -> None:
+@pytest.mark.parametrize("before", [False, True])
+def test_hooks_are_not_passed_over(before: bool) -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    module.register_forward_hook(lambda _, given, made: made * 2)
+    if before:
+        module.register_forward_pre_hook(lambda _, given: (given[0] * 2,))
+    else:
+        module.register_forward_hook(lambda _, given, made: made * 2)
     check(module, 2, inputs=1)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_a_layer_may_return_as_it_is_counts_as_the_callers_tensor(several: bool) -> None:
+    """It depends on values, so that nothing is known of what it makes."""
+
+    class Twice(DependsOnValues):
+        def forward(self, x: torch.Tensor) -> Any:
+            h = super().forward(x)
+            return h, h
+
+    class Rectifies(nn.ReLU):
+        def forward(self, h: torch.Tensor, same: torch.Tensor) -> Any:  # type: ignore[override]
+            return super().forward(h) + same
+
+    layers: list[nn.Module] = [DependsOnValues(), nn.ReLU(inplace=True)]
+    if several:
+        layers = [Twice(), Rectifies(inplace=True)]
+    module = Layers(*layers, nn.Linear(4, 4)).eval()
+    graph, plan, stages = stages_of(module, (torch.ones(2, 4),), {}, 1)
+    x = -torch.rand(3, 4)
+    before = x.clone()
+    run(graph, plan, stages, (x,))
+    assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("count", [1, 3])

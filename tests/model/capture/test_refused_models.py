@@ -42,6 +42,7 @@ def test_a_failure_names_the_users_line_and_leaves_the_module() -> None:
         ((torch.ones(2, 17, 4),), {}, r"found x.size\(1\) = 17, expected x.size\(1\) <= 16"),
         ((torch.ones(2, 3, 5),), {}, r"x.size\(2\) is 5, expected 4"),
         ((torch.ones(2, 4),), {}, "x has 2 dimensions"),
+        ((torch.ones(2, 3, 4, 1),), {}, "x has 4 dimensions"),
         ((torch.ones(2, 3, 4).double(),), {}, "x has dtype torch.float64, expected torch.float32"),
         ((None,), {}, "x is None, expected a tensor"),
         ((), {"x": torch.ones(2, 3, 4)}, "called with arguments"),
@@ -51,8 +52,9 @@ def test_a_call_that_does_not_fit_is_refused(
     args: tuple[Any, ...], kwargs: dict[str, Any], message: str
 ) -> None:
     graph = capture(Positions().eval(), (torch.randn(2, 3, 4),), {})
-    with pytest.raises(InputError, match=message):
-        graph.flatten_inputs(args, kwargs)
+    for _ in range(2):  # what was refused once is not taken later
+        with pytest.raises(InputError, match=message):
+            graph.flatten_inputs(args, kwargs)
 
 
 @pytest.mark.parametrize(("length", "other"), [(7, 8), (8, 7)])
@@ -63,6 +65,29 @@ def test_a_length_that_takes_another_path_is_refused(length: int, other: int) ->
     assert torch.equal(run(graph, plan, stages, (x,)), module(x))
     with pytest.raises(InputError, match=r"x.size\(1\)"):
         graph.flatten_inputs((torch.randn(2, other),))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.ones(2, 4).double(), r"layer 0, Linear.*computes in float32, found torch\.float64"),
+        (torch.ones(2, 5), r"layer 0, Linear.*takes 4 features, found shape \(2, 5\) before it"),
+    ],
+)
+def test_a_plain_layer_that_cannot_take_what_comes_is_named(
+    given: torch.Tensor, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        capture(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval(), (given,), {})
+
+
+def test_a_hook_before_a_plain_layer_may_make_of_it_what_it_takes() -> None:
+    layer = nn.Linear(4, 4)
+    layer.register_forward_pre_hook(lambda _, given: (given[0].float(),))
+    module, x = nn.Sequential(layer, nn.Linear(4, 4)).eval(), torch.ones(2, 4).double()
+    graph, plan, stages = stages_of(module, (x,), {}, 2)
+    with torch.no_grad():
+        assert torch.equal(run(graph, plan, stages, (x,)), module(x))
 
 
 def test_an_array_is_no_tensor() -> None:

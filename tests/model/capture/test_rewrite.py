@@ -142,6 +142,20 @@ def test_the_callers_tensor_is_written_into_as_a_copy(function: Any) -> None:
         assert torch.equal(found, module(x))
 
 
+def test_an_input_that_is_written_into_and_returned_comes_back_changed() -> None:
+    def returns_it(own: Any, x: torch.Tensor) -> Any:
+        torch._foreach_add_([x], 1.0)
+        return own.a(x), x
+
+    module, x = Computes(returns_it).eval(), torch.randn(2, 4)
+    graph, plan, stages = stages_of(module, (x,), {}, 1)
+    found = run(graph, plan, stages, (x,))
+    with torch.no_grad():
+        expected = module(x.clone())
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
 def own_buffer(own: Any, x: torch.Tensor) -> Any:
     own.shift.add_(1)
     return own.a(x) + own.shift

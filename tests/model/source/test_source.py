@@ -1,5 +1,6 @@
 """What the user named becomes a model, with the numbers that it has without us."""
 
+import shutil
 import textwrap
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 
 from pipepar.errors import InputError, WeightsError
 from pipepar.model.capture import capture
+from pipepar.model.graph import Graph
 from pipepar.model.source import from_factory, from_huggingface, from_module
 from pipepar.model.tasks import MeanPooling
 from pipepar.runtime.planning import make_plan
@@ -61,11 +63,26 @@ def batch(size: int, length: int) -> Any:
     return {"input_ids": torch.randint(2, 60, (size, length)), "attention_mask": mask}
 
 
-def assert_stages_equal(folder: Path, counts: tuple[int, ...] = (1, 2, 3, 4)) -> None:
+def copied(bert: tuple[Path, Graph], folder: Path) -> Path:
+    shutil.copytree(bert[0], folder, dirs_exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Graph]:
+    """A folder, to be copied, and the graph of what is in it."""
+    folder = saved(tmp_path_factory.mktemp("bert"), "bert")
+    source = from_huggingface(folder, "feature-extraction")
+    return folder, capture(source.module, (), batch(1, 6))
+
+
+def assert_stages_equal(
+    folder: Path, counts: tuple[int, ...] = (1, 2, 3, 4), graph: Graph | None = None
+) -> None:
     reference = MeanPooling(transformers.AutoModel.from_pretrained(folder).eval())
     source = from_huggingface(folder, "feature-extraction")
     assert all(parameter.is_meta for parameter in source.module.parameters())
-    graph = capture(source.module, (), batch(1, 6))
+    graph = graph or capture(source.module, (), batch(1, 6))
     calls = [batch(size, length) for size, length in [(1, 6), (2, 6), (3, 11), (6, 3)]]
     with torch.no_grad():
         whole = [reference(**inputs) for inputs in calls]
@@ -94,28 +111,32 @@ def test_a_folder_whose_configuration_names_no_dtype(tmp_path: Path) -> None:
     assert_stages_equal(tmp_path, counts=(2,))
 
 
-def test_float16_weights_under_a_float32_configuration(tmp_path: Path) -> None:
-    saved(tmp_path, "bert")
+def test_float16_weights_under_a_float32_configuration(
+    tmp_path: Path, bert: tuple[Path, Graph]
+) -> None:
+    copied(bert, tmp_path)
     file = tmp_path / "model.safetensors"
     halves = {name: tensor.half() for name, tensor in load_file(file).items()}
     save_file(halves, file, metadata={"format": "pt"})
-    assert_stages_equal(tmp_path, counts=(2,))
+    assert_stages_equal(tmp_path, counts=(2,), graph=bert[1])
 
 
-def test_shards(tmp_path: Path) -> None:
+def test_shards(tmp_path: Path, bert: tuple[Path, Graph]) -> None:
     saved(tmp_path, "bert", max_shard_size="20KB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
-    assert_stages_equal(tmp_path, counts=(3,))
+    assert_stages_equal(tmp_path, counts=(3,), graph=bert[1])
 
 
-def test_a_checkpoint_with_a_head_has_the_base_prefix(tmp_path: Path) -> None:
+def test_a_checkpoint_with_a_head_has_the_base_prefix(
+    tmp_path: Path, bert: tuple[Path, Graph]
+) -> None:
     saved(tmp_path, "bert", make=transformers.BertForMaskedLM)
     assert "bert.embeddings.word_embeddings.weight" in load_file(tmp_path / "model.safetensors")
-    assert_stages_equal(tmp_path, counts=(2,))
+    assert_stages_equal(tmp_path, counts=(2,), graph=bert[1])
 
 
-def test_a_layer_norm_of_old(tmp_path: Path) -> None:
-    saved(tmp_path, "bert")
+def test_a_layer_norm_of_old(tmp_path: Path, bert: tuple[Path, Graph]) -> None:
+    copied(bert, tmp_path)
     file = tmp_path / "model.safetensors"
     old = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
@@ -124,11 +145,11 @@ def test_a_layer_norm_of_old(tmp_path: Path) -> None:
         for name, tensor in load_file(file).items()
     }
     save_file(old, file, metadata={"format": "pt"})
-    assert_stages_equal(tmp_path, counts=(2,))
+    assert_stages_equal(tmp_path, counts=(2,), graph=bert[1])
 
 
-def test_padding_does_not_count(tmp_path: Path) -> None:
-    pooled = MeanPooling(transformers.AutoModel.from_pretrained(saved(tmp_path, "bert")).eval())
+def test_padding_does_not_count(bert: tuple[Path, Graph]) -> None:
+    pooled = MeanPooling(transformers.AutoModel.from_pretrained(bert[0]).eval())
     inputs = batch(2, 6)
     inputs["attention_mask"][:] = torch.tensor([1, 1, 1, 0, 0, 0])
     with torch.no_grad():
@@ -136,17 +157,16 @@ def test_padding_does_not_count(tmp_path: Path) -> None:
         torch.testing.assert_close(pooled(**inputs), hidden[:, :3].mean(1))
 
 
-def test_a_row_without_tokens_is_zero(tmp_path: Path) -> None:
-    pooled = MeanPooling(transformers.AutoModel.from_pretrained(saved(tmp_path, "bert")).eval())
+def test_a_row_without_tokens_is_zero(bert: tuple[Path, Graph]) -> None:
+    pooled = MeanPooling(transformers.AutoModel.from_pretrained(bert[0]).eval())
     inputs = batch(2, 6)
     inputs["attention_mask"][1] = 0
     with torch.no_grad():
         assert torch.equal(pooled(**inputs)[1], torch.zeros(32))
 
 
-def test_a_longer_text_than_the_positions(tmp_path: Path) -> None:
-    source = from_huggingface(saved(tmp_path, "bert"), "feature-extraction")
-    graph = capture(source.module, (), batch(2, 6))
+def test_a_longer_text_than_the_positions(bert: tuple[Path, Graph]) -> None:
+    _, graph = bert
     with pytest.raises(InputError, match="<= 40"):
         graph.flatten_inputs((), batch(2, 41))
 
@@ -165,9 +185,13 @@ def test_a_longer_text_than_the_positions(tmp_path: Path) -> None:
     ],
 )
 def test_a_folder_that_is_not_complete(
-    tmp_path: Path, change: Any, error: type[Exception], message: str
+    tmp_path: Path,
+    change: Any,
+    error: type[Exception],
+    message: str,
+    bert: tuple[Path, Graph],
 ) -> None:
-    change(saved(tmp_path, "bert"))
+    change(copied(bert, tmp_path))
     with pytest.raises(error, match=message):
         from_huggingface(tmp_path, "feature-extraction").weights.check([])
 

@@ -19,7 +19,9 @@ torch.set_num_threads(1)
 
 
 class Computes(nn.Module):
-    """Two layers and a function that uses them."""
+    """Two layers, a number and a function that uses them."""
+
+    scale: torch.Tensor
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()

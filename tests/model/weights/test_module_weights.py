@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from pipepar.errors import WeightsError
+from pipepar.model.tensors import named_weights, passing_buffers
 from pipepar.model.weights import ModuleWeights, WeightSpec
 from tests.helpers.models import Tied
 
@@ -36,6 +37,17 @@ class Held(nn.Module):
         super().__init__()
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
+
+
+def test_what_no_checkpoint_holds_is_known_by_every_name() -> None:
+    part = nn.Linear(2, 2, bias=False)
+    part.register_buffer("passing", torch.zeros(2), persistent=False)
+    part.register_buffer("staying", torch.zeros(2))
+    module = nn.ModuleDict({"one": part, "again": part})
+    assert set(passing_buffers(module)) == {"one.passing", "again.passing"}
+    assert set(named_weights(module)) == {
+        *("one.weight", "one.staying", "again.weight", "again.staying")
+    }
 
 
 def test_modules_that_differ_have_other_fingerprints() -> None:

@@ -140,6 +140,13 @@ def test_a_missing_shard_is_named(index: Path) -> None:
         opened(index).check([])
 
 
+def test_an_index_of_nothing_lacks_what_is_asked(index: Path) -> None:
+    index.write_text('{"weight_map": {}}')
+    opened(index).check([])
+    with pytest.raises(WeightsError, match=r"no tensor a in .*index\.json"):
+        opened(index).check([spec("a", (2,))])
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
 def test_an_index_that_is_none(index: Path, text: str) -> None:
     index.write_text(text)
@@ -195,10 +202,12 @@ def test_a_shard_that_lacks_what_the_index_promises(index: Path) -> None:
 
 
 def test_a_state_dict_of_torch_is_read_in_part(tmp_path: Path) -> None:
-    base = torch.randn(6, 4)
+    base = torch.randn(6, 4).double()
     state = {"a": base.t(), "b": base[1:3], "count": torch.tensor([1, 2])}
     torch.save(state, tmp_path / "model.bin")
-    specs = [spec("a", (4, 6)), spec("b", (2, 4)), spec("count", (2,), torch.int64)]
+    float64 = torch.float64
+    specs = [spec("a", (4, 6), float64), spec("b", (2, 4), float64)]
+    specs.append(spec("count", (2,), torch.int64))
     weights = opened(tmp_path / "model.bin")
     weights.check(specs)
     for name, tensor in weights.read(specs):
@@ -218,6 +227,7 @@ class Harmful:
         ([torch.ones(2)], "holds a list, expected a state dict"),
         ({"state_dict": {"a": torch.ones(2)}, "epoch": 3}, "holds state_dict, epoch, expected"),
         ({"a": torch.ones(2, dtype=torch.complex64).conj()}, "a in .* is sparse, quantized or a"),
+        ({"a": torch.ones(2, dtype=torch.complex64).conj().imag}, "a in .* is sparse, quantized"),
         ({"a": torch.eye(2).to_sparse()}, "a in .* is sparse, quantized or a lazy conjugate"),
     ],
 )
@@ -228,6 +238,13 @@ def test_a_file_of_torch_that_is_no_state_dict(
     with pytest.raises(WeightsError, match=message):
         opened(tmp_path / "model.bin").check([])
     assert "never" not in capsys.readouterr().out
+
+
+def test_a_state_dict_of_nothing_lacks_what_is_asked(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "model.bin")
+    opened(tmp_path / "model.bin").check([])
+    with pytest.raises(WeightsError, match=r"no tensor a in .*model\.bin"):
+        opened(tmp_path / "model.bin").check([spec("a", (2,))])
 
 
 def test_a_damaged_or_very_old_file_of_torch(tmp_path: Path) -> None:
