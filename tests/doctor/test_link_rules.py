@@ -12,8 +12,7 @@ GOOD = LinkFacts(0, 1, latency=100e-6, bandwidth=4e9, skew=0.0, uncertainty=0.0)
 
 def judged(hosts: str, *changes: dict[str, float]) -> list[Finding]:
     links = [
-        replace(GOOD, first=rank, second=rank + 1, **change)  # type: ignore[arg-type]
-        for rank, change in enumerate(changes)
+        replace(GOOD, first=rank, second=rank + 1, **change) for rank, change in enumerate(changes)
     ]
     return judge_links(links, hosts)
 
