@@ -7,10 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pipepar.cli import app
 from pipepar.comm.world import World
 from pipepar.data.journal import journal_of
+from pipepar.errors import (
+    CaptureError,
+    InputError,
+    PipeparError,
+    PlanError,
+    StageError,
+    WeightsError,
+)
+from pipepar.runtime.failure import FailTogether
+from pipepar.runtime.stopping import Stopped, reached
 from tests.helpers import factories
 from tests.helpers.command import MLP, command, pipepar
 
@@ -122,6 +133,60 @@ def test_a_job_that_is_told_to_stop_and_goes_on(
             [layer(part) for part in torch.split(torch.from_numpy(np.load(rows)), 2)]
         )
     assert torch.equal(torch.from_numpy(np.load(output)), expected)
+
+
+CAUSES: dict[str, tuple[type[PipeparError], tuple[str, ...], str]] = {
+    "input": (InputError, (MLP, "gone.npy"), "gone.npy"),
+    "weights": (WeightsError, (MLP, "rows.npy", "--weights", "w.safetensors"), "0.weight"),
+    "capture": (CaptureError, ("tests.helpers.factories:undecided", "rows.npy"), "x.sum() > 0"),
+    "plan": (
+        PlanError,
+        ("tests.helpers.factories:one_layer", "rows.npy", "--plan", "plan.json"),
+        "the plan does not fit",
+    ),
+    "stage": (
+        StageError,
+        ("tests.helpers.factories:raises_last", "rows.npy", "--micro-batch", "2"),
+        "stage 0 failed on micro-batch 4",
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "words", "message"), CAUSES.values(), ids=CAUSES)
+def test_each_kind_of_error_ends_with_1(
+    kind: type[PipeparError],
+    words: tuple[str, ...],
+    message: str,
+    rows: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(rows.parent)
+    save_file({"1.weight": torch.zeros(4, 4)}, "w.safetensors")
+    assert command("plan", MLP, "--stages", "1", "--shape", "2x4", "-o", "plan.json")[0] == 0
+    raised: list[type[BaseException]] = []
+    report = FailTogether.report
+
+    def noted(self: FailTogether, error: BaseException) -> str:
+        raised.append(type(error))
+        return report(self, error)
+
+    monkeypatch.setattr(FailTogether, "report", noted)
+    model, source, *options = words
+    status, output = command("run", model, source, "o.npy", *options)
+    assert status == 1, output
+    assert raised == [kind]
+    assert output.count("### pipepar: rank 0 of 1 on ") == 1
+    assert message in output
+    assert not Path("o.npy").exists()
+
+
+def test_samples_that_never_arrive_are_missed() -> None:
+    """A last rank that has not written all is no success, whatever the cause."""
+    with pytest.raises(PipeparError, match=r"3 of 11 samples never arrived at the last stage"):
+        reached(World.start(), "", 8, 11)
+    assert reached(World.start(), "", 11, 11) is None
+    assert reached(World.start(), "SIGTERM", 11, 11) is None
+    assert reached(World.start(), "SIGTERM", 8, 11) == Stopped("SIGTERM", 8, 11)
 
 
 @pytest.mark.parametrize(

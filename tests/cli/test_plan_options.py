@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipepar.plan.plan import Plan
@@ -90,3 +92,81 @@ def test_a_plan_may_replace_a_plan(tmp_path: Path) -> None:
         assert len(Plan.from_json(path.read_text()).stages) == stages
     assert os.listdir(tmp_path) == ["plan.json"]
     assert json.loads(path.read_text())
+
+
+DEVICES = """
+[[device]]
+kind = "gpu"
+count = 2
+memory = "1 GiB"
+speed = "1 MFLOPS"
+
+[[link]]
+latency = "1 us"
+bandwidth = "1 GB/s"
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Path:
+    path = tmp_path / "cluster.toml"
+    path.write_text(DEVICES)
+    return path
+
+
+def test_the_timeline_is_that_of_the_plan_it_tells_of(cluster: Path, tmp_path: Path) -> None:
+    trace, path = tmp_path / "trace.json", tmp_path / "plan.json"
+    status, output = pipepar(
+        *("plan", MLP, *SHAPE, "--cluster", cluster, "--micro-batch", 4, "--depth", 3),
+        *("--trace", trace, "-o", path),
+    )
+    assert status == 0, output
+    assert output.endswith(f"wrote {path} wrote {trace}")
+    told = re.search(r"64 micro-batches of 4, depth 3: ([\d.]+) ms \(bound", output)
+    assert told is not None, output
+    events = [each for each in json.loads(trace.read_text())["traceEvents"] if each["ph"] == "X"]
+    # Without the sink's spans, of which a prediction has none.
+    assert max(each["ts"] + each["dur"] for each in events) / 1e3 == pytest.approx(
+        float(told[1]), abs=0.06
+    )
+    for kind in ("compute", "send", "receive"):
+        stage = {"compute": 0, "send": 0, "receive": 1}[kind]
+        names = [each["name"] for each in events if (each["cat"], each["tid"]) == (kind, stage)]
+        assert names == [f"{kind} {number}" for number in range(64)], kind
+
+
+@pytest.mark.parametrize(("option", "depth"), [((), 2), (("--depth", 1), 1), (("--depth", 5), 5)])
+def test_the_depth_to_predict_for(option: tuple[object, ...], depth: int, cluster: Path) -> None:
+    status, output = pipepar("plan", MLP, *SHAPE, "--cluster", cluster, *option)
+    assert status == 0, output
+    assert f"micro-batches of 32, depth {depth}: " in output
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("auto", 320), ("float32", 320), ("bfloat16", 160)])
+def test_what_a_plan_computes_in(dtype: str, size: int) -> None:
+    shape = f"2x4:{'bfloat16' if dtype == 'bfloat16' else 'float32'}"
+    status, output = pipepar("plan", MLP, "--stages", 1, "--shape", shape, "--dtype", dtype)
+    assert status == 0, output
+    assert f" 0 0-3 {size} B 100% " in output
+
+
+def test_arguments_by_name_and_dtype(tmp_path: Path) -> None:
+    two, path = "tests.helpers.factories:two", tmp_path / "plan.json"
+    shapes = ("--shape", "x=3x4", "--shape", "y=3x4")
+    status, output = pipepar("plan", two, "--stages", 1, *shapes, "-o", path)
+    assert status == 0, output
+    np.savez(tmp_path / "in.npz", x=np.ones((3, 4), np.float32), y=np.ones((3, 4), np.float32))
+    job = ("run", two, tmp_path / "in.npz", tmp_path / "o.safetensors", "--plan", path)
+    status, output = pipepar(*job)
+    assert status == 0, output
+
+
+def test_a_plan_is_one_for_its_task(tmp_path: Path) -> None:
+    folder = text_folder(tmp_path / "bert", "BertForSequenceClassification", num_labels=3)
+    plans = []
+    for task in ("text-classification", "feature-extraction"):
+        path = tmp_path / f"{task}.json"
+        status, output = pipepar("plan", folder, "--stages", 1, "--task", task, "-o", path)
+        assert status == 0, output
+        plans.append(Plan.from_json(path.read_text()))
+    assert plans[0].stages[0].weight_bytes > plans[1].stages[0].weight_bytes

@@ -24,7 +24,7 @@ from pipepar.plan.costs import DeviceCost, LinkCost
 from pipepar.runtime.choice import Choice, Wish
 from pipepar.runtime.planning import plan_model
 from pipepar.runtime.prediction import StagePrediction
-from tests.helpers.cluster.mpirun import environment, mpirun, run_ranks
+from tests.helpers.cluster.mpirun import environment, mpirun
 from tests.helpers.command import MLP, pipepar
 from tests.helpers.models import Skips
 
@@ -211,10 +211,3 @@ def test_ranks_know_the_width_of_the_terminal_behind_them(rows: Path) -> None:
     # In the 80 columns of a terminal whose width is not known, there is room for less.
     assert any(line.endswith("100% " + 20 * "█") for line in lines)
     assert max(map(len, lines)) <= 100
-
-
-def test_ranks_write_no_colours_to_a_file(rows: Path) -> None:
-    ended = run_ranks(2, ["-m", "pipepar", "plan", MLP, "--input", str(rows)], 90)
-    assert ended.status == 0, ended.output
-    assert "Times are measured." in ended.output
-    assert "\x1b" not in ended.output

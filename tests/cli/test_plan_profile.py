@@ -54,6 +54,7 @@ def test_ranks_are_measured_and_run_as_planned(many: Path, tmp_path: Path) -> No
     assert ended.status == 0, ended.output
     assert ended.output.count("samples/s") == 1
     assert "Times are measured." in ended.output
+    assert "\x1b" not in ended.output  # no colours in a file
     assert f"wrote {path}" in " ".join(ended.output.split())
     plan = Plan.from_json(path.read_text())
     assert len(plan.stages) == 2

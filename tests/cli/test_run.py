@@ -145,6 +145,11 @@ def test_a_timeline(rows: Path, tmp_path: Path) -> None:
         "compute 1",
         "compute 2",
     ]
+    # In microseconds since the work began.
+    spans = [(event["ts"], event["ts"] + event["dur"]) for event in events if event["ph"] == "X"]
+    assert 0 <= min(spans)[0]
+    assert max(end for _, end in spans) < 60e6
+    assert sorted(spans) == spans
 
 
 def test_a_stage_that_fails_leaves_no_output(rows: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line with --labels: what is counted, shown and refused."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ import torch
 from rich.console import Console
 
 from pipepar.data.confusion import Confusion
+from pipepar.runtime.job import Job, run_job
 from pipepar.runtime.quality import print_confusion
-from tests.helpers.cluster.mpirun import run_ranks
 from tests.helpers.command import MLP, pipepar
 from tests.helpers.folders import text_folder
+from tests.helpers.threads import in_threads
 
 IDENTITY = "tests.helpers.functions:identity"
 
@@ -133,14 +135,14 @@ def test_no_samples_have_no_accuracy(tmp_path: Path) -> None:
 
 def test_what_the_last_rank_counts_is_told_by_the_first(rows: Path, tmp_path: Path) -> None:
     (tmp_path / "y.txt").write_text("0\n1\n2\n3\n" * 2 + "0\n1\n2\n")
-    common = (MLP, str(rows), str(tmp_path / "o.npy"), "--labels", str(tmp_path / "y.txt"))
-    status, output = pipepar("run", *common)
+    labels = tmp_path / "y.txt"
+    status, output = pipepar("run", MLP, rows, tmp_path / "o.npy", "--labels", labels)
     assert status == 0, output
-    begin = output.index("accuracy")
-    table = output[begin : output.index("wrote")]
-    ended = run_ranks(2, ["-m", "pipepar", "run", *common], 120)
-    assert ended.status == 0, ended.output
-    assert table in " ".join(ended.output.split()) + " "
+    table = output[output.index("accuracy") : output.index("wrote")]
+    named = Job(MLP, rows, tmp_path / "o.npy", micro_batch=32, labels=labels)
+    for summary in in_threads(2, partial(run_job, job=named)):
+        assert summary.confusion is not None
+        assert " ".join(shown(summary.confusion).split()) + " " == table
 
 
 def test_few_classes_are_shown_in_full_and_many_by_the_worst() -> None:

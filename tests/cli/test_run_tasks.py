@@ -1,6 +1,7 @@
 """The command line on every task, against Hugging Face's own pipelines."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.helpers.cluster.mpirun import run_ranks
+from pipepar.runtime.job import Job, run_job
 from tests.helpers.command import MLP, pipepar
 from tests.helpers.folders import picture_folder, pixels, save_pictures, text_folder
+from tests.helpers.threads import in_threads
 
 TEXTS = ["the quick fox jumps", "unseen dog over ünseen fox .", "a", "", "lazy " * 30, "the dog"]
 SMALL = ("--micro-batch", "2")
@@ -224,12 +226,13 @@ def test_pictures_need_a_processor(tmp_path: Path) -> None:
     assert "holds no image processor" in output
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_what_an_answer_needs_reaches_the_last_rank(tmp_path: Path, ranks: int) -> None:
+@pytest.mark.filterwarnings("ignore:.*they will slow each other")
+def test_what_an_answer_needs_reaches_the_last_rank(tmp_path: Path) -> None:
     folder = text_folder(tmp_path / "bert", "BertForTokenClassification", **ENTITIES)
     alone = run(folder, TEXTS, "token-classification")
-    target = tmp_path / "ranks.jsonl"
-    command = ["-m", "pipepar", "run", str(folder), str(tmp_path / "in.txt"), str(target)]
-    ended = run_ranks(ranks, [*command, "--task", "token-classification", *SMALL], 120)
-    assert ended.status == 0, ended.output
-    assert [json.loads(line) for line in target.read_text().splitlines()] == alone
+    for ranks in (2, 3):
+        target = tmp_path / f"{ranks}.jsonl"
+        named = Job(str(folder), tmp_path / "in.txt", target, "token-classification", micro_batch=2)
+        in_threads(ranks, partial(run_job, job=named))
+        found = [json.loads(line) for line in target.read_text().splitlines()]
+        assert found == alone, ranks

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from pipepar.comm.world import World
-from pipepar.runtime import preflight
+from pipepar.runtime import doctor, preflight
 from pipepar.runtime.devices import Visible
 from pipepar.runtime.facts import RankFacts, named
+from pipepar.runtime.failure import FailTogether
 from pipepar.runtime.preflight import look_around, with_devices
 from tests.helpers.cluster.mpirun import Finished, finish, mpirun, start
 from tests.helpers.command import pipepar
+from tests.helpers.threads import Aborted, in_threads
 
 # A rank with something of the doctor's replaced on rank 1, by a line of Python.
 SPOILED = """
@@ -25,17 +27,14 @@ from pipepar.cli import doctor as command
 from pipepar.comm.launcher import launcher_rank
 from pipepar.runtime import doctor, links
 
-def fail(world):
-    raise OSError("the disk is gone")
-
 def hang(*args):
     time.sleep(60)
 
-command._PATIENCE, doctor._LOOKING = 10.0, 2.0
+command._PATIENCE, doctor._LOOKING = {}, 1.0
 if launcher_rank() == 1:
     {}
 else:
-    links._PATIENCE = 4.0
+    links._PATIENCE = 2.0
 
 from pipepar.cli.app import main
 main()
@@ -54,9 +53,10 @@ def document(ended: Finished) -> dict[str, Any]:
     return found
 
 
-def spoiled(line: str) -> Finished:
-    command = [*mpirun(2), sys.executable, "-c", SPOILED.format(line), "doctor"]
-    return finish(start(command), 60)
+def spoiled(line: str, patience: float = 60.0) -> Finished:
+    """What is told where a rank's start may take so many seconds."""
+    command = [*mpirun(2), sys.executable, "-c", SPOILED.format(patience, line), "doctor"]
+    return finish(start(command), 90)
 
 
 def test_facts_survive_the_way_to_another_rank() -> None:
@@ -152,7 +152,7 @@ def test_help_teaches() -> None:
     assert "mpirun -n 4 pipepar doctor" in output
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 3])
 def test_links_are_measured(count: int) -> None:
     ended = ranks(count, "--json")
     found = document(ended)
@@ -169,32 +169,53 @@ def test_links_are_measured(count: int) -> None:
     assert all("THREAD_MULTIPLE" in facts["thread_level"] for facts in found["ranks"])
 
 
-def test_the_table_fits_100_columns_and_has_no_colours_in_a_file() -> None:
-    ended = ranks(2)
+@pytest.mark.skipif(shutil.which("taskset") is None, reason="no taskset")
+def test_ranks_on_one_core_are_a_problem() -> None:
+    """In a table that fits 100 columns and has no colours in a file."""
+    core = str(min(os.sched_getaffinity(0)))
+    ended = ranks(2, before=("taskset", "--cpu-list", core))
+    assert ended.status == 1
+    assert "MPI_ABORT" not in ended.output.upper()
     lines = ended.output.splitlines()
-    assert "2 ranks on 1 host" in ended.output, ended.output
+    problems = [line.split()[1] for line in lines if line.startswith("problem")]
+    assert problems == ["cores"], ended.output
+    assert "ranks 0-1 share 1 core" in ended.output
+    assert "2 ranks on 1 host" in ended.output
     assert "\x1b" not in ended.output
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines[: lines.index(next(filter(is_total, lines))) + 1])) <= 100
     assert sum("0 - 1" in line for line in lines) == 1
 
 
-@pytest.mark.skipif(shutil.which("taskset") is None, reason="no taskset")
-def test_ranks_on_one_core_are_a_problem() -> None:
-    core = str(min(os.sched_getaffinity(0)))
-    ended = ranks(2, "--json", before=("taskset", "--cpu-list", core))
-    found = document(ended)
-    assert ended.status == 1
-    assert "MPI_ABORT" not in ended.output.upper()
-    problems = [each for each in found["findings"] if each["level"] == "problem"]
-    assert [each["check"] for each in problems] == ["cores"], problems
-    assert "ranks 0-1 share 1 core" in problems[0]["found"]
+def is_total(line: str) -> bool:
+    return line.startswith("1 problem, ")
 
 
-def test_a_rank_that_cannot_look_around_is_named() -> None:
-    ended = spoiled("doctor.look_around = fail")
-    assert ended.status == 1
-    assert "### pipepar: rank 1 of 2" in ended.output, ended.output
-    assert "the disk is gone" in ended.output
+def test_a_rank_that_cannot_look_around_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looking(world: World) -> RankFacts:
+        if world.rank == 1:
+            raise OSError("the disk is gone")
+        return look_around(world)
+
+    def work(world: World) -> None:
+        with FailTogether(world):
+            doctor.examine(world)
+
+    monkeypatch.setattr("pipepar.runtime.doctor.look_around", looking)
+    with pytest.raises(Aborted) as ended:
+        in_threads(2, work)
+    assert "### pipepar: rank 1 of 2" in str(ended.value)
+    assert "the disk is gone" in str(ended.value)
+
+
+def test_links_between_threads() -> None:
+    checkup, *others = in_threads(3, doctor.examine, hosts=["a", "a", "b"])
+    assert all(other == checkup for other in others)
+    assert [(link.first, link.second) for link in checkup.links] == [(0, 1), (1, 2)]
+    for link in checkup.links:
+        assert 0 < link.latency < 1
+        assert link.bandwidth > 1e6
+        assert abs(link.skew) <= link.uncertainty + 1e-3
+    assert [facts.rank for facts in checkup.ranks] == [0, 1, 2]
 
 
 def test_a_rank_that_hangs_is_named() -> None:
@@ -205,7 +226,7 @@ def test_a_rank_that_hangs_is_named() -> None:
 
 
 def test_a_rank_that_does_not_start_is_not_waited_for() -> None:
-    ended = spoiled("time.sleep(60)")
+    ended = spoiled("time.sleep(60)", patience=3.0)
     assert ended.status == 1
     assert "_wait_for_every_rank_to_start" in ended.output, ended.output
 

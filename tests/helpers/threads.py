@@ -81,6 +81,7 @@ class Group:
     Attributes:
         channels: every channel, by producer and consumer; the last where there were several.
         report: what the first rank that ended the job told; None as long as none did.
+        ended: whether a rank has ended the job, or failed.
     """
 
     def __init__(self, size: int, hosts: list[str] | None = None, room: int = 0) -> None:
@@ -90,6 +91,7 @@ class Group:
         self.channels: dict[tuple[int, int], Channel] = {}
         self.turn = Turn()
         self.report: str | None = None
+        self.ended = threading.Event()
         self._texts = [""] * size
         self._barrier = threading.Barrier(size, timeout=LIMIT)
         self._lock = threading.Lock()
@@ -114,6 +116,7 @@ class Group:
     def abort(self, report: str | None = None) -> None:
         with self._lock:
             self.report = self.report or report
+        self.ended.set()
         self._barrier.abort()
         for channel in self.channels.values():
             channel.abort()
@@ -170,6 +173,8 @@ class ThreadWorld(World):
         self.all_gather("")
 
     def abort(self, report: str) -> NoReturn:
+        if not report:  # another rank tells
+            self.group.ended.wait(LIMIT)
         self.group.abort(report)
         raise Aborted(self.group.report)
 

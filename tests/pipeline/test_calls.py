@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipepar.comm.world import World
-from pipepar.errors import InputError, PeerError
+from pipepar.errors import InputError, PeerError, WireError
 from pipepar.pipeline import Pipeline
 from tests.helpers.threads import Aborted, in_threads
 
@@ -124,3 +124,19 @@ def test_an_exception_while_it_is_made_ends_the_job() -> None:
         in_threads(2, work)
     with pytest.raises(TypeError):
         Pipeline(layers=5, example_args=(torch.zeros(2, 4),))  # type: ignore[arg-type]
+
+
+def test_a_connection_that_fails_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks know of it, and the others would wait."""
+
+    def fail(*given: object, **options: object) -> None:
+        raise WireError("NCCL cannot connect rank 1")
+
+    def work(world: World) -> None:
+        if world.rank == 1:
+            monkeypatch.setattr("pipepar.pipeline.assemble", fail)
+        world.all_gather("")
+        Pipeline(linear(), example_args=(torch.zeros(2, 4),))
+
+    with pytest.raises(Aborted, match=r"error: NCCL cannot connect rank 1"):
+        in_threads(2, work)

@@ -1,6 +1,7 @@
 """What is told at the end of a run: every number of it."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -82,6 +83,20 @@ def test_what_the_last_stage_did_after_its_records_is_other() -> None:
     assert summary.idle.other == pytest.approx(4 / 20)
     assert summary.idle.source == pytest.approx(1 / 20)
     assert summary.idle.sink == pytest.approx(3 / 20)
+
+
+def test_time_between_records_counts_once() -> None:
+    """This rank was ready 2 s before the last one, and paused for 1 s between micro-batches."""
+    busy = replace(stage(0, threads=1, compute=16.0), gaps=1.0)
+    assert RunSummary(10, 22.0, (busy,)).idle.other == pytest.approx(4 / 22)
+
+
+def test_the_busiest_stage_is_the_one_at_work_the_longest() -> None:
+    writes = stage(1, threads=1, compute=8.0, sink=9.0, receive=3.0)
+    summary = RunSummary(10, 20.0, (STAGES[0], writes))
+    assert summary.busiest is writes
+    assert "busiest: stage 1 on node1, at work 85% of the time" in shown(summary)
+    assert RunSummary(10, 20.0, (STAGES[0], STAGES[0])).busiest is STAGES[0]
 
 
 def test_a_run_without_samples_or_time() -> None:

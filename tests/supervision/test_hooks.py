@@ -76,7 +76,16 @@ def test_ctrl_c_is_no_error() -> None:
 
 def test_the_problem_of_another_rank_is_told_by_that_rank() -> None:
     assert report(World.start(), PeerError("rank 1 on x: no room")) == ""
-    assert told(PeerError("rank 0 on x: no room")) == ""
+
+    def work(world: World) -> None:
+        with FailTogether(world):
+            world.together(lambda: refuse() if world.rank == 1 else None)
+
+    def refuse() -> None:
+        raise InputError("no room")
+
+    with pytest.raises(Aborted, match=r"### pipepar: rank 1 of 3 on .* failed\nerror: no room$"):
+        in_threads(3, work)
 
 
 @pytest.mark.parametrize(("code", "shown"), [(0, "sys.exit(0)"), (None, "sys.exit(None)")])
