@@ -13,7 +13,7 @@ from pipepar.errors import InputError
 from pipepar.files import fingerprint
 from pipepar.runtime.job import Job, run_job
 from tests.helpers.command import after
-from tests.helpers.folders import save_pictures
+from tests.helpers.folders import save_pictures, text_folder
 
 PARTS = """
 import torch
@@ -119,6 +119,45 @@ def test_other_pictures(tmp_path: Path, change: Callable[[Path], object]) -> Non
             os.utime(each, (1e9, 1e9))
     with pytest.raises(InputError, match=r"another job: input \S+ then, \S+ now\. Expected"):
         run(replace(job, resume=True), 10)
+
+
+def relabelled(job: Job) -> Job:
+    assert job.labels is not None
+    job.labels.write_text("1\n" * 11)
+    return job
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (relabelled, r"labels \w+ then, \w+ now"),
+        (lambda job: replace(job, labels=None), r"labels \w+ then, none now"),
+        (lambda job: replace(job, task="image-classification"), "task .* then, image-class"),
+    ],
+    ids=["other labels", "no labels", "task"],
+)
+def test_other_options(
+    rows: Path, tmp_path: Path, change: Callable[[Job], Job], named: str
+) -> None:
+    (tmp_path / "y.txt").write_text("0\n" * 11)
+    job = Job(
+        *("tests.helpers.factories:mlp", rows, tmp_path / "out.npy"),
+        labels=tmp_path / "y.txt",
+        micro_batch=2,
+    )
+    run(job, 2)
+    with pytest.raises(InputError, match=rf"belongs to another job: {named}"):
+        run(replace(change(job), resume=True), 10)
+
+
+def test_other_lengths_of_texts(tmp_path: Path) -> None:
+    folder = text_folder(tmp_path / "bert", "BertModel", layers=1)
+    (tmp_path / "in.txt").write_text("the fox\n" * 5)
+    job = Job(str(folder), tmp_path / "in.txt", tmp_path / "out.npy", micro_batch=2, max_length=9)
+    run(job, 1)
+    other = replace(job, resume=True, max_length=8, padding="max_length")
+    with pytest.raises(InputError, match="max_length 9 then, 8 now; padding longest then, max"):
+        run(other, 10)
 
 
 def test_other_versions(package: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,9 @@ def test_masks_of_texts_that_are_cut(tmp_path: Path, tokenizer: Any) -> None:
     texts = ["the [MASK] fox [MASK] dog", "lazy dog fox [MASK]", "a [MASK]"]
     found = feed(tmp_path / "x.txt", texts, tokenizer, 5)
     best = WORDS.index("lazy")
-    one, none, last = answers(fillings(tokenizer), scores(found, len(WORDS), best), found)
+    logits = scores(found, len(WORDS), best)
+    logits[found.kwargs["input_ids"] != tokenizer.mask_token_id] = 0
+    one, none, last = answers(fillings(tokenizer), logits, found)
     assert none == []
     for answer, whole in ((one, "the lazy fox"), (last, "a lazy")):
         assert len(answer) == 5
