@@ -94,7 +94,7 @@ def wired(
 ) -> tuple[Ranks, list[Wiring]]:
     size = len(plan.stages)
     ranks, seat = Ranks(size), seats(kinds or "c" * size)
-    edges = edges_of(plan, tuple(carried))
+    edges = dict(reversed(edges_of(plan, tuple(carried)).items()))
     return ranks, [
         wire_up(ranks.world(rank), plan, edges, depth, to_root, seat) for rank in range(size)
     ]

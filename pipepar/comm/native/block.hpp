@@ -43,8 +43,7 @@ inline std::string block(const Verdict &verdict, const std::vector<Last> &ranks,
                          const std::vector<std::string> &hosts, const std::string &stacks, double ceiling) {
   const int rank = verdict.rank, size = static_cast<int>(hosts.size());
   const char *host = hosts[rank].c_str();
-  // Not what it was last heard to be at: who was silent has been woken since, and may have gone on.
-  const std::string doing = words(verdict.doing);
+  const std::string doing = words(verdict.cause == kSilent ? ranks[rank].doing : verdict.doing);
   const double seconds = verdict.doing.seconds;
   std::string said = text("### pipepar: rank %d of %d on %s ", rank, size, host);
   std::string remedy;

@@ -101,6 +101,17 @@ def test_a_slot_keeps_its_memory_until_that_is_too_small() -> None:
     assert len({*addresses} - {0}) == 3
 
 
+def test_several_slots_may_be_taken_the_oldest_first() -> None:
+    inbox = Inbox(SimulatedGpu(Scheduler(), "a"), 2)
+    posted: list[int] = []
+    for _ in range(2):
+        inbox.post(8, lambda memory, _: posted.append(memory.data_ptr()))
+    assert [inbox.take().data_ptr() for _ in range(2)] == posted
+    inbox.release()
+    inbox.post(8, lambda memory, _: posted.append(memory.data_ptr()))
+    assert posted[2] == posted[0]
+
+
 @pytest.mark.parametrize("seed", seeds(8))
 def test_hosts_in_threads_of_their_own(seed: int) -> None:
     hop = Hop(2, 2, Scheduler(seed))
