@@ -172,10 +172,21 @@ def test_python_values_are_part_of_the_graph() -> None:
     x = {"x": torch.ones(2, 8), "offset": torch.ones(2)}
     graph = capture(Dicts().eval(), (x, None), {"scale": 0.5, "flag": True})
     assert len(graph.inputs) == 2
+    assert len(set(graph.outputs)) == len(graph.outputs) == 2  # one of them is there twice
     with pytest.raises(InputError, match=r"scale is 0.25, expected 0.5"):
         graph.flatten_inputs((x, None), {"scale": 0.25, "flag": True})
     with pytest.raises(InputError, match=r"flag is 1, expected True"):
         graph.flatten_inputs((x, None), {"scale": 0.5, "flag": 1})
+
+
+def test_inputs_that_forward_does_not_name_have_names_too() -> None:
+    class Takes(nn.Module):
+        def forward(self, x: torch.Tensor, *more: torch.Tensor, **given: torch.Tensor) -> Any:
+            return x + more[0] * more[1] + given["2d"]
+
+    one = torch.ones(2)
+    graph = capture(Takes(), (one, one, one), {"2d": one})
+    assert graph.inputs == ("x", "arg1", "arg2", "input_2d")
 
 
 def test_kwargs_may_come_in_any_order() -> None:

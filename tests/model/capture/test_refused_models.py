@@ -90,6 +90,15 @@ def test_a_hook_before_a_plain_layer_may_make_of_it_what_it_takes() -> None:
         assert torch.equal(run(graph, plan, stages, (x,)), module(x))
 
 
+def test_a_hook_before_a_layer_may_give_it_another_number_of_values() -> None:
+    pairs = nn.Bilinear(4, 4, 4)
+    pairs.register_forward_pre_hook(lambda _, given: (given[0], given[0] * 2))
+    module, x = nn.Sequential(nn.Linear(4, 4), pairs).eval(), torch.ones(2, 4)
+    graph, plan, stages = stages_of(module, (x,), {}, 2)
+    with torch.no_grad():
+        assert torch.equal(run(graph, plan, stages, (x,)), module(x))
+
+
 def test_an_array_is_no_tensor() -> None:
     with pytest.raises(CaptureError, match="x of the example is a ndarray"):
         capture(Positions(), (), {"x": torch.ones(2, 3, 4).numpy()})
