@@ -147,7 +147,7 @@ def test_a_timeline(rows: Path, tmp_path: Path) -> None:
     ]
     # In microseconds since the work began.
     spans = [(event["ts"], event["ts"] + event["dur"]) for event in events if event["ph"] == "X"]
-    assert 0 <= min(spans)[0]
+    assert min(spans)[0] >= 0
     assert max(end for _, end in spans) < 60e6
     assert sorted(spans) == spans
 
