@@ -23,7 +23,7 @@ from pipepar.errors import (
 from pipepar.runtime.failure import FailTogether
 from pipepar.runtime.stopping import Stopped, reached
 from tests.helpers import factories
-from tests.helpers.command import MLP, command, pipepar
+from tests.helpers.jobs.command import MLP, command, pipepar
 
 SIZE = ("--micro-batch", 2)
 

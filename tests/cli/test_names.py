@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.command import MLP, command, pipepar
+from tests.helpers.jobs.command import MLP, command, pipepar
 
 PICKY = "tests.helpers.factories:picky_first"
 

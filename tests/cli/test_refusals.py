@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import save_file
 
 from tests.helpers import factories
-from tests.helpers.command import MLP, pipepar
 from tests.helpers.folders import picture_folder
+from tests.helpers.jobs.command import MLP, pipepar
 
 
 def _truncated(tmp: Path) -> Path:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipepar.data.unfinished import is_unfinished
-from tests.helpers.command import MLP, pipepar
+from tests.helpers.jobs.command import MLP, pipepar
 
 TRAP = "tests.helpers.factories:raises_last"
 REMEDY = "what is done is kept: run again with --resume"

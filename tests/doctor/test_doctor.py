@@ -17,8 +17,8 @@ from pipepar.runtime.facts import RankFacts, named
 from pipepar.runtime.failure import FailTogether
 from pipepar.runtime.preflight import look_around, with_devices
 from tests.helpers.cluster.mpirun import Finished, finish, mpirun, start
-from tests.helpers.command import pipepar
-from tests.helpers.threads import Aborted, in_threads
+from tests.helpers.jobs.command import pipepar
+from tests.helpers.jobs.threads import Aborted, in_threads
 
 # A rank with something of the doctor's replaced on rank 1, by a line of Python.
 SPOILED = """

@@ -12,7 +12,7 @@ import torch
 
 from tests.helpers.cluster.gpus import NO_GPU, Gpus, NoPlace, place
 from tests.helpers.cluster.mpirun import Finished, run_ranks
-from tests.helpers.traps import LIMIT, with_plan
+from tests.helpers.jobs.traps import LIMIT, with_plan
 
 PATIENCE = 120.0
 """Starting CUDA and NCCL on a busy machine takes its time."""

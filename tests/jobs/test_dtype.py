@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from pipepar.plan.plan import Plan
 from tests.helpers import factories
-from tests.helpers.command import MLP, pipepar
+from tests.helpers.jobs.command import MLP, pipepar
 
 
 @pytest.mark.parametrize("stored", [False, True])

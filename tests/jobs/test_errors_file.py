@@ -13,8 +13,8 @@ from pipepar.data.journal import journal_of
 from pipepar.runtime.fault import Fault
 from pipepar.runtime.job import Job
 from pipepar.runtime.quarantine import Quarantine, errors_of
-from tests.helpers.disk import Disk
-from tests.helpers.jobs import go_on, run, told
+from tests.helpers.jobs.disk import Disk
+from tests.helpers.jobs.in_process import go_on, run, told
 
 PICKY = "tests.helpers.factories:picky_last"
 BAD = (3, 8)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.command import pipepar
 from tests.helpers.folders import text_folder
+from tests.helpers.jobs.command import pipepar
 
 
 class Rows(torch.nn.Module):

@@ -12,8 +12,8 @@ from pipepar.comm.world import World
 from pipepar.errors import InputError
 from pipepar.files import fingerprint
 from pipepar.runtime.job import Job, run_job
-from tests.helpers.command import after
 from tests.helpers.folders import save_pictures, text_folder
+from tests.helpers.jobs.command import after
 
 PARTS = """
 import torch

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipepar.runtime.job import Job
-from tests.helpers.jobs import run
+from tests.helpers.jobs.in_process import run
 
 COUNT = 2**34
 # One byte a sample would be 16 GiB.

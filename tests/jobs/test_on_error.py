@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from pipepar.errors import InputError, StageError
 from pipepar.runtime.job import Job
 from pipepar.runtime.quarantine import errors_of
-from tests.helpers import factories, picky
+from tests.helpers import factories
 from tests.helpers.cluster.mpirun import run_ranks
-from tests.helpers.command import pipepar
-from tests.helpers.jobs import assert_same, run, told
-from tests.helpers.picky import FIRST, LAST, MIDDLE
+from tests.helpers.jobs import picky
+from tests.helpers.jobs.command import pipepar
+from tests.helpers.jobs.in_process import assert_same, run, told
+from tests.helpers.jobs.picky import FIRST, LAST, MIDDLE
 from tests.helpers.seeds import seeds
 
 MLP, PICKY, IDENTITY = (
@@ -225,7 +226,7 @@ def test_several_ranks(tmp_path: Path, ranks: int) -> None:
     for at, value in bad.items():
         rows[at] = value
     np.save(tmp_path / "rows.npy", rows.numpy())
-    job = Job("tests.helpers.picky:refuses", tmp_path / "rows.npy", tmp_path / "out.npy")
+    job = Job("tests.helpers.jobs.picky:refuses", tmp_path / "rows.npy", tmp_path / "out.npy")
     command = ["-m", "pipepar", "run", job.model, str(job.input), str(job.output)]
     ended = run_ranks(ranks, [*command, "--micro-batch", "5", "--on-error", "skip"], 240)
     assert ended.status == 0, ended.output

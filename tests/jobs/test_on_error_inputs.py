@@ -13,7 +13,7 @@ from pipepar.runtime.job import Job
 from pipepar.runtime.quarantine import errors_of
 from tests.helpers.folders import picture_folder, save_pictures, text_folder
 from tests.helpers.functions import lengths
-from tests.helpers.jobs import assert_same, column, run, told
+from tests.helpers.jobs.in_process import assert_same, column, run, told
 
 IDENTITY = "tests.helpers.functions:identity"
 

@@ -14,8 +14,8 @@ from pipepar.comm.world import World
 from pipepar.runtime.job import Job, run_job
 from pipepar.runtime.progress import NOBODY
 from pipepar.runtime.summary import RunSummary
-from tests.helpers.command import MLP, after
-from tests.helpers.jobs import run
+from tests.helpers.jobs.command import MLP, after
+from tests.helpers.jobs.in_process import run
 
 
 class Bars:

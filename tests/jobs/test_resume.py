@@ -16,9 +16,9 @@ from pipepar.data.confusion import Confusion
 from pipepar.data.journal import journal_of
 from pipepar.errors import InputError
 from pipepar.runtime.job import Job, run_job
-from tests.helpers.command import MLP, command, pipepar
 from tests.helpers.folders import picture_folder, save_pictures, text_folder
-from tests.helpers.jobs import go_on, hidden, run
+from tests.helpers.jobs.command import MLP, command, pipepar
+from tests.helpers.jobs.in_process import go_on, hidden, run
 from tests.helpers.seeds import seeds
 
 WORDS = "the quick brown fox jump over a lazy dog".split()

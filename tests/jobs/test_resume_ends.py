@@ -17,8 +17,8 @@ from pipepar.errors import InputError, PipeparError
 from pipepar.runtime.job import Job, run_job
 from pipepar.runtime.progress import NOBODY
 from pipepar.runtime.quarantine import errors_of
-from tests.helpers.command import MLP, pipepar
-from tests.helpers.jobs import go_on, hidden, run
+from tests.helpers.jobs.command import MLP, pipepar
+from tests.helpers.jobs.in_process import go_on, hidden, run
 
 
 @pytest.fixture

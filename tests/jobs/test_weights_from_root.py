@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from tests.helpers import factories
 from tests.helpers.cluster.mpirun import finish, mpirun, start
-from tests.helpers.command import pipepar
 from tests.helpers.folders import text_folder
+from tests.helpers.jobs.command import pipepar
 
 SECONDS = 120
 

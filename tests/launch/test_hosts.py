@@ -16,7 +16,7 @@ import pytest
 from tests.helpers.cluster.hosts import Hosts, HostsError, hosts, obstacle, set_link
 from tests.helpers.cluster.mpirun import Finished, finish, start
 from tests.helpers.cluster.waiting import until
-from tests.helpers.command import pipepar
+from tests.helpers.jobs.command import pipepar
 
 pytestmark = [
     pytest.mark.hosts,

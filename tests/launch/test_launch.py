@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.cluster.mpirun import Finished, environment, finish, start
-from tests.helpers.command import pipepar
+from tests.helpers.jobs.command import pipepar
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"

@@ -14,7 +14,7 @@ import pytest
 from pipepar.data.journal import read_journal
 from tests.helpers.cluster.mpirun import Finished
 from tests.helpers.cluster.slurm import Cluster, cluster, obstacle
-from tests.helpers.command import pipepar
+from tests.helpers.jobs.command import pipepar
 
 pytestmark = pytest.mark.slurm
 

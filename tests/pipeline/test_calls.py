@@ -10,7 +10,7 @@ from torch import nn
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PeerError, WireError
 from pipepar.pipeline import Pipeline
-from tests.helpers.threads import Aborted, in_threads
+from tests.helpers.jobs.threads import Aborted, in_threads
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*they will slow each other")
 PAUSE = 0.02

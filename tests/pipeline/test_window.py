@@ -11,7 +11,7 @@ from torch import nn
 from pipepar.comm.world import World
 from pipepar.pipeline import Pipeline
 from tests.helpers.cluster.waiting import until
-from tests.helpers.threads import ThreadWorld, in_threads
+from tests.helpers.jobs.threads import ThreadWorld, in_threads
 
 X = torch.zeros(2, 4)
 pytestmark = pytest.mark.filterwarnings("ignore:.*they will slow each other")

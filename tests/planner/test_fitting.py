@@ -16,7 +16,7 @@ from pipepar.model.source import from_module
 from pipepar.plan.plan import Plan
 from pipepar.runtime.fitting import require_fit
 from pipepar.runtime.planning import make_plan
-from tests.helpers.command import MLP, pipepar
+from tests.helpers.jobs.command import MLP, pipepar
 from tests.helpers.models import Constant, Mlp, Sized, Skips, Tied
 
 

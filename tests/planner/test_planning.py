@@ -13,8 +13,8 @@ from pipepar.model.capture import capture
 from pipepar.model.crossing import cut_table
 from pipepar.model.synthetic import picture_example, shaped_example, text_example
 from pipepar.plan.plan import Plan
-from tests.helpers.command import MLP, pipepar
 from tests.helpers.folders import picture_folder, text_folder
+from tests.helpers.jobs.command import MLP, pipepar
 
 
 def described(example: Any) -> tuple[list[Any], dict[str, Any]]:

@@ -11,7 +11,7 @@ from pipepar.data.confusion import Confusion
 from pipepar.runtime.seat import Seat
 from pipepar.runtime.summary import RunSummary, StageSummary, print_summary, summarise
 from pipepar.trace import Totals, Tracer
-from tests.helpers.threads import in_threads
+from tests.helpers.jobs.threads import in_threads
 
 KINDS = ("source", "receive", "compute", "send", "sink")
 

@@ -18,9 +18,9 @@ from pipepar.pipeline import Pipeline
 from pipepar.runtime.failure import FailTogether
 from pipepar.runtime.job import Job, run_job
 from tests.helpers.cluster.mpirun import Finished, environment, finish, mpirun, run_ranks, start
-from tests.helpers.command import MLP
-from tests.helpers.threads import Aborted, in_threads
-from tests.helpers.traps import LIMIT, with_plan
+from tests.helpers.jobs.command import MLP
+from tests.helpers.jobs.threads import Aborted, in_threads
+from tests.helpers.jobs.traps import LIMIT, with_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*they will slow each other")
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from pipepar.comm.world import World
 from pipepar.data.journal import journal_of
 from pipepar.errors import InputError, PeerError, StageError
 from pipepar.runtime.failure import FailTogether, report
-from tests.helpers.threads import Aborted, in_threads
+from tests.helpers.jobs.threads import Aborted, in_threads
 
 RESUME = "what is done is kept: run again with --resume"
 

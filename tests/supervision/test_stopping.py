@@ -19,8 +19,8 @@ from pipepar.runtime.job import Job, run_job
 from pipepar.runtime.progress import Display, silent
 from tests.helpers.cluster import waiting
 from tests.helpers.cluster.mpirun import finish, mpirun, start
-from tests.helpers.command import MLP, command
-from tests.helpers.threads import in_threads
+from tests.helpers.jobs.command import MLP, command
+from tests.helpers.jobs.threads import in_threads
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*they will slow each other")
 PATIENCE = 120.0

@@ -22,7 +22,7 @@ from pipepar.comm.world import World
 from pipepar.errors import InputError
 from pipepar.runtime.watchdog import agree_on_limits
 from tests.helpers.cluster.mpirun import Finished, finish, mpirun, start
-from tests.helpers.command import pipepar
+from tests.helpers.jobs.command import pipepar
 
 SECONDS = 2.0
 """The limit of silence, and of a stage that does not get on."""

@@ -17,7 +17,7 @@ from pipepar.data.journal import Journal, Record, read_journal
 from pipepar.data.partial import Partial
 from pipepar.data.writers import Writer
 from pipepar.errors import PipeparError
-from tests.helpers.unfinished import BATCHES, HEADER, crash, fail, finish, opened, write
+from tests.helpers.jobs.unfinished import BATCHES, HEADER, crash, fail, finish, opened, write
 
 NEVER = 1e6
 

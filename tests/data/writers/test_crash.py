@@ -16,8 +16,8 @@ from pipepar.data.journal import journal_of, read_journal
 from pipepar.data.partial import Partial, partial_of
 from pipepar.data.unfinished import Resumable, Unfinished, find_unfinished
 from pipepar.data.writers import Writer, open_output
-from tests.helpers.disk import Disk
-from tests.helpers.unfinished import BATCHES, ROWS, SUFFIXES
+from tests.helpers.jobs.disk import Disk
+from tests.helpers.jobs.unfinished import BATCHES, ROWS, SUFFIXES
 
 ONE, OTHER = {"sign": 1}, {"sign": -1}
 

@@ -12,7 +12,7 @@ import torch
 from pipepar.data.partial import partial_of
 from pipepar.data.writers import open_output
 from pipepar.errors import InputError
-from tests.helpers.outputs import SUFFIXES, only, read, write
+from tests.helpers.jobs.outputs import SUFFIXES, only, read, write
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -17,7 +17,7 @@ from pipepar.data.partial import Partial, partial_of
 from pipepar.data.unfinished import find_unfinished, is_unfinished
 from pipepar.data.writers import open_output
 from pipepar.errors import InputError
-from tests.helpers.unfinished import (
+from tests.helpers.jobs.unfinished import (
     BATCHES,
     HEADER,
     SUFFIXES,

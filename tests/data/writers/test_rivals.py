@@ -18,7 +18,7 @@ from pipepar.data.partial import Partial
 from pipepar.data.unfinished import Resumable, find_unfinished
 from pipepar.data.writers import Writer, open_output
 from pipepar.errors import InputError
-from tests.helpers.unfinished import (
+from tests.helpers.jobs.unfinished import (
     BATCHES,
     HEADER,
     ROWS,

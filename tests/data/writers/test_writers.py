@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from pipepar.data.writers import open_output
 from pipepar.errors import InputError, PipeparError
-from tests.helpers.outputs import SUFFIXES, only, read, write
+from tests.helpers.jobs.outputs import SUFFIXES, only, read, write
 
 
 def write_parts(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pipepar.plan.plan import Plan
-from tests.helpers.command import MLP, pipepar
 from tests.helpers.folders import text_folder
+from tests.helpers.jobs.command import MLP, pipepar
 
 SHAPE = ("--shape", "2x4")
 

@@ -25,7 +25,7 @@ from pipepar.runtime.choice import Choice, Wish
 from pipepar.runtime.planning import plan_model
 from pipepar.runtime.prediction import StagePrediction
 from tests.helpers.cluster.mpirun import environment, mpirun
-from tests.helpers.command import MLP, pipepar
+from tests.helpers.jobs.command import MLP, pipepar
 from tests.helpers.models import Skips
 
 GIB = 2.0**30

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.helpers import factories
-from tests.helpers.command import MLP, pipepar
 from tests.helpers.folders import text_folder
+from tests.helpers.jobs.command import MLP, pipepar
 
 
 @pytest.fixture

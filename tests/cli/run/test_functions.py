@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers import factories, functions
-from tests.helpers.command import MLP, pipepar
 from tests.helpers.folders import pixels, save_pictures
+from tests.helpers.jobs.command import MLP, pipepar
 
 HERE = "tests.helpers.functions:"
 

@@ -13,7 +13,7 @@ from pipepar.comm.world import World
 from pipepar.runtime.job import Job, run_job
 from pipepar.runtime.quarantine import errors_of
 from pipepar.runtime.summary import RunSummary
-from tests.helpers.command import after
+from tests.helpers.jobs.command import after
 
 
 def run(job: Job, micro_batches: int = 10_000) -> RunSummary:

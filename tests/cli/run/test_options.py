@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.helpers import factories
-from tests.helpers.command import MLP, command, pipepar
 from tests.helpers.folders import text_folder
+from tests.helpers.jobs.command import MLP, command, pipepar
 
 TEXTS = ["the quick fox jumps over the lazy dog", "a dog", "the fox"]
 

@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipepar.runtime.job import Job, run_job
-from tests.helpers.command import MLP, pipepar
 from tests.helpers.folders import picture_folder, pixels, save_pictures, text_folder
-from tests.helpers.threads import in_threads
+from tests.helpers.jobs.command import MLP, pipepar
+from tests.helpers.jobs.threads import in_threads
 
 TEXTS = ["the quick fox jumps", "unseen dog over ünseen fox .", "a", "", "lazy " * 30, "the dog"]
 SMALL = ("--micro-batch", "2")

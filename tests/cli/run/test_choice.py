@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipepar.runtime import job
-from tests.helpers.command import MLP, command, pipepar
+from tests.helpers.jobs.command import MLP, command, pipepar
 
 
 def test_a_run_tells_what_was_chosen(

@@ -17,7 +17,7 @@ from pipepar.plan.plan import Plan
 from pipepar.runtime.choice import Wish
 from pipepar.runtime.planning import Planning, plan_model
 from pipepar.runtime.prediction import Prediction, model_cost
-from tests.helpers.command import MLP, pipepar
+from tests.helpers.jobs.command import MLP, pipepar
 
 SHAPE = ("--shape", "2x4")
 TWO = """
@@ -199,7 +199,7 @@ def test_a_cluster_is_not_written_over(cluster: Path) -> None:
 
 
 def test_the_source_of_a_model_is_not_replaced(cluster: Path) -> None:
-    source = Path(__file__).parents[1] / "helpers/factories.py"
+    source = Path(__file__).parents[2] / "helpers/factories.py"
     before = source.read_text()
     status, output = pipepar("plan", MLP, *SHAPE, "--cluster", cluster, "-o", source)
     assert status == 1

@@ -20,7 +20,7 @@ from pipepar.model.cut import parts
 from pipepar.model.graph import Graph
 from pipepar.model.sizes import is_scalar
 from pipepar.runtime.planning import make_plan
-from tests.helpers.command import MLP, pipepar
+from tests.helpers.jobs.command import MLP, pipepar
 from tests.helpers.models import Dicts, InPlace, Mlp, Skips, Tied
 
 

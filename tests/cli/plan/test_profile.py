@@ -10,8 +10,8 @@ import torch
 
 from pipepar.plan.plan import Plan
 from tests.helpers.cluster.mpirun import Finished, run_ranks
-from tests.helpers.command import MLP, command, pipepar
 from tests.helpers.factories import mlp
+from tests.helpers.jobs.command import MLP, command, pipepar
 
 SHAPE = ("--shape", "2x4")
 SECONDS = 120

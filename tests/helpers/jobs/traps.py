@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.helpers.command import pipepar
+from tests.helpers.jobs.command import pipepar
 
 LIMIT = 5.0
 """Seconds between a failure and the end of the whole job."""

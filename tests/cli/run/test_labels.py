@@ -11,9 +11,9 @@ from rich.console import Console
 from pipepar.data.confusion import Confusion
 from pipepar.runtime.job import Job, run_job
 from pipepar.runtime.quality import print_confusion
-from tests.helpers.command import MLP, pipepar
 from tests.helpers.folders import text_folder
-from tests.helpers.threads import in_threads
+from tests.helpers.jobs.command import MLP, pipepar
+from tests.helpers.jobs.threads import in_threads
 
 IDENTITY = "tests.helpers.functions:identity"
 
