@@ -109,7 +109,7 @@ def resident(gpu: SimulatedGpu, value: torch.Tensor) -> torch.Tensor:
     memory = gpu.empty(value.untyped_storage().nbytes()).view(value.dtype)
     gpu.launch(
         gpu.compute,
-        lambda x: x.copy_(value.new_empty(0).set_(value.untyped_storage())),  # type: ignore[call-overload]
+        lambda x: x.copy_(value.new_empty(0).set_(value.untyped_storage())),
         writes=[memory],
     )
     return memory.as_strided(value.shape, value.stride(), value.storage_offset())
