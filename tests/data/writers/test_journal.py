@@ -188,3 +188,22 @@ def test_a_resumed_jsonl_has_the_names_of_before(tmp_path: Path) -> None:
     ):
         writer.write(torch.tensor([6]), {"z": torch.ones(1, 4)})
     assert finish(path) == 2
+
+
+def test_lines_whose_neighbours_are_done_again(tmp_path: Path) -> None:
+    """Lines of samples that follow one another lie apart in the file of the earlier run."""
+    path, value = tmp_path / "y.jsonl", torch.arange(6.0)
+    order = [[0, 1], [4, 5], [2, 3]]
+    with opened(path) as writer:
+        for batch in order:
+            writer.write(torch.tensor(batch), {"y": value[batch]})
+        writer.suspend()
+    with partial_of(path).open("r+b") as file:
+        file.seek(len('{"y": 0.0}\n') * 2)
+        file.write(b"x")  # in the line of sample 4
+    with opened(path, resume=True) as writer:
+        assert [batch for batch in order if not writer.done.holds(batch)] == [[4, 5]]
+        writer.write(torch.tensor([4, 5]), {"y": value[4:]})
+        writer.write(torch.arange(6, 11), {"y": torch.zeros(5)})
+    lines = [f'{{"y": {at}.0}}' for at in range(6)] + ['{"y": 0.0}'] * 5
+    assert path.read_text().splitlines() == lines

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -249,45 +248,6 @@ def test_other_formats_lack_dtypes_too(tmp_path: Path) -> None:
         write(tmp_path / "y.safetensors", {"y": torch.ones(1).to(torch.complex128)}, [[0]])
     with pytest.raises(InputError, match=r"no complex numbers.*\.safetensors"):
         write(tmp_path / "y.jsonl", {"y": torch.ones(1).to(torch.complex64)}, [[0]])
-
-
-@pytest.mark.parametrize(
-    ("suffix", "dtype"),
-    [
-        *product(SUFFIXES[:2], [torch.float16, torch.float64, torch.complex64, torch.int8]),
-        ("npy", torch.complex128),
-        ("safetensors", torch.bfloat16),
-    ],
-    ids=str,
-)
-def test_rows_that_say_nothing(tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
-    """NaN among floats, complex ones too, and zeros elsewhere; never what could be a result."""
-    path = tmp_path / f"y.{suffix}"
-    with open_output(path, 70) as writer:
-        writer.write(torch.tensor([1]), {"y": torch.ones(1, 2, dtype=dtype)})
-        writer.leave_blank(torch.tensor([0, *range(2, 70)]))  # more than are left at a time
-    found = read(path)["y"]
-    assert found.dtype == dtype
-    assert torch.equal(found[1], torch.ones(2, dtype=dtype))
-    blank = torch.cat([found[:1], found[2:]])
-    assert (blank == 0).all() if dtype == torch.int8 else blank.isnan().all()
-
-
-def test_lines_that_say_nothing(tmp_path: Path) -> None:
-    with open_output(tmp_path / "y.jsonl", 3) as writer:
-        writer.write(torch.tensor([1]), {"y": torch.ones(1)})
-        writer.leave_blank(torch.tensor([2, 0]))
-    assert (tmp_path / "y.jsonl").read_text() == 'null\n{"y": 1.0}\nnull\n'
-
-
-@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
-def test_nothing_tells_what_blank_rows_are_like(tmp_path: Path, suffix: str) -> None:
-    with (
-        pytest.raises(InputError, match="no sample has a result, so nothing tells what its rows"),
-        open_output(tmp_path / f"y.{suffix}", 2) as writer,
-    ):
-        writer.leave_blank(torch.tensor([0, 1]))
-    assert only(tmp_path)
 
 
 @pytest.mark.parametrize("length", range(1, 9))
