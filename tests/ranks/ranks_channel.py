@@ -5,7 +5,6 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -283,28 +282,3 @@ def test_tensors_land_in_the_memory_that_was_asked_for(world: World) -> None:
         receiver.close()
     comm.Barrier()
     comm.Free()
-
-
-def test_abort_releases_who_waits(world: World) -> None:
-    receivers, _ = world.connect([Link(0, 1, 1)])
-    for receiver in receivers.values():
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(next, receiver.receive())
-            time.sleep(0.1)
-            receiver.abort()
-            with pytest.raises(WireError, match="receiving from rank 0 was given up"):
-                waiting.result(10)
-
-
-def test_abort_does_not_wait(world: World) -> None:
-    receivers, senders = world.connect([Link(0, 1, 2)])
-    if world.rank == 0:
-        senders[1].send(MicroBatch(0, (torch.zeros(10_000_000),)))
-        senders[1].abort()  # nobody will take it
-        with pytest.raises(WireError, match="closed"):
-            senders[1].send(MicroBatch(1, ()))
-    for receiver in receivers.values():
-        next(receiver.receive())
-        receiver.abort()
-        with pytest.raises(WireError, match="closed"):
-            next(receiver.receive())
