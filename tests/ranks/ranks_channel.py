@@ -5,7 +5,6 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -17,7 +16,6 @@ from pipepar.comm.channel import Receiver, Sender
 from pipepar.comm.edge import Edge
 from pipepar.comm.link import Link
 from pipepar.comm.mpi import MpiReceiver, MpiSender
-from pipepar.comm.wire import Header, Kind
 from pipepar.comm.world import World
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, TensorSpec, Value
@@ -261,52 +259,6 @@ def test_what_cannot_cross_is_refused(world: World) -> None:
                     sender.send(MicroBatch(0, (value,)))  # type: ignore[arg-type]
 
 
-def refused(world: World, message: str, headers: Sequence[bytes], *specs: bytes) -> None:
-    """What rank 1 says of bytes that rank 0 sends it, which no sender of ours would send."""
-    comm = MPI.COMM_WORLD.Dup()
-    edge = Edge(comm, 1 - world.rank, 0, 4)
-    if world.rank == 0:
-        for header in headers:
-            comm.Send(bytearray(header), 1, edge.header_tag)
-        for spec in specs:
-            comm.Send(bytearray(spec), 1, edge.spec_tag)
-    if world.rank == 1:
-        receiver = MpiReceiver(edge, world._start_engine())
-        with pytest.raises(WireError, match=f"^from rank 0, micro-batch {message}"):
-            list(receiver.receive())
-        receiver.close()
-    comm.Barrier()
-    comm.Free()
-
-
-def announced(index: int, spec: bytes = b"") -> bytes:
-    return Header.announcing(Kind.MICROBATCH, index, 0, spec).pack()
-
-
-def test_garbage_is_an_error_that_names_the_sender(world: World) -> None:
-    refused(world, "0: .*expected b'PPAR'", [b"garbage!" * (wire.HEADER_BYTES // 8)])
-
-
-@pytest.mark.parametrize(("sent", "counted"), [(2, 3), (2, 1), (0, 1)])
-def test_a_stream_that_is_not_whole_is_an_error(world: World, sent: int, counted: int) -> None:
-    """Whoever takes the end for the end loses the last micro-batches unseen."""
-    spec = wire.pack_spec(())
-    headers = [announced(index, b"" if index else spec) for index in range(sent)]
-    end = Header.announcing(Kind.END, counted, 0, b"").pack()
-    message = f"{sent}: the stream ends here, but {counted} micro-batches were sent"
-    refused(world, message, [*headers, end], *[spec][:sent])
-
-
-def test_a_spec_that_was_damaged_is_an_error(world: World) -> None:
-    sent = wire.pack_spec((1,))
-    refused(world, "0: a spec's checksum", [announced(0, sent)], wire.pack_spec((2,)))
-
-
-def test_tensors_that_were_not_given_room_are_an_error(world: World) -> None:
-    spec = wire.pack_spec((TensorSpec.of(torch.zeros(2)),))
-    refused(world, r"0: tensors of \(8,\) bytes do not fit", [announced(0, spec)], spec)
-
-
 def test_tensors_land_in_the_memory_that_was_asked_for(world: World) -> None:
     comm, buffers = MPI.COMM_WORLD.Dup(), []
 
@@ -330,28 +282,3 @@ def test_tensors_land_in_the_memory_that_was_asked_for(world: World) -> None:
         receiver.close()
     comm.Barrier()
     comm.Free()
-
-
-def test_abort_releases_who_waits(world: World) -> None:
-    receivers, _ = world.connect([Link(0, 1, 1)])
-    for receiver in receivers.values():
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(next, receiver.receive())
-            time.sleep(0.1)
-            receiver.abort()
-            with pytest.raises(WireError, match="receiving from rank 0 was given up"):
-                waiting.result(10)
-
-
-def test_abort_does_not_wait(world: World) -> None:
-    receivers, senders = world.connect([Link(0, 1, 2)])
-    if world.rank == 0:
-        senders[1].send(MicroBatch(0, (torch.zeros(10_000_000),)))
-        senders[1].abort()  # nobody will take it
-        with pytest.raises(WireError, match="closed"):
-            senders[1].send(MicroBatch(1, ()))
-    for receiver in receivers.values():
-        next(receiver.receive())
-        receiver.abort()
-        with pytest.raises(WireError, match="closed"):
-            next(receiver.receive())
