@@ -27,6 +27,8 @@ from tests.mutation.rooms import ROOMS, Room
 
 LANES = 2
 """Mutants that are tried at the same time."""
+GRACE = 30
+"""Seconds in which mpirun, which has a limit of its own, ends its ranks."""
 
 
 def main() -> int:
@@ -76,7 +78,7 @@ def _outcomes(room: Room, mutants: Sequence[Mutant | None]) -> list[bool]:
     while waiting or running:
         while waiting and len(running) < (1 if room.ranks else LANES):
             at, mutant = waiting.pop()
-            running[_forked(room, mutant)] = (at, time.monotonic() + room.seconds)
+            running[_forked(room, mutant)] = (at, time.monotonic() + room.seconds + GRACE)
         for process, (at, deadline) in list(running.items()):
             ended, status = os.waitpid(process, os.WNOHANG)
             if not ended and time.monotonic() < deadline:
