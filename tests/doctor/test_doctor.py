@@ -207,6 +207,14 @@ def test_a_rank_that_cannot_look_around_is_named(monkeypatch: pytest.MonkeyPatch
     assert "the disk is gone" in str(ended.value)
 
 
+@pytest.mark.full
+def test_a_rank_that_cannot_look_around_ends_all_processes() -> None:
+    ended = spoiled("doctor.look_around = fail")
+    assert ended.status == 1
+    assert "### pipepar: rank 1 of 2" in ended.output, ended.output
+    assert "the disk is gone" in ended.output
+
+
 def test_links_between_threads() -> None:
     checkup, *others = in_threads(3, doctor.examine, hosts=["a", "a", "b"])
     assert all(other == checkup for other in others)

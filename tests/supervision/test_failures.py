@@ -25,6 +25,7 @@ from tests.helpers.jobs.traps import LIMIT, with_plan
 pytestmark = pytest.mark.filterwarnings("ignore:.*they will slow each other")
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0
+full = partial(pytest.param, marks=pytest.mark.full)
 
 
 @pytest.fixture
@@ -109,6 +110,23 @@ def test_an_exception_in_the_sink(rows: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out.npy").exists()
 
 
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("model", "output", "message"),
+    [("narrows", "out.npy", "sample 8"), ("mlp", "no/such/out.npy", "does not exist")],
+    ids=["sink", "no folder"],
+)
+def test_a_failure_at_the_sink_ends_all_processes(
+    model: str, output: str, message: str, rows: Path, tmp_path: Path
+) -> None:
+    ended, seconds = job(model, rows, tmp_path, output=output)
+    assert ended.status not in (0, -signal.SIGTERM), ended.output
+    assert seconds < LIMIT
+    assert "### pipepar: rank 1 of 2" in ended.output
+    assert message in ended.output
+    assert not (tmp_path / output).exists()
+
+
 SCRIPT = """
 import sys, threading, time
 import torch
@@ -120,6 +138,10 @@ def fail(seconds):
     open({clock!r}, "w").write(str(time.time()))
     raise ValueError("sprung")
 
+def source():
+    yield torch.zeros(2, 4)
+    fail(0)
+
 model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
 with Pipeline(model, example_args=(torch.zeros(2, 4),)) as pipe:
     {body}
@@ -127,24 +149,30 @@ with Pipeline(model, example_args=(torch.zeros(2, 4),)) as pipe:
 
 
 @pytest.mark.parametrize(
-    ("body", "message"),
+    ("body", "message", "rank"),
     [
         (
             "if pipe.rank == 1: threading.Thread(target=fail, args=(0.2,)).start()\n"
             "    while True: pipe(torch.zeros(2, 4))",
             "ValueError: sprung",
+            1,
         ),
-        ("if pipe.rank == 1: sys.exit(0)\n    pipe(torch.zeros(2, 4))", "left early"),
+        ("if pipe.rank == 1: sys.exit(0)\n    pipe(torch.zeros(2, 4))", "left early", 1),
+        full("list(pipe.stream(source()))", "ValueError: sprung", 0),
+        full("if pipe.rank == 1: fail(0)\n    pipe(torch.zeros(2, 4))", "ValueError: sprung", 1),
+        full("pipe(torch.zeros(2, 4, dtype=torch.int64))", "expected", 0),
     ],
-    ids=["thread", "exit"],
+    ids=["thread", "exit", "source", "script", "input"],
 )
-def test_a_script_s_processes_end_together(body: str, message: str, tmp_path: Path) -> None:
+def test_a_script_s_processes_end_together(
+    body: str, message: str, rank: int, tmp_path: Path
+) -> None:
     clock, script = tmp_path / "clock", tmp_path / "script.py"
     script.write_text(SCRIPT.format(clock=str(clock), body=body))
     ended = run_ranks(2, [str(script)], PATIENCE)
     assert ended.status not in (0, -signal.SIGTERM), ended.output
     assert message in ended.output
-    assert "### pipepar: rank 1 of 2 on " in ended.output
+    assert f"### pipepar: rank {rank} of 2 on " in ended.output
     if clock.exists():
         assert time.time() - float(clock.read_text()) < LIMIT
 
@@ -199,6 +227,14 @@ def test_an_empty_input_of_several_ranks(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.zeros((0, 4), np.float32))
     named = Job(MLP, tmp_path / "rows.npy", tmp_path / "out.npy")
     assert [found.samples for found in in_threads(2, lambda world: run_job(world, named))] == [0, 0]
+    assert len(np.load(tmp_path / "out.npy")) == 0
+
+
+@pytest.mark.full
+def test_an_empty_input_of_several_processes(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.zeros((0, 4), np.float32))
+    ended, _ = job("mlp", tmp_path / "rows.npy", tmp_path)
+    assert ended.status == 0, ended.output
     assert len(np.load(tmp_path / "out.npy")) == 0
 
 

@@ -18,7 +18,7 @@ from pipepar.data.journal import journal_of, read_journal
 from pipepar.runtime.job import Job, run_job
 from pipepar.runtime.progress import Display, silent
 from tests.helpers.cluster import waiting
-from tests.helpers.cluster.mpirun import finish, mpirun, start
+from tests.helpers.cluster.mpirun import finish, mpirun, run_ranks, start
 from tests.helpers.jobs.command import MLP, command
 from tests.helpers.jobs.threads import in_threads
 
@@ -87,6 +87,15 @@ def go_on(ranks: int, source: Path, output: Path, whole: Path) -> list[str]:
     return notes
 
 
+def go_on_in_processes(ranks: int, source: Path, output: Path, whole: Path) -> str:
+    """Finish a job under mpirun; what it prints."""
+    ended = run_ranks(ranks, job(source, output, "--resume"), PATIENCE, {"PIPEPAR_TEST_PAUSE": "0"})
+    assert ended.status == 0, ended.output
+    assert output.read_bytes() == whole.read_bytes()
+    assert sorted(os.listdir(output.parent)) == [output.name]
+    return ended.output
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_killed_at_any_moment(ranks: int, source: Path, whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.npy"
@@ -114,7 +123,8 @@ def test_a_signal_to_the_job(source: Path, whole: Path, tmp_path: Path) -> None:
     assert ended.output.count(f"stopped by {number.name} after ") == 1, ended.output
     assert f" of {SAMPLES} samples; continue with --resume" in ended.output
     assert "### pipepar" not in ended.output
-    go_on(2, source, output, whole)
+    said = go_on_in_processes(2, source, output, whole)
+    assert f" of {SAMPLES} samples are done already" in said
 
 
 @pytest.mark.parametrize(

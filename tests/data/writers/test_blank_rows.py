@@ -10,7 +10,7 @@ import torch
 
 from pipepar.data.writers import open_output
 from pipepar.errors import InputError
-from tests.helpers.outputs import SUFFIXES, only, read
+from tests.helpers.jobs.outputs import SUFFIXES, only, read
 
 
 @pytest.mark.parametrize(
