@@ -30,6 +30,9 @@ from pipepar.runtime import doctor, links
 def hang(*args):
     time.sleep(60)
 
+def fail(*args):
+    raise OSError("the disk is gone")
+
 command._PATIENCE, doctor._LOOKING = {}, 1.0
 if launcher_rank() == 1:
     {}
