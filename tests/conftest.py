@@ -16,5 +16,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put long files first, so that no process begins one when the others have ended."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """Put the longest files first, so that no process begins one when the others have ended."""
+    items.sort(key=seconds_of_its_file, reverse=True)
+
+
+def seconds_of_its_file(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("long")
+    return float(marker.args[0]) if marker else 0.0

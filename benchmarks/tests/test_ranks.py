@@ -1,4 +1,4 @@
-"""ranks_gpu.py on 1, 2, 3 and 4 ranks. A plain pytest does not collect it."""
+"""ranks_gpu.py on several ranks. A plain pytest does not collect it."""
 
 from pathlib import Path
 
@@ -6,8 +6,12 @@ import pytest
 
 from tests.helpers.cluster.rank_files import failures
 
+pytestmark = pytest.mark.long(40)
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+
+@pytest.mark.parametrize(
+    "ranks", [1, 2, *(pytest.param(n, marks=pytest.mark.full) for n in (3, 4))]
+)
 def test_ranks(ranks: int, tmp_path: Path) -> None:
     found = failures([Path(__file__).with_name("ranks_gpu.py")], ranks, tmp_path, seconds=120)
     assert not found, found

@@ -20,6 +20,8 @@ from tests.helpers.cluster.mpirun import Finished, finish, mpirun, start
 from tests.helpers.jobs.command import pipepar
 from tests.helpers.jobs.threads import Aborted, in_threads
 
+pytestmark = pytest.mark.long(30)
+
 # A rank with something of the doctor's replaced on rank 1, by a line of Python.
 SPOILED = """
 import time

@@ -20,6 +20,8 @@ from pipepar.runtime.stage import Stage
 from tests.helpers.models import run
 from tests.helpers.zoo import ZOO, Animal, Call
 
+pytestmark = pytest.mark.long(60)
+
 torch.set_num_threads(1)
 
 STAGES = (1, 2, 3, 4)

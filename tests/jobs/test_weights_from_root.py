@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -11,6 +12,8 @@ from tests.helpers import factories
 from tests.helpers.cluster.mpirun import finish, mpirun, start
 from tests.helpers.folders import text_folder
 from tests.helpers.jobs.command import pipepar
+
+pytestmark = pytest.mark.long(60)
 
 SECONDS = 120
 

@@ -19,6 +19,7 @@ from tests.helpers.cluster.waiting import until
 from tests.helpers.jobs.command import pipepar
 
 pytestmark = [
+    pytest.mark.long(80),
     pytest.mark.hosts,
     pytest.mark.skipif(obstacle() is not None, reason=obstacle() or ""),
 ]

@@ -14,6 +14,8 @@ import pytest
 from tests.helpers.cluster.mpirun import Finished, environment, finish, start
 from tests.helpers.jobs.command import pipepar
 
+pytestmark = pytest.mark.long(20)
+
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(path for path in LAUNCH.iterdir() if path.suffix in (".sh", ".sbatch"))

@@ -16,7 +16,7 @@ from tests.helpers.cluster.mpirun import Finished
 from tests.helpers.cluster.slurm import Cluster, cluster, obstacle
 from tests.helpers.jobs.command import pipepar
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.long(120)]
 
 MLP, WIDE, FAILING, HOURS = (
     f"tests.helpers.factories:{name}" for name in ("mlp", "wide", "raises_last", "hours")

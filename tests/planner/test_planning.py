@@ -16,6 +16,8 @@ from pipepar.plan.plan import Plan
 from tests.helpers.folders import picture_folder, text_folder
 from tests.helpers.jobs.command import MLP, pipepar
 
+pytestmark = pytest.mark.long(30)
+
 
 def described(example: Any) -> tuple[list[Any], dict[str, Any]]:
     args, kwargs = example

@@ -6,6 +6,8 @@ import pytest
 
 from tests.helpers.cluster.rank_files import failures
 
+pytestmark = pytest.mark.long(180)
+
 SECONDS = 300
 FILES = sorted(Path(__file__).parent.glob("ranks_*.py"))
 

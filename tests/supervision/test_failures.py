@@ -22,7 +22,10 @@ from tests.helpers.jobs.command import MLP
 from tests.helpers.jobs.threads import Aborted, in_threads
 from tests.helpers.jobs.traps import LIMIT, with_plan
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*they will slow each other")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*they will slow each other"),
+    pytest.mark.long(100),
+]
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0
 full = partial(pytest.param, marks=pytest.mark.full)

@@ -22,7 +22,10 @@ from tests.helpers.cluster.mpirun import finish, mpirun, run_ranks, start
 from tests.helpers.jobs.command import MLP, command
 from tests.helpers.jobs.threads import in_threads
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*they will slow each other")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*they will slow each other"),
+    pytest.mark.long(100),
+]
 PATIENCE = 120.0
 SAMPLES = 81
 SLOW = "tests.helpers.factories:slow"

@@ -24,6 +24,8 @@ from pipepar.runtime.watchdog import agree_on_limits
 from tests.helpers.cluster.mpirun import Finished, finish, mpirun, start
 from tests.helpers.jobs.command import pipepar
 
+pytestmark = pytest.mark.long(80)
+
 SECONDS = 2.0
 """The limit of silence, and of a stage that does not get on."""
 SLACK = 8.0

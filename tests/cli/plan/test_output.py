@@ -28,6 +28,8 @@ from tests.helpers.cluster.mpirun import environment, mpirun
 from tests.helpers.jobs.command import MLP, pipepar
 from tests.helpers.models import Skips
 
+pytestmark = pytest.mark.long(30)
+
 GIB = 2.0**30
 EPYC = "AMD EPYC 9555 64-Core Processor, 1 thread"
 H100 = "NVIDIA H100 80GB HBM3, 1 thread"
@@ -204,10 +206,10 @@ def on_terminal(columns: int, words: Sequence[str]) -> list[str]:
 
 def test_ranks_know_the_width_of_the_terminal_behind_them(rows: Path) -> None:
     command = ["-m", "pipepar", "plan", MLP, "--input", str(rows)]
-    lines = on_terminal(100, [*mpirun(2), sys.executable, *command])
+    lines = on_terminal(120, [*mpirun(2), sys.executable, *command])
     (header,) = (at for at, line in enumerate(lines) if line.startswith("stage operations"))
     assert lines[header].split()[-4:] == ["memory", "compute", "transfer", "balance"]
     assert [line.split()[0] for line in lines[header + 1 : header + 3]] == ["0", "1"]
     # In the 80 columns of a terminal whose width is not known, there is room for less.
-    assert any(line.endswith("100% " + 20 * "█") for line in lines)
-    assert max(map(len, lines)) <= 100
+    assert any(line.endswith("100% " + 20 * "█") for line in lines), "\n".join(lines)
+    assert max(map(len, lines)) <= 120

@@ -13,6 +13,8 @@ from tests.helpers.cluster.mpirun import Finished, run_ranks
 from tests.helpers.factories import mlp
 from tests.helpers.jobs.command import MLP, command, pipepar
 
+pytestmark = pytest.mark.long(45)
+
 SHAPE = ("--shape", "2x4")
 SECONDS = 120
 

@@ -23,6 +23,8 @@ from pipepar.runtime.planning import make_plan
 from tests.helpers.jobs.command import MLP, pipepar
 from tests.helpers.models import Dicts, InPlace, Mlp, Skips, Tied
 
+pytestmark = pytest.mark.long(40)
+
 
 class Nested(nn.Module):
     """Layers inside of blocks, with a tuple between two of them."""

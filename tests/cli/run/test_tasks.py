@@ -16,6 +16,8 @@ from tests.helpers.folders import picture_folder, pixels, save_pictures, text_fo
 from tests.helpers.jobs.command import MLP, pipepar
 from tests.helpers.jobs.threads import in_threads
 
+pytestmark = pytest.mark.long(25)
+
 TEXTS = ["the quick fox jumps", "unseen dog over ünseen fox .", "a", "", "lazy " * 30, "the dog"]
 SMALL = ("--micro-batch", "2")
 MASKED = ["the [MASK] fox", "a [MASK] dog over the [MASK] .", "[MASK]", "lazy " * 5 + "[MASK]"]

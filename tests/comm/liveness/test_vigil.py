@@ -12,10 +12,13 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from pipepar.trace import Doing
 from tests.helpers.cluster.forked import Case, Forked, Job, Part, job, jobs
+
+pytestmark = pytest.mark.long(25)
 
 SILENCE = 1.0
 STALL = 1.0

@@ -22,6 +22,8 @@ from pipepar.runtime.stage import Stage, weights_of
 from tests.helpers.models import run
 from tests.helpers.pretrained import CASES, Case, saved, tokens
 
+pytestmark = pytest.mark.long(40)
+
 torch.set_num_threads(1)
 
 STAGES = 2
