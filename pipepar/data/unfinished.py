@@ -58,7 +58,7 @@ class Resumable:
     left: Unfinished | None = None
     """What an earlier run of this very job has left, to go on with."""
     taken: Callable[[list[int], Any], None] = lambda samples, note: None
-    """Is called with the samples and the note of every record that is gone on with, in order."""
+    """Called with the samples and the note of every record that still holds, in order."""
 
     def usable(self, count: int) -> Unfinished | None:
         """What is left, unless it is nothing but a journal of rows that are nowhere.

@@ -56,7 +56,7 @@ class Writer(ABC):
             samples: int64 [B], positions in the user's input, 0-based, in any order.
             values: the model's outputs by name, each [B, ...] on any device, the same names in
                 every call; or a list of one JSON value a sample, for a format that can hold it.
-            note: a JSON value; `Resumable.taken` is told it when the job is resumed.
+            note: a JSON value, for `Resumable.taken` when the job is resumed.
 
         Raises:
             InputError: a value has not one row a sample, or does not fit the file's format.

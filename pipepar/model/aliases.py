@@ -59,7 +59,7 @@ def alias_groups(
 
 
 def memory_of(values: Any) -> frozenset[int]:
-    """Numbers of the memory that tensors lie in, while those exist. *Local.*
+    """Numbers of the memory of some tensors, valid while those exist. *Local.*
 
     Args:
         values: tensors and anything else, nested; without tensors there is no memory.

@@ -18,7 +18,7 @@ MIB = 2**20
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that a test moves."""
 
     now = 100.0
 

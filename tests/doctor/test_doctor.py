@@ -59,7 +59,7 @@ def document(ended: Finished) -> dict[str, Any]:
 
 
 def spoiled(line: str, patience: float = 60.0) -> Finished:
-    """What is told where a rank's start may take so many seconds."""
+    """The output where a rank's start may take so many seconds."""
     command = [*mpirun(2), sys.executable, "-c", SPOILED.format(patience, line), "doctor"]
     return finish(start(command), 90)
 

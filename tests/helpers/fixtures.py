@@ -35,7 +35,8 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # In one process MPI is not needed; a test that ran before may have imported it.
     monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
-    for name in ("SLURM_STEP_NUM_TASKS", "FLUX_JOB_SIZE", "RANK"):
+    # Of a launcher, and of pytest-xdist, whose 80 columns are no terminal's.
+    for name in ("SLURM_STEP_NUM_TASKS", "FLUX_JOB_SIZE", "RANK", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
     torch.set_num_threads(1)
 

@@ -1,4 +1,4 @@
-"""Each rank's own temporary folder, one thread a rank, and a world for who asks for one."""
+"""A temporary folder and one thread for each rank, and a world for tests that ask for one."""
 
 import itertools
 import os
@@ -64,7 +64,7 @@ _tests = itertools.count()
 
 @pytest.fixture(autouse=True)
 def cache(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of all ranks, new for each test; they run the same tests, so none need be told."""
+    """A folder of all ranks, new for each test; they run the same tests in the same order."""
     path = shared / f"cache{next(_tests)}"
     path.mkdir(exist_ok=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))

@@ -60,7 +60,7 @@ def test_lines_are_in_the_inputs_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "bad"), [((), BAD), (BAD, ()), ((1, 2, 3), BAD)], ids=["none", "mended", "others"]
+    ("before", "bad"), [((), BAD), (BAD, ()), ((1, 2, 3), BAD)], ids=["none", "repaired", "others"]
 )
 def test_a_crash_at_any_moment(
     job: Job, before: tuple[int, ...], bad: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
@@ -87,7 +87,7 @@ def test_a_crash_at_any_moment(
 
 
 def test_what_a_job_noted_and_a_later_one_did_not(job: Job) -> None:
-    """Samples that failed before the job was stopped are told with those after that."""
+    """Samples that failed before the job was stopped are listed with those after that."""
     assert run(job, 9).stopped  # six micro-batches, and two of the four samples alone
     assert not errors_of(job.output).exists()
     summary = go_on(job)

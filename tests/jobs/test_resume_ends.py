@@ -64,7 +64,7 @@ def test_all_was_done_but_the_journals_end(job: Job, suffix: str) -> None:
 def test_a_micro_batch_larger_than_the_input(
     job: Job, micro_batch: int | None, planned: bool
 ) -> None:
-    """It counts as many samples as there are, so that the job may be gone on with."""
+    """It counts as many samples as there are, so that the job may be resumed."""
     if planned:
         plan = job.output.with_name("plan.json")
         status, output = pipepar("plan", MLP, "--stages", 1, "--input", job.input, "-o", plan)

@@ -29,8 +29,12 @@ class Sum(nn.Module):
 
 
 def linear(layers: int = 2) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(*(nn.Linear(4, 4) for _ in range(layers))).eval()
+    """The same in every thread, which torch's own generator would not give."""
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(layers))).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, -0.5, 0.5, generator=generator)
+    return model
 
 
 def test_a_batch_is_positional_or_by_name_or_the_one_input() -> None:

@@ -1,4 +1,4 @@
-"""An MPI channel that is given up: nobody waits for it, and whoever waits is released."""
+"""An MPI channel that is aborted: no rank waits for it, and a rank that waited is released."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,7 @@ def test_abort_does_not_wait(world: World) -> None:
     receivers, senders = world.connect([Link(0, 1, 2)])
     if world.rank == 0:
         senders[1].send(MicroBatch(0, (torch.zeros(10_000_000),)))
-        senders[1].abort()  # nobody will take it
+        senders[1].abort()  # no rank takes it
         with pytest.raises(WireError, match="closed"):
             senders[1].send(MicroBatch(1, ()))
     for receiver in receivers.values():

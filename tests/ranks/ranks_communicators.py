@@ -137,7 +137,7 @@ def test_what_breaks_later_ends_the_job(world: World, monkeypatch: pytest.Monkey
 def test_a_peer_that_does_not_come_is_waited_for_so_long(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The job would end then; here, who waits is told, and the peer comes after all."""
+    """The job would end then; here the waiting rank gets the error, and the peer comes late."""
     ended = list[str]()
 
     def abort(report: str) -> None:

@@ -1,4 +1,4 @@
-"""What is told at the end of a run: every number of it."""
+"""The summary at the end of a run: every number in it."""
 
 import io
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A failure anywhere in a rank ends the job: what is caught, what is told, what is left alone."""
+"""A failure anywhere in a rank ends the job: what is caught, reported, or left alone."""
 
 import threading
 from collections.abc import Callable

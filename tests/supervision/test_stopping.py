@@ -78,7 +78,7 @@ def ranks_of(running: subprocess.Popen[str]) -> list[int]:
 
 
 def go_on(ranks: int, source: Path, output: Path, whole: Path) -> list[str]:
-    """Finish a job with so many ranks that are threads; what rank 0 is told meanwhile."""
+    """Finish a job with so many ranks that are threads; the notes of rank 0."""
     notes: list[str] = []
     display = Display(silent, silent, notes.append)
     resumed = Job(SLOW, source, output, resume=True)

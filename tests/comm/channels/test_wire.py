@@ -152,7 +152,7 @@ MOST = wire.MAX_TENSOR_BYTES // 8
         ((2, 1), (2**60, 1)),
         ((0, 2**63), (1, 1)),
         ((1, 2), (2**63, 1)),  # a step that leads nowhere
-        ((2**20, 2**20), (0, 0)),  # elements that all lie in one place
+        ((2**20, 2**20), (0, 0)),  # all elements are at one place
         ((2**11 + 1,), (2**30,)),  # few elements, far from one another
         ((MOST + 1,), (1,)),
     ],

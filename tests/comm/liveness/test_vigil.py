@@ -1,4 +1,4 @@
-"""Ranks watch over one another: who is silent or stuck is named once.
+"""Ranks watch one another: a rank that is silent or stuck is named once.
 
 The ranks are forks of this process, see tests/helpers/cluster/forked.py; whole jobs are in
 tests/supervision.
@@ -31,7 +31,7 @@ EVER = 600.0
 
 
 def get_on(world: Forked, doing: Doing = "receive") -> None:
-    """What a rank does that waits for others, as channels do: it says so now and then."""
+    """Wait for other ranks, as channels do, with a sign of life now and then."""
     world.vigil.tell(doing, 4)
     while True:
         world.vigil.waited()
@@ -50,7 +50,7 @@ def begin(world: Forked) -> None:
 
 
 def stop(world: Forked) -> None:
-    compute(world, 0.0)  # no beat may have told of it yet: who is woken tells it
+    compute(world, 0.0)  # perhaps before the first heartbeat with it: the woken rank reports it
     os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(EVER)
 
@@ -214,7 +214,7 @@ def test_what_else_there_is_to_know_is_added(tmp_path: Path) -> None:
 
 
 def test_where_the_teller_hangs_all_ranks_end(tmp_path: Path) -> None:
-    """As where it looks at a disk that hangs: the block is told, and nobody waits to be ended."""
+    """As at a disk that hangs: the block is printed, and all ranks end."""
 
     def hangs(block: str) -> str:
         time.sleep(EVER)

@@ -139,7 +139,7 @@ def product_of_sizes(own: Computes, x: torch.Tensor) -> Any:
 
 
 def size_of_a_result(own: Computes, x: torch.Tensor) -> Any:
-    """At the end, the size of what another stage made and nobody receives."""
+    """At the end, the size of a value that another stage made and no stage receives."""
     h = own.a(x)
     wide = torch.cat([h, h, x], 1)
     g = own.b(h.mean(1))
