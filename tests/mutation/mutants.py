@@ -97,8 +97,13 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
         if name in ("annotation", "returns", "decorator_list", "bases"):
             continue
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST) and not isinstance(child, _WORDS):
+            if isinstance(child, ast.AST) and not _is_passed_over(child):
                 yield from _walk(child)
+
+
+def _is_passed_over(node: ast.AST) -> bool:
+    """Whether a change would show nothing: zip(strict=True) guards against bugs of our own."""
+    return isinstance(node, _WORDS) or (isinstance(node, ast.keyword) and node.arg == "strict")
 
 
 def _at(node: ast.AST) -> Iterator[tuple[str, Change]]:

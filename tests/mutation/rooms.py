@@ -31,9 +31,17 @@ ROOMS: Final = {
     ),
     "journal": Room(
         _modules("data", "journal done partial unfinished placed"),
-        ("tests/data/writers", "tests/jobs/test_resume.py", "tests/jobs/test_resume_ends.py"),
+        (
+            "tests/data/test_done.py",
+            "tests/data/writers",
+            "tests/jobs/test_resume.py",
+            "tests/jobs/test_resume_ends.py",
+        ),
     ),
-    "wire": Room(_modules("comm", "wire memory packing"), ("tests/comm/channels",)),
+    "wire": Room(
+        _modules("comm", "wire memory packing"),
+        ("tests/comm/channels", "tests/comm/gpu/test_packing.py"),
+    ),
     "slots": Room(
         _modules("comm", "slots"),
         ("tests/comm/gpu/test_slots.py", "tests/comm/gpu/test_gpu_channel.py"),
@@ -45,6 +53,9 @@ ROOMS: Final = {
         ("pipepar.microbatch",), ("tests/leaves/test_microbatch.py", "tests/comm/channels")
     ),
     "mpi channel": Room(
-        _modules("comm", "mpi edge"), ("tests/ranks/ranks_channel.py",), ranks=2, seconds=60
+        _modules("comm", "mpi edge"),
+        tuple(f"tests/ranks/ranks_channel{part}.py" for part in ("", "_refusals", "_abort")),
+        ranks=2,
+        seconds=60,
     ),
 }

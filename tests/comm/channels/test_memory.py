@@ -75,3 +75,9 @@ def test_more_pieces_do_not_fit_into_fewer() -> None:
     assert not fits((PIECE_BYTES,), (PIECE_BYTES + 1,))
     assert fits((PIECE_BYTES,), (PIECE_BYTES,))
     assert not fits((1, 2), (3,))
+
+
+def test_elements_in_one_place_are_taken_once() -> None:
+    rows = torch.arange(3.0).expand(4, 3)
+    assert core(rows).shape == (1, 3)
+    assert core(rows.t()).shape == (3, 1)
