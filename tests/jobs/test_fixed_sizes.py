@@ -9,6 +9,8 @@ import torch
 from tests.helpers.folders import text_folder
 from tests.helpers.jobs.command import pipepar
 
+pytestmark = pytest.mark.long(20)
+
 
 class Rows(torch.nn.Module):
     """Looks at its batch's size in Python, so that tracing fixes it."""

@@ -218,6 +218,7 @@ def test_the_file_that_tells_is_not_the_input(tmp_path: Path, options: Sequence[
     assert "out.jsonl.errors.jsonl would replace what input" in output
 
 
+@pytest.mark.long(15)
 @pytest.mark.parametrize("ranks", [3, pytest.param(2, marks=pytest.mark.full)])
 def test_several_ranks(tmp_path: Path, ranks: int) -> None:
     """Stages behind the one that fails compute nothing, and are there for what comes next."""

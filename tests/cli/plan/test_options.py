@@ -12,6 +12,8 @@ from pipepar.plan.plan import Plan
 from tests.helpers.folders import text_folder
 from tests.helpers.jobs.command import MLP, pipepar
 
+pytestmark = pytest.mark.long(20)
+
 SHAPE = ("--shape", "2x4")
 
 

@@ -14,6 +14,8 @@ from tests.helpers import factories
 from tests.helpers.folders import text_folder
 from tests.helpers.jobs.command import MLP, command, pipepar
 
+pytestmark = pytest.mark.long(25)
+
 TEXTS = ["the quick fox jumps over the lazy dog", "a dog", "the fox"]
 
 

@@ -14,6 +14,8 @@ from pipepar.comm.launcher import (
 )
 from tests.helpers.cluster.mpirun import finish, mpirun, run_ranks, start
 
+pytestmark = pytest.mark.long(12)
+
 # Each before those that it counts before.
 VARIABLES = (
     "PMIX_RANK",

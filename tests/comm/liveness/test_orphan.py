@@ -14,6 +14,8 @@ import pytest
 
 from tests.helpers.cluster.mpirun import environment
 
+pytestmark = pytest.mark.long(10)
+
 ROOT = str(Path(__file__).parents[3])
 MARK = "PIPEPAR_TEST_MARK"
 PATIENCE = 30.0
