@@ -61,7 +61,7 @@ def main() -> int:
 def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
     parser.add_argument("rooms", nargs="*", metavar="ROOM", help=f"of {', '.join(ROOMS)}; all")
-    parser.add_argument("--count", type=int, default=40, help="mutants of a room (%(default)s)")
+    parser.add_argument("--count", type=int, default=25, help="mutants of a room (%(default)s)")
     parser.add_argument("--all", action="store_true", help="every mutant")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (%(default)s)")
     options = parser.parse_args()

@@ -14,5 +14,7 @@ FILES = sorted(Path(__file__).parent.glob("ranks_*.py"))
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_ranks(ranks: int, tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    found = failures(FILES, ranks, tmp_path, SECONDS, pytestconfig.option.markexpr)
+    marks = pytestconfig.option.markexpr
+    seconds = SECONDS if "not full" in marks else 3 * SECONDS
+    found = failures(FILES, ranks, tmp_path, seconds, marks)
     assert not found, found
