@@ -96,26 +96,6 @@ def test_a_plan_may_replace_a_plan(tmp_path: Path) -> None:
     assert json.loads(path.read_text())
 
 
-DEVICES = """
-[[device]]
-kind = "gpu"
-count = 2
-memory = "1 GiB"
-speed = "1 MFLOPS"
-
-[[link]]
-latency = "1 us"
-bandwidth = "1 GB/s"
-"""
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Path:
-    path = tmp_path / "cluster.toml"
-    path.write_text(DEVICES)
-    return path
-
-
 def test_the_timeline_is_that_of_the_plan_it_tells_of(cluster: Path, tmp_path: Path) -> None:
     trace, path = tmp_path / "trace.json", tmp_path / "plan.json"
     status, output = pipepar(

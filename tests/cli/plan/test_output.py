@@ -33,24 +33,6 @@ pytestmark = pytest.mark.long(30)
 GIB = 2.0**30
 EPYC = "AMD EPYC 9555 64-Core Processor, 1 thread"
 H100 = "NVIDIA H100 80GB HBM3, 1 thread"
-TWO = """
-[[device]]
-kind = "gpu"
-count = 2
-memory = "1 GiB"
-speed = "1 MFLOPS"
-
-[[link]]
-latency = "1 us"
-bandwidth = "1 GB/s"
-"""
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Path:
-    path = tmp_path / "cluster.toml"
-    path.write_text(TWO)
-    return path
 
 
 def chosen(

@@ -167,7 +167,7 @@ def test_a_stage_that_fails_leaves_no_output(rows: Path, tmp_path: Path) -> None
     assert "stage 0 failed on micro-batch 4, samples 8, 9: ValueError: sprung" in output
     assert "in _raise" in output  # the traceback leads to the user's own line
     assert not (tmp_path / "o.npy").exists()
-    assert (tmp_path / ".o.npy.journal").exists()  # tests/jobs/test_resume.py goes on with it
+    assert (tmp_path / ".o.npy.journal").exists()  # tests/jobs/test_resume.py resumes it
 
 
 def test_a_job_that_fails_before_any_result_leaves_nothing(rows: Path, tmp_path: Path) -> None:

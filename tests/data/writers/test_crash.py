@@ -1,4 +1,4 @@
-"""A crash at any moment: what is then on the disk is gone on with, and ends as it would have."""
+"""A crash at any moment: the output of a resumed run equals that of an undisturbed run."""
 
 from __future__ import annotations
 

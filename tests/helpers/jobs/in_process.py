@@ -21,7 +21,7 @@ def run(job: Job, micro_batches: int = 10_000) -> RunSummary:
 
 
 def go_on(job: Job) -> RunSummary:
-    """Resume with the micro-batch of before, which is not named."""
+    """Resume a job; its journal gives the micro-batch."""
     return run(replace(job, resume=True, micro_batch=None))
 
 
