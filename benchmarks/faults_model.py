@@ -30,9 +30,9 @@ from benchmarks.faults_job import (
     reaches,
     running,
 )
-from pipepar.comm.launcher import launcher_rank
-from pipepar.data.journal import journal_of
-from pipepar.data.partial import partial_of
+from pipepar.comm.group.launcher import launcher_rank
+from pipepar.data.writers.journal import journal_of
+from pipepar.data.writers.partial import partial_of
 from tests.helpers.cluster.hosts import Hosts, set_link, two_hosts
 from tests.helpers.cluster.mpirun import environment, mpirun
 from tests.helpers.cluster.waiting import until

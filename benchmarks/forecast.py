@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.job import Done
+from benchmarks.job import SampleSet
 from benchmarks.launch import rank_command, signals_unwind
 from benchmarks.report import Figure, Goal, Report, ratio
 from tests.helpers.cluster.hosts import Hosts, HostsError, two_hosts
@@ -64,7 +64,7 @@ CASES: Final = (
 )
 
 
-def run_job(case: Case, ranks: int, folder: Path, hosts: Hosts | None, equal: bool) -> Done:
+def run_job(case: Case, ranks: int, folder: Path, hosts: Hosts | None, equal: bool) -> SampleSet:
     """One job, measured, planned and run. *Local.*
 
     Raises:
@@ -81,10 +81,12 @@ def run_job(case: Case, ranks: int, folder: Path, hosts: Hosts | None, equal: bo
     lines = [line for line in ended.output.splitlines() if line.startswith("{")]
     if ended.status or not lines:
         raise SystemExit(ended.output)
-    return Done(**json.loads(lines[-1]))
+    return SampleSet(**json.loads(lines[-1]))
 
 
-def repeated(case: Case, ranks: int, repetitions: int, hosts: Hosts | None) -> list[list[Done]]:
+def repeated(
+    case: Case, ranks: int, repetitions: int, hosts: Hosts | None
+) -> list[list[SampleSet]]:
     """For each repetition the planned job, and on a disturbed rank the equal split. *Local.*"""
     with TemporaryDirectory() as place:
         folder = Path(place)
@@ -121,7 +123,7 @@ def forecasts(report: Report, repetitions: int) -> list[Goal]:
     return goals
 
 
-def _turns(case: Case, ranks: int, repetitions: int) -> list[list[Done]]:
+def _turns(case: Case, ranks: int, repetitions: int) -> list[list[SampleSet]]:
     with signals_unwind():
         if not case.slow_link:
             return repeated(case, ranks, repetitions, None)
@@ -129,7 +131,7 @@ def _turns(case: Case, ranks: int, repetitions: int) -> list[list[Done]]:
             return repeated(case, ranks, repetitions, hosts)
 
 
-def _row(name: str, done: Sequence[Done], errors: Figure | None) -> list[str | Figure]:
+def _row(name: str, done: Sequence[SampleSet], errors: Figure | None) -> list[str | Figure]:
     middle = sorted(done, key=lambda each: each.measured)[len(done) // 2]
     return [
         name,

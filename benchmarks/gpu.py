@@ -21,10 +21,10 @@ from benchmarks.calls import hidden_shares
 from benchmarks.gpu_sides import Copies, Line, Size, enqueued, enqueued_to_itself
 from benchmarks.launch import rank_command, watch
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
-from pipepar.comm.launcher import launched
-from pipepar.comm.nccl import Nccl
+from pipepar.comm.gpu.nccl import Nccl
+from pipepar.comm.group.launcher import launched
 from pipepar.comm.world import World
-from pipepar.runtime.seat import Seat, take_seat
+from pipepar.host.device_context import DeviceContext, open_device_context
 from tests.helpers.cluster.gpus import NO_GPU, Gpus, NoPlace, place
 from tests.helpers.cluster.mpirun import mpirun
 
@@ -43,7 +43,7 @@ def measure(options: argparse.Namespace) -> None:
     """Measure, and print on rank 0. *Collective.*"""
     torch.set_grad_enabled(False)
     world = World.start()
-    seat = take_seat(world, "cuda", print)
+    context = open_device_context(world, "cuda", print)
     report = None
     if world.rank == 0:
         report = Report("gpu: hops, waits, overlap and loss", torch.get_num_threads())
@@ -52,35 +52,35 @@ def measure(options: argparse.Namespace) -> None:
             report.note(_SHARED)
         if options.left_out:
             report.note(f"left out: whatever needs a second rank. {options.left_out}")
-    goals = measure_on(world, seat, options, report)
+    goals = measure_on(world, context, options, report)
     if report is not None:
         report.goals(goals)
     world.close()
 
 
 def measure_on(
-    world: World, seat: Seat, options: argparse.Namespace, report: Report | None
+    world: World, context: DeviceContext, options: argparse.Namespace, report: Report | None
 ) -> list[Goal]:
-    """The same on seats that were taken already; the goals that were measured. *Collective.*"""
+    """The same on contexts that were taken already; the goals that were measured. *Collective.*"""
     size = Size(options.rows, options.width, options.layers, options.microbatches)
-    timings = [*_hops(world, seat, report)]
-    _overlap(world, seat, size, options.repetitions, report)
-    line = Line(world, seat, size)
+    timings = [*_hops(world, context, report)]
+    _overlap(world, context, size, options.repetitions, report)
+    line = Line(world, context, size)
     timings += _stages(world, line, options.repetitions, report)
     waits = _waits(world, line, size, report)
     line.close()
     return waits if options.shared else waits + timings
 
 
-def _hops(world: World, seat: Seat, report: Report | None) -> list[Goal]:
-    assert seat.gpu is not None
+def _hops(world: World, context: DeviceContext, report: Report | None) -> list[Goal]:
+    assert context.gpu is not None
     rows: list[list[str | Figure]] = []
     goals: list[Goal] = []
     for nbytes in _HOP_BYTES:
         if world.size > 1:
-            bursts = enqueued(world, seat.gpu, nbytes, _BURSTS)
+            bursts = enqueued(world, context.gpu, nbytes, _BURSTS)
         else:
-            bursts = enqueued_to_itself(Nccl.load(), seat.gpu, nbytes, _BURSTS)
+            bursts = enqueued_to_itself(Nccl.load(), context.gpu, nbytes, _BURSTS)
         own = [statistics.median(burst) for burst in bursts]
         ends = {"send": own}
         if world.size > 1:
@@ -99,9 +99,11 @@ def _hops(world: World, seat: Seat, report: Report | None) -> list[Goal]:
     return goals
 
 
-def _overlap(world: World, seat: Seat, size: Size, turns: int, report: Report | None) -> None:
-    assert seat.gpu is not None
-    copies = Copies(seat.gpu, size)
+def _overlap(
+    world: World, context: DeviceContext, size: Size, turns: int, report: Report | None
+) -> None:
+    assert context.gpu is not None
+    copies = Copies(context.gpu, size)
     world.all_gather("")
     found = [copies.turn() for _ in range(turns)]
     rows: list[list[str | Figure]] = []

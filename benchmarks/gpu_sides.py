@@ -12,20 +12,20 @@ import torch
 from torch import nn
 
 from benchmarks.calls import Counted, profiled
-from pipepar.comm.gpu import Gpu, wait_for_event
-from pipepar.comm.link import Link
-from pipepar.comm.nccl import Communicator, Nccl
+from pipepar.comm.channels.link import Link
+from pipepar.comm.gpu.device import Gpu, wait_for_event
+from pipepar.comm.gpu.nccl import Communicator, Nccl
 from pipepar.comm.world import World
+from pipepar.engine.assembly import assemble
+from pipepar.engine.device_to_host import copied_to_host
+from pipepar.engine.host_to_device import HostToDevice
+from pipepar.engine.loop import Arrival, arrivals, run
+from pipepar.host.device_context import DeviceContext
 from pipepar.microbatch import MicroBatch, Value
-from pipepar.model.capture import capture
-from pipepar.model.source import from_module
-from pipepar.runtime.assembly import assemble
-from pipepar.runtime.choice import Wish
-from pipepar.runtime.landing import landed
-from pipepar.runtime.loop import Arrival, arrivals, run
-from pipepar.runtime.planning import make_plan
-from pipepar.runtime.seat import Seat
-from pipepar.runtime.upload import Upload
+from pipepar.model.capture.capture import capture
+from pipepar.model.source.open_source import from_module
+from pipepar.planner.choice import PlanRequest
+from pipepar.planner.plan_offline import make_plan
 from pipepar.trace import Tracer
 
 _BURST: Final = 8
@@ -146,19 +146,19 @@ class Line:
     Making one is *collective*.
     """
 
-    def __init__(self, world: World, seat: Seat, size: Size) -> None:
-        assert seat.gpu is not None
+    def __init__(self, world: World, context: DeviceContext, size: Size) -> None:
+        assert context.gpu is not None
         layers = range(size.layers * world.size)
         model = nn.Sequential(*(nn.Linear(size.width, size.width) for _ in layers))
         model = model.to(torch.bfloat16).eval()
         self._sample = size.sample()
         plan = make_plan(capture(model, (self._sample,), {}), world.size)
-        wish = Wish(micro_batch=size.rows, depth=_DEPTH)
+        request = PlanRequest(micro_batch=size.rows, depth=_DEPTH)
         source = from_module(model)
         self._assembly = assemble(
-            world, source, (self._sample,), {}, seat=seat, wish=wish, plan=plan
+            world, source, (self._sample,), {}, context=context, request=request, plan=plan
         )
-        self._world, self._seat, self._gpu, self._size = world, seat, seat.gpu, size
+        self._world, self._context, self._gpu, self._size = world, context, context.gpu, size
 
     def close(self) -> None:
         """Let go of the channels. *Collective.*"""
@@ -166,7 +166,7 @@ class Line:
 
     def alone(self) -> float:
         """Seconds of a micro-batch of this rank's stage by itself. *Collective*, all at once."""
-        (resident,) = Upload(self._gpu)((self._sample,))
+        (resident,) = HostToDevice(self._gpu)((self._sample,))
         stage, count = self._assembly.stage, self._size.microbatches
 
         def compute() -> None:
@@ -228,12 +228,12 @@ class Line:
             before(next(numbers))
             return assembly.program.compute(values)
 
-        tracer = Tracer(self._world.rank, clock=self._seat.clock())
+        tracer = Tracer(self._world.rank, clock=self._context.clock())
         inlets, outlets = assembly.wiring.inlets, assembly.wiring.outlets
         source = self._feed(count) if self._world.rank == 0 else arrivals(inlets, tracer)
         results = run(replace(assembly.program, compute=compute), source, outlets, tracer)
         if self._world.rank == self._world.size - 1:
-            results = landed(results, assembly.plan.outputs, self._gpu, _DEPTH, tracer)
+            results = copied_to_host(results, assembly.plan.outputs, self._gpu, _DEPTH, tracer)
         for index, _ in results:
             after(index)
 
@@ -250,9 +250,9 @@ class Copies:
         sample = size.sample()
         flat = sample.flatten().view(torch.uint8)
         self._host = gpu.pinned(flat.nbytes).copy_(flat).view(sample.dtype).view(sample.shape)
-        (self._resident,) = Upload(gpu)((self._host,))
+        (self._resident,) = HostToDevice(gpu)((self._host,))
         weight = torch.eye(size.width, dtype=torch.bfloat16)
-        (self._weight,) = Upload(gpu)((weight,))
+        (self._weight,) = HostToDevice(gpu)((weight,))
         self._layers = 1
         copies, computing = self._run(True, False), self._run(False, True)
         copies, computing = self._run(True, False), self._run(False, True)
@@ -263,7 +263,7 @@ class Copies:
         return [self._run(False, True), self._run(True, False), self._run(True, True)]
 
     def _run(self, copies: bool, computing: bool) -> float:
-        upload = Upload(self._gpu)
+        upload = HostToDevice(self._gpu)
 
         def results() -> Iterator[Arrival]:
             for index in range(self._count):
@@ -272,7 +272,7 @@ class Copies:
 
         def stream() -> None:
             made = results()
-            for _ in landed(made, ("y",), self._gpu, _AHEAD, Tracer(0)) if copies else made:
+            for _ in copied_to_host(made, ("y",), self._gpu, _AHEAD, Tracer(0)) if copies else made:
                 pass
 
         return timed(self._gpu, stream)

@@ -24,7 +24,7 @@ from benchmarks.launch import rank_command
 from benchmarks.load import Load
 from benchmarks.peers import PipeparSide, Side, alternate
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
-from pipepar.comm.launcher import launched
+from pipepar.comm.group.launcher import launched
 from pipepar.comm.world import World
 from tests.helpers.cluster.mpirun import finish, mpirun, start
 

@@ -21,22 +21,22 @@ from typing import Final
 from benchmarks.architectures import LAYERS
 from benchmarks.link import pin_to
 from pipepar.comm.world import World
-from pipepar.model.capture import capture
-from pipepar.model.crossing import CutTable, cut_table
+from pipepar.jobs.plan_on_ranks import plan_measured
+from pipepar.jobs.planned_job import Planned, example_for, planned_model
+from pipepar.jobs.run import Job, run_job
+from pipepar.model.capture.capture import capture
+from pipepar.model.split.crossing import CutTable, cut_table
 from pipepar.plan.plan import Plan
-from pipepar.runtime.choice import Wish
-from pipepar.runtime.examples import Planned, example_for, planned_model
-from pipepar.runtime.failure import FailTogether
-from pipepar.runtime.job import Job, run_job
-from pipepar.runtime.sizing import plan_measured
-from pipepar.runtime.stages import plan_of
+from pipepar.planner.choice import PlanRequest
+from pipepar.planner.plan_from_cuts import plan_of
+from pipepar.supervision.failure import FailTogether
 
 # Ends by itself, should its rank be killed.
 _BUSY: Final = "import time\nend = time.time() + 300\nwhile time.time() < end: pass"
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class SampleSet:
     """What a job printed."""
 
     predicted: float
@@ -78,10 +78,10 @@ def write_equal_plan(planned: Planned, ranks: int, micro_batch: int, path: Path)
     path.write_text(plan_of(graph, table, equal_layers(table, ranks), micro_batch).to_json())
 
 
-def work(world: World, options: argparse.Namespace) -> Done | None:
+def work(world: World, options: argparse.Namespace) -> SampleSet | None:
     """Plan and run; what came out on rank 0, None elsewhere. *Collective.*"""
     planned = Planned(options.model, file=options.input)
-    planning = plan_measured(world, planned, Wish(), None, print, fresh=False, device="cpu")
+    planning = plan_measured(world, planned, PlanRequest(), None, print, fresh=False, device="cpu")
     if planning is not None and planning.plan is not None:
         if options.equal:
             assert planning.plan.micro_batch is not None
@@ -96,7 +96,7 @@ def work(world: World, options: argparse.Namespace) -> Done | None:
         return None
     prediction = planning.choice.prediction
     plan = Plan.from_json(options.plan.read_text())
-    return Done(
+    return SampleSet(
         prediction.samples_per_second,
         summary.samples / summary.seconds,
         plan.micro_batch or 0,

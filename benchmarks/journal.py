@@ -17,11 +17,11 @@ from unittest.mock import patch
 
 from benchmarks.launch import launch
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
-from pipepar.comm.launcher import launched
+from pipepar.comm.group.launcher import launched
 from pipepar.comm.world import World
-from pipepar.data.journal import Journal
-from pipepar.runtime.failure import FailTogether
-from pipepar.runtime.job import Job, run_job
+from pipepar.data.writers.journal import Journal
+from pipepar.jobs.run import Job, run_job
+from pipepar.supervision.failure import FailTogether
 
 _SECONDS = 1800
 _MICRO_BATCH = 32

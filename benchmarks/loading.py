@@ -27,11 +27,12 @@ from safetensors import safe_open
 from benchmarks.launch import rank_command
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
 from pipepar.comm.world import World
-from pipepar.model.capture import capture
-from pipepar.model.source import from_huggingface
+from pipepar.engine.stage import Stage, weights_of
+from pipepar.model.capture.capture import capture
+from pipepar.model.source.open_source import from_huggingface
 from pipepar.pipeline import Pipeline
-from pipepar.runtime.planning import make_plan
-from pipepar.runtime.stage import Stage, weights_of
+from pipepar.planner.plan_offline import make_plan
+from pipepar.tasks.registry import find_task
 from tests.helpers.cluster.mpirun import finish, mpirun, start
 
 _SECONDS: Final = 300
@@ -110,7 +111,7 @@ def ranks_loading(folder: str) -> list[list[int]]:
 def time_loads(folder: Path, repetitions: int) -> tuple[list[float], list[float], int]:
     """Seconds to load one stage of four, by pipepar and by safetensors alone. *Local.*"""
     torch.set_num_threads(1)
-    source = from_huggingface(folder, "raw")
+    source = from_huggingface(folder, find_task("raw").head)
     graph = capture(source.module, (), example())
     plan = make_plan(graph, _RANKS)
     names = [spec.name for spec in weights_of(graph, plan.stages[1])]

@@ -10,10 +10,10 @@ import torch
 from mpi4py import MPI
 
 from benchmarks.load import Load, timed
-from pipepar.comm.link import Link
+from pipepar.comm.channels.link import Link
 from pipepar.comm.world import World
+from pipepar.engine.loop import Arrival, Inlet, Outlet, Program, arrivals, run
 from pipepar.microbatch import Value
-from pipepar.runtime.loop import Arrival, Inlet, Outlet, Program, arrivals, run
 from pipepar.trace import Tracer
 
 # Micro-batches that show a fresh channel the sizes to come; it is not measured while it learns.

@@ -27,7 +27,7 @@ from benchmarks.link import pin, transfer_seconds
 from benchmarks.load import Load, calibrated
 from benchmarks.peers import PipeparSide, Side, alternate
 from benchmarks.report import Figure, Report, ratio, scaled
-from pipepar.comm.launcher import launched
+from pipepar.comm.group.launcher import launched
 from pipepar.comm.world import World
 from tests.helpers.cluster.hosts import HostsError, two_hosts
 

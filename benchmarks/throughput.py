@@ -20,7 +20,7 @@ from torch import nn
 from benchmarks.encoder import encoder
 from benchmarks.launch import launch
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
-from pipepar.comm.launcher import launched
+from pipepar.comm.group.launcher import launched
 from pipepar.pipeline import Pipeline
 
 _SECONDS: Final = 900

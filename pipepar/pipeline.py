@@ -16,23 +16,23 @@ import torch
 from torch.utils import _pytree as pytree
 
 from pipepar.comm.world import World
+from pipepar.engine.assembly import assemble
+from pipepar.engine.batch_merge import BatchMerge
+from pipepar.engine.device_to_host import copied_to_host
+from pipepar.engine.loop import Arrival, arrivals, run
+from pipepar.engine.oom import oom_explained
+from pipepar.engine.script_source import check_given, given_source, values_on_root
+from pipepar.engine.stream_calls import OpenStream, as_call, awaited, device_of, handed
+from pipepar.engine.wiring import admission
 from pipepar.errors import PipeparError, WireError
+from pipepar.host.device_context import open_device_context
+from pipepar.host.devices import Wanted
+from pipepar.host.threads import crowded
 from pipepar.microbatch import MicroBatch, rows, split
-from pipepar.runtime.assembly import assemble
-from pipepar.runtime.calls import OpenStream, as_call, awaited, device_of, handed
-from pipepar.runtime.choice import Wish
-from pipepar.runtime.devices import Wanted
-from pipepar.runtime.failure import FailTogether
-from pipepar.runtime.fixed import require_batches
-from pipepar.runtime.gather import Gather
-from pipepar.runtime.given import check_given, given_source, values_on_root
-from pipepar.runtime.landing import landed
-from pipepar.runtime.loop import Arrival, arrivals, run
-from pipepar.runtime.seat import take_seat
-from pipepar.runtime.shortage import shortage_told
-from pipepar.runtime.summary import RunSummary, summarise
-from pipepar.runtime.threads import crowded
-from pipepar.runtime.wiring import admission
+from pipepar.planner.choice import PlanRequest
+from pipepar.planner.static_shapes import require_batches
+from pipepar.report.summary import RunSummary, summarise
+from pipepar.supervision.failure import FailTogether
 from pipepar.trace import Tracer
 
 __all__ = ["Pipeline", "values_on_root"]
@@ -107,14 +107,14 @@ class Pipeline:
             # A call may have more rows than the example, and so fill what was asked for.
             usual = samples if samples >= (micro_batch or 1) else None
             args, kwargs = next(split(example, micro_batch or _CAPTURED))
-            seat = take_seat(self._world, device, partial(warnings.warn, stacklevel=3))
+            context = open_device_context(self._world, device, partial(warnings.warn, stacklevel=3))
             self._assembly = assemble(
                 self._world,
                 source,
                 args,
                 kwargs,
-                seat=seat,
-                wish=Wish(usual, micro_batch, depth),
+                context=context,
+                request=PlanRequest(usual, micro_batch, depth),
                 results_to_root=True,
                 weights_from_root=from_root,
             )
@@ -135,8 +135,8 @@ class Pipeline:
         self._reset()
 
     def _reset(self) -> None:
-        clock = self._assembly.seat.clock()
-        self._tracer = Tracer(self._world.rank, clock=clock, enter=self._world.vigil.tell)
+        clock = self._assembly.context.clock()
+        self._tracer = Tracer(self._world.rank, clock=clock, enter=self._world.heartbeat.tell)
         self._samples, self._seconds = 0, 0.0
 
     @property
@@ -218,7 +218,7 @@ class Pipeline:
             assembly.threads,
             self._samples,
             self._seconds,
-            seat=assembly.seat,
+            context=assembly.context,
         )
         self._reset()
         return result
@@ -226,10 +226,10 @@ class Pipeline:
     def _stream(self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]]) -> Iterator[Any]:
         self._settle()
         assembly = self._assembly
-        assembly.seat.require_stream()
+        assembly.context.require_stream()
         begin = time.perf_counter()
         try:
-            with shortage_told(self._world, assembly.graph, assembly.agreed, assembly.seat):
+            with oom_explained(self._world, assembly.graph, assembly.agreed, assembly.context):
                 yield from handed(self._results(awaited(calls, self._tracer)), self._tracer)
         finally:
             self._tracer.enter("caller", 0)
@@ -241,11 +241,11 @@ class Pipeline:
                 pass
             return
         assembly, names = self._assembly, self._assembly.plan.outputs
-        gather = Gather(assembly.graph.unflatten_outputs)
+        gather = BatchMerge(assembly.graph.unflatten_outputs)
         work = self._run(self._feed(calls, gather))
         if (channel := assembly.wiring.results) is None:
-            if (gpu := assembly.seat.gpu) is not None:
-                work = landed(work, names, gpu, assembly.agreed.depth, self._tracer)
+            if (gpu := assembly.context.gpu) is not None:
+                work = copied_to_host(work, names, gpu, assembly.agreed.depth, self._tracer)
             for index, values in work:
                 gather.add(MicroBatch(index, tuple(values[name] for name in names)))
                 yield from gather.finished()
@@ -287,7 +287,7 @@ class Pipeline:
         return run(self._assembly.program, source, self._assembly.wiring.outlets, self._tracer)
 
     def _feed(
-        self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]], gather: Gather
+        self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]], gather: BatchMerge
     ) -> Iterator[Arrival]:
         graph, count = self._assembly.graph, itertools.count()
         for call in calls:
@@ -298,5 +298,5 @@ class Pipeline:
             self._samples += total
             for args, kwargs in split(call, self.micro_batch):
                 values = graph.flatten_inputs(args, kwargs)
-                near = map(self._assembly.seat.reached, values)
+                near = map(self._assembly.context.reached, values)
                 yield next(count), dict(zip(graph.inputs, near, strict=True))

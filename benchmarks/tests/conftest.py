@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipepar.comm.launcher import launched
+from pipepar.comm.group.launcher import launched
 from tests.helpers.fixtures import one_process as one_process
 from tests.helpers.fixtures import own_cache as own_cache
 from tests.helpers.fixtures import own_signals as own_signals

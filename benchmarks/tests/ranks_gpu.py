@@ -8,8 +8,8 @@ from benchmarks import gpu
 from benchmarks.gpu import measure_on, parsed
 from benchmarks.gpu_sides import enqueued
 from benchmarks.report import Report
-from pipepar.comm import communicators
-from pipepar.comm.nccl import Nccl
+from pipepar.comm.gpu import communicators
+from pipepar.comm.gpu.nccl import Nccl
 from pipepar.comm.world import World
 from tests.helpers.gpu.standin import CouriersOverMpi, seat_for
 

@@ -66,7 +66,7 @@ def test_inputs_hold_the_same_samples(tmp_path: Path) -> None:
 @pytest.mark.full
 def test_a_trial() -> None:
     """A rank is killed and the job is resumed; tests/jobs has the product's own test of that."""
-    pytest.importorskip("pipepar.data.journal")
+    pytest.importorskip("pipepar.data.writers.journal")
     command = [sys.executable, "-m", "benchmarks.faults", "--trials", "1", "--samples", "300"]
     command += ["--only", "killed-rank"]
     done = subprocess.run(

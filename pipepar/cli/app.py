@@ -12,7 +12,7 @@ import typer
 from pipepar.cli.doctor import doctor
 from pipepar.cli.plan import plan
 from pipepar.cli.run import run
-from pipepar.comm.launcher import launcher_rank
+from pipepar.comm.group.launcher import launcher_rank
 
 # Of click, which typer may bring or import; this name serves for both.
 _UsageError: Final[type[Exception]] = cast("Any", typer.BadParameter).__bases__[0]

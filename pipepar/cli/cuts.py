@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 from rich.markup import escape
 from rich.table import Table
 
-from pipepar.runtime.figures import bar, readable_bytes
+from pipepar.format import bar, readable_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipepar.model.crossing import Cut, CutTable
+    from pipepar.model.split.crossing import Cut, CutTable
     from pipepar.plan.plan import Plan
 
 _BAR: Final = 10

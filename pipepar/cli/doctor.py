@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pipepar.comm.world import World
-    from pipepar.runtime.doctor import Checkup
-    from pipepar.runtime.facts import Finding
+    from pipepar.doctor.examine import Checkup
+    from pipepar.doctor.facts import Finding
 
 # Seconds for the last rank to start; a cold file system can take a minute to load torch.
 _PATIENCE: Final = 180.0
@@ -50,9 +50,9 @@ def doctor(
         pipepar doctor
     """
     from pipepar.cli.terminal import open_console
+    from pipepar.doctor.examine import examine
     from pipepar.errors import PipeparError
-    from pipepar.runtime.doctor import examine
-    from pipepar.runtime.failure import FailTogether, report
+    from pipepar.supervision.failure import FailTogether, report
 
     errors = open_console()
     try:
@@ -79,7 +79,7 @@ def _wait_for_every_rank_to_start() -> World:
 
     MPI holds the interpreter while it starts, so no thread of Python's could do that.
     """
-    from pipepar.comm.launcher import launched
+    from pipepar.comm.group.launcher import launched
     from pipepar.comm.world import World
 
     if not launched():
@@ -120,7 +120,7 @@ def _print_checkup(checkup: Checkup, console: Console) -> None:
 def _ranks(checkup: Checkup) -> Table:
     from rich.markup import escape
 
-    from pipepar.runtime.figures import readable_bytes
+    from pipepar.format import readable_bytes
 
     table = _table("rank", "cores", "threads", "memory", left=("host", "processor, devices"))
     for facts in checkup.ranks:
@@ -136,7 +136,7 @@ def _ranks(checkup: Checkup) -> Table:
 
 
 def _links(checkup: Checkup) -> Table:
-    from pipepar.runtime.figures import readable_rate, readable_seconds
+    from pipepar.format import readable_rate, readable_seconds
 
     table = _table("link", "latency", "bandwidth", "clock", left=("from, to",))
     for link in checkup.links:

@@ -12,9 +12,9 @@ from pipepar.cli.arguments import Device, DeviceKind, Dtype, Model, Preprocess
 
 if TYPE_CHECKING:
     from pipepar.comm.world import World
-    from pipepar.runtime.choice import Wish
-    from pipepar.runtime.examples import Planned
-    from pipepar.runtime.planning import Planning
+    from pipepar.jobs.planned_job import Planned
+    from pipepar.planner.choice import PlanRequest
+    from pipepar.planner.plan_offline import Planning
 
 
 def plan(
@@ -132,14 +132,14 @@ def plan(
     """
     from pipepar.comm.world import World
     from pipepar.errors import PipeparError
-    from pipepar.runtime.choice import Wish
-    from pipepar.runtime.examples import Planned
-    from pipepar.runtime.failure import FailTogether
-    from pipepar.runtime.threads import crowded
+    from pipepar.host.threads import crowded
+    from pipepar.jobs.planned_job import Planned
+    from pipepar.planner.choice import PlanRequest
+    from pipepar.supervision.failure import FailTogether
 
     planned = Planned(model, task, example, preprocess, shape or (), dtype)
-    wish = Wish(None, micro_batch, depth, free_order, fewer)
-    asked = _Asked(stages, cluster, profile, wish, show_cuts, output, trace, device)
+    request = PlanRequest(None, micro_batch, depth, free_order, fewer)
+    asked = _Asked(stages, cluster, profile, request, show_cuts, output, trace, device)
     try:
         world = World.start()
         with FailTogether(world):
@@ -164,7 +164,7 @@ class _Asked:
     stages: int | None
     cluster: Path | None
     profile: bool
-    wish: Wish
+    request: PlanRequest
     show_cuts: bool
     output: Path | None
     trace: Path | None
@@ -174,7 +174,7 @@ class _Asked:
 def _check(planned: Planned, asked: _Asked, world: World) -> None:
     """Refuse what can be refused before the model is captured, which may take minutes."""
     from pipepar.errors import InputError
-    from pipepar.runtime.examples import check_planned
+    from pipepar.jobs.planned_job import check_planned
 
     no_plan = asked.stages is None and asked.cluster is None and world.size == 1
     if no_plan and (asked.output is not None or asked.profile or not asked.show_cuts):
@@ -203,11 +203,11 @@ def _check_useful(asked: _Asked, measured: bool) -> None:
     """Refuse options that say something of devices where there are none."""
     from pipepar.errors import InputError
 
-    wish = asked.wish
-    described = {"--free-order": wish.free_order, "--fewer": wish.fewer}
+    request = asked.request
+    described = {"--free-order": request.free_order, "--fewer": request.fewer}
     known = {
-        "--micro-batch": wish.micro_batch,
-        "--depth": wish.depth,
+        "--micro-batch": request.micro_batch,
+        "--depth": request.depth,
         "--trace": asked.trace,
         "--device": asked.device.replace("auto", ""),
     }
@@ -223,8 +223,8 @@ def _check_useful(asked: _Asked, measured: bool) -> None:
 
 def _check_written(planned: Planned, asked: _Asked) -> None:
     from pipepar.files import require_apart, require_writable
-    from pipepar.model.named import source_file
-    from pipepar.model.source import is_factory
+    from pipepar.model.source.import_path import source_file
+    from pipepar.model.source.open_source import is_factory
 
     model = source_file(planned.model) if is_factory(planned.model) else Path(planned.model)
     written = {"--output": asked.output, "--trace": asked.trace}
@@ -237,22 +237,22 @@ def _check_written(planned: Planned, asked: _Asked) -> None:
 
 def _planning(planned: Planned, asked: _Asked, world: World) -> Planning | None:
     """The plan on rank 0, None elsewhere."""
+    from pipepar.jobs.plan_on_ranks import plan_measured
+    from pipepar.jobs.planned_job import example_for, planned_model
     from pipepar.plan.cluster import read_cluster
-    from pipepar.runtime.examples import example_for, planned_model
-    from pipepar.runtime.planning import plan_model
-    from pipepar.runtime.sizing import plan_measured
+    from pipepar.planner.plan_offline import plan_model
 
     if asked.profile or (world.size > 1 and asked.cluster is None):
         return plan_measured(
-            world, planned, asked.wish, asked.stages, _note, asked.profile, asked.device
+            world, planned, asked.request, asked.stages, _note, asked.profile, asked.device
         )
     if world.rank != 0:
         return None
     cluster = None if asked.cluster is None else read_cluster(asked.cluster)
     module = planned_model(planned)
-    (args, kwargs), samples = example_for(planned, module, asked.wish.micro_batch)
-    wish = replace(asked.wish, samples=samples)
-    return plan_model(module, args, kwargs, asked.stages, cluster, wish)
+    (args, kwargs), samples = example_for(planned, module, asked.request.micro_batch)
+    request = replace(asked.request, samples=samples)
+    return plan_model(module, args, kwargs, asked.stages, cluster, request)
 
 
 def _note(sentence: str) -> None:

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Final
 from rich.markup import escape
 from rich.table import Table
 
-from pipepar.runtime.figures import bar, readable_bytes, readable_seconds
+from pipepar.format import bar, readable_bytes, readable_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pipepar.plan.costs import DeviceCost
-    from pipepar.plan.hardware import Hardware, Taken
+    from pipepar.plan.hardware import DeviceSubset, Hardware
     from pipepar.plan.plan import Plan, StagePlan
-    from pipepar.runtime.choice import Choice
-    from pipepar.runtime.prediction import Prediction, StagePrediction
+    from pipepar.planner.choice import Choice
+    from pipepar.planner.prediction import Prediction, StagePrediction
 
 # Columns of a full bar, and of one that is still worth drawing.
 _BAR: Final = 20
@@ -153,9 +153,9 @@ def _print_skips(plan: Plan, console: Console) -> None:
 
 def _print_order(hardware: Hardware, console: Console) -> None:
     """Where the ranks must be started for the plan to hold, if not as the devices are given."""
-    from pipepar.plan.hardware import Taken
+    from pipepar.plan.hardware import DeviceSubset
 
-    if not isinstance(hardware, Taken):
+    if not isinstance(hardware, DeviceSubset):
         return
     given = range(len(hardware.whole.devices))
     if list(hardware.order) == list(given):
@@ -166,7 +166,7 @@ def _print_order(hardware: Hardware, console: Console) -> None:
         console.print(f"left out: {_listed(hardware, left)}")
 
 
-def _listed(hardware: Taken, places: Sequence[int]) -> str:
+def _listed(hardware: DeviceSubset, places: Sequence[int]) -> str:
     devices = hardware.whole.devices
     return ", ".join(escape(f"{place} ({devices[place].kind})") for place in places)
 

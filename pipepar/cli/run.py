@@ -168,7 +168,7 @@ def run(
 
     A job that gets SIGUSR1 or SIGTERM finishes what is under way and exits with status 75.
     """
-    from pipepar.runtime.signals import hold
+    from pipepar.supervision.signals import hold
 
     hold()
 
@@ -177,13 +177,13 @@ def run(
     from pipepar.cli.terminal import loading, open_console, progress
     from pipepar.comm.world import World
     from pipepar.errors import PipeparError
-    from pipepar.runtime.failure import FailTogether
-    from pipepar.runtime.job import Job, run_job
-    from pipepar.runtime.progress import Display
-    from pipepar.runtime.quarantine import errors_of
-    from pipepar.runtime.stopping import STOPPED, Stop
-    from pipepar.runtime.summary import print_summary
-    from pipepar.runtime.threads import crowded
+    from pipepar.host.threads import crowded
+    from pipepar.jobs.quarantine import errors_of
+    from pipepar.jobs.run import Job, run_job
+    from pipepar.progress import Display
+    from pipepar.report.summary import print_summary
+    from pipepar.supervision.failure import FailTogether
+    from pipepar.supervision.stopping import STOPPED, Stop
 
     job = Job(
         model,

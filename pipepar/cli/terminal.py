@@ -20,7 +20,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from pipepar.comm.launcher import launched
+from pipepar.comm.group.launcher import launched
 
 UNBOUNDED: Final = 10_000
 """Columns of what may be searched in a file, or read by a program: nothing is cut off."""

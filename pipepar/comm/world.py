@@ -7,33 +7,29 @@ process that no launcher started: a world of one needs no MPI at all.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
-import platform
 import sys
 import threading
 import time
-from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from pipepar.comm.bell import Bell
-from pipepar.comm.channel import Receiver, Sender
-from pipepar.comm.launcher import launched, refusal, torchrun_below_a_rank
-from pipepar.comm.link import Link
-from pipepar.comm.vigil import Vigil
-from pipepar.errors import PeerError, PipeparError, PlanError
+from pipepar.comm.channels.channel import Receiver, Sender
+from pipepar.comm.channels.link import Link
+from pipepar.comm.group.group import Group
+from pipepar.comm.group.launcher import launched, refusal, torchrun_below_a_rank
+from pipepar.comm.group.rank0_mailbox import Rank0Mailbox
+from pipepar.comm.liveness.heartbeat import Heartbeat
+from pipepar.errors import PipeparError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from pipepar.comm.communicators import Communicators, Pair
-    from pipepar.comm.gpu import Gpu
-    from pipepar.comm.gpu_channel import Courier, Watch
+    from pipepar.comm.gpu.communicators import Communicators, Pair
+    from pipepar.comm.gpu.device import Gpu
+    from pipepar.comm.gpu.nccl_channel import P2PTransport, Watch
     from pipepar.comm.native._progress import Engine
-
-T = TypeVar("T")
 
 # Seconds between two looks of the progress engine. Waking up costs a computing core 25 us, most
 # of it in the kernel and the caches: half a per cent. A network's buffers bridge the gap; see
@@ -43,31 +39,23 @@ PROGRESS_PERIOD: Final = 5e-3
 _ABORT_SECONDS: Final = 3.0
 
 
-class World:
+class World(Group):
     """All ranks of the job, as seen by one of them. Made by `World.start`.
 
     Attributes:
-        rank: this process, 0-based.
-        size: number of ranks.
-        host: name of this process's machine.
-        hosts: for each rank, by rank, the name of its machine.
         cores: for each rank on this machine, by rank, the cores it is bound to.
-        vigil: what keeps watch over the ranks, once it has begun.
+        heartbeat: what keeps watch over the ranks, once it has begun.
     """
 
     def __init__(
         self, comm: MPI.Intracomm | None, progress_period: float = PROGRESS_PERIOD
     ) -> None:
-        self._comm = comm
+        self.heartbeat = Heartbeat()
+        super().__init__(comm, self.heartbeat.waiting)
         self._progress_period = progress_period
         self._engine: Engine | None = None
         self._next_tag = 0
         self._communicators: list[Communicators] = []
-        self.vigil = Vigil()
-        self.rank = comm.rank if comm else 0
-        self.size = comm.size if comm else 1
-        self.host = platform.node()
-        self.hosts: list[str] = self.all_gather(self.host)
         self.cores = self._gather_cores()
 
     @classmethod
@@ -89,7 +77,7 @@ class World:
         from mpi4py import MPI
 
         if launched():
-            from pipepar.comm.orphan import end_with_launcher
+            from pipepar.comm.liveness.orphan import end_with_launcher
 
             end_with_launcher(launcher)
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
@@ -101,67 +89,6 @@ class World:
         if MPI.COMM_WORLD.size == 1:
             _refuse(refusal(MPI.Get_library_version().splitlines()[0].split(",")[0].strip()))
         return cls(MPI.COMM_WORLD.Dup(), progress_period)
-
-    def broadcast(self, text: str) -> str:
-        """Rank 0's text, on every rank. *Collective.*"""
-        if self._comm is None:
-            return text
-        with self.vigil.waiting():
-            length = bytearray(len(text.encode()).to_bytes(8, "little"))
-            self._comm.Bcast(length)
-            data = bytearray(text.encode() if self.rank == 0 else int.from_bytes(length, "little"))
-            self._comm.Bcast(data)
-        return data.decode()
-
-    def all_gather(self, text: str) -> list[str]:
-        """Every rank's text, by rank, on every rank. *Collective.*"""
-        if self._comm is None:
-            return [text]
-        data = text.encode()
-        lengths = array("q", bytes(8 * self.size))
-        with self.vigil.waiting():
-            self._comm.Allgather(array("q", [len(data)]), lengths)
-            gathered = bytearray(sum(lengths))
-            self._comm.Allgatherv(data, [gathered, lengths.tolist()])
-        ends = list(itertools.accumulate(lengths))
-        return [gathered[end - n : end].decode() for end, n in zip(ends, lengths, strict=True)]
-
-    def agree(self, what: str, digest: str) -> None:
-        """Check that every rank has come to the same result. *Collective.*
-
-        Raises:
-            PlanError: on every rank, naming the ranks that differ from rank 0.
-        """
-        digests = self.all_gather(digest)
-        other = [rank for rank, found in enumerate(digests) if found != digests[0]]
-        if other:
-            raise PlanError(
-                f"rank 0 and {_ranks(other)} have made different {what}: give every rank the same "
-                "model, inputs and versions of torch, transformers and pipepar"
-            )
-
-    def together(self, action: Callable[[], T]) -> T:
-        """Do something on every rank, and go on only if it went well on all. *Collective.*
-
-        So a problem that every rank runs into is told once, by the lowest rank that has it.
-
-        Raises:
-            Exception: this rank's own problem, as it was.
-            PeerError: on the other ranks, naming the rank that has it.
-        """
-        problem, result = "", None
-        try:
-            result = action()
-        except Exception as error:
-            failure = error
-            problem = str(error) or type(error).__name__
-        problems = self.all_gather(problem)
-        first = next((rank for rank, text in enumerate(problems) if text), None)
-        if first is None:
-            return cast("T", result)
-        if first == self.rank:
-            raise failure
-        raise PeerError(f"rank {first} on {self.hosts[first]}: {problems[first]}")
 
     def bind(self, cores: Iterable[int] | None) -> None:
         """Keep this rank's threads to some of its cores, and tell the others. *Collective.*
@@ -201,44 +128,48 @@ class World:
         senders: dict[int, Sender] = {}
         if self._comm is None:
             return receivers, senders
-        from pipepar.comm.edge import Edge
-        from pipepar.comm.ends import Ends
-        from pipepar.comm.memory import keep_freed_memory
+        from pipepar.comm.channel_factory import ChannelFactory
+        from pipepar.comm.channels.memory import keep_freed_memory
+        from pipepar.comm.channels.mpi_endpoint import MpiEndpoint
 
         keep_freed_memory()
         links = list(links)
-        couriers = self._couriers(links, gpu)
-        ends = Ends(self._start_engine(), gpu, couriers, watch)
-        waited = self.vigil.waited
+        transports = self._transports(links, gpu)
+        ends = ChannelFactory(self._start_engine(), gpu, transports, watch)
+        waited = self.heartbeat.waited
         for link in links:
             if link.consumer == self.rank:
-                edge = Edge(self._comm, link.producer, self._next_tag, link.depth, waited)
-                receivers[link.producer] = ends.receiver(link, edge)
+                endpoint = MpiEndpoint(
+                    self._comm, link.producer, self._next_tag, link.depth, waited
+                )
+                receivers[link.producer] = ends.receiver(link, endpoint)
             if link.producer == self.rank:
-                edge = Edge(self._comm, link.consumer, self._next_tag, link.depth, waited)
-                senders[link.consumer] = ends.sender(link, edge)
-            self._next_tag += Edge.tags(link.depth)
+                endpoint = MpiEndpoint(
+                    self._comm, link.consumer, self._next_tag, link.depth, waited
+                )
+                senders[link.consumer] = ends.sender(link, endpoint)
+            self._next_tag += MpiEndpoint.tags(link.depth)
         return receivers, senders
 
-    def bell(self) -> Bell:
+    def mailbox(self) -> Rank0Mailbox:
         """A way for any rank to tell rank 0 a number at any time. *Collective.*"""
-        return Bell(self._comm and self._comm.Dup())
+        return Rank0Mailbox(self._comm and self._comm.Dup())
 
-    def _couriers(self, links: Sequence[Link], gpu: Gpu | None) -> Mapping[Pair, Courier]:
+    def _transports(self, links: Sequence[Link], gpu: Gpu | None) -> Mapping[Pair, P2PTransport]:
         pairs = [(link.producer, link.consumer) for link in links if link.by_nccl]
         if not pairs:
             return {}
-        from pipepar.comm.communicators import Communicators
+        from pipepar.comm.gpu.communicators import Communicators
 
-        started = Communicators.start(self, pairs, gpu)
+        started = Communicators.start(self, pairs, gpu, self.abort)
         self._communicators.append(started)
         return started
 
     def close(self) -> None:
         """Let go of MPI; every channel must be closed. *Collective*, may be called twice."""
-        if self.vigil.kept:
+        if self.heartbeat.kept:
             self.all_gather("")  # nobody misses one that has done its part
-            self.vigil.close()
+            self.heartbeat.close()
         for communicators in self._communicators:
             communicators.close()
         if self._engine:
@@ -282,10 +213,6 @@ class World:
 
             self._engine = Engine(MPI.__file__, self._progress_period)
         return self._engine
-
-
-def _ranks(ranks: list[int]) -> str:
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
 def _exit_after(seconds: float) -> None:

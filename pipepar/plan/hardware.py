@@ -22,7 +22,7 @@ class Hardware(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Devices in a row, of which each link between neighbours is known."""
+    """Devices in a sums, of which each link between neighbours is known."""
 
     devices: tuple[DeviceCost, ...]
     """One for each rank, in order."""
@@ -38,7 +38,7 @@ class Neighbours:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class DeviceSubset:
     """Some of the devices, in the order in which stages take them."""
 
     whole: Hardware

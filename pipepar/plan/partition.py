@@ -18,10 +18,10 @@ from itertools import pairwise
 
 from pipepar.errors import PlanError
 from pipepar.plan.costs import DeviceCost, LayerCost, LinkCost
-from pipepar.plan.refusal import check_cuts, check_work, no_room
-from pipepar.plan.row import make_row
+from pipepar.plan.device_states import LinkOf, in_any_order, in_order
+from pipepar.plan.infeasible import check_cuts, check_work, no_room
+from pipepar.plan.prefix_sums import prefix_sums
 from pipepar.plan.search import ROUNDING, Table, smallest_bottleneck
-from pipepar.plan.takers import LinkOf, in_any_order, in_order
 
 Links = Sequence[LinkCost] | Mapping[frozenset[str], LinkCost]
 
@@ -86,20 +86,20 @@ def partition(
     _check(devices, links)
     kinds = {device.kind for device in devices}
     check_work(layers, kinds)
-    row = make_row(layers, kinds, depth)
+    sums = prefix_sums(layers, kinds, depth)
     if not fewer:
         legal = sum(layer.crossing is not None for layer in layers[1:])
-        check_cuts(row, legal, len(devices))
-    most = _MOST_ENTRIES // len(row.done)
+        check_cuts(sums, legal, len(devices))
+    most = _MOST_ENTRIES // len(sums.done)
     if free_order:
-        takers = in_any_order(devices, _between_kinds(links), fewer, most)
+        device_states = in_any_order(devices, _between_kinds(links), fewer, most)
     else:
-        takers = in_order(devices, _between_neighbours(devices, links), fewer, most)
-    found = smallest_bottleneck(row, takers, fewer)
+        device_states = in_order(devices, _between_neighbours(devices, links), fewer, most)
+    found = smallest_bottleneck(sums, device_states, fewer)
     if found is None:
-        raise no_room(row, devices)
+        raise no_room(sums, devices)
     bottleneck, ends = found
-    table = Table(row, takers, row.crossing, bottleneck * (1 + slack + ROUNDING))
+    table = Table(sums, device_states, sums.crossing, bottleneck * (1 + slack + ROUNDING))
     return Partition(*table.best(ends))
 
 

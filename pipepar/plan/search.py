@@ -19,32 +19,36 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipepar.plan.row import Floats, Integers, Row
-from pipepar.plan.takers import Step, Takers
+from pipepar.plan.device_states import DeviceStates, Step
+from pipepar.plan.prefix_sums import Floats, Integers, PrefixSums
 
 # Rounding in a sum of costs must not exclude the partition that defines the bottleneck.
 ROUNDING = 1e-9
 
 
-def smallest_bottleneck(row: Row, takers: Takers, fewer: bool) -> tuple[float, Integers] | None:
+def smallest_bottleneck(
+    sums: PrefixSums, device_states: DeviceStates, fewer: bool
+) -> tuple[float, Integers] | None:
     """What a partition within memory can reach at best. *Local.*
 
     Args:
-        row: the model.
-        takers: the devices.
+        sums: the model.
+        device_states: the devices.
         fewer: whether the fewest stages that reach it are wanted.
 
     Returns:
         Seconds, and the last states that may be asked for; None if no partition fits.
     """
-    for limit in _widening(*_bounds(row, takers)):
-        worst = Table(row, takers, np.zeros_like(row.crossing), limit).worst[-1, takers.ends]
+    for limit in _widening(*_bounds(sums, device_states)):
+        worst = Table(sums, device_states, np.zeros_like(sums.crossing), limit).worst[
+            -1, device_states.ends
+        ]
         best = float(worst.min())
         if best < np.inf:
-            reach_it = takers.ends[worst <= best * (1 + ROUNDING)]
-            fewest = takers.stages[reach_it].min()
-            same = takers.stages[takers.ends] == fewest
-            return best, takers.ends[same] if fewer else takers.ends
+            reach_it = device_states.ends[worst <= best * (1 + ROUNDING)]
+            fewest = device_states.stages[reach_it].min()
+            same = device_states.stages[device_states.ends] == fewest
+            return best, device_states.ends[same] if fewer else device_states.ends
     return None
 
 
@@ -57,25 +61,25 @@ def _widening(least: float, most: float) -> Iterator[float]:
     yield most * (1 + ROUNDING)
 
 
-def _bounds(row: Row, takers: Takers) -> tuple[float, float]:
+def _bounds(sums: PrefixSums, device_states: DeviceStates) -> tuple[float, float]:
     """Seconds just below what would do without links, and seconds that no bottleneck is above."""
-    reach = _Reach(row, takers)
-    alone = [row.work[device.kind][-1] / device.speed for device in reach.devices]
-    longest = max(_transfer(row, step).max() for step in takers.steps)
+    reach = _Reach(sums, device_states)
+    alone = [sums.work[device.kind][-1] / device.speed for device in reach.devices]
+    longest = max(_transfer(sums, step).max() for step in device_states.steps)
     most = high = float(max(longest, *alone))
     least = most * ROUNDING
     while least * 1.01 < high:
         middle = least * math.sqrt(high / least)
-        if reach.earliest(reach.first(middle))[takers.starts].min() > 0:
+        if reach.earliest(reach.first(middle))[device_states.starts].min() > 0:
             least = middle
         else:
             high = middle
     return least, most
 
 
-def _transfer(row: Row, step: Step) -> Floats:
+def _transfer(sums: PrefixSums, step: Step) -> Floats:
     """Seconds for a stage's inputs, by the place where it begins; the first receives nothing."""
-    seconds = step.link.latency + row.crossing / step.link.bandwidth
+    seconds = step.link.latency + sums.crossing / step.link.bandwidth
     seconds[0] = 0.0
     return np.asarray(seconds)
 
@@ -87,15 +91,15 @@ class _Reach:
     through the states is enough.
     """
 
-    def __init__(self, row: Row, takers: Takers) -> None:
-        self._row, self._count = row, len(takers.stages)
-        self.devices = list(dict.fromkeys(step.device for step in takers.steps))
+    def __init__(self, sums: PrefixSums, device_states: DeviceStates) -> None:
+        self._row, self._count = sums, len(device_states.stages)
+        self.devices = list(dict.fromkeys(step.device for step in device_states.steps))
         number = {device: index for index, device in enumerate(self.devices)}
-        device = [np.full(len(step.source), number[step.device]) for step in takers.steps]
-        source = [step.source for step in takers.steps]
-        target = [step.target for step in takers.steps]
+        device = [np.full(len(step.source), number[step.device]) for step in device_states.steps]
+        source = [step.source for step in device_states.steps]
+        target = [step.target for step in device_states.steps]
         edges = np.stack([np.concatenate(column) for column in (device, source, target)])
-        stages = takers.stages[edges[2]]
+        stages = device_states.stages[edges[2]]
         order = np.argsort(stages, kind="stable")
         # By how many stages there are: [3, edges].
         self._waves = np.split(edges[:, order], np.flatnonzero(np.diff(stages[order])) + 1, axis=1)
@@ -132,7 +136,7 @@ class _Move:
     """One kind of step, and where it may be taken within a limit.
 
     Args:
-        row: the model, P places.
+        sums: the model, P places.
         step: what is taken, E ways.
         limit: the largest bottleneck allowed, in seconds.
         first: [P] where a stage that ends at a place may begin at the earliest.
@@ -142,17 +146,17 @@ class _Move:
 
     def __init__(
         self,
-        row: Row,
+        sums: PrefixSums,
         step: Step,
         limit: float,
         first: Integers,
         earliest: Integers,
         latest: Integers,
     ) -> None:
-        self.step, self._row, self._limit = step, row, limit
-        self._work, self._transfer = row.work[step.device.kind], _transfer(row, step)
+        self.step, self._row, self._limit = step, sums, limit
+        self._work, self._transfer = sums.work[step.device.kind], _transfer(sums, step)
         # A stage needs work of its own, unless it is the whole model.
-        self._past = np.searchsorted(row.done, row.done)
+        self._past = np.searchsorted(sums.done, sums.done)
         self._past[-1] = max(self._past[-1], 1)
         self._first, self._earliest, self._latest = first, earliest, latest
         self.opens, self.closes = int(earliest.min()), int(latest.max())
@@ -174,39 +178,41 @@ class _Move:
         return first + begins, seconds[begins]
 
 
-def _moves(row: Row, takers: Takers, limit: float) -> Iterator[_Move]:
+def _moves(sums: PrefixSums, device_states: DeviceStates, limit: float) -> Iterator[_Move]:
     """One for each kind of step, in order."""
-    reach = _Reach(row, takers)
+    reach = _Reach(sums, device_states)
     first = reach.first(limit)
     earliest, latest = reach.earliest(first), reach.latest(first)
     of_device = dict(zip(reach.devices, first, strict=True))
-    for step in takers.steps:
+    for step in device_states.steps:
         at = step.target
-        yield _Move(row, step, limit, of_device[step.device], earliest[at], latest[at])
+        yield _Move(sums, step, limit, of_device[step.device], earliest[at], latest[at])
 
 
 class Table:
     """The best partition up to each place with each state, within a limit. *Local.*
 
     Args:
-        row: the model, P places.
-        takers: the devices, S states.
+        sums: the model, P places.
+        device_states: the devices, S states.
         price: [P] what each cut costs.
         limit: the largest bottleneck allowed, in seconds.
     """
 
-    def __init__(self, row: Row, takers: Takers, price: Floats, limit: float) -> None:
-        self._row, self._takers, self._price, self._limit = row, takers, price, limit
-        shape = (len(row.done), len(takers.stages))
+    def __init__(
+        self, sums: PrefixSums, device_states: DeviceStates, price: Floats, limit: float
+    ) -> None:
+        self._row, self._takers, self._price, self._limit = sums, device_states, price, limit
+        shape = (len(sums.done), len(device_states.stages))
         self.total = np.full(shape, np.inf)
         """[P, S] price of the best partition; infinite where there is none."""
         self.worst = np.full(shape, np.inf)
         """[P, S] its bottleneck in seconds."""
-        self.total[0, takers.starts] = self.worst[0, takers.starts] = 0.0
+        self.total[0, device_states.starts] = self.worst[0, device_states.starts] = 0.0
         self._begin = np.zeros(shape, dtype=np.int32)
         self._step = np.zeros(shape, dtype=np.int16)
-        moves = list(_moves(row, takers, limit))
-        for place in range(1, len(row.done)):
+        moves = list(_moves(sums, device_states, limit))
+        for place in range(1, len(sums.done)):
             for number, move in enumerate(moves):
                 if move.opens <= place <= move.closes:
                     self._extend(place, number, move)

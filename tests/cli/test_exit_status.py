@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from pipepar.cli import app
 from pipepar.comm.world import World
-from pipepar.data.journal import journal_of
+from pipepar.data.writers.journal import journal_of
 from pipepar.errors import (
     CaptureError,
     InputError,
@@ -20,8 +20,8 @@ from pipepar.errors import (
     StageError,
     WeightsError,
 )
-from pipepar.runtime.failure import FailTogether
-from pipepar.runtime.stopping import Stopped, reached
+from pipepar.supervision.failure import FailTogether
+from pipepar.supervision.stopping import Stopped, reached
 from tests.helpers import factories
 from tests.helpers.jobs.command import MLP, command, pipepar
 
@@ -220,6 +220,6 @@ def test_the_doctor_gives_ranks_a_while_to_start(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(World, "start", start)
     monkeypatch.setattr("faulthandler.dump_traceback_later", end_later)
     monkeypatch.setattr("faulthandler.cancel_dump_traceback_later", lambda: calls.append("cancel"))
-    monkeypatch.setattr("pipepar.comm.launcher.launched", lambda: True)
+    monkeypatch.setattr("pipepar.comm.group.launcher.launched", lambda: True)
     assert pipepar("doctor")[0] in (0, 1)
     assert calls == [(True, True), "start", "cancel"]

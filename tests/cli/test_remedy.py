@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipepar.data.unfinished import is_unfinished
+from pipepar.data.writers.unfinished import is_unfinished
 from tests.helpers.jobs.command import MLP, pipepar
 
 TRAP = "tests.helpers.factories:raises_last"

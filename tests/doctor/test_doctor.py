@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from pipepar.comm.world import World
-from pipepar.runtime import doctor, preflight
-from pipepar.runtime.devices import Visible
-from pipepar.runtime.facts import RankFacts, named
-from pipepar.runtime.failure import FailTogether
-from pipepar.runtime.preflight import look_around, with_devices
+from pipepar.doctor import examine as doctor
+from pipepar.doctor import look_around as preflight
+from pipepar.doctor.facts import RankFacts
+from pipepar.doctor.look_around import look_around, with_devices
+from pipepar.format import named
+from pipepar.host.devices import Visible
+from pipepar.supervision.failure import FailTogether
 from tests.helpers.cluster.mpirun import Finished, finish, mpirun, start
 from tests.helpers.jobs.command import pipepar
 from tests.helpers.jobs.threads import Aborted, in_threads
@@ -26,8 +28,9 @@ pytestmark = pytest.mark.long(30)
 SPOILED = """
 import time
 from pipepar.cli import doctor as command
-from pipepar.comm.launcher import launcher_rank
-from pipepar.runtime import doctor, links
+from pipepar.comm.group.launcher import launcher_rank
+from pipepar.doctor import examine as doctor
+from pipepar.host import link_speed as links
 
 def hang(*args):
     time.sleep(60)
@@ -205,7 +208,7 @@ def test_a_rank_that_cannot_look_around_is_named(monkeypatch: pytest.MonkeyPatch
         with FailTogether(world):
             doctor.examine(world)
 
-    monkeypatch.setattr("pipepar.runtime.doctor.look_around", looking)
+    monkeypatch.setattr("pipepar.doctor.examine.look_around", looking)
     with pytest.raises(Aborted) as ended:
         in_threads(2, work)
     assert "### pipepar: rank 1 of 2" in str(ended.value)

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipepar.runtime.facts import Finding, LinkFacts
-from pipepar.runtime.linkrules import judge_links
+from pipepar.doctor.facts import Finding
+from pipepar.doctor.link_rules import judge_links
+from pipepar.host.link_speed import LinkFacts
 
 GOOD = LinkFacts(0, 1, latency=100e-6, bandwidth=4e9, skew=0.0, uncertainty=0.0)
 

@@ -9,13 +9,13 @@ from typing import cast
 import pytest
 import torch
 
-from pipepar.comm.inproc import InprocChannel
+from pipepar.comm.channels.inproc import InprocChannel
+from pipepar.engine.fault import FAULT, Fault, fault_of
+from pipepar.engine.loop import SAMPLES, Arrival, Inlet, Outlet, Program, arrivals, run
+from pipepar.engine.wiring import edges_of
 from pipepar.errors import StageError, WireError
 from pipepar.microbatch import MicroBatch, Value
 from pipepar.plan.plan import Plan
-from pipepar.runtime.fault import FAULT, Fault, fault_of
-from pipepar.runtime.loop import SAMPLES, Arrival, Inlet, Outlet, Program, arrivals, run
-from pipepar.runtime.wiring import edges_of
 from pipepar.trace import Tracer
 
 

@@ -9,13 +9,13 @@ import torch
 import torch.utils._pytree as pytree
 from torch import nn
 
+from pipepar.engine.stage import Stage
 from pipepar.errors import CaptureError, PlanError, WeightsError
-from pipepar.model.capture import capture
-from pipepar.model.graph import Graph
-from pipepar.model.source import Source, from_module
-from pipepar.model.weights import ModuleWeights
-from pipepar.runtime.planning import make_plan
-from pipepar.runtime.stage import Stage
+from pipepar.model.capture.capture import capture
+from pipepar.model.capture.graph import Graph
+from pipepar.model.source.open_source import Source, from_module
+from pipepar.model.weights.weight_source import ModuleWeights
+from pipepar.planner.plan_offline import make_plan
 from tests.helpers.models import Dicts, InPlace, Mlp, Sized, Skips, Tied, run, stages_of
 
 torch.set_num_threads(1)

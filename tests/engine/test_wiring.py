@@ -10,16 +10,16 @@ from typing import Any, cast
 import pytest
 import torch
 
-from pipepar.comm.inproc import InprocChannel
-from pipepar.comm.link import Link
+from pipepar.comm.channels.inproc import InprocChannel
+from pipepar.comm.channels.link import Link
 from pipepar.comm.world import World
+from pipepar.engine.fault import FAULT
+from pipepar.engine.loop import SAMPLES
+from pipepar.engine.wiring import Wiring, admission, edges_of, wire_up
+from pipepar.host.device_context import DeviceContext
+from pipepar.host.devices import Devices
 from pipepar.microbatch import MicroBatch
 from pipepar.plan.plan import Plan, StagePlan
-from pipepar.runtime.devices import Devices
-from pipepar.runtime.fault import FAULT
-from pipepar.runtime.loop import SAMPLES
-from pipepar.runtime.seat import Seat
-from pipepar.runtime.wiring import Wiring, admission, edges_of, wire_up
 
 Pair = tuple[int, int]
 
@@ -83,20 +83,20 @@ def plan_of(*stages: tuple[str, str], outputs: str) -> Plan:
 PLAN = plan_of(("x", "a"), ("a", "b"), ("a", "c"), ("acb", "d"), outputs="db")
 
 
-def seats(kinds: str) -> Seat:
+def contexts(kinds: str) -> DeviceContext:
     """Which ranks sit at a GPU: a letter each, c or g."""
     by_rank = tuple("cuda" if kind == "g" else "cpu" for kind in kinds)
-    return Seat(Devices(by_rank, torch.device("cpu"), "", 1, ""), None)
+    return DeviceContext(Devices(by_rank, torch.device("cpu"), "", 1, ""), None)
 
 
 def wired(
     plan: Plan, depth: int = 2, carried: Iterable[str] = (), to_root: bool = False, kinds: str = ""
 ) -> tuple[Ranks, list[Wiring]]:
     size = len(plan.stages)
-    ranks, seat = Ranks(size), seats(kinds or "c" * size)
+    ranks, context = Ranks(size), contexts(kinds or "c" * size)
     edges = dict(reversed(edges_of(plan, tuple(carried)).items()))
     return ranks, [
-        wire_up(ranks.world(rank), plan, edges, depth, to_root, seat) for rank in range(size)
+        wire_up(ranks.world(rank), plan, edges, depth, to_root, context) for rank in range(size)
     ]
 
 
@@ -208,9 +208,9 @@ def test_tensors_lie_where_each_end_computes_and_results_come_back_to_the_host()
 def test_the_gpu_and_the_watch_are_handed_on() -> None:
     gpu: Any = object()
     watch: Any = object()
-    ranks, seat = Ranks(1), Seat(seats("g").devices, gpu)
+    ranks, context = Ranks(1), DeviceContext(contexts("g").devices, gpu)
     plan = plan_of(("x", "a"), outputs="a")
-    wire_up(ranks.world(0), plan, edges_of(plan), 1, True, seat, watch)
+    wire_up(ranks.world(0), plan, edges_of(plan), 1, True, context, watch)
     assert ranks.given == {0: (gpu, watch)}
 
 

@@ -10,13 +10,13 @@ import torch
 import torch.utils._pytree as pytree
 from torch import nn
 
-from pipepar.model.building import params_on_meta
-from pipepar.model.capture import capture
-from pipepar.model.graph import Graph
-from pipepar.model.weights import ModuleWeights
+from pipepar.engine.stage import Stage
+from pipepar.model.capture.capture import capture
+from pipepar.model.capture.graph import Graph
+from pipepar.model.source.on_meta import params_on_meta
+from pipepar.model.weights.weight_source import ModuleWeights
 from pipepar.plan.plan import Plan
-from pipepar.runtime.planning import make_plan
-from pipepar.runtime.stage import Stage
+from pipepar.planner.plan_offline import make_plan
 from tests.helpers.models import run
 from tests.helpers.zoo import ZOO, Animal, Call
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pipepar.comm.gpu import CudaGpu
-from pipepar.comm.launcher import launched
-from pipepar.comm.nccl import Nccl
+from pipepar.comm.gpu.device import CudaGpu
+from pipepar.comm.gpu.nccl import Nccl
+from pipepar.comm.group.launcher import launched
 from tests.helpers.cluster.gpus import NO_GPU
 from tests.helpers.rank_fixtures import cache as cache
 from tests.helpers.rank_fixtures import configure

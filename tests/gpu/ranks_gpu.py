@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from pipepar import pipeline
-from pipepar.comm.gpu import CudaGpu
+from pipepar.comm.gpu.device import CudaGpu
 from pipepar.comm.world import World
+from pipepar.host.device_context import DeviceContext, open_device_context
+from pipepar.host.devices import choose_devices, may_share
+from pipepar.jobs import run as jobs
 from pipepar.pipeline import Pipeline
-from pipepar.runtime import job as jobs
-from pipepar.runtime.devices import choose_devices, may_share
-from pipepar.runtime.seat import Seat, take_seat
 from tests.helpers.cluster.gpus import NO_GPU
+from tests.helpers.device_suite import SeatSuite
 from tests.helpers.factories import slow_last
 from tests.helpers.reference import reference
-from tests.helpers.seat_suite import SeatSuite
 
 pytestmark = [pytest.mark.mpi, pytest.mark.gpu]
 
@@ -28,17 +28,19 @@ NBYTES = ROWS * WIDTH * 4
 
 
 @pytest.fixture(params=[["cuda"], *MIXED], ids=["everywhere", *map("-".join, MIXED)])
-def seat(request: pytest.FixtureRequest, world: World, monkeypatch: pytest.MonkeyPatch) -> Seat:
+def context(
+    request: pytest.FixtureRequest, world: World, monkeypatch: pytest.MonkeyPatch
+) -> DeviceContext:
     """This rank's, which every pipeline and job of the test takes."""
     kinds: list[str] = request.param
     by_rank = tuple(kinds[rank % len(kinds)] for rank in range(world.size))
     require_gpus(by_rank)
     if len(kinds) == 1:
-        return take_seat(world, "cuda", print)  # and so does every Pipeline, if told to
-    seat = mixed_seat(world, by_rank)
+        return open_device_context(world, "cuda", print)  # and so does every Pipeline, if told to
+    context = mixed_seat(world, by_rank)
     for door in (pipeline, jobs):
-        monkeypatch.setattr(door, "take_seat", lambda *_: seat)
-    return seat
+        monkeypatch.setattr(door, "open_device_context", lambda *_: context)
+    return context
 
 
 class TestGpus(SeatSuite):
@@ -54,17 +56,17 @@ def require_gpus(by_rank: Sequence[str]) -> None:
         pytest.skip(f"{needed} ranks with a GPU on {count} of them, and none is to be shared")
 
 
-def mixed_seat(world: World, by_rank: tuple[str, ...]) -> Seat:
+def mixed_seat(world: World, by_rank: tuple[str, ...]) -> DeviceContext:
     """A GPU for the ranks that are to have one, in turn; the others compute on their host."""
     devices = choose_devices(world, "cpu")
     if by_rank[world.rank] == "cpu":
-        return Seat(replace(devices, by_rank=by_rank), None)
+        return DeviceContext(replace(devices, by_rank=by_rank), None)
     count, before = torch.cuda.device_count(), by_rank[: world.rank].count("cuda")
     total, mine = by_rank.count("cuda"), torch.device("cuda", before % count)
     sharers = len(range(mine.index, total, count))
     name = torch.cuda.get_device_name(mine)
     seen = replace(devices, by_rank=by_rank, mine=mine, name=name, sharers=sharers)
-    return Seat(seen, CudaGpu(mine))
+    return DeviceContext(seen, CudaGpu(mine))
 
 
 def test_a_fast_stage_waits_for_a_slow_one(world: World) -> None:

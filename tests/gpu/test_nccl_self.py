@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pipepar.comm.gpu import CudaGpu, Event, Stream, wait_for_event
-from pipepar.comm.nccl import Communicator, Nccl
+from pipepar.comm.gpu.device import CudaGpu, Event, Stream, wait_for_event
+from pipepar.comm.gpu.nccl import Communicator, Nccl
 from pipepar.errors import WireError
 
 pytestmark = pytest.mark.gpu

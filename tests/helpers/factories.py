@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipepar.comm.launcher import launcher_rank
+from pipepar.comm.group.launcher import launcher_rank
 
 
 class Trap(nn.Module):

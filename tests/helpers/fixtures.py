@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipepar.runtime.signals import SIGNALS, release
+from pipepar.supervision.signals import SIGNALS, release
 
 
 @pytest.fixture(autouse=True, scope="session")

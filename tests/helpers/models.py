@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pipepar.comm.memory import core
-from pipepar.model.capture import capture
-from pipepar.model.cut import parts
-from pipepar.model.graph import Graph
-from pipepar.model.source import from_module
+from pipepar.comm.channels.memory import core
+from pipepar.engine.stage import Stage
+from pipepar.model.capture.capture import capture
+from pipepar.model.capture.graph import Graph
+from pipepar.model.source.open_source import from_module
+from pipepar.model.split.cut import parts
 from pipepar.plan.plan import Plan, StagePlan
-from pipepar.runtime.planning import make_plan
-from pipepar.runtime.stage import Stage
+from pipepar.planner.plan_offline import make_plan
 
 
 class DependsOnValues(nn.Module):

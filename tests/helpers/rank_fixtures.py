@@ -13,9 +13,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from pipepar.comm.world import World
-from pipepar.model.capture import capture
-from pipepar.model.graph import Graph
-from pipepar.runtime import assembly, links, timing
+from pipepar.engine import assembly
+from pipepar.host import link_speed as links
+from pipepar.model.capture.capture import capture
+from pipepar.model.capture.graph import Graph
+from pipepar.planner import op_benchmark as timing
 from tests.helpers import models
 from tests.helpers.models import six_layers
 

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from pipepar.model.source import from_module
+from pipepar.engine.stage import Stage
+from pipepar.model.source.open_source import from_module
 from pipepar.pipeline import Pipeline
-from pipepar.runtime.stage import Stage
 
 
 def reference(model: nn.Module, pipe: Pipeline) -> Callable[..., Any]:
     """Computes one micro-batch; arguments and results lie on the host."""
-    places = [place(kind) for kind in pipe._assembly.seat.devices.by_rank]
+    places = [place(kind) for kind in pipe._assembly.context.devices.by_rank]
     whole = _alike(model, places[0]) if len(set(places)) == 1 else _in_a_row(model, pipe, places)
 
     def compute(*args: Any) -> Any:

@@ -12,9 +12,9 @@ import torch
 
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PipeparError
-from pipepar.runtime import devices
-from pipepar.runtime.devices import Claim, Visible, choose_devices, share_out, visible_gpus
-from pipepar.runtime.machine import processor
+from pipepar.host import devices
+from pipepar.host.devices import Claim, Visible, choose_devices, share_out, visible_gpus
+from pipepar.host.machine import processor
 
 
 def gpu(index: int, uuid: str, near: frozenset[int] = frozenset()) -> Visible:

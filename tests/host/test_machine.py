@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipepar.runtime import machine
-from pipepar.runtime.machine import free_memory, processor
+from pipepar.host import machine
+from pipepar.host.machine import free_memory, processor
 
 AVAILABLE = 1_000_000 * 1024
 

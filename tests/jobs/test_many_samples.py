@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from pipepar.runtime.job import Job
+from pipepar.jobs.run import Job
 from tests.helpers.jobs.in_process import run
 
 COUNT = 2**34

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pipepar.errors import InputError, StageError
-from pipepar.runtime.job import Job
-from pipepar.runtime.quarantine import errors_of
+from pipepar.jobs.quarantine import errors_of
+from pipepar.jobs.run import Job
 from tests.helpers.folders import picture_folder, save_pictures, text_folder
 from tests.helpers.functions import lengths
 from tests.helpers.jobs.in_process import assert_same, column, run, told

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from pipepar.comm.world import World
-from pipepar.runtime.job import Job, run_job
-from pipepar.runtime.progress import NOBODY
-from pipepar.runtime.summary import RunSummary
+from pipepar.jobs.run import Job, run_job
+from pipepar.progress import NOBODY
+from pipepar.report.summary import RunSummary
 from tests.helpers.jobs.command import MLP, after
 from tests.helpers.jobs.in_process import run
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from pipepar.comm.world import World
-from pipepar.data.confusion import Confusion
-from pipepar.data.journal import journal_of
+from pipepar.data.writers.journal import journal_of
 from pipepar.errors import InputError
-from pipepar.runtime.job import Job, run_job
+from pipepar.jobs.run import Job, run_job
+from pipepar.report.confusion import Confusion
 from tests.helpers.folders import picture_folder, save_pictures, text_folder
 from tests.helpers.jobs.command import MLP, command, pipepar
 from tests.helpers.jobs.in_process import go_on, hidden, run
@@ -234,7 +234,7 @@ def test_all_was_done_but_the_renaming(job: Job, monkeypatch: pytest.MonkeyPatch
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipepar.data.partial.put_under", fails)
+        patch.setattr("pipepar.data.writers.partial.put_under", fails)
         with pytest.raises(OSError, match="Input/output"):
             run(job)
     assert go_on(job).samples == 0

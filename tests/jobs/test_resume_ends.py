@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipepar.comm.vigil import Vigil
+from pipepar.comm.liveness.heartbeat import Heartbeat
 from pipepar.comm.world import World
-from pipepar.data.journal import journal_of
-from pipepar.data.partial import Partial, read_at
+from pipepar.data.writers.journal import journal_of
+from pipepar.data.writers.partial import Partial, read_at
 from pipepar.errors import InputError, PipeparError
-from pipepar.runtime.job import Job, run_job
-from pipepar.runtime.progress import NOBODY
-from pipepar.runtime.quarantine import errors_of
+from pipepar.jobs.quarantine import errors_of
+from pipepar.jobs.run import Job, run_job
+from pipepar.progress import NOBODY
 from tests.helpers.jobs.command import MLP, pipepar
 from tests.helpers.jobs.in_process import go_on, hidden, run
 
@@ -149,8 +149,8 @@ def test_looking_at_what_is_left_is_no_stall(job: Job, monkeypatch: pytest.Monke
         steps.append("read")
         return read_at(file, offset, size)
 
-    monkeypatch.setattr("pipepar.data.unfinished.read_at", reads)
-    monkeypatch.setattr(Vigil, "tell", lambda *_: steps.append("tell"))
+    monkeypatch.setattr("pipepar.data.writers.unfinished.read_at", reads)
+    monkeypatch.setattr(Heartbeat, "tell", lambda *_: steps.append("tell"))
     go_on(job)
     first = steps.index("read")
     assert steps[first : first + 8] == ["read", "tell"] * 4

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipepar.data.journal import read_journal
+from pipepar.data.writers.journal import read_journal
 from tests.helpers.cluster.mpirun import Finished
 from tests.helpers.cluster.slurm import Cluster, cluster, obstacle
 from tests.helpers.jobs.command import pipepar

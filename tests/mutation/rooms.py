@@ -26,34 +26,38 @@ def _modules(package: str, names: str) -> tuple[str, ...]:
 
 ROOMS: Final = {
     "plan": Room(
-        _modules("plan", "partition search row takers refusal costs hardware simulate plan"),
+        _modules("plan", "partition search row device_states refusal costs hardware simulate plan"),
         ("tests/plan",),
     ),
     "journal": Room(
-        _modules("data", "journal done partial unfinished placed"),
         (
-            "tests/data/test_done.py",
+            *_modules("data.writers", "journal partial unfinished array_writer"),
+            "pipepar.data.sample_set",
+        ),
+        (
+            "tests/data/test_sample_set.py",
             "tests/data/writers",
             "tests/jobs/test_resume.py",
             "tests/jobs/test_resume_ends.py",
         ),
     ),
     "wire": Room(
-        _modules("comm", "wire memory packing"),
+        (*_modules("comm.channels", "wire memory"), "pipepar.comm.gpu.packing"),
         ("tests/comm/channels", "tests/comm/gpu/test_packing.py"),
     ),
     "slots": Room(
-        _modules("comm", "slots"),
-        ("tests/comm/gpu/test_slots.py", "tests/comm/gpu/test_gpu_channel.py"),
+        _modules("comm.gpu", "slots"),
+        ("tests/comm/gpu/test_slots.py", "tests/comm/gpu/test_nccl_channel.py"),
     ),
     "weights": Room(
-        _modules("model", "weights checkpoint formats recipes renaming"), ("tests/model/weights",)
+        _modules("model.weights", "weight_source checkpoint checkpoint_formats recipes renaming"),
+        ("tests/model/weights",),
     ),
     "microbatch": Room(
         ("pipepar.microbatch",), ("tests/leaves/test_microbatch.py", "tests/comm/channels")
     ),
     "mpi channel": Room(
-        _modules("comm", "mpi edge"),
+        _modules("comm.channels", "mpi mpi_endpoint"),
         tuple(f"tests/ranks/ranks_channel{part}.py" for part in ("", "_refusals", "_abort")),
         ranks=2,
         seconds=60,

@@ -2,7 +2,7 @@
 
 from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LinkCost
-from pipepar.plan.hardware import Hardware, Neighbours, Taken
+from pipepar.plan.hardware import DeviceSubset, Hardware, Neighbours
 
 A, B, C, D = (DeviceCost(speed, memory=speed, kind=f"{speed:g}") for speed in (1.0, 2.0, 3.0, 4.0))
 LINKS = (LinkCost(1e-6, 30.0), LinkCost(3e-6, 20.0), LinkCost(2e-6, 10.0))
@@ -29,15 +29,15 @@ def test_a_single_device_has_no_links() -> None:
 
 
 def test_devices_that_are_taken_come_in_the_order_of_the_stages() -> None:
-    taken = Taken(ROW, (3, 0, 2))
+    taken = DeviceSubset(ROW, (3, 0, 2))
     assert tuple(taken.devices) == (D, A, C)
     assert taken.link(0, 1) == ROW.link(3, 0)
     assert taken.link(1, 2) == ROW.link(0, 2)
 
 
 def test_some_of_some() -> None:
-    whole: Hardware = Taken(ROW, (1, 2, 3))
-    taken = Taken(whole, (2, 0))
+    whole: Hardware = DeviceSubset(ROW, (1, 2, 3))
+    taken = DeviceSubset(whole, (2, 0))
     assert tuple(taken.devices) == (D, B)
     assert taken.link(0, 1) == ROW.link(3, 1)
 
@@ -45,5 +45,5 @@ def test_some_of_some() -> None:
 def test_devices_of_a_cluster_can_be_taken() -> None:
     near, far = LinkCost(1e-6), LinkCost(1e-3)
     links = {frozenset((A.kind,)): near, frozenset((A.kind, B.kind)): far}
-    taken = Taken(Cluster((A, B, A), links), (0, 2, 1))
+    taken = DeviceSubset(Cluster((A, B, A), links), (0, 2, 1))
     assert [taken.link(0, 1), taken.link(1, 2)] == [near, far]

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipepar.model.capture import capture
-from pipepar.model.crossing import cut_table
+from pipepar.model.capture.capture import capture
+from pipepar.model.split.crossing import cut_table
 from pipepar.plan.costs import DeviceCost, LinkCost
 from pipepar.plan.hardware import Neighbours
-from pipepar.runtime import advice as module
-from pipepar.runtime.advice import advice
-from pipepar.runtime.choice import Choice, Wish, choose
-from pipepar.runtime.prediction import model_cost
+from pipepar.planner import advice as module
+from pipepar.planner.advice import advice
+from pipepar.planner.choice import Choice, PlanRequest, choose
+from pipepar.planner.prediction import model_cost
 
 # 80 bytes of weights a layer; each reads 16 bytes a sample and makes as many.
 LAYERS = 4
@@ -35,8 +35,8 @@ def planned(
 
     links = (LinkCost(link),) * (len(devices) - 1)
     cost = model_cost(GRAPH, TABLE, 1, {"": work})
-    wish = Wish(samples, depth=1)
-    return choose(GRAPH, TABLE, Neighbours(devices, links), lambda size: cost, [1], wish)
+    request = PlanRequest(samples, depth=1)
+    return choose(GRAPH, TABLE, Neighbours(devices, links), lambda size: cost, [1], request)
 
 
 def alike(count: int, memory: float = math.inf) -> tuple[DeviceCost, ...]:

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from pipepar.errors import PlanError
-from pipepar.model.capture import capture
-from pipepar.model.crossing import cut_table
+from pipepar.model.capture.capture import capture
+from pipepar.model.split.crossing import cut_table
 from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LinkCost
 from pipepar.plan.hardware import Hardware, Neighbours
-from pipepar.runtime.choice import Choice, Wish, choose
-from pipepar.runtime.prediction import ModelCost, model_cost
+from pipepar.planner.choice import Choice, PlanRequest, choose
+from pipepar.planner.prediction import ModelCost, model_cost
 
 GRAPH = capture(
     nn.Sequential(*(nn.Linear(4, 4) for _ in range(8))).eval(), (torch.zeros(2, 4),), {}
@@ -52,9 +52,9 @@ def chosen(
     cost: Callable[[int], ModelCost],
     hardware: Hardware | None = None,
     sizes: Sequence[int] = SIZES,
-    wish: Wish | None = None,
+    request: PlanRequest | None = None,
 ) -> Choice:
-    return choose(GRAPH, TABLE, hardware or row(4), cost, sizes, wish or Wish())
+    return choose(GRAPH, TABLE, hardware or row(4), cost, sizes, request or PlanRequest())
 
 
 def layers_of(choice: Choice) -> list[int]:
@@ -75,7 +75,7 @@ def best_by_hand(fixed: float, each: float, samples: int, stages: int = 4) -> in
 
 
 def test_what_is_paid_once_for_a_micro_batch_makes_it_large() -> None:
-    choice = chosen(per_micro_batch(ONE_MS, 1e-9), wish=Wish(samples=10_000))
+    choice = chosen(per_micro_batch(ONE_MS, 1e-9), request=PlanRequest(samples=10_000))
     assert choice.plan.micro_batch == 32
     assert choice.prediction.target.micro_batch == 32
     assert layers_of(choice) == [2, 2, 2, 2]
@@ -86,14 +86,15 @@ def test_filling_the_pipeline_bounds_the_size(samples: int) -> None:
     """Larger ones take less time a sample, but leave stages without work at both ends."""
     fixed, each = ONE_MS, ONE_MS / 8
     assert fixed + 8 * each < 2 * (fixed + 4 * each)
-    choice = chosen(per_micro_batch(fixed, each), wish=Wish(samples=samples))
+    choice = chosen(per_micro_batch(fixed, each), request=PlanRequest(samples=samples))
     assert choice.plan.micro_batch == best_by_hand(fixed, each, samples)
     assert 1 < (choice.plan.micro_batch or 0) < 32
 
 
 def test_fewer_samples_want_smaller_micro_batches() -> None:
     few, many = (
-        chosen(per_micro_batch(ONE_MS, ONE_MS / 8), wish=Wish(samples=n)) for n in (16, 1024)
+        chosen(per_micro_batch(ONE_MS, ONE_MS / 8), request=PlanRequest(samples=n))
+        for n in (16, 1024)
     )
     assert (few.plan.micro_batch or 0) < (many.plan.micro_batch or 0)
 
@@ -105,7 +106,7 @@ def test_of_sizes_that_are_about_equal_the_smallest_is_taken() -> None:
 
 
 def test_a_single_device_has_no_pipeline_to_fill() -> None:
-    choice = chosen(per_micro_batch(ONE_MS, ONE_MS / 8), row(1), wish=Wish(samples=32))
+    choice = chosen(per_micro_batch(ONE_MS, ONE_MS / 8), row(1), request=PlanRequest(samples=32))
     assert choice.plan.micro_batch == 32
     assert layers_of(choice) == [8]
 
@@ -120,7 +121,7 @@ def test_memory_bounds_the_size() -> None:
 
 def test_where_memory_is_short_fewer_micro_batches_wait() -> None:
     cost = per_micro_batch(ONE_MS, 1e-9)
-    tight = chosen(cost, row(4, memory=160 + 64 * 16), [16], Wish(samples=48))
+    tight = chosen(cost, row(4, memory=160 + 64 * 16), [16], PlanRequest(samples=48))
     assert (tight.plan.micro_batch, tight.plan.depth) == (16, 1)
     assert tight.prediction.target.depth == 1
     assert tight.prediction.target.samples == 48
@@ -140,22 +141,22 @@ def test_a_larger_size_with_depth_1_may_win() -> None:
 def test_a_depth_that_is_told_is_kept_or_refused() -> None:
     cost, room = per_micro_batch(ONE_MS, 1e-9), 160 + 64 * 16
     for depth in (1, 2, 3):
-        assert chosen(cost, wish=Wish(depth=depth)).plan.depth == depth
+        assert chosen(cost, request=PlanRequest(depth=depth)).plan.depth == depth
     # In the middle 80 + 2 x 2 x 16 b + 32 b, which is at most the room up to b = 11.
-    choice = chosen(cost, row(4, memory=room), wish=Wish(depth=2))
+    choice = chosen(cost, row(4, memory=room), request=PlanRequest(depth=2))
     assert (choice.plan.micro_batch, choice.plan.depth) == (8, 2)
     with pytest.raises(PlanError, match=r"the smallest of 4 devices has 1\.156 KiB"):
-        chosen(cost, row(4, memory=room), [16], Wish(depth=2))
+        chosen(cost, row(4, memory=room), [16], PlanRequest(depth=2))
 
 
 def test_a_micro_batch_that_is_told_is_kept_or_refused() -> None:
     cost = per_micro_batch(ONE_MS, 1e-9)
-    wish = Wish(samples=10_000, micro_batch=3)
-    assert wish.sizes(None) == [3]
-    assert chosen(cost, sizes=wish.sizes(None), wish=wish).plan.micro_batch == 3
+    request = PlanRequest(samples=10_000, micro_batch=3)
+    assert request.sizes(None) == [3]
+    assert chosen(cost, sizes=request.sizes(None), request=request).plan.micro_batch == 3
     # What a layer reads and makes, what crosses at both ends, its weights: 80 + 2 x 16 b + 32 b.
     with pytest.raises(PlanError, match=r"needs 272 B for layers \d\.\.\d, expected at most 200 B"):
-        chosen(cost, row(4, memory=200), wish.sizes(None), wish)
+        chosen(cost, row(4, memory=200), request.sizes(None), request)
 
 
 def test_where_no_size_fits_the_smallest_is_told() -> None:
@@ -169,32 +170,34 @@ def test_more_stages_than_layers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "fixed", "sizes"),
+    ("request", "fixed", "sizes"),
     [
-        (Wish(), None, [1, 2, 4, 8, 16, 32, 64, 128, 256]),
-        (Wish(samples=0), None, [1, 2, 4, 8, 16, 32, 64, 128, 256]),
-        (Wish(samples=1), None, [1]),
-        (Wish(samples=7), None, [1, 2, 4]),
-        (Wish(samples=8), None, [1, 2, 4, 8]),
-        (Wish(samples=10**6), None, [1, 2, 4, 8, 16, 32, 64, 128, 256]),
-        (Wish(samples=1), 12, [12]),
-        (Wish(micro_batch=5), None, [5]),
-        (Wish(micro_batch=1000), None, [1000]),
-        (Wish(micro_batch=1000, samples=400), None, [400]),
-        (Wish(micro_batch=12), 12, [12]),
+        (PlanRequest(), None, [1, 2, 4, 8, 16, 32, 64, 128, 256]),
+        (PlanRequest(samples=0), None, [1, 2, 4, 8, 16, 32, 64, 128, 256]),
+        (PlanRequest(samples=1), None, [1]),
+        (PlanRequest(samples=7), None, [1, 2, 4]),
+        (PlanRequest(samples=8), None, [1, 2, 4, 8]),
+        (PlanRequest(samples=10**6), None, [1, 2, 4, 8, 16, 32, 64, 128, 256]),
+        (PlanRequest(samples=1), 12, [12]),
+        (PlanRequest(micro_batch=5), None, [5]),
+        (PlanRequest(micro_batch=1000), None, [1000]),
+        (PlanRequest(micro_batch=1000, samples=400), None, [400]),
+        (PlanRequest(micro_batch=12), 12, [12]),
     ],
 )
-def test_sizes_to_choose_from(wish: Wish, fixed: int | None, sizes: list[int]) -> None:
-    assert wish.sizes(fixed) == sizes
+def test_sizes_to_choose_from(request: PlanRequest, fixed: int | None, sizes: list[int]) -> None:
+    assert request.sizes(fixed) == sizes
 
 
 def test_nothing_to_compute_can_be_planned() -> None:
-    choice = chosen(per_micro_batch(ONE_MS, ONE_MS), wish=Wish(samples=0))
+    choice = chosen(per_micro_batch(ONE_MS, ONE_MS), request=PlanRequest(samples=0))
     assert choice.prediction.target.microbatches == 1
 
 
 def test_the_choice_tells_its_cost_and_its_prediction() -> None:
-    choice = chosen(per_micro_batch(ONE_MS, 0), wish=Wish(samples=320, micro_batch=4), sizes=[4])
+    choice = chosen(
+        per_micro_batch(ONE_MS, 0), request=PlanRequest(samples=320, micro_batch=4), sizes=[4]
+    )
     assert [layer.work for layer in choice.cost.layers] == [{"": ONE_MS}] * 8
     assert choice.prediction.seconds == pytest.approx((63 + 4 + 16) * 2 * ONE_MS)
     assert choice.prediction.samples_per_second == pytest.approx(320 / (83 * 2 * ONE_MS))
@@ -214,7 +217,7 @@ def test_in_any_order_a_device_comes_where_its_work_is() -> None:
     fixed = chosen(cost, hardware, [1])
     assert taken_by(fixed) == ["odd", "even", "even"]
     assert fixed.prediction.bottleneck == 4.0
-    free = chosen(cost, hardware, [1], Wish(free_order=True))
+    free = chosen(cost, hardware, [1], PlanRequest(free_order=True))
     assert taken_by(free) == ["even", "even", "odd"]
     assert layers_of(free) == [3, 3, 2]
     assert [stage.device.kind for stage in free.prediction.stages] == taken_by(free)
@@ -228,7 +231,7 @@ def test_in_any_order_links_go_with_the_kinds() -> None:
     links = {frozenset("ab"): far, frozenset("ac"): near, frozenset("bc"): near}
     cost = costs(*[1.0] * 8, kind="a", b=[1.0] * 8, c=[1.0] * 8)
     assert chosen(cost, Cluster(devices, links), [1]).prediction.bottleneck == 5.0
-    free = chosen(cost, Cluster(devices, links), [1], Wish(free_order=True))
+    free = chosen(cost, Cluster(devices, links), [1], PlanRequest(free_order=True))
     assert taken_by(free)[1] == "c"
     assert [stage.transfer for stage in free.prediction.stages] == [0.0, 0.5, 0.5]
     assert free.prediction.bottleneck == 3.0
@@ -236,7 +239,9 @@ def test_in_any_order_links_go_with_the_kinds() -> None:
 
 @pytest.mark.parametrize("free_order", [False, True])
 def test_a_single_device_in_any_order(free_order: bool) -> None:
-    choice = chosen(costs(*[1.0] * 8, kind="a"), cluster("a"), [1], Wish(free_order=free_order))
+    choice = chosen(
+        costs(*[1.0] * 8, kind="a"), cluster("a"), [1], PlanRequest(free_order=free_order)
+    )
     assert taken_by(choice) == ["a"]
 
 
@@ -245,7 +250,7 @@ def test_a_device_that_is_of_no_use_is_left_out(free_order: bool) -> None:
     cost = costs(*[1.0] * 8, kind="fast", slow=[100.0] * 8)
     hardware = cluster("fast", "fast", "slow")
     assert len(chosen(cost, hardware, [1]).plan.stages) == 3
-    choice = chosen(cost, hardware, [1], Wish(fewer=True, free_order=free_order))
+    choice = chosen(cost, hardware, [1], PlanRequest(fewer=True, free_order=free_order))
     assert taken_by(choice) == ["fast", "fast"]
     assert layers_of(choice) == [4, 4]
     assert choice.prediction.bottleneck == 4.0
@@ -254,8 +259,8 @@ def test_a_device_that_is_of_no_use_is_left_out(free_order: bool) -> None:
 def test_only_a_run_of_neighbours_stays_unless_the_order_is_free() -> None:
     cost = costs(*[1.0] * 8, kind="fast", slow=[100.0] * 8)
     hardware = cluster("fast", "slow", "fast")
-    assert taken_by(chosen(cost, hardware, [1], Wish(fewer=True))) == ["fast"]
-    free = chosen(cost, hardware, [1], Wish(fewer=True, free_order=True))
+    assert taken_by(chosen(cost, hardware, [1], PlanRequest(fewer=True))) == ["fast"]
+    free = chosen(cost, hardware, [1], PlanRequest(fewer=True, free_order=True))
     assert taken_by(free) == ["fast", "fast"]
 
 
@@ -263,7 +268,7 @@ def test_devices_that_are_left_out_keep_the_links_of_the_others() -> None:
     devices = tuple(DeviceCost(1.0, kind=kind) for kind in ("slow", "fast", "fast"))
     hardware = Neighbours(devices, (LinkCost(7.0), LinkCost(2.0)))
     cost = costs(*[1.0] * 8, kind="fast", slow=[100.0] * 8)
-    choice = chosen(cost, hardware, [1], Wish(fewer=True))
+    choice = chosen(cost, hardware, [1], PlanRequest(fewer=True))
     assert taken_by(choice) == ["fast", "fast"]
     assert choice.prediction.stages[1].transfer == 2.0
 
@@ -273,7 +278,11 @@ def test_a_weight_that_layers_share_needs_room_once() -> None:
     graph = capture(nn.Sequential(*[shared] * 8).eval(), (torch.zeros(2, 4),), {})
     table = cut_table(graph)
     room = 80 + 2 * 2 * 32 + 64  # the weight, what waits at both ends, what a layer works with
-    made = choose(graph, table, row(2, memory=room), partial(model_cost, graph, table), [2], Wish())
+    made = choose(
+        graph, table, row(2, memory=room), partial(model_cost, graph, table), [2], PlanRequest()
+    )
     assert [stage.memory for stage in made.prediction.stages] <= [room, room]
     with pytest.raises(PlanError, match="memory of the largest device"):
-        choose(graph, table, row(2, memory=79), partial(model_cost, graph, table), [2], Wish())
+        choose(
+            graph, table, row(2, memory=79), partial(model_cost, graph, table), [2], PlanRequest()
+        )

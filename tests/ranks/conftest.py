@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipepar.comm.launcher import launched
+from pipepar.comm.group.launcher import launched
 from tests.helpers.rank_fixtures import brief_measuring as brief_measuring
 from tests.helpers.rank_fixtures import cache as cache
 from tests.helpers.rank_fixtures import configure

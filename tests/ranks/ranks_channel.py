@@ -11,11 +11,11 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from pipepar.comm import memory, wire
-from pipepar.comm.channel import Receiver, Sender
-from pipepar.comm.edge import Edge
-from pipepar.comm.link import Link
-from pipepar.comm.mpi import MpiReceiver, MpiSender
+from pipepar.comm.channels import memory, wire
+from pipepar.comm.channels.channel import Receiver, Sender
+from pipepar.comm.channels.link import Link
+from pipepar.comm.channels.mpi import MpiReceiver, MpiSender
+from pipepar.comm.channels.mpi_endpoint import MpiEndpoint
 from pipepar.comm.world import World
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, TensorSpec, Value
@@ -266,14 +266,14 @@ def test_tensors_land_in_the_memory_that_was_asked_for(world: World) -> None:
         buffers.append(torch.empty(nbytes, dtype=torch.uint8))
         return buffers[-1]
 
-    edge = Edge(comm, 1 - world.rank, 0, 2)
+    endpoint = MpiEndpoint(comm, 1 - world.rank, 0, 2)
     if world.rank == 0:
-        sender = MpiSender(edge, world._start_engine())
+        sender = MpiSender(endpoint, world._start_engine())
         sender.send(MicroBatch(0, (torch.arange(10), torch.empty(0))))
         sender.end()
         sender.close()
     if world.rank == 1:
-        receiver = MpiReceiver(edge, world._start_engine(), allocate)
+        receiver = MpiReceiver(endpoint, world._start_engine(), allocate)
         (found,) = receiver.receive()
         assert_same(found.values[0], torch.arange(10))
         for value in found.values:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from pipepar.comm.link import Link
+from pipepar.comm.channels.link import Link
 from pipepar.comm.world import World
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch

@@ -6,10 +6,10 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from pipepar.comm import wire
-from pipepar.comm.edge import Edge
-from pipepar.comm.mpi import MpiReceiver
-from pipepar.comm.wire import Header, Kind
+from pipepar.comm.channels import wire
+from pipepar.comm.channels.mpi import MpiReceiver
+from pipepar.comm.channels.mpi_endpoint import MpiEndpoint
+from pipepar.comm.channels.wire import Header, Kind
 from pipepar.comm.world import World
 from pipepar.errors import WireError
 from pipepar.microbatch import TensorSpec
@@ -21,14 +21,14 @@ pytestmark = [pytest.mark.mpi(min_size=2), on_ranks(2)]
 def refused(world: World, message: str, headers: Sequence[bytes], *specs: bytes) -> None:
     """What rank 1 says of bytes that rank 0 sends it, which no sender of ours would send."""
     comm = MPI.COMM_WORLD.Dup()
-    edge = Edge(comm, 1 - world.rank, 0, 4)
+    endpoint = MpiEndpoint(comm, 1 - world.rank, 0, 4)
     if world.rank == 0:
         for header in headers:
-            comm.Send(bytearray(header), 1, edge.header_tag)
+            comm.Send(bytearray(header), 1, endpoint.header_tag)
         for spec in specs:
-            comm.Send(bytearray(spec), 1, edge.spec_tag)
+            comm.Send(bytearray(spec), 1, endpoint.spec_tag)
     if world.rank == 1:
-        receiver = MpiReceiver(edge, world._start_engine())
+        receiver = MpiReceiver(endpoint, world._start_engine())
         with pytest.raises(WireError, match=f"^from rank 0, micro-batch {message}"):
             list(receiver.receive())
         receiver.close()

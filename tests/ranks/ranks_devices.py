@@ -11,9 +11,9 @@ import torch
 
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PeerError, PipeparError
-from pipepar.runtime.devices import SHARING, Devices, Visible, Wanted, choose_devices
-from pipepar.runtime.machine import processor
-from pipepar.runtime.threads import claim_threads, cores_behind
+from pipepar.host.devices import SHARING, Devices, Visible, Wanted, choose_devices
+from pipepar.host.machine import processor
+from pipepar.host.threads import claim_threads, cores_behind
 from tests.helpers.rank_fixtures import set_affinity
 
 pytestmark = pytest.mark.mpi
@@ -165,7 +165,7 @@ def test_a_rank_that_cannot_look_is_told(world: World, monkeypatch: pytest.Monke
             raise RuntimeError("the driver is too old")
         return []
 
-    monkeypatch.setattr("pipepar.runtime.devices.visible_gpus", broken)
+    monkeypatch.setattr("pipepar.host.devices.visible_gpus", broken)
     own = world.rank == world.size - 1
     with pytest.raises(RuntimeError if own else PeerError, match="the driver is too old"):
         choose_devices(world, "auto")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from pipepar.comm.edge import Edge
-from pipepar.comm.mpi import MpiReceiver, MpiSender
+from pipepar.comm.channels.mpi import MpiReceiver, MpiSender
+from pipepar.comm.channels.mpi_endpoint import MpiEndpoint
 from pipepar.comm.world import World
 from pipepar.errors import WireError
 from tests.helpers.gpu.gates import QUERY, Gate
@@ -23,11 +23,11 @@ pytestmark = [pytest.mark.mpi(min_size=2), on_ranks(2)]
 
 
 @contextmanager
-def edges(world: World, depth: int = 3) -> Iterator[tuple[Edge, Edge]]:
+def edges(world: World, depth: int = 3) -> Iterator[tuple[MpiEndpoint, MpiEndpoint]]:
     """From rank 0 to rank 1 and back, as the one of the two sees them that this rank is."""
     comm = MPI.COMM_WORLD.Dup()
     peer = 1 - world.rank
-    yield Edge(comm, peer, 0, depth), Edge(comm, peer, Edge.tags(depth), depth)
+    yield MpiEndpoint(comm, peer, 0, depth), MpiEndpoint(comm, peer, MpiEndpoint.tags(depth), depth)
     comm.Barrier()
     comm.Free()
 
@@ -38,10 +38,10 @@ Ends = tuple[MpiReceiver | None, MpiSender | None]
 @contextmanager
 def ends(world: World, depth: int = 3) -> Iterator[Ends]:
     """A gated channel from rank 0 to rank 1; None where a rank holds no such end."""
-    with edges(world, depth) as (edge, _):
+    with edges(world, depth) as (endpoint, _):
         engine = world._start_engine()
-        sender = MpiSender(edge, engine, QUERY) if world.rank == 0 else None
-        receiver = MpiReceiver(edge, engine) if world.rank == 1 else None
+        sender = MpiSender(endpoint, engine, QUERY) if world.rank == 0 else None
+        receiver = MpiReceiver(endpoint, engine) if world.rank == 1 else None
         yield receiver, sender
         for end in (sender, receiver):
             if end is not None:
@@ -170,9 +170,9 @@ def test_a_send_starts_while_another_channel_is_waited_for(world: World) -> None
 
 
 def test_what_a_gate_fails_with_is_told(world: World) -> None:
-    with edges(world) as (edge, _):
+    with edges(world) as (endpoint, _):
         if world.rank == 0:
-            gate, sender = Gate(), MpiSender(edge, world._start_engine(), QUERY)
+            gate, sender = Gate(), MpiSender(endpoint, world._start_engine(), QUERY)
             post(sender, 0, torch.zeros(100), gate.handle)
             gate.fail()
             with pytest.raises(WireError, match=r"to rank 1 failed: .* CUDA error 700"):
@@ -196,9 +196,9 @@ def test_the_engine_calls_what_its_thread_needs(world: World) -> None:
 def test_abort_releases_who_waits_for_a_gate(
     world: World, what: Callable[[MpiSender], None]
 ) -> None:
-    with edges(world, depth=1) as (edge, _):
+    with edges(world, depth=1) as (endpoint, _):
         if world.rank == 0:
-            sender = MpiSender(edge, world._start_engine(), QUERY)
+            sender = MpiSender(endpoint, world._start_engine(), QUERY)
             post(sender, 0, torch.zeros(100), Gate().handle)
             with ThreadPoolExecutor(1) as pool:
                 waiting = pool.submit(what, sender)

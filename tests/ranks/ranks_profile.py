@@ -8,16 +8,16 @@ import torch
 
 from pipepar.comm.world import World
 from pipepar.errors import PipeparError
-from pipepar.model.crossing import cut_table
-from pipepar.model.graph import Graph
-from pipepar.model.operations import distinct, operations_of
-from pipepar.runtime import profile as profiling
-from pipepar.runtime import seat as seating
-from pipepar.runtime.agreement import measured_choice
-from pipepar.runtime.choice import Wish
-from pipepar.runtime.kept import Kept
-from pipepar.runtime.profile import Profile, take_profile
-from pipepar.runtime.seat import Seat
+from pipepar.host import device_context as seating
+from pipepar.host.device_context import DeviceContext
+from pipepar.model.capture.graph import Graph
+from pipepar.model.split.crossing import cut_table
+from pipepar.model.split.operations import distinct, operations_of
+from pipepar.planner import profile as profiling
+from pipepar.planner.choice import PlanRequest
+from pipepar.planner.plan_job import measured_choice
+from pipepar.planner.profile import Profile, take_profile
+from pipepar.planner.profile_cache import ProfileCache
 from tests.helpers.rank_fixtures import on_ranks
 
 pytestmark = [pytest.mark.mpi, on_ranks(1, 3)]
@@ -31,7 +31,7 @@ def profiled(
     notes: list[str] = []
     table = cut_table(graph)
     found = take_profile(
-        world, graph, table, sizes, Seat.on_hosts(world), fresh=fresh, note=notes.append
+        world, graph, table, sizes, DeviceContext.on_hosts(world), fresh=fresh, note=notes.append
     )
     return found, notes
 
@@ -71,9 +71,9 @@ def test_ranks_of_a_host_share_its_memory(
     ]
 
 
-def kept_by(world: World, graph: Graph) -> Kept:
+def kept_by(world: World, graph: Graph) -> ProfileCache:
     work, spread = sum(cut_table(graph).costs), profiling._spread(graph, world.size)
-    return Kept.of(graph, Seat.on_hosts(world).kind, work, spread)
+    return ProfileCache.of(graph, DeviceContext.on_hosts(world).kind, work, spread)
 
 
 def absurd(world: World, graph: Graph, *sizes: int) -> None:
@@ -124,7 +124,7 @@ def test_a_size_is_not_tried_where_the_one_before_took_long(world: World, graph:
 def by_rank(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Rank 0 is of another kind than all others."""
     kinds = ["odd" if rank == 0 else "even" for rank in range(world.size)]
-    monkeypatch.setattr(Seat, "kind", property(lambda seat: kinds[world.rank]))
+    monkeypatch.setattr(DeviceContext, "kind", property(lambda context: kinds[world.rank]))
     return kinds
 
 
@@ -142,9 +142,9 @@ def test_each_kind_of_device_has_its_own_times(
         world,
         graph,
         cut_table(graph),
-        Wish(samples=8),
+        PlanRequest(samples=8),
         lambda text: None,
-        seat=Seat.on_hosts(world),
+        context=DeviceContext.on_hosts(world),
     )
     assert (choice is not None) == (world.rank == 0)
 
@@ -176,7 +176,14 @@ def test_what_fits_no_rank_is_refused_on_all(
 ) -> None:
     monkeypatch.setattr(seating, "free_memory", lambda: 100.0)
     with pytest.raises(PipeparError, match="memory of the largest device"):
-        measured_choice(world, graph, cut_table(graph), Wish(), print, seat=Seat.on_hosts(world))
+        measured_choice(
+            world,
+            graph,
+            cut_table(graph),
+            PlanRequest(),
+            print,
+            context=DeviceContext.on_hosts(world),
+        )
 
 
 def test_measuring_leaves_random_numbers_alone(world: World, graph: Graph) -> None:
@@ -197,9 +204,9 @@ def test_weights_that_are_here_already_need_no_room(
         world,
         graph,
         cut_table(graph),
-        Wish(micro_batch=1),
+        PlanRequest(micro_batch=1),
         print,
         held=weights,
-        seat=Seat.on_hosts(world),
+        context=DeviceContext.on_hosts(world),
     )
     assert (whole is None) == (world.rank > 0)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from pipepar.comm.edge import Edge
-from pipepar.comm.memory import core
-from pipepar.comm.mpi import MpiReceiver
-from pipepar.comm.staged import StagedSender
+from pipepar.comm.channels.memory import core
+from pipepar.comm.channels.mpi import MpiReceiver
+from pipepar.comm.channels.mpi_endpoint import MpiEndpoint
+from pipepar.comm.gpu.staged import StagedSender
 from pipepar.comm.world import World
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, TensorSpec, Value
@@ -114,9 +114,9 @@ def ends(
 ) -> Iterator[tuple[MpiReceiver | None, StagedSender | None]]:
     """A channel from a GPU of rank 0 to rank 1; None where a rank holds no such end."""
     comm, gpu = MPI.COMM_WORLD.Dup(), LateGpu(seconds)
-    edge, engine = Edge(comm, 1 - world.rank, 0, depth), world._start_engine()
-    sender = StagedSender(edge, engine, gpu) if world.rank == 0 else None
-    receiver = MpiReceiver(edge, engine) if world.rank == 1 else None
+    endpoint, engine = MpiEndpoint(comm, 1 - world.rank, 0, depth), world._start_engine()
+    sender = StagedSender(endpoint, engine, gpu) if world.rank == 0 else None
+    receiver = MpiReceiver(endpoint, engine) if world.rank == 1 else None
     yield receiver, sender
     for end in (sender, receiver):
         if end is not None:
@@ -235,7 +235,7 @@ def test_sending_does_not_wait_for_the_gpu(world: World) -> None:
 def test_abort_does_not_wait_for_the_gpu(world: World) -> None:
     comm, gpu = MPI.COMM_WORLD.Dup(), LateGpu(0.5)
     if world.rank == 0:
-        sender = StagedSender(Edge(comm, 1, 0, 2), world._start_engine(), gpu)
+        sender = StagedSender(MpiEndpoint(comm, 1, 0, 2), world._start_engine(), gpu)
         sender.send(MicroBatch(0, (torch.zeros(1000),)))
         begin = time.monotonic()
         sender.abort()

@@ -12,14 +12,14 @@ from torch import nn
 
 import pipepar
 from pipepar.comm.world import World
+from pipepar.engine.assembly import assemble
 from pipepar.errors import PipeparError, WeightsError
-from pipepar.model.checkpoint import TensorFiles
-from pipepar.model.source import from_factory
+from pipepar.host.device_context import DeviceContext
+from pipepar.jobs.shared_folder import replica
+from pipepar.model.source.open_source import from_factory
+from pipepar.model.weights.checkpoint import TensorFiles
 from pipepar.pipeline import Pipeline
-from pipepar.runtime.assembly import assemble
-from pipepar.runtime.choice import Wish
-from pipepar.runtime.replica import replica
-from pipepar.runtime.seat import Seat
+from pipepar.planner.choice import PlanRequest
 from tests.helpers.rank_fixtures import on_ranks
 
 pytestmark = [pytest.mark.mpi, on_ranks(1, 2, 3)]
@@ -135,7 +135,7 @@ def test_a_stage_that_cannot_be_cut_ends_every_rank(
 ) -> None:
     path = weights_file(tmp_path)
     if world.rank == world.size - 1:
-        monkeypatch.setattr("pipepar.runtime.stage.extract", _no_memory)
+        monkeypatch.setattr("pipepar.engine.stage.extract", _no_memory)
     with pytest.raises((MemoryError, PipeparError), match="no memory"):
         load_from_root(world, path)
 
@@ -147,8 +147,10 @@ def _no_memory(*args: Any) -> Any:
 def load_from_root(world: World, path: Path) -> Any:
     source = from_factory("tests.helpers.factories:mlp", path)
     example = (torch.randn(2, 4),)
-    wish, seat = Wish(2, 2, 1), Seat.on_hosts(world)
-    assembly = assemble(world, source, example, {}, seat=seat, wish=wish, weights_from_root=True)
+    request, context = PlanRequest(2, 2, 1), DeviceContext.on_hosts(world)
+    assembly = assemble(
+        world, source, example, {}, context=context, request=request, weights_from_root=True
+    )
     assembly.wiring.close()
     return assembly.stage
 

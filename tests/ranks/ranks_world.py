@@ -9,7 +9,7 @@ from mpi4py import MPI
 
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PeerError, PipeparError, PlanError
-from pipepar.runtime.threads import claim_threads, crowded
+from pipepar.host.threads import claim_threads, crowded
 from tests.helpers.rank_fixtures import set_affinity
 
 pytestmark = pytest.mark.mpi

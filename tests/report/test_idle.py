@@ -11,8 +11,8 @@ from rich.console import Console
 
 from pipepar.plan.plan import Edge
 from pipepar.plan.simulate import Timeline, simulate
-from pipepar.runtime.idle import Idle, idle_shares
-from pipepar.runtime.summary import RunSummary, StageSummary, print_summary
+from pipepar.report.idle import Idle, idle_shares
+from pipepar.report.summary import RunSummary, StageSummary, print_summary
 from pipepar.trace import Totals, Tracer
 
 

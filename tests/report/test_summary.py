@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from pipepar.comm.world import World
-from pipepar.data.confusion import Confusion
-from pipepar.runtime.seat import Seat
-from pipepar.runtime.summary import RunSummary, StageSummary, print_summary, summarise
+from pipepar.host.device_context import DeviceContext
+from pipepar.report.confusion import Confusion
+from pipepar.report.summary import RunSummary, StageSummary, print_summary, summarise
 from pipepar.trace import Totals, Tracer
 from tests.helpers.jobs.threads import in_threads
 
@@ -137,7 +137,7 @@ def test_it_is_put_together_of_what_each_rank_knows() -> None:
             confusion=confusion if world.rank == 2 else None,
             predicted=7.0 if world.rank == 0 else None,
             failed=world.rank,
-            seat=Seat.on_hosts(world),
+            context=DeviceContext.on_hosts(world),
         )
 
     first, *others = in_threads(3, work, hosts=["x", "y", "x"])

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from pipepar.comm.world import World
+from pipepar.jobs.run import Job, run_job
 from pipepar.pipeline import Pipeline
-from pipepar.runtime.failure import FailTogether
-from pipepar.runtime.job import Job, run_job
+from pipepar.supervision.failure import FailTogether
 from tests.helpers.cluster.mpirun import Finished, environment, finish, mpirun, run_ranks, start
 from tests.helpers.jobs.command import MLP
 from tests.helpers.jobs.threads import Aborted, in_threads
@@ -289,7 +289,7 @@ def test_ctrl_c(ranks: int, rows: Path, tmp_path: Path) -> None:
 
 def test_one_process_starts_neither_mpi_nor_cuda(rows: Path, tmp_path: Path) -> None:
     script = (
-        "import sys, pipepar, pipepar.pipeline, pipepar.runtime.job, pipepar.cli.app, torch;"
+        "import sys, pipepar, pipepar.pipeline, pipepar.jobs.run, pipepar.cli.app, torch;"
         "assert 'mpi4py.MPI' not in sys.modules;"
         "assert not torch.cuda.is_initialized();"
         "sys.modules['mpi4py'] = None; sys.argv[0] = 'pipepar';"

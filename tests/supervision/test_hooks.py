@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipepar.comm.world import World
-from pipepar.data.journal import journal_of
+from pipepar.data.writers.journal import journal_of
 from pipepar.errors import InputError, PeerError, StageError
-from pipepar.runtime.failure import FailTogether, report
+from pipepar.supervision.failure import FailTogether, report
 from tests.helpers.jobs.threads import Aborted, in_threads
 
 RESUME = "what is done is kept: run again with --resume"

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from pipepar.comm.world import World
-from pipepar.data.journal import journal_of, read_journal
-from pipepar.runtime.job import Job, run_job
-from pipepar.runtime.progress import Display, silent
+from pipepar.data.writers.journal import journal_of, read_journal
+from pipepar.jobs.run import Job, run_job
+from pipepar.progress import Display, silent
 from tests.helpers.cluster import waiting
 from tests.helpers.cluster.mpirun import finish, mpirun, run_ranks, start
 from tests.helpers.jobs.command import MLP, command

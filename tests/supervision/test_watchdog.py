@@ -20,7 +20,7 @@ from pipepar.comm.native import _pulse
 from pipepar.comm.native._pulse import Limits
 from pipepar.comm.world import World
 from pipepar.errors import InputError
-from pipepar.runtime.watchdog import agree_on_limits
+from pipepar.supervision.watchdog import agree_on_limits
 from tests.helpers.cluster.mpirun import Finished, finish, mpirun, start
 from tests.helpers.jobs.command import pipepar
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from pipepar.data.answers import answered_by, as_tensors, logits_of, named_tensors
-from pipepar.data.classes import Classes
-from pipepar.data.writers import open_output
+from pipepar.data.writers.open_output import open_output
 from pipepar.errors import InputError
+from pipepar.tasks.answers import answered_by, as_tensors, logits_of, named_tensors
+from pipepar.tasks.classes import Classes
 
 
 def test_tensors_by_name() -> None:

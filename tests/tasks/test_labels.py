@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipepar.data.arrays import open_arrays
-from pipepar.data.confusion import Confusion, Tally
-from pipepar.data.labels import Labelled, read_labels
+from pipepar.data.readers.arrays import open_arrays
+from pipepar.data.readers.labels import Labelled, read_labels
 from pipepar.errors import InputError
+from pipepar.report.confusion import Confusion, Tally
 
 NAMES = ("cat", "dog", "7")
 

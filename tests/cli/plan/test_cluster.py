@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from pipepar.errors import PlanError
-from pipepar.model.capture import capture
-from pipepar.model.crossing import cut_table
+from pipepar.model.capture.capture import capture
+from pipepar.model.split.crossing import cut_table
 from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LinkCost
 from pipepar.plan.plan import Plan
-from pipepar.runtime.choice import Wish
-from pipepar.runtime.planning import Planning, plan_model
-from pipepar.runtime.prediction import Prediction, model_cost
+from pipepar.planner.choice import PlanRequest
+from pipepar.planner.plan_offline import Planning, plan_model
+from pipepar.planner.prediction import Prediction, model_cost
 from tests.helpers.jobs.command import MLP, pipepar
 
 SHAPE = ("--shape", "2x4")
@@ -49,8 +49,8 @@ def planned(*devices: DeviceCost, link: LinkCost | None = None, micro_batch: int
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(8))).eval()
     kinds = {frozenset((one.kind, other.kind)) for one in devices for other in devices}
     described = Cluster(devices, dict.fromkeys(kinds, link or LinkCost()))
-    wish = Wish(micro_batch=micro_batch)
-    return plan_model(model, (torch.zeros(2, 4),), {}, None, described, wish)
+    request = PlanRequest(micro_batch=micro_batch)
+    return plan_model(model, (torch.zeros(2, 4),), {}, None, described, request)
 
 
 def predicted(planning: Planning) -> Prediction:

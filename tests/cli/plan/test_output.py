@@ -21,9 +21,9 @@ from torch import nn
 from pipepar.cli.predicted import print_prediction, print_shares
 from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LinkCost
-from pipepar.runtime.choice import Choice, Wish
-from pipepar.runtime.planning import plan_model
-from pipepar.runtime.prediction import StagePrediction
+from pipepar.planner.choice import Choice, PlanRequest
+from pipepar.planner.plan_offline import plan_model
+from pipepar.planner.prediction import StagePrediction
 from tests.helpers.cluster.mpirun import environment, mpirun
 from tests.helpers.jobs.command import MLP, pipepar
 from tests.helpers.models import Skips
@@ -36,13 +36,18 @@ H100 = "NVIDIA H100 80GB HBM3, 1 thread"
 
 
 def chosen(
-    *devices: DeviceCost, wish: Wish | None = None, link: LinkCost | None = None, width: int = 4
+    *devices: DeviceCost,
+    request: PlanRequest | None = None,
+    link: LinkCost | None = None,
+    width: int = 4,
 ) -> Choice:
     """Eight equal layers on these devices."""
     model = nn.Sequential(*(nn.Linear(width, width) for _ in range(8))).eval()
     kinds = {frozenset((one.kind, other.kind)) for one in devices for other in devices}
     described = Cluster(devices, dict.fromkeys(kinds, link or LinkCost()))
-    planning = plan_model(model, (torch.zeros(2, width),), {}, None, described, wish or Wish())
+    planning = plan_model(
+        model, (torch.zeros(2, width),), {}, None, described, request or PlanRequest()
+    )
     assert planning.choice is not None
     return planning.choice
 
@@ -139,11 +144,13 @@ def test_skips_are_told_below() -> None:
 
 
 def test_more_micro_batches_than_are_simulated() -> None:
-    prediction = chosen(*devices([1.0, 1.0], ["cpu", "cpu"]), wish=Wish(1000, 1)).prediction
+    prediction = chosen(
+        *devices([1.0, 1.0], ["cpu", "cpu"]), request=PlanRequest(1000, 1)
+    ).prediction
     each = prediction.stages[0].compute
     assert prediction.bound == pytest.approx(1001 * each)
     assert prediction.efficiency == pytest.approx(1.0)
-    lines = shown(chosen(*devices([1.0, 1.0], ["cpu", "cpu"]), wish=Wish(1000, 1)))
+    lines = shown(chosen(*devices([1.0, 1.0], ["cpu", "cpu"]), request=PlanRequest(1000, 1)))
     assert any(
         line.startswith("1,000 samples, 1,000 micro-batches of 1, depth 2") for line in lines
     )

@@ -14,12 +14,12 @@ import torch
 from torch import fx, nn
 
 from pipepar.model.aliases import writes
-from pipepar.model.capture import capture
-from pipepar.model.crossing import Cut, cut_table
-from pipepar.model.cut import parts
-from pipepar.model.graph import Graph
-from pipepar.model.sizes import is_scalar
-from pipepar.runtime.planning import make_plan
+from pipepar.model.capture.capture import capture
+from pipepar.model.capture.graph import Graph
+from pipepar.model.split.crossing import Cut, cut_table
+from pipepar.model.split.cut import parts
+from pipepar.model.split.stage_sizes import is_scalar
+from pipepar.planner.plan_offline import make_plan
 from tests.helpers.jobs.command import MLP, pipepar
 from tests.helpers.models import Dicts, InPlace, Mlp, Skips, Tied
 

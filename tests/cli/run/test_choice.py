@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipepar.runtime import job
+from pipepar.jobs import run as job
 from tests.helpers.jobs.command import MLP, command, pipepar
 
 

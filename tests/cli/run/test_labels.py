@@ -8,9 +8,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from pipepar.data.confusion import Confusion
-from pipepar.runtime.job import Job, run_job
-from pipepar.runtime.quality import print_confusion
+from pipepar.jobs.run import Job, run_job
+from pipepar.report.confusion import Confusion
+from pipepar.report.quality import print_confusion
 from tests.helpers.folders import text_folder
 from tests.helpers.jobs.command import MLP, pipepar
 from tests.helpers.jobs.threads import in_threads

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from pipepar.runtime.job import Job, run_job
+from pipepar.jobs.run import Job, run_job
 from tests.helpers.folders import picture_folder, pixels, save_pictures, text_folder
 from tests.helpers.jobs.command import MLP, pipepar
 from tests.helpers.jobs.threads import in_threads

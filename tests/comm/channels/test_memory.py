@@ -5,7 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipepar.comm.memory import PIECE_BYTES, core, fits, grow, laid_out, legs_of, pieces, spans
+from pipepar.comm.channels.memory import (
+    PIECE_BYTES,
+    core,
+    fits,
+    grow,
+    laid_out,
+    pieces,
+    spans,
+    tensor_layouts,
+)
 from pipepar.microbatch import TensorSpec
 
 
@@ -20,12 +29,12 @@ def views(draw: st.DrawFn) -> torch.Tensor:
 
 @given(views())
 def test_a_view_is_laid_out_as_it_lay(view: torch.Tensor) -> None:
-    (leg,) = legs_of((TensorSpec.of(view),))
-    memory = core(view).contiguous() if leg.has_holes else view
-    count = leg.nbytes // 4
+    (tensor_layout,) = tensor_layouts((TensorSpec.of(view),))
+    memory = core(view).contiguous() if tensor_layout.has_holes else view
+    count = tensor_layout.nbytes // 4
     raw = memory.as_strided((count,), (1,))  # what MPI reads from its address
     buffer = raw.clone().view(torch.uint8)
-    found = laid_out(leg, buffer)
+    found = laid_out(tensor_layout, buffer)
     assert torch.equal(found, view)
     assert found.stride() == view.stride()
 

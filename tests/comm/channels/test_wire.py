@@ -10,8 +10,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipepar.comm import wire
-from pipepar.comm.wire import Header, Kind, Spec
+from pipepar.comm.channels import wire
+from pipepar.comm.channels.wire import Header, Kind, Spec
 from pipepar.errors import WireError
 from pipepar.microbatch import TensorSpec
 

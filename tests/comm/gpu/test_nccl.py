@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipepar.comm.nccl import Communicator
-from pipepar.comm.nccl_h import Result
+from pipepar.comm.gpu.nccl import Communicator
+from pipepar.comm.gpu.nccl_h import Result
 from pipepar.errors import WireError
 from tests.helpers.gpu.fake_nccl import EDGE, HANDLE, SOURCE, UNIQUE_ID, Fake, compiled
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipepar.comm.nccl import Nccl
-from pipepar.comm.nccl_h import UINT8, Config, Result, UniqueId
+from pipepar.comm.gpu.nccl import Nccl
+from pipepar.comm.gpu.nccl_h import UINT8, Config, Result, UniqueId
 from pipepar.errors import WireError
 from tests.helpers.gpu.fake_nccl import SOURCE, compiled
 
@@ -50,7 +50,7 @@ def test_importing_loads_nothing_and_no_library_is_an_error(tmp_path: Path) -> N
     another(tmp_path / "libnccl.so.2")
     said = python(
         "import sys\n"
-        "from pipepar.comm.nccl import Nccl, WireError\n"
+        "from pipepar.comm.gpu.nccl import Nccl, WireError\n"
         "assert 'torch' not in sys.modules\n"
         "try: Nccl.load()\n"
         "except WireError as error: print(error)",
@@ -62,7 +62,7 @@ def test_importing_loads_nothing_and_no_library_is_an_error(tmp_path: Path) -> N
 
 
 def test_the_library_that_the_process_has_is_the_one(tmp_path: Path) -> None:
-    code = "from pipepar.comm.nccl import Nccl; print(Nccl.load().version)"
+    code = "from pipepar.comm.gpu.nccl import Nccl; print(Nccl.load().version)"
     assert python(code, LD_PRELOAD=another(tmp_path / "libother.so")) == "(2, 30, 4)"
 
 
@@ -120,7 +120,7 @@ def test_types_and_values_are_those_of_nccl_h(header: tuple[str, ...], tmp_path:
 
 def test_nccl_says_its_version_and_makes_ids(real: Path) -> None:
     said = python(
-        "from pipepar.comm.nccl import Nccl\n"
+        "from pipepar.comm.gpu.nccl import Nccl\n"
         f"nccl = Nccl.load('{real}/lib/libnccl.so.2')\n"
         "ids = {nccl.unique_id() for _ in range(3)}\n"
         "print(*nccl.version, len(ids), {len(unique_id) for unique_id in ids})\n"
@@ -132,7 +132,7 @@ def test_nccl_says_its_version_and_makes_ids(real: Path) -> None:
 
 def test_without_a_gpu_nccl_says_so(real: Path) -> None:
     said = python(
-        "from pipepar.comm.nccl import Communicator, Nccl, WireError\n"
+        "from pipepar.comm.gpu.nccl import Communicator, Nccl, WireError\n"
         f"nccl = Nccl.load('{real}/lib/libnccl.so.2')\n"
         "try: Communicator.start(nccl, nccl.unique_id(), 0, 1, 'edge rank 3 -> rank 4')\n"
         "except WireError as error: print(error)",

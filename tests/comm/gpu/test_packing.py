@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from pipepar.comm import wire
-from pipepar.comm.memory import flat, laid_out, legs_of, packed, whole
-from pipepar.comm.packing import Packing
+from pipepar.comm.channels import wire
+from pipepar.comm.channels.memory import flat, laid_out, packed, tensor_layouts, whole
+from pipepar.comm.gpu.packing import Packing
 from pipepar.microbatch import TensorSpec, Value
 from tests.helpers.simulated.gpu import SimulatedGpu
 from tests.helpers.simulated.scheduler import Scheduler
@@ -48,27 +48,27 @@ def assert_laid_out(found: Value, sent: torch.Tensor) -> None:
 
 def test_tensors_are_laid_out_from_one_piece_of_memory() -> None:
     sent, copied = tensors(), list[torch.Tensor]()
-    legs = legs_of(tuple(map(TensorSpec.of, sent)))
-    begins, nbytes = packed(legs)
+    layouts = tensor_layouts(tuple(map(TensorSpec.of, sent)))
+    begins, nbytes = packed(layouts)
     memory, reach = torch.empty(nbytes, dtype=torch.uint8), 0
-    for leg, begin, tensor in zip(legs, begins, sent, strict=True):
-        raw = flat(whole(leg, tensor).contiguous() if leg.has_holes else tensor)
+    for tensor_layout, begin, tensor in zip(layouts, begins, sent, strict=True):
+        raw = flat(whole(tensor_layout, tensor).contiguous() if tensor_layout.has_holes else tensor)
         assert begin % 512 == 0  # as torch's allocator would begin it
         assert reach <= begin < reach + 512
-        assert len(raw) == leg.nbytes
-        memory[begin : begin + leg.nbytes] = raw
-        reach = begin + leg.nbytes
+        assert len(raw) == tensor_layout.nbytes
+        memory[begin : begin + tensor_layout.nbytes] = raw
+        reach = begin + tensor_layout.nbytes
     assert reach == nbytes
 
     def copy(target: torch.Tensor, source: torch.Tensor) -> None:
         copied.append(target.copy_(source))
 
-    for leg, begin, tensor in zip(legs, begins, sent, strict=True):
-        found = laid_out(leg, memory[begin:], copy)
+    for tensor_layout, begin, tensor in zip(layouts, begins, sent, strict=True):
+        found = laid_out(tensor_layout, memory[begin:], copy)
         assert_laid_out(found, tensor)
-        if not leg.has_holes:
+        if not tensor_layout.has_holes:
             assert found.untyped_storage().data_ptr() == memory.data_ptr()
-    assert len(copied) == sum(leg.has_holes for leg in legs)
+    assert len(copied) == sum(tensor_layout.has_holes for tensor_layout in layouts)
 
 
 def test_values_are_packed_and_unpacked_at_their_positions() -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipepar.comm import slots
-from pipepar.comm.gpu import wait_for_event
-from pipepar.comm.slots import Inbox, Outbox
+from pipepar.comm.gpu import slots
+from pipepar.comm.gpu.device import wait_for_event
+from pipepar.comm.gpu.slots import Inbox, Outbox
 from tests.helpers.gpu.exchange import Batch, Linked, arrive, case, consume, exchange, produce, same
 from tests.helpers.seeds import seeds
 from tests.helpers.simulated.gpu import SimulatedGpu

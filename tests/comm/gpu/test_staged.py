@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipepar.comm import staged, wire
-from pipepar.comm.memory import Layout, flat, laid_out
+from pipepar.comm.channels import wire
+from pipepar.comm.channels.memory import Layout, flat, laid_out
+from pipepar.comm.gpu import staged
 from pipepar.microbatch import MicroBatch, Value
 from tests.helpers.gpu.exchange import POLICIES
 from tests.helpers.gpu.stages import Item, Seen, computed, disturb, feed, items
@@ -79,12 +80,12 @@ class Asking:
 
     def _send(self, posted: _Posted) -> None:
         values: list[Value] = list(posted.layout.spec)  # type: ignore[arg-type]
-        for leg, tensor in zip(posted.layout.legs, posted.memory, strict=True):
-            raw = flat(tensor)[: leg.nbytes]
+        for tensor_layout, tensor in zip(posted.layout.tensors, posted.memory, strict=True):
+            raw = flat(tensor)[: tensor_layout.nbytes]
             assert not self._gpu.holds(raw)
             if self._gpu.is_pinned(raw):
                 self._gpu.touch(reads=[raw])
-            values[leg.position] = laid_out(leg, raw.clone())
+            values[tensor_layout.position] = laid_out(tensor_layout, raw.clone())
         self.seen.look(self._gpu, posted.index, values)
 
 

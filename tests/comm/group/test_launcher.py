@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipepar.comm.launcher import (
+from pipepar.comm.group.launcher import (
     launched,
     launcher_local_rank,
     launcher_rank,
@@ -70,7 +70,7 @@ MISTAKES = [
 # The other ranks find the error first; if they ended then, the launcher would end rank 0 too.
 LATE = """
 import sys, time
-from pipepar.comm.launcher import launcher_rank
+from pipepar.comm.group.launcher import launcher_rank
 time.sleep(2 * (launcher_rank() == 0))
 from pipepar.cli.app import main
 main()

@@ -31,7 +31,7 @@ print(agent.pid, flush=True)
 """
 RANK = """
 import os
-from pipepar.comm.orphan import end_launcher, end_with_launcher
+from pipepar.comm.liveness.orphan import end_launcher, end_with_launcher
 end_with_launcher(os.getppid())
 end_launcher()
 end_launcher()
@@ -123,7 +123,7 @@ def test_what_is_not_of_one_job_is_left_alone(name: str, namespace: str, tmp_pat
 SHARING = """
 import mmap, os, sys, time
 from pathlib import Path
-from pipepar.comm.orphan import end_launcher, end_with_launcher
+from pipepar.comm.liveness.orphan import end_launcher, end_with_launcher
 maps = []
 for name in sys.argv[3:]:
     Path(name).write_bytes(bytes(4096))

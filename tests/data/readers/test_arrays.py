@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipepar.data.arrays import open_arrays
-from pipepar.data.feed import Reader, input_kind
+from pipepar.data.readers.arrays import open_arrays
+from pipepar.data.readers.reader import Reader, input_kind
 from pipepar.errors import InputError
 
 

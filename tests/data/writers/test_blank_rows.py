@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipepar.data.writers import open_output
+from pipepar.data.writers.open_output import open_output
 from pipepar.errors import InputError
 from tests.helpers.jobs.outputs import SUFFIXES, only, read
 

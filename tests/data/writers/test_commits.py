@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pipepar.data import journal
-from pipepar.data.journal import Journal, Record, read_journal
-from pipepar.data.partial import Partial
-from pipepar.data.writers import Writer
+from pipepar.data.writers import journal
+from pipepar.data.writers.journal import Journal, Record, read_journal
+from pipepar.data.writers.open_output import Writer
+from pipepar.data.writers.partial import Partial
 from pipepar.errors import PipeparError
 from tests.helpers.jobs.unfinished import BATCHES, HEADER, crash, fail, finish, opened, write
 
@@ -183,7 +183,7 @@ def test_a_journal_that_is_there_stays(tmp_path: Path, monkeypatch: pytest.Monke
 
     path = tmp_path / "y.npy"
     with monkeypatch.context() as patch:
-        patch.setattr("pipepar.data.journal.sync_folder", dies)
+        patch.setattr("pipepar.data.writers.journal.sync_folder", dies)
         with pytest.raises(OSError, match="no"):
             fail(opened(path), BATCHES[:1])
     assert finish(path) == 3

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipepar.data import journal
-from pipepar.data.journal import journal_of, read_journal
-from pipepar.data.partial import Partial, partial_of
-from pipepar.data.unfinished import Resumable, Unfinished, find_unfinished
-from pipepar.data.writers import Writer, open_output
+from pipepar.data.writers import journal
+from pipepar.data.writers.journal import journal_of, read_journal
+from pipepar.data.writers.open_output import Writer, open_output
+from pipepar.data.writers.partial import Partial, partial_of
+from pipepar.data.writers.unfinished import Resumable, Unfinished, find_unfinished
 from tests.helpers.jobs.disk import Disk
 from tests.helpers.jobs.unfinished import BATCHES, ROWS, SUFFIXES
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipepar.data.partial import partial_of
-from pipepar.data.writers import open_output
+from pipepar.data.writers.open_output import open_output
+from pipepar.data.writers.partial import partial_of
 from pipepar.errors import InputError
 from tests.helpers.jobs.outputs import SUFFIXES, only, read, write
 

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipepar.data.done import runs
-from pipepar.data.journal import Record, journal_of, read_journal
-from pipepar.data.partial import Partial, partial_of
-from pipepar.data.unfinished import find_unfinished, is_unfinished
-from pipepar.data.writers import open_output
+from pipepar.data.sample_set import runs
+from pipepar.data.writers.journal import Record, journal_of, read_journal
+from pipepar.data.writers.open_output import open_output
+from pipepar.data.writers.partial import Partial, partial_of
+from pipepar.data.writers.unfinished import find_unfinished, is_unfinished
 from pipepar.errors import InputError
 from tests.helpers.jobs.unfinished import (
     BATCHES,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipepar.data.partial import Partial
-from pipepar.data.writers import check_output, open_output
+from pipepar.data.writers.open_output import check_output, open_output
+from pipepar.data.writers.partial import Partial
 from pipepar.errors import InputError, PipeparError
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipepar.data.journal import Record, journal_of, read_journal
-from pipepar.data.partial import Partial
-from pipepar.data.unfinished import Resumable, find_unfinished
-from pipepar.data.writers import Writer, open_output
+from pipepar.data.writers.journal import Record, journal_of, read_journal
+from pipepar.data.writers.open_output import Writer, open_output
+from pipepar.data.writers.partial import Partial
+from pipepar.data.writers.unfinished import Resumable, find_unfinished
 from pipepar.errors import InputError
 from tests.helpers.jobs.unfinished import (
     BATCHES,

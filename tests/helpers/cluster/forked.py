@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, cast
 
-from pipepar.comm.vigil import Vigil
+from pipepar.comm.liveness.heartbeat import Heartbeat
 from pipepar.comm.world import World
-from pipepar.runtime.watchdog import keep_watch
+from pipepar.supervision.watchdog import keep_watch
 
 Part: TypeAlias = Callable[["Forked"], None]
 """What a rank does once all watch over one another."""
@@ -36,7 +36,7 @@ class Forked:
         self.size = size
         self.host = platform.node()
         self.hosts = [self.host] * size
-        self.vigil = Vigil()
+        self.heartbeat = Heartbeat()
         self._folder = folder
         self._meetings = itertools.count()
 
@@ -46,7 +46,7 @@ class Forked:
         hidden = paths[self.rank].with_suffix(".part")
         hidden.write_text(text)
         hidden.rename(paths[self.rank])
-        with self.vigil.waiting():
+        with self.heartbeat.waiting():
             while not all(path.exists() for path in paths):
                 time.sleep(_LOOK_SECONDS)
         return [path.read_text() for path in paths]
@@ -70,7 +70,7 @@ class Forked:
     def close(self) -> None:
         """As a world is closed."""
         self.all_gather("")
-        self.vigil.close()
+        self.heartbeat.close()
 
 
 class Job:

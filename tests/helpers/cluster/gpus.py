@@ -8,9 +8,9 @@ from typing import Final
 
 import torch
 
-from pipepar.comm.nccl import Nccl, Version
+from pipepar.comm.gpu.nccl import Nccl, Version
 from pipepar.errors import WireError
-from pipepar.runtime.devices import SHARING
+from pipepar.host.devices import SHARING
 
 _SHARES: Final[Version] = (2, 30, 3)
 # Where ranks share a GPU, waiting kernels of one keep others off it: few blocks each.

@@ -4,7 +4,7 @@ import ctypes
 import subprocess
 from pathlib import Path
 
-from pipepar.comm.nccl import Communicator, Nccl
+from pipepar.comm.gpu.nccl import Communicator, Nccl
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 EDGE = "edge rank 0 -> rank 1"

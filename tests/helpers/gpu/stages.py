@@ -13,11 +13,12 @@ from typing import Any, Final
 
 import torch
 
-from pipepar.comm import gpu_channel, wire
-from pipepar.comm.inproc import InprocChannel
-from pipepar.comm.memory import core, flat, plain
+from pipepar.comm.channels import wire
+from pipepar.comm.channels.inproc import InprocChannel
+from pipepar.comm.channels.memory import core, flat, plain
+from pipepar.comm.gpu import nccl_channel as gpu_channel
+from pipepar.engine.loop import Arrival
 from pipepar.microbatch import MicroBatch, TensorSpec, Value
-from pipepar.runtime.loop import Arrival
 from tests.helpers.simulated.gpu import SimulatedGpu
 from tests.helpers.simulated.link import SimulatedCommunicator, link
 from tests.helpers.simulated.scheduler import Deadlock
@@ -174,7 +175,7 @@ class Told(InprocChannel):
         """Every one that differs from the one before."""
         self.sent = 0
         self.ends = 0
-        """Taken so far."""
+        """DeviceSubset so far."""
 
     def send(self, microbatch: MicroBatch) -> None:
         assert self.has_room(), "a host would wait"
@@ -198,7 +199,7 @@ class Edge:
     """A channel between two simulated GPUs, with both of its ends."""
 
     told: Told
-    couriers: tuple[SimulatedCommunicator, SimulatedCommunicator]
+    transports: tuple[SimulatedCommunicator, SimulatedCommunicator]
     sender: gpu_channel.GpuSender
     receiver: gpu_channel.GpuReceiver
     streams: int = 0

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
-from pipepar.comm.gpu import Event, Gpu, Stream
+from pipepar.comm.gpu.device import Event, Gpu, Stream
 from pipepar.comm.world import World
-from pipepar.runtime.devices import Devices
-from pipepar.runtime.seat import Seat
+from pipepar.host.device_context import DeviceContext
+from pipepar.host.devices import Devices
 from tests.helpers.gpu.gates import QUERY
 
 
@@ -130,8 +130,8 @@ class CouriersOverMpi(dict[tuple[int, int], OverMpi]):
         pass
 
 
-def seat_for(world: World, kinds: Sequence[str]) -> Seat:
-    """A seat of the kind that the pattern names for this rank, "cpu" or "cuda"."""
+def seat_for(world: World, kinds: Sequence[str]) -> DeviceContext:
+    """A context of the kind that the pattern names for this rank, "cpu" or "cuda"."""
     by_rank = tuple(kinds[rank % len(kinds)] for rank in range(world.size))
     gpu = StandIn() if by_rank[world.rank] == "cuda" else None
-    return Seat(Devices(by_rank, torch.device("cpu"), "a stand-in", 1, ""), gpu)
+    return DeviceContext(Devices(by_rank, torch.device("cpu"), "a stand-in", 1, ""), gpu)

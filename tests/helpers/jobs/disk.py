@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import pytest
 
-from pipepar.data.partial import read_at
+from pipepar.data.writers.partial import read_at
 
 State: TypeAlias = frozenset[tuple[str, bytes]]
 """Names and contents."""

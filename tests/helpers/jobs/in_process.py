@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from pipepar.comm.world import World
-from pipepar.runtime.job import Job, run_job
-from pipepar.runtime.quarantine import errors_of
-from pipepar.runtime.summary import RunSummary
+from pipepar.jobs.quarantine import errors_of
+from pipepar.jobs.run import Job, run_job
+from pipepar.report.summary import RunSummary
 from tests.helpers.jobs.command import after
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from pipepar.data.writers import open_output
+from pipepar.data.writers.open_output import open_output
 
 SUFFIXES = ["npy", "safetensors", "jsonl"]
 

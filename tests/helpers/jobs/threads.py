@@ -10,11 +10,11 @@ from typing import Any, NoReturn, TypeVar
 
 import pytest
 
-from pipepar.comm.bell import Bell
-from pipepar.comm.channel import Receiver, Sender
-from pipepar.comm.inproc import InprocChannel
-from pipepar.comm.link import Link
-from pipepar.comm.vigil import Vigil
+from pipepar.comm.channels.channel import Receiver, Sender
+from pipepar.comm.channels.inproc import InprocChannel
+from pipepar.comm.channels.link import Link
+from pipepar.comm.group.rank0_mailbox import Rank0Mailbox
+from pipepar.comm.liveness.heartbeat import Heartbeat
 from pipepar.comm.world import World
 from pipepar.microbatch import MicroBatch
 
@@ -129,7 +129,7 @@ class ThreadWorld(World):
         self.group = group
         self._comm = None
         self.rank, self.size = rank, group.size
-        self.vigil = _Kept()
+        self.heartbeat = _Kept()
         self.hosts, self.host = group.hosts, group.hosts[rank]
         self.cores = self._gather_cores()
 
@@ -166,8 +166,8 @@ class ThreadWorld(World):
                 senders[link.consumer] = self.group.channel(link)
         return receivers, senders
 
-    def bell(self) -> Bell:
-        return Bell(None)
+    def mailbox(self) -> Rank0Mailbox:
+        return Rank0Mailbox(None)
 
     def close(self) -> None:
         self.all_gather("")
@@ -179,7 +179,7 @@ class ThreadWorld(World):
         raise Aborted(self.group.report)
 
 
-class _Kept(Vigil):
+class _Kept(Heartbeat):
     """Ranks that are threads end with their process."""
 
     @property

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipepar.data.partial import Partial
-from pipepar.data.unfinished import Resumable, find_unfinished
-from pipepar.data.writers import Writer, open_output
+from pipepar.data.writers.open_output import Writer, open_output
+from pipepar.data.writers.partial import Partial
+from pipepar.data.writers.unfinished import Resumable, find_unfinished
 
 SUFFIXES = ["npy", "safetensors", "jsonl"]
 HEADER = {"task": "raw", "micro_batch": 3}

@@ -1,4 +1,4 @@
-"""A GPU for tests: `pipepar.comm.gpu.Gpu` on CPU tensors, with work that is done late and checked.
+"""A GPU for tests: a `Gpu` on CPU tensors, with work that is done late and checked.
 
 Memory let go of in Python is given out again although operations on it are still to come, as on a
 GPU. So an order that is wrong shows twice: the checker names the two operations, and values change.

@@ -11,7 +11,7 @@ from transformers.utils.generic import ModelOutput
 
 from pipepar.errors import InputError
 from pipepar.microbatch import merge, split
-from pipepar.model.capture import capture
+from pipepar.model.capture.capture import capture
 from tests.helpers.models import run, stages_of
 
 torch.set_num_threads(1)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from pipepar.engine.stage import Stage
 from pipepar.errors import InputError
-from pipepar.model.capture import capture
-from pipepar.runtime.planning import make_plan
-from pipepar.runtime.stage import Stage
+from pipepar.model.capture.capture import capture
+from pipepar.planner.plan_offline import make_plan
 from tests.helpers.models import DependsOnValues, Dicts, Mlp, Sized, Tied, run, stages_of
 
 torch.set_num_threads(1)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from pipepar.errors import CaptureError
-from pipepar.model.capture import capture
-from pipepar.model.crossing import cut_table
-from pipepar.model.sequential import Layers
+from pipepar.model.capture.capture import capture
+from pipepar.model.capture.sequential import Layers
+from pipepar.model.split.crossing import cut_table
 from tests.helpers.models import DependsOnValues, run, stages_of
 
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ import transformers as hf
 from torch import nn
 
 from pipepar.errors import CaptureError, InputError
-from pipepar.model.capture import capture
+from pipepar.model.capture.capture import capture
 from tests.helpers.models import DependsOnValues, Positions, run, stages_of
 
 torch.set_num_threads(1)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from pipepar.errors import CaptureError
-from pipepar.model.capture import capture
-from pipepar.model.crossing import cut_table
+from pipepar.model.capture.capture import capture
+from pipepar.model.split.crossing import cut_table
 from tests.helpers.models import run, stages_of
 
 torch.set_num_threads(1)

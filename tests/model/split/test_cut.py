@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from pipepar.model.aliases import writes
-from pipepar.model.capture import capture
-from pipepar.model.crossing import cut_table
-from pipepar.model.cut import extract, parts
-from pipepar.model.sizes import is_scalar
+from pipepar.model.capture.capture import capture
+from pipepar.model.split.crossing import cut_table
+from pipepar.model.split.cut import extract, parts
+from pipepar.model.split.stage_sizes import is_scalar
 from tests.helpers.models import InPlace, Mlp, Sized, Skips, Tied
 
 torch.set_num_threads(1)

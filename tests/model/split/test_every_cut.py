@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipepar.model.capture import capture
-from pipepar.model.crossing import cut_table
-from pipepar.model.cut import extract, parts
-from pipepar.model.graph import Graph
-from pipepar.model.source import from_module
-from pipepar.runtime.stage import Stage
+from pipepar.engine.stage import Stage
+from pipepar.model.capture.capture import capture
+from pipepar.model.capture.graph import Graph
+from pipepar.model.source.open_source import from_module
+from pipepar.model.split.crossing import cut_table
+from pipepar.model.split.cut import extract, parts
 from tests.helpers.models import plan_of, run
 
 torch.set_num_threads(1)

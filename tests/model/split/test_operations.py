@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from pipepar.microbatch import TensorSpec
-from pipepar.model.building import params_on_meta
-from pipepar.model.capture import capture
-from pipepar.model.graph import Graph
-from pipepar.model.operations import (
+from pipepar.model.capture.capture import capture
+from pipepar.model.capture.graph import Graph
+from pipepar.model.capture.sequential import Layers
+from pipepar.model.source.on_meta import params_on_meta
+from pipepar.model.split.operations import (
     Needed,
     Operation,
     distinct,
@@ -18,8 +19,7 @@ from pipepar.model.operations import (
     operations_of,
     takes_rows,
 )
-from pipepar.model.sequential import Layers
-from pipepar.runtime.timing import Bench
+from pipepar.planner.op_benchmark import OpBenchmark
 from tests.helpers.models import InPlace, Mlp, Skips, Tied
 from tests.helpers.zoo import ZOO, Animal, ByRow
 
@@ -158,7 +158,7 @@ def test_layers_that_hand_tuples_on() -> None:
         [(6, 3, 4), (6, 3, 1)]
     ] * 2
     assert blocks[0].signature == blocks[1].signature
-    assert None not in Bench(distinct(operations), CPU, 0).medians()
+    assert None not in OpBenchmark(distinct(operations), CPU, 0).medians()
 
 
 def test_a_graph_of_one_batch_is_described_at_that() -> None:
@@ -203,7 +203,7 @@ def test_an_embedding_with_a_single_row_can_be_computed() -> None:
     operations = distinct(operations_of(graph, 4))
     (lookup,) = of_type(operations, "embedding")
     assert [each.spec.shape for each in lookup.needed] == [(1, 4), (4, 3)]
-    assert None not in Bench(operations, CPU, 0).medians()
+    assert None not in OpBenchmark(operations, CPU, 0).medians()
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_every_operation_can_be_computed_at_other_rows(model: nn.Module, x: torc
     graph = captured(model, x)
     operations = operations_of(graph, 5)
     assert list(operations) == graph.nodes
-    assert None not in Bench(distinct(operations), CPU, 1 << 16).medians()
+    assert None not in OpBenchmark(distinct(operations), CPU, 1 << 16).medians()
 
 
 def animals() -> list[Any]:
@@ -238,7 +238,7 @@ def test_operations_of_real_architectures_are_timed_or_told_apart(animal: Animal
     assert list(operations) == graph.nodes
     different = distinct(operations)
     assert len(different) < len(operations)
-    times = Bench(different, CPU, 1 << 20).medians()
+    times = OpBenchmark(different, CPU, 1 << 20).medians()
     assert all(seconds is None or seconds > 0 for seconds in times)
     lost = [each.signature for each, t in zip(different, times, strict=True) if t is None]
     assert all("grouped_mm" in signature for signature in lost), lost

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pipepar.model.capture import capture
-from pipepar.model.crossing import cut_table
-from pipepar.model.graph import Graph
-from pipepar.model.source import Source, from_module
-from pipepar.runtime.stage import Stage
+from pipepar.engine.stage import Stage
+from pipepar.model.capture.capture import capture
+from pipepar.model.capture.graph import Graph
+from pipepar.model.source.open_source import Source, from_module
+from pipepar.model.split.crossing import cut_table
 from tests.helpers.models import InPlace, plan_of, run
 from tests.helpers.zoo import Call, DenoisingUNet, noise, padded, small_bert
 

@@ -11,14 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipepar.engine.stage import Stage, weights_of
 from pipepar.errors import WeightsError
-from pipepar.model.capture import capture
-from pipepar.model.checkpoint import TensorFiles
-from pipepar.model.graph import Graph
-from pipepar.model.source import Source, from_huggingface
-from pipepar.model.weights import WeightSpec
-from pipepar.runtime.planning import make_plan
-from pipepar.runtime.stage import Stage, weights_of
+from pipepar.model.capture.capture import capture
+from pipepar.model.capture.graph import Graph
+from pipepar.model.source.open_source import Source, from_huggingface
+from pipepar.model.weights.checkpoint import TensorFiles
+from pipepar.model.weights.weight_source import WeightSpec
+from pipepar.planner.plan_offline import make_plan
+from pipepar.tasks.registry import find_task
 from tests.helpers.models import run
 from tests.helpers.pretrained import CASES, Case, saved, tokens
 
@@ -29,7 +30,7 @@ torch.set_num_threads(1)
 STAGES = 2
 
 
-class Kept(NamedTuple):
+class ProfileCache(NamedTuple):
     """A case's folder, and the graph of what is in it: made once, and only looked at."""
 
     case: Case
@@ -38,22 +39,22 @@ class Kept(NamedTuple):
     graph: Graph
 
 
-ByName: TypeAlias = Callable[[str], Kept]
+ByName: TypeAlias = Callable[[str], ProfileCache]
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> ByName:
     @functools.cache
-    def of(name: str) -> Kept:
+    def of(name: str) -> ProfileCache:
         case = CASES[name]
         folder = saved(tmp_path_factory.mktemp("folder"), case)
-        source = from_huggingface(folder, case.task)
-        return Kept(case, folder, source, capture(source.module, (), case.inputs()))
+        source = from_huggingface(folder, find_task(case.task).head)
+        return ProfileCache(case, folder, source, capture(source.module, (), case.inputs()))
 
     return of
 
 
-def copied(kept: Kept, folder: Path) -> Path:
+def copied(kept: ProfileCache, folder: Path) -> Path:
     """The same folder, to be changed."""
     shutil.copytree(kept.folder, folder, dirs_exist_ok=True)
     return folder
@@ -64,7 +65,7 @@ def assert_equal_to_from_pretrained(
 ) -> Source:
     options = {"use_cache": False} if hasattr(case.config(), "use_cache") else {}
     model = case.model.from_pretrained(folder, **options).eval()  # stages keep no cache either
-    source = own[0] if own else from_huggingface(folder, case.task)
+    source = own[0] if own else from_huggingface(folder, find_task(case.task).head)
     assert all(parameter.is_meta for parameter in source.module.parameters())
     inputs = {
         name: value.to(model.dtype) if value.is_floating_point() else value
@@ -94,7 +95,7 @@ def test_shards(name: str, kept: ByName, tmp_path: Path) -> None:
     case = CASES[name]
     folder = saved(tmp_path, case, max_shard_size="20KB")
     assert (folder / "model.safetensors.index.json").is_file()
-    source = from_huggingface(folder, case.task)
+    source = from_huggingface(folder, find_task(case.task).head)
     assert_equal_to_from_pretrained(folder, case, (source, kept(name).graph))
 
 
@@ -112,7 +113,7 @@ def test_a_folder_with_files_of_torch(shards: int, kept: ByName, tmp_path: Path)
         where = {key: name for part, name in zip(parts, names, strict=True) for key in part}
         index = folder / "pytorch_model.bin.index.json"
         index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    source = from_huggingface(folder, known.case.task)
+    source = from_huggingface(folder, find_task(known.case.task).head)
     assert_equal_to_from_pretrained(folder, known.case, (source, known.graph))
 
 
@@ -201,7 +202,7 @@ def test_a_checkpoint_that_does_not_fit(
     known = kept(name)
     folder = copied(known, tmp_path)
     rewritten(folder, change)
-    source = from_huggingface(folder, known.case.task)
+    source = from_huggingface(folder, find_task(known.case.task).head)
     with pytest.raises(WeightsError, match=message):
         checked_and_read(source, list(known.graph.weights.values()))
 
@@ -220,7 +221,7 @@ def test_another_head_and_buffers_of_old_are_no_surplus(kept: ByName, tmp_path: 
     }
     rewritten(folder, lambda tensors: tensors.update(older))
     for task in ("feature-extraction", "fill-mask"):
-        source = from_huggingface(folder, task)
+        source = from_huggingface(folder, find_task(task).head)
         graph = capture(source.module, (), tokens())
         source.weights.check(list(graph.weights.values()))
 
@@ -233,12 +234,12 @@ def test_a_tie_that_is_stored_twice(kept: ByName, tmp_path: Path) -> None:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
     rewritten(folder, store_twice)
-    source = from_huggingface(folder, known.case.task)
+    source = from_huggingface(folder, find_task(known.case.task).head)
     assert_equal_to_from_pretrained(folder, known.case, (source, known.graph))
 
 
 def test_a_head_that_was_never_trained_is_missing(kept: ByName) -> None:
-    source = from_huggingface(kept("bert, tied").folder, "text-classification")
+    source = from_huggingface(kept("bert, tied").folder, find_task("text-classification").head)
     graph = capture(source.module, (), tokens())
     with pytest.raises(WeightsError, match=r"no tensor model\.(bert\.pooler|classifier)"):
         source.weights.check(list(graph.weights.values()))

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from pipepar.errors import WeightsError
-from pipepar.model.tensors import named_weights, passing_buffers
-from pipepar.model.weights import ModuleWeights, WeightSpec
+from pipepar.model.module_tensors import named_weights, passing_buffers
+from pipepar.model.weights.weight_source import ModuleWeights, WeightSpec
 from tests.helpers.models import Tied
 
 torch.set_num_threads(1)

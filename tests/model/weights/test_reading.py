@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from pipepar.errors import WeightsError
-from pipepar.model import checkpoint
-from pipepar.model.checkpoint import Checkpoint, Stored, TensorFiles
-from pipepar.model.formats import open_checkpoint
-from pipepar.model.recipes import Recipe, Recipes, SameNames
-from pipepar.model.weights import StoredWeights, WeightSpec
+from pipepar.model.weights import checkpoint
+from pipepar.model.weights.checkpoint import Checkpoint, Stored, TensorFiles
+from pipepar.model.weights.checkpoint_formats import open_checkpoint
+from pipepar.model.weights.recipes import Recipe, Recipes, SameNames
+from pipepar.model.weights.weight_source import StoredWeights, WeightSpec
 
 VALUES = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(3.0) + 10}
 

@@ -1,0 +1,1 @@
+"""CUDA streams and events, NCCL, and copies through pinned memory."""

@@ -1,0 +1,1 @@
+"""Files -> samples, one file for each format."""

@@ -1,0 +1,186 @@
+"""The right answers, one a sample: read, checked and sent along with the samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipepar.data.readers.reader import Feed, Reader, require_suffix
+from pipepar.data.readers.text_lines import parse_json, read_lines
+from pipepar.data.sample_set import SampleSet
+from pipepar.errors import InputError
+
+LABEL_SUFFIXES = (".npy", ".txt", ".jsonl")
+_FIELD = "label"
+_SHOWN = 20
+
+
+def read_labels(path: Path, names: Sequence[str]) -> torch.Tensor:
+    """Read a file of labels. *Local.*
+
+    Args:
+        path: ``.npy`` of integers [N]; ``.txt``, a name or number a line; ``.jsonl``, a line a bare
+            name or number or an object with the field ``label``.
+        names: of the classes, by number; empty where they have none, then all labels are numbers.
+
+    Returns:
+        int64 [N], the classes' numbers.
+
+    Raises:
+        InputError: the file is missing, damaged or of another suffix, there is only one class, or
+            a label is none; the message has its line.
+    """
+    require_suffix(path, LABEL_SUFFIXES)
+    if names:
+        require_classes(torch.empty(0), len(names))
+    if path.suffix.lower() == ".npy":
+        return _read_npy(path, names)
+    numbers = {name: number for number, name in enumerate(names)}
+    values = (_values_json if path.suffix.lower() == ".jsonl" else _values_plain)(path)
+    labels = [_number(value, names, numbers, where) for where, value in values]
+    return torch.tensor(labels, dtype=torch.int64)
+
+
+def require_classes(labels: torch.Tensor, classes: int, path: Path | None = None) -> None:
+    """Refuse labels that a model with so many classes does not have. *Local.*
+
+    Args:
+        labels: int64 [N].
+        classes: how many scores the model gives a sample.
+        path: where the labels of the whole input come from; None for some of them.
+
+    Raises:
+        InputError: naming the first such sample where it is known; or there is only one score.
+    """
+    if classes < 2:
+        raise InputError(
+            "the model has one score a sample, expected one for each class, of which the largest "
+            "is the answer; leave --labels out"
+        )
+    wrong = (labels >= classes).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        where = "--labels has" if path is None else f"{path}: sample {row} has"
+        raise InputError(
+            f"{where} the label {int(labels[row])}, the model has {classes} classes, 0 to "
+            f"{classes - 1}; give the labels that it was trained for"
+        )
+
+
+class Labelled:
+    """A reader whose feeds' extras have "label", int64 [B], the samples' right answers. Local."""
+
+    def __init__(self, reader: Reader, labels: torch.Tensor, path: Path) -> None:
+        """Put both together.
+
+        Args:
+            reader: of N samples.
+            labels: int64 [N], in the input's order.
+            path: where the labels come from, for the message.
+
+        Raises:
+            InputError: there are more labels than samples, or fewer.
+        """
+        if len(labels) != len(reader):
+            raise InputError(
+                f"{path} has {len(labels)} labels for {len(reader)} samples; expected one a "
+                "sample, in the input's order. Give the labels of this input."
+            )
+        self._reader = reader
+        self._labels = labels
+        self._path = path
+
+    def require(self, classes: int) -> None:
+        """Refuse labels that a model with so many classes does not have; see `require_classes`."""
+        require_classes(self._labels, classes, self._path)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self._reader)
+
+    def feeds(self, micro_batch: int, done: SampleSet | None = None) -> Iterator[Feed]:
+        """Read all samples once; see `Reader.feeds`."""
+        return map(self._labelled, self._reader.feeds(micro_batch, done))
+
+    def example(self) -> Feed:
+        """Return a feed of up to 2 rows, whose labels are made up."""
+        feed = self._reader.example()
+        return _with_labels(feed, torch.zeros_like(feed.samples))
+
+    def _labelled(self, feed: Feed) -> Feed:
+        return _with_labels(feed, self._labels[feed.samples])
+
+
+def _with_labels(feed: Feed, labels: torch.Tensor) -> Feed:
+    return dataclasses.replace(feed, extras={**feed.extras, "label": labels})
+
+
+def _read_npy(path: Path, names: Sequence[str]) -> torch.Tensor:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read as .npy: {error}. Expected a complete array of integers; copy "
+            "the file again, or save it again with numpy.save(path, array)."
+        ) from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim != 1:
+        found = f"{getattr(array, 'dtype', 'no array')} of shape {getattr(array, 'shape', ())}"
+        raise InputError(
+            f"{path} holds {found}; expected integers [samples], the classes' numbers. Convert it "
+            "with array.astype(int), or write names a line to a .txt file."
+        )
+    labels = torch.from_numpy(array.astype(np.int64))
+    wrong = (labels < 0) | (labels >= len(names)) if names else labels < 0
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise _unknown(int(labels[row]), names, f"{path}, row {row}")
+    return labels
+
+
+def _values_plain(path: Path) -> Iterator[tuple[str, object]]:
+    for number, line in read_lines(path):
+        yield f"{path}, line {number}", line.strip()
+
+
+def _values_json(path: Path) -> Iterator[tuple[str, object]]:
+    for number, line in read_lines(path):
+        where = f"{path}, line {number}"
+        value = parse_json(line, where)
+        if isinstance(value, Mapping):
+            if _FIELD not in value:
+                fields = ", ".join(map(repr, value)) or "(none)"
+                raise InputError(
+                    f"{where}: found an object with the fields {fields}; expected one with the "
+                    f"field {_FIELD!r}, or a bare name or number. Name the field so."
+                )
+            value = value[_FIELD]
+        yield where, value
+
+
+def _number(value: object, names: Sequence[str], numbers: Mapping[str, int], where: str) -> int:
+    """A class's number; a name counts first, as classes may be called by digits."""
+    if isinstance(value, str) and value in numbers:
+        return numbers[value]
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    in_range = isinstance(value, int) and value >= 0 and (not names or value < len(names))
+    if isinstance(value, bool) or not isinstance(value, int) or not in_range:
+        raise _unknown(value, names, where)
+    return value
+
+
+def _unknown(value: object, names: Sequence[str], where: str) -> InputError:
+    if not names:
+        return InputError(
+            f"{where}: found the label {value!r}; expected a class's number, 0 or more, as the "
+            "model names no classes. Write the numbers of its outputs."
+        )
+    known = ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
+    return InputError(
+        f"{where}: found the label {value!r}; expected one of the model's {len(names)} classes "
+        f"({known}), or its number, 0 to {len(names) - 1}. Write the names as the model has them."
+    )

@@ -1,0 +1,134 @@
+"""One micro-batch as the model takes it, and what reads a file into such micro-batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+
+from pipepar.data.sample_set import SampleSet
+from pipepar.errors import InputError, PipeparError
+
+ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
+TEXT_SUFFIXES = (".txt", ".jsonl")
+PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Feed:
+    """One micro-batch of samples, as arguments for the model. Local."""
+
+    samples: torch.Tensor
+    """int64 [B]: positions of the rows in the user's input, 0-based."""
+
+    args: tuple[torch.Tensor, ...]
+    """Positional arguments, each of shape [B, ...]."""
+
+    kwargs: dict[str, torch.Tensor]
+    """Keyword arguments, each of shape [B, ...]."""
+
+    extras: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What the results need beside the model's output, by name; any shape, the same names in every
+    feed. It travels along to the last stage, and the model never sees it."""
+
+    fault: PipeparError | None = None
+    """Why the samples cannot be had; there is then nothing else but what is known of them."""
+
+
+class Reader(Protocol):
+    """The samples of one input file. Local: each rank that reads opens the file itself."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def feeds(self, micro_batch: int, done: SampleSet | None = None) -> Iterator[Feed]:
+        """Read all samples once, each in exactly one feed.
+
+        Args:
+            micro_batch: the largest number of rows in a feed, at least 1.
+            done: samples to leave out, by whole feeds: the others are as they would be without.
+
+        Returns:
+            An iterator over the feeds; a second call starts again at the first sample. A feed
+            that cannot be made has a fault, and the others are as they would be.
+
+        Raises:
+            InputError: ``micro_batch`` is below 1, or the file changed since it was opened.
+            PipeparError: a part of a feed is done, and the rest is not.
+        """
+
+    def example(self) -> Feed:
+        """Return a feed of up to 2 rows to capture the model with; made up for an empty input.
+
+        It has a fault where the first samples cannot be had.
+        """
+
+
+def input_kind(path: Path) -> Literal["text", "arrays", "pictures"]:
+    """Tell what an input holds: a folder pictures, a file what its suffix says. Local.
+
+    Args:
+        path: the input file, or a folder.
+
+    Returns:
+        ``"text"`` for what ``open_text`` reads, ``"arrays"`` for what ``open_arrays`` reads,
+        ``"pictures"`` for what ``open_pictures`` reads.
+
+    Raises:
+        InputError: the file is missing, unreadable, or of an unknown suffix.
+    """
+    if path.is_dir():
+        return "pictures"
+    if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES:
+        raise InputError(
+            f"{path} is one picture; expected a folder of pictures, a sample each. Name the folder "
+            f"that holds it, {path.parent}."
+        )
+    require_suffix(path, (*ARRAY_SUFFIXES, *TEXT_SUFFIXES))
+    return "text" if path.suffix.lower() in TEXT_SUFFIXES else "arrays"
+
+
+def require_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse what is no readable file, or has none of the suffixes. Local.
+
+    Args:
+        path: the input file.
+        suffixes: the suffixes accepted, in lower case and with their dot.
+
+    Raises:
+        InputError: the file is missing, a directory, unreadable, or of another suffix.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a directory; expected one file. Name a file inside it.")
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist, seen from {Path.cwd()}; expected an input file. Check the "
+            "path, and that this host sees the file system it is on."
+        )
+    if path.suffix.lower() not in suffixes:
+        raise InputError(
+            f"{path} has the suffix {path.suffix!r}; expected one of {', '.join(suffixes)}. "
+            "Convert the file, or rename it if its suffix is wrong."
+        )
+    if not os.access(path, os.R_OK):
+        raise InputError(
+            f"{path} may not be read by this user; expected a readable file. "
+            "Change its permissions (chmod +r)."
+        )
+
+
+def require_micro_batch(micro_batch: int) -> None:
+    """Refuse a micro-batch of no rows. Local.
+
+    Args:
+        micro_batch: number of rows.
+
+    Raises:
+        InputError: ``micro_batch`` is below 1.
+    """
+    if micro_batch < 1:
+        raise InputError(f"micro-batch size {micro_batch}; expected at least 1 row. Raise it.")

@@ -1,0 +1,1 @@
+"""Rows -> files, and the journal from which a job resumes."""

@@ -1,0 +1,140 @@
+"""The facts of one rank: what it and its host offer, gathered without asking another rank."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+
+from pipepar.comm.group.launcher import launched, launcher_local_rank
+from pipepar.comm.world import World
+from pipepar.doctor.facts import RankFacts, Space
+from pipepar.format import readable_bytes
+from pipepar.host.devices import SHARING, Claim, may_share, share_out, visible_gpus
+from pipepar.host.machine import processor
+from pipepar.host.threads import claim_threads, cores_behind
+
+_PACKAGES: Final = ("pipepar", "torch", "transformers", "mpi4py", "numpy")
+_VARIABLES: Final = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OMP_PROC_BIND",
+    "CUDA_VISIBLE_DEVICES",
+    SHARING,
+)
+_THREAD_LEVELS: Final = (
+    "MPI_THREAD_SINGLE",
+    "MPI_THREAD_FUNNELED",
+    "MPI_THREAD_SERIALIZED",
+    "MPI_THREAD_MULTIPLE",
+)
+
+
+def look_around(world: World) -> RankFacts:
+    """This rank's facts. *Local.*
+
+    Claims the rank's threads, as a run would. Initialises CUDA only where torch sees a device.
+
+    Raises:
+        OSError: a directory that a run needs cannot be looked at.
+    """
+    mpi, thread_level = _mpi()
+    gpus = visible_gpus()
+    return RankFacts(
+        rank=world.rank,
+        host=world.host,
+        cores=sorted(cores_behind(world.cores[world.rank])),
+        allotted=_allotted(world),
+        threads=claim_threads(world),
+        cpu=processor(),
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        devices=[f"{gpu.name} ({readable_bytes(gpu.memory)})" for gpu in gpus],
+        mpi=mpi,
+        thread_level=thread_level,
+        versions=_versions(),
+        environment={name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        spaces=list(_spaces()),
+        gpus=[gpu.uuid for gpu in gpus],
+        local_rank=launcher_local_rank(),
+    )
+
+
+def with_devices(ranks: Sequence[RankFacts]) -> list[RankFacts]:
+    """The facts of all ranks, and what each would compute on if nothing is asked for. *Local.*"""
+    claims = [
+        Claim("auto", facts.local_rank, may_share(facts.environment), facts.gpus) for facts in ranks
+    ]
+    taken = share_out([facts.host for facts in ranks], claims)
+    return [
+        replace(facts, device=_device(facts, gpu), gpu=gpu)
+        for facts, gpu in zip(ranks, taken, strict=True)
+    ]
+
+
+def _allotted(world: World) -> int:
+    """Cores of this host that the job may use: its launcher's, for a rank may be bound to fewer."""
+    cpus = set().union(*world.cores.values())
+    with contextlib.suppress(OSError):  # a launcher that is hidden from its ranks
+        cpus |= os.sched_getaffinity(os.getppid())
+    cores = len(cores_behind(cpus))
+    # Slurm's daemon, the parent of a rank that srun starts, is not bound to the job's share; that
+    # is told in hardware threads.
+    share = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    return min(cores, int(share) * cores // len(cpus)) if share.isdecimal() else cores
+
+
+def _device(facts: RankFacts, gpu: str) -> str:
+    if not gpu:
+        return "cpu"
+    index = facts.gpus.index(gpu)
+    return f"cuda:{index} {facts.devices[index]}"
+
+
+def _mpi() -> tuple[str, str]:
+    """The library's name and thread level, empty in a process that no launcher started."""
+    if not launched():
+        return "", ""
+    from mpi4py import MPI
+
+    levels = (
+        MPI.THREAD_SINGLE,
+        MPI.THREAD_FUNNELED,
+        MPI.THREAD_SERIALIZED,
+        MPI.THREAD_MULTIPLE,
+    )
+    library = MPI.Get_library_version().split(",")[0].splitlines()[0].strip()
+    return library, _THREAD_LEVELS[levels.index(MPI.Query_thread())]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"Python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = ""
+    if torch.distributed.is_available() and torch.distributed.is_nccl_available():
+        nccl: tuple[int | str, ...] = cast("Any", torch.cuda.nccl).version()
+        versions["NCCL"] = ".".join(map(str, nccl))
+    return versions
+
+
+def _spaces() -> Iterator[Space]:
+    places = (
+        ("shared memory", "/dev/shm"),
+        ("temporary files", tempfile.gettempdir()),
+        ("working directory", str(Path.cwd())),
+    )
+    for what, path in places:
+        if Path(path).is_dir():  # not every system has /dev/shm
+            room = os.statvfs(path)
+            free = room.f_bavail * room.f_frsize if os.access(path, os.W_OK) else 0
+            yield Space(what, path, free)

@@ -1,0 +1,1 @@
+"""Executes a plan: stages, the loop, wiring, loading."""

@@ -1,0 +1,68 @@
+"""Each rank's stage gets its weights: its own bytes of the files, or what rank 0 sends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from pipepar.comm.world import World
+from pipepar.engine.stage import BareStage, Stage, weights_of
+from pipepar.engine.weights_from_root import FromRoot
+from pipepar.model.capture.graph import Graph
+from pipepar.model.weights.weight_source import Reading, Weights, WeightSpec
+from pipepar.plan.plan import Plan
+from pipepar.progress import Progress
+
+
+def load_stage(
+    world: World,
+    graph: Graph,
+    plan: Plan,
+    weights: Weights,
+    from_root: bool,
+    progress: Progress,
+    device: torch.device,
+) -> Stage:
+    """This rank's stage with its weights, and no others. *Collective.*
+
+    Args:
+        world: rank k owns stage k.
+        graph: the captured model.
+        plan: a plan made for it.
+        weights: where the weights lie.
+        from_root: whether only rank 0's `weights` can be read.
+        progress: is told the bytes that this rank has read.
+        device: where this rank computes.
+
+    Raises:
+        PipeparError: see `Stage.load`; told once, by the lowest rank that has the problem.
+    """
+    specs = [weights_of(graph, stage) for stage in plan.stages]
+    mine = specs[world.rank]
+    read = [spec for stage in specs for spec in stage] if from_root and world.rank == 0 else mine
+    with progress(sum(spec.nbytes for spec in read)) as advance:
+        place: Weights = _Counted(weights, advance)
+        if from_root:
+            place = FromRoot(world, place, specs)
+        world.together(lambda: place.check(mine))
+        # A rank that fails before it reads would leave rank 0 sending to nobody.
+        bare = world.together(lambda: BareStage.cut(graph, plan, world.rank, device))
+        return world.together(lambda: bare.filled(place))
+
+
+class _Counted:
+    """Weights that tell how many bytes of them have been read."""
+
+    def __init__(self, weights: Weights, advance: Callable[[int], None]) -> None:
+        self._weights = weights
+        self._advance = advance
+
+    def check(self, specs: Sequence[WeightSpec]) -> None:
+        self._weights.check(specs)
+
+    def read(self, specs: Sequence[WeightSpec]) -> Reading:
+        sizes = {spec.name: spec.nbytes for spec in specs}
+        for name, tensor in self._weights.read(specs):
+            yield name, tensor
+            self._advance(sizes[name])

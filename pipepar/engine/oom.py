@@ -1,0 +1,69 @@
+"""A device that runs out of memory says which stage it had, and what that was reckoned to take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from pipepar.comm.world import World
+from pipepar.errors import PlanError
+from pipepar.format import readable_bytes
+from pipepar.host.device_context import DeviceContext
+from pipepar.model.capture.graph import Graph
+from pipepar.model.split.crossing import cut_table
+from pipepar.planner.plan_job import Agreed
+from pipepar.planner.prediction import model_cost, stage_memory
+
+
+@contextmanager
+def oom_explained(
+    world: World, graph: Graph, agreed: Agreed, context: DeviceContext
+) -> Iterator[None]:
+    """Inside, an OutOfMemoryError of torch's becomes one that tells what to do. *Local.*
+
+    Args:
+        world: rank k owns stage k.
+        graph: the captured model.
+        agreed: the plan.
+        context: where this rank computes.
+
+    Raises:
+        PlanError: the stage does not fit.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise PlanError(_told(world, graph, agreed, context, error)) from error
+
+
+def _told(
+    world: World, graph: Graph, agreed: Agreed, context: DeviceContext, error: Exception
+) -> str:
+    stage = agreed.plan.stages[world.rank]
+    cost = model_cost(graph, cut_table(graph), agreed.micro_batch)
+    needed = stage_memory(stage, cost.layers, agreed.depth)
+    others = context.devices.sharers - 1
+    shared = f", which {others} other rank{'s' * (others > 1)} of the job use too" * (others > 0)
+    return (
+        f"stage {stage.index} does not fit on {context.devices.name} ({context.device}) of rank "
+        f"{world.rank} on {world.host}{shared}. It has operations {stage.begin}-{stage.end - 1} "
+        f"with {readable_bytes(stage.weight_bytes)} of weights, and with micro-batches of "
+        f"{agreed.micro_batch} and depth {agreed.depth} it takes {readable_bytes(int(needed))} at "
+        f"least; {readable_bytes(int(context.room))} are free now. {_remedy(graph, agreed)}. "
+        f"CUDA says: {str(error).splitlines()[0]}"
+    )
+
+
+def _remedy(graph: Graph, agreed: Agreed) -> str:
+    """What would take less than now."""
+    ways = ["start more ranks"]
+    if agreed.micro_batch > 1:
+        ways.append(f"take micro-batches of {agreed.micro_batch // 2}")
+    if agreed.depth > 1:
+        ways.append("depth 1")
+    if any(spec.dtype == torch.float32 for spec in graph.weights.values()):
+        ways.append("dtype bfloat16")
+    *most, last = ways
+    return ", ".join(most).capitalize() + f" or {last}" if most else last.capitalize()

@@ -1,0 +1,194 @@
+"""A cut module on a device, with its weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from pipepar.errors import PlanError, WeightsError
+from pipepar.model.capture.graph import Graph, get_attribute
+from pipepar.model.module_tensors import named_tensors
+from pipepar.model.split.cut import extract
+from pipepar.model.weights.weight_source import Weights, WeightSpec
+from pipepar.plan.plan import Plan, StagePlan
+
+
+@dataclass(frozen=True, slots=True)
+class BareStage:
+    """One stage of a model without its weights; made by `BareStage.cut`."""
+
+    module: fx.GraphModule
+    """The stage's graph; its weights are on meta, its other tensors on the stage's device."""
+    plan: StagePlan
+    """What the plan says of it."""
+    weights: tuple[WeightSpec, ...]
+    """What it owns, each tensor once."""
+    names: Mapping[str, Sequence[str]]
+    """For each of them its names in the module."""
+    device: torch.device
+    """Where it computes."""
+
+    @staticmethod
+    def cut(graph: Graph, plan: Plan, index: int, device: torch.device | str = "cpu") -> BareStage:
+        """Cut a stage out of the model. *Local.*
+
+        Args:
+            graph: the captured model.
+            plan: a plan made for this graph.
+            index: which stage, from 0.
+            device: where it will compute, such as "cpu" or "cuda:1".
+
+        Raises:
+            PlanError: the plan was made for another model, or has no such stage.
+        """
+        if plan.model != graph.digest:
+            raise PlanError(
+                f"the plan was made for model {plan.model[:12]}, found model {graph.digest[:12]}; "
+                f"plan again for this model, torch version and kind of device"
+            )
+        if not 0 <= index < len(plan.stages):
+            raise PlanError(
+                f"found stage {index}, expected 0 to {len(plan.stages) - 1}; "
+                f"start {len(plan.stages)} ranks for this plan"
+            )
+        place = torch.device(device)
+        module = extract(graph, plan.stages[index])
+        _redirect(module, graph.device, place)
+        names: dict[str, list[str]] = {}
+        for name, tensor in named_tensors(module).items():
+            if name in graph.weights:
+                names.setdefault(graph.weights[name].name, []).append(name)
+            elif not tensor.is_meta:
+                _assign(module, name, tensor.to(place))
+        owned = tuple(weights_of(graph, plan.stages[index]))
+        return BareStage(module, plan.stages[index], owned, names, place)
+
+    def filled(self, weights: Weights) -> Stage:
+        """Read the stage's weights, one after another, and no others. *Local.*
+
+        Args:
+            weights: where they lie.
+
+        Raises:
+            WeightsError: a weight is missing or does not fit, or a file is damaged.
+        """
+        with closing(weights.read(self.weights)) as values:
+            for own, value in values:
+                first, *ties = self.names[own]
+                old = get_attribute(self.module, first)
+                _assign(self.module, first, _like(old, value.to(self.device)))
+                for tie in ties:
+                    _assign(self.module, tie, get_attribute(self.module, first))
+        _check_values(self.module, self.plan.index)
+        return Stage(self.module, self.plan)
+
+
+class Stage:
+    """One stage of a model, ready to compute; made by `Stage.load`.
+
+    Args:
+        module: the stage's graph, every tensor with its values.
+        plan: what the plan says of this stage.
+    """
+
+    def __init__(self, module: fx.GraphModule, plan: StagePlan) -> None:
+        self.index = plan.index
+        self.inputs = plan.inputs
+        self.outputs = plan.outputs
+        self.weight_bytes = plan.weight_bytes
+        self._module = module
+
+    @staticmethod
+    def load(
+        graph: Graph,
+        plan: Plan,
+        index: int,
+        weights: Weights,
+        device: torch.device | str = "cpu",
+    ) -> Stage:
+        """Cut a stage out of the model and read its weights, and no others. *Local.*
+
+        Args:
+            graph: the captured model.
+            plan: a plan made for this graph.
+            index: which stage, from 0.
+            weights: where the weights lie.
+            device: where the stage computes, such as "cpu" or "cuda:1".
+
+        Returns:
+            The stage.
+
+        Raises:
+            PlanError: the plan was made for another model, or has no such stage.
+            WeightsError: a weight is missing or does not fit, or a file is damaged.
+        """
+        return BareStage.cut(graph, plan, index, device).filled(weights)
+
+    def __call__(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """Compute one microbatch. *Local.*
+
+        Args:
+            values: in the order of `inputs`, on the stage's device; not modified.
+
+        Returns:
+            Values in the order of `outputs`.
+        """
+        # Not inference_mode: the model's results must be ordinary tensors, as without a pipeline.
+        with torch.no_grad():
+            results: tuple[Any, ...] = self._module(*values)
+        return results
+
+
+def _redirect(module: fx.GraphModule, captured: torch.device, place: torch.device) -> None:
+    """What the model creates while it computes goes to the stage's device."""
+
+    def redirect(value: Any) -> Any:
+        same = isinstance(value, torch.device) and value.type == captured.type
+        return place if same else value
+
+    for node in module.graph.nodes:
+        node.args = fx.node.map_aggregate(node.args, redirect)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, redirect)
+        if node.op == "get_attr" and isinstance(
+            inner := get_attribute(module, str(node.target)), fx.GraphModule
+        ):  # a branch or a loop of the model's; other stages have it too
+            inner = copy.deepcopy(inner)
+            _redirect(inner, captured, place)
+            _assign(module, str(node.target), inner)
+    module.recompile()
+
+
+def weights_of(graph: Graph, plan: StagePlan) -> list[WeightSpec]:
+    """What a stage owns, each tensor once. *Local.*"""
+    specs = {spec.name: spec for spec in graph.weights.values()}
+    return [specs[name] for name in plan.weights]
+
+
+def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """The new values in the old one's strides and of its kind: kernels are chosen by both."""
+    if new.stride() != old.stride():
+        new = torch.empty_like(old, dtype=new.dtype, device=new.device).copy_(new)
+    return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+
+
+def _assign(module: nn.Module, name: str, value: torch.Tensor | nn.Module) -> None:
+    path, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(path), leaf, value)
+
+
+def _check_values(module: nn.Module, index: int) -> None:
+    for path, part in module.named_modules():
+        for name, value in {**part.__dict__, **part._parameters, **part._buffers}.items():
+            if isinstance(value, FakeTensor) or (isinstance(value, torch.Tensor) and value.is_meta):
+                raise WeightsError(
+                    f"{path}.{name} of stage {index} has no values, expected a tensor read from "
+                    f"the weights or built by the model; build the model outside of "
+                    f"torch.device('meta'), or register {name} as a parameter"
+                )

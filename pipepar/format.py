@@ -1,0 +1,70 @@
+"""Figures as a person reads them: a share as a bar, a size in its unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def bar(share: float, width: int) -> str:
+    """Draw a share as a bar, in rich's markup. *Local.*
+
+    Args:
+        share: 0 to 1; what lies beyond is drawn as empty or as full.
+        width: columns of the full bar.
+    """
+    full = round(width * min(max(share, 0.0), 1.0))
+    return f"[green]{'█' * full}[/][dim]{'░' * (width - full)}[/]"
+
+
+def readable_bytes(count: int) -> str:
+    """A size as one reads it, such as 1.5 MiB. *Local.*
+
+    Args:
+        count: bytes, 0 or more.
+    """
+    if count < 1024:
+        return f"{count} B"
+    size = float(count)
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        # By what is shown: 1023.97 of a unit reads as one of the next.
+        if round(size, 1) < 1024:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:,.1f} TiB"
+
+
+def readable_seconds(seconds: float) -> str:
+    """A time as one reads it, such as 25.0 us. *Local.*
+
+    Args:
+        seconds: 0 or more.
+    """
+    for unit, size in (("us", 1e-6), ("ms", 1e-3)):
+        if round(seconds / size, 1) < 1000:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:,.1f} s"
+
+
+def readable_rate(bandwidth: float) -> str:
+    """A bandwidth as one reads it, such as 1.25 GB/s. *Local.*
+
+    Args:
+        bandwidth: bytes a second.
+    """
+    return f"{bandwidth / 1e9:.2f} GB/s"
+
+
+def named(ranks: Sequence[int]) -> str:
+    """Ranks as one reads them, such as ranks 0-3, 6. *Local.*
+
+    Args:
+        ranks: at least one, ascending.
+    """
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    texts = [str(low) if low == high else f"{low}-{high}" for low, high in runs]
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(texts)}"

@@ -1,0 +1,1 @@
+"""Use cases from file to file."""

@@ -1,0 +1,152 @@
+"""What a job is known by, so that nothing is resumed that is not the same.
+
+All that decides the results counts: not the number of ranks, the plan or the depth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from torch import nn
+
+from pipepar.data.readers.pictures import fingerprint_of_pictures
+from pipepar.data.writers.journal import Fields
+from pipepar.errors import InputError
+from pipepar.files import fingerprint
+from pipepar.host.device_context import DeviceContext
+from pipepar.jobs.options import Job
+from pipepar.model.capture.graph import Graph
+from pipepar.model.module_tensors import fingerprint_of, named_tensors
+from pipepar.model.source.import_path import sources_of
+from pipepar.model.source.open_source import Source
+
+FORMAT: Final = 2
+"""Of the journal, header and records."""
+
+# What a model's folder holds beside its weights that decides what becomes of a sample.
+_SETTINGS: Final = (".json", ".txt", ".model", ".jinja")
+_DIGITS: Final = 16
+# Packages whose next version may compute, tokenise or decode otherwise.
+_DECIDING: Final = ("pipepar", "torch", "numpy", "transformers", "tokenizers", "pillow")
+
+
+def identity(
+    job: Job,
+    graph: Graph,
+    source: Source,
+    context: DeviceContext,
+    count: int,
+    micro_batch: int | None,
+) -> dict[str, Any]:
+    """Name all that decides a job's results; rank 0, which sees all of it, does. *Local.*
+
+    Args:
+        job: what the user asked for.
+        graph: the captured model.
+        source: where its weights lie; they have values on this rank.
+        context: which devices compute.
+        count: number of samples.
+        micro_batch: how many travel together; None where that is not known yet.
+
+    Returns:
+        JSON values by name.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return {
+        "format": FORMAT,
+        "model": _model(job, graph),
+        "weights": _short(source.weights.fingerprint()),
+        "input": _input(job.input),
+        "samples": count,
+        "micro_batch": micro_batch,
+        "task": job.task_name,
+        "preprocess": _function(job.preprocess),
+        "postprocess": _function(job.postprocess),
+        "labels": None if job.labels is None else _short(fingerprint(job.labels)),
+        "dtype": job.dtype,
+        "max_length": job.max_length,
+        "padding": job.padding,
+        "devices": ", ".join(sorted(set(context.devices.by_rank))),
+        "versions": ", ".join(map(_version, _DECIDING)),
+    }
+
+
+def require_same(found: Fields, own: Fields, path: Path) -> None:
+    """Refuse to resume another job than this one. *Local.*
+
+    Args:
+        found: what the one that is to be resumed is known by.
+        own: what this one is known by.
+        path: the output.
+
+    Raises:
+        InputError: naming every difference.
+    """
+    names = [*own, *(name for name in found if name not in own)]
+    differing = [
+        f"{name} {_shown(found.get(name))} then, {_shown(own.get(name))} now"
+        for name in names
+        if found.get(name) != own.get(name)
+    ]
+    if differing:
+        raise InputError(
+            f"--resume: what is left of output {path} belongs to another job: "
+            f"{'; '.join(differing)}. Expected the same model, input and options: give those, or "
+            "leave --resume out to begin anew"
+        )
+
+
+def _model(job: Job, graph: Graph) -> str:
+    digest = hashlib.sha256(graph.digest.encode())
+    held = named_tensors(graph.module)
+    values = {name: tensor for name, tensor in held.items() if not tensor.is_meta}
+    digest.update(fingerprint_of(values).encode())
+    digest.update("\n".join(_settings(graph.module)).encode())
+    if job.is_factory:
+        digest.update((_function(job.model) or "").encode())
+    elif job.is_folder:
+        for file in sorted(Path(job.model).iterdir()):
+            if file.suffix in _SETTINGS and file.is_file():
+                digest.update(f"{file.name} {fingerprint(file)} ".encode())
+    return _short(digest.hexdigest())
+
+
+def _settings(module: nn.Module) -> Iterator[str]:
+    """What its parts were made with, as far as it is told by plain values."""
+    for path, part in module.named_modules():
+        for name, value in sorted(vars(part).items()):
+            if isinstance(value, bool | int | float | str) and not name.startswith("_"):
+                yield f"{path} {name} {value!r}"
+
+
+def _input(path: Path) -> str:
+    return _short(fingerprint_of_pictures(path) if path.is_dir() else fingerprint(path))
+
+
+def _function(name: str | None) -> str | None:
+    """A function of the user's, and the sources that it is made of."""
+    if name is None:
+        return None
+    digest = hashlib.sha256("".join(map(fingerprint, sources_of(name))).encode())
+    return f"{name} ({_short(digest.hexdigest())})"
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"no {package}"
+
+
+def _short(digest: str) -> str:
+    return digest[:_DIGITS]
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,243 @@
+"""From the user's input to the values that enter the first stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import torch
+
+from pipepar.comm.world import World
+from pipepar.data.failing_sample import is_of_samples
+from pipepar.data.readers.arrays import open_arrays
+from pipepar.data.readers.cast import Cast
+from pipepar.data.readers.labels import Labelled, read_labels
+from pipepar.data.readers.pictures import open_pictures
+from pipepar.data.readers.pixels import as_pixel_values, process_arrays, process_pictures
+from pipepar.data.readers.reader import Feed, Reader, input_kind
+from pipepar.data.readers.text_lines import open_texts
+from pipepar.data.readers.tokenized_text import open_text
+from pipepar.data.sample_set import SampleSet
+from pipepar.engine.fault import FAULT, SOURCE, Fault
+from pipepar.engine.loop import SAMPLES, Arrival
+from pipepar.errors import InputError, PipeparError
+from pipepar.jobs.options import Job
+from pipepar.microbatch import Value
+from pipepar.model.capture.graph import Graph
+from pipepar.model.source.import_path import import_path
+from pipepar.tasks.model_folder import ModelFolder, classes_of
+from pipepar.trace import Tracer
+
+_MARK: Final = "#"
+"""No model's value has a name that begins so."""
+
+
+def open_input(job: Job) -> Reader:
+    """Open what the user named, and its labels. *Local.*
+
+    Raises:
+        InputError: a file is missing, damaged or of another kind than the model takes.
+    """
+    reader = _open(job)
+    if job.torch_dtype is not None:
+        reader = Cast(reader, job.torch_dtype)
+    if job.labels is None:
+        return reader
+    classes = classes_of(job.folder)
+    if classes.problem in ("regression", "multi_label_classification"):
+        raise InputError(
+            f"--labels {job.labels} is one class a sample, but {job.model} was trained for "
+            f"{classes.problem}; leave the option out"
+        )
+    return Labelled(reader, read_labels(job.labels, classes.names), job.labels)
+
+
+def agree_on_input(
+    world: World, reader: Reader | None, micro_batch: int, lenient: bool
+) -> tuple[int, Feed]:
+    """The number of samples, and an example of a micro-batch. *Collective.*
+
+    Args:
+        world: all ranks.
+        reader: the input on rank 0, None elsewhere.
+        micro_batch: samples that travel together.
+        lenient: see `example_of`.
+
+    Returns:
+        Rank 0's number, and an example of its shapes and dtypes without its values.
+    """
+    found = world.together(
+        lambda: None if reader is None else example_of(reader, micro_batch, lenient)
+    )
+    text = ""
+    if reader is not None and found is not None:
+        named = ({n: _outline(t) for n, t in d.items()} for d in (found.kwargs, found.extras))
+        text = json.dumps([len(reader), [_outline(t) for t in found.args], *named])
+    count, args, *rest = json.loads(world.broadcast(text))
+    kwargs, extras = ({n: _blank(o) for n, o in named.items()} for named in rest)
+    return count, Feed(torch.arange(0), tuple(map(_blank, args)), kwargs, extras)
+
+
+def example_of(reader: Reader, micro_batch: int, lenient: bool = False) -> Feed:
+    """A micro-batch's shapes and dtypes, without its values. *Local.*
+
+    Args:
+        reader: the input.
+        micro_batch: samples that travel together; fewer if there are not as many.
+        lenient: whether any sample will do, if the first cannot be had.
+
+    Raises:
+        InputError: the first sample cannot be read, or none.
+        StageError: a function of the user's failed; the cause is chained to it.
+    """
+    found = reader.example()
+    if found.fault is not None:
+        sound = (feed for feed in reader.feeds(1) if lenient and feed.fault is None)
+        found = next(sound, found)
+    if found.fault is not None:
+        raise found.fault
+    rows = min(micro_batch, len(reader)) or len(found.samples)
+
+    def blank(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype)
+
+    args = tuple(map(blank, found.args))
+    kwargs, extras = (
+        {name: blank(tensor) for name, tensor in named.items()}
+        for named in (found.kwargs, found.extras)
+    )
+    return Feed(torch.arange(0), args, kwargs, extras)
+
+
+def carried_names(example: Feed, lenient: bool) -> tuple[str, ...]:
+    """Names of the source's values that travel along with each micro-batch. *Local.*
+
+    Args:
+        example: of the micro-batches.
+        lenient: whether one that fails does too, with its fault.
+    """
+    return (SAMPLES, *(_MARK + name for name in example.extras), *[FAULT] * lenient)
+
+
+def carried_extras(values: dict[str, Value]) -> dict[str, torch.Tensor]:
+    """The extras of a feed, out of the values that arrived with its micro-batch. *Local.*"""
+    return {
+        name.removeprefix(_MARK): value
+        for name, value in values.items()
+        if name.startswith(_MARK) and isinstance(value, torch.Tensor)
+    }
+
+
+def feed_all(
+    reader: Reader,
+    micro_batch: int,
+    graph: Graph,
+    tracer: Tracer,
+    done: SampleSet,
+    asked_to_stop: Callable[[], object],
+    carried: Sequence[str],
+) -> Iterator[Arrival]:
+    """The whole input, micro-batch by micro-batch, as values of the graph. *Local.*
+
+    Args:
+        reader: the input.
+        micro_batch: samples that travel together.
+        graph: the captured model.
+        tracer: this stage's times.
+        done: samples that are left out.
+        asked_to_stop: whether to end before the input does.
+        carried: see `carried_names`; with `FAULT` among them, nothing below is raised.
+
+    Raises:
+        InputError: a sample cannot be read, or does not fit what was captured.
+        StageError: a function of the user's failed; the cause is chained to it.
+    """
+    tracer.enter("source", 0)
+    begin = tracer.clock.now()
+    for index, feed in enumerate(reader.feeds(micro_batch, done)):
+        if asked_to_stop():
+            return
+        values: dict[str, Value] = dict.fromkeys((*carried, *graph.inputs))
+        values[SAMPLES] = feed.samples
+        values.update({_MARK + name: tensor for name, tensor in feed.extras.items()})
+        try:
+            values.update(_arguments(feed, graph))
+        except PipeparError as error:
+            if FAULT not in carried or not is_of_samples(error):
+                raise
+            values[FAULT] = Fault.of(SOURCE, error).to_text()
+        tracer.record("source", index, begin, tracer.clock.now())
+        yield index, values
+        tracer.enter("source", index + 1)
+        begin = tracer.clock.now()
+
+
+def _arguments(feed: Feed, graph: Graph) -> dict[str, Value]:
+    """What enters the first stage, if it can be had."""
+    if feed.fault is not None:
+        raise feed.fault
+    return dict(zip(graph.inputs, graph.flatten_inputs(feed.args, feed.kwargs), strict=True))
+
+
+def _open(job: Job) -> Reader:
+    kind = input_kind(job.input)
+    if job.preprocess is not None:
+        prepare = import_path(job.preprocess, "a function that makes the model's arguments")
+        what = f"--preprocess {job.preprocess}"
+        if kind == "text":
+            return open_texts(job.input, prepare, what, lenient=job.lenient)
+        opened = open_arrays if kind == "arrays" else open_pictures
+        return opened(job.input, prepare, what)
+    if kind == "arrays":
+        return _open_arrays(job)
+    folder = job.folder
+    if folder is None:
+        lacking = "tokenizer" if kind == "text" else "image processor"
+        raise InputError(
+            f"input {job.input} is {kind}, but {job.model} brings no {lacking}; give --preprocess "
+            "module:function, a Hugging Face folder as MODEL, or arrays (.npy, .npz, .safetensors) "
+            "as INPUT"
+        )
+    if kind == "pictures":
+        prepare = process_pictures(folder.processor())
+        return open_pictures(job.input, prepare, f"the image processor of {job.model}")
+    return _open_text(job, folder)
+
+
+def _open_text(job: Job, folder: ModelFolder) -> Reader:
+    required_text = job.resolved_task.required_text
+    return open_text(
+        job.input,
+        folder.tokenizer(),
+        job.max_length,
+        required=required_text(folder) if required_text else "",
+        tell_tokens=job.reads_tokens,
+        pad_to_limit=job.padding == "max_length",
+        lenient=job.lenient,
+    )
+
+
+def _open_arrays(job: Job) -> Reader:
+    """Arrays as the model takes them, but pictures' pixels through its own processor."""
+    reader = open_arrays(job.input)
+    folder = job.folder
+    if folder is None or not job.resolved_task.takes_pixels:
+        return reader
+    example = reader.example()
+    tensors = [*example.args, *example.kwargs.values()]
+    if len(tensors) > 1:
+        return reader
+    if tensors[0].dtype != torch.uint8:
+        return open_arrays(job.input, as_pixel_values)
+    prepare = process_arrays(folder.processor())
+    return open_arrays(job.input, prepare, f"the image processor of {job.model}")
+
+
+def _outline(tensor: torch.Tensor) -> list[Any]:
+    return [str(tensor.dtype).removeprefix("torch."), *tensor.shape]
+
+
+def _blank(outline: list[Any]) -> torch.Tensor:
+    dtype, *shape = outline
+    return torch.empty(shape, dtype=getattr(torch, dtype))

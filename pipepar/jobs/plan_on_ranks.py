@@ -1,0 +1,87 @@
+"""Planning with the ranks of a job that only measures: what `pipepar plan` does under mpirun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from pipepar.comm.world import World
+from pipepar.errors import InputError
+from pipepar.host.device_context import open_device_context
+from pipepar.host.devices import Wanted
+from pipepar.host.threads import claim_threads
+from pipepar.jobs.planned_job import Planned, example_for, planned_model
+from pipepar.model.capture.capture import capture
+from pipepar.model.capture.graph import Graph
+from pipepar.model.split.crossing import cut_table
+from pipepar.planner.advice import advice
+from pipepar.planner.choice import PlanRequest
+from pipepar.planner.plan_job import measured_choice
+from pipepar.planner.plan_offline import Planning
+from pipepar.planner.static_shapes import fixed_batch
+
+
+def plan_measured(
+    world: World,
+    planned: Planned,
+    request: PlanRequest,
+    stages: int | None,
+    note: Callable[[str], None],
+    fresh: bool,
+    device: Wanted,
+) -> Planning | None:
+    """Measure a model on the ranks of this job, and plan for them. *Collective.*
+
+    Args:
+        world: all ranks; each sees the model, and the input if there is one.
+        planned: the job to plan for, as `check_planned` lets it pass.
+        request: what the user wants of the plan; it is made for as many samples as the input has.
+        stages: how many, as many as there are ranks; one rank stands for any number like it.
+        note: is told, on rank 0, what is worth knowing of the measuring.
+        fresh: whether to measure again what earlier jobs have kept.
+        device: what ranks compute on; "auto" for a GPU where there is one.
+
+    Returns:
+        The plan on rank 0, None elsewhere.
+
+    Raises:
+        PipeparError: the model cannot be captured, measured or cut so; told once.
+    """
+    world.together(lambda: _check(world, stages))
+    context = open_device_context(world, device, note)
+    claim_threads(world)
+    module = world.together(lambda: planned_model(planned))
+    (args, kwargs), samples = world.together(
+        lambda: example_for(planned, module, request.micro_batch)
+    )
+    graph = world.together(lambda: capture(module, args, kwargs))
+    world.agree("graphs of the model", graph.digest)
+    world.together(lambda: _check_size(graph, request))
+    several = stages if world.size == 1 else None
+    request = replace(request, samples=samples or None)
+    table = world.together(lambda: cut_table(graph))
+    choice = measured_choice(
+        world, graph, table, request, note, stages=several, fresh=fresh, context=context
+    )
+    if choice is None:
+        return None
+    devices = choice.prediction.target.hardware.devices
+    return Planning(table, choice.plan, choice, advice(choice, devices))
+
+
+def _check(world: World, stages: int | None) -> None:
+    if stages is not None and world.size > 1 and stages != world.size:
+        raise InputError(
+            f"found --stages {stages} with {world.size} ranks to measure, expected a stage for "
+            f"each; leave --stages out, or start {stages} ranks"
+        )
+
+
+def _check_size(graph: Graph, request: PlanRequest) -> None:
+    fixed = fixed_batch(graph)
+    if fixed is not None and request.micro_batch not in (None, fixed):
+        raise InputError(
+            f"found --micro-batch {request.micro_batch} for a model that was captured for {fixed} "
+            f"samples only, expected --micro-batch {fixed}; give that, or an example of "
+            f"{request.micro_batch}"
+        )

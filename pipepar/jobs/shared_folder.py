@@ -1,0 +1,65 @@
+"""A Hugging Face folder that only rank 0 sees: the others get all of it but the weights."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from pipepar.comm.world import World
+from pipepar.model.source.huggingface import dtype_of, require_config
+
+# Configurations, vocabularies and templates are small; weights are large, in whatever format.
+_LARGEST: Final = 64 * 2**20
+_WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf")
+
+
+@contextmanager
+def replica(world: World, folder: Path) -> Iterator[Path]:
+    """The folder on rank 0, a copy without its weights on every other rank. *Collective.*
+
+    Args:
+        world: all ranks.
+        folder: where rank 0 finds it.
+
+    Yields:
+        Where this rank finds it; a copy is gone when the context is left.
+
+    Raises:
+        InputError: rank 0 has no such folder.
+        WeightsError: the configuration names no dtype, and the weights are missing or damaged.
+    """
+    text = world.together(lambda: _packed(folder) if world.rank == 0 else "")
+    text = world.broadcast(text)
+    if world.rank == 0:
+        yield folder
+        return
+    with TemporaryDirectory(prefix="pipepar-") as place:
+        for name, content in json.loads(text).items():
+            (Path(place) / name).write_bytes(base64.b64decode(content))
+        yield Path(place)
+
+
+def _packed(folder: Path) -> str:
+    """The small files; the configuration names the dtype, so that nobody asks the weights."""
+    require_config(folder)
+    files = [file for file in sorted(folder.iterdir()) if file.suffix not in _WEIGHTS]
+    small = [file for file in files if file.is_file() and file.stat().st_size <= _LARGEST]
+    content = {file.name: file.read_bytes() for file in small}
+    content["config.json"] = _with_dtype(folder).encode()
+    return json.dumps({name: base64.b64encode(data).decode() for name, data in content.items()})
+
+
+def _with_dtype(folder: Path) -> str:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    dtype = dtype_of(folder, config)
+    if config.dtype is None and dtype is not None:
+        fields["dtype"] = str(dtype).removeprefix("torch.")
+    return json.dumps(fields)

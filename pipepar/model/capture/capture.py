@@ -1,0 +1,205 @@
+"""Any module becomes one graph."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import sympy  # type: ignore[import-untyped]
+import torch
+import torch.utils._pytree as pytree
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from pipepar.errors import CaptureError, InputError
+from pipepar.model.capture.diagnosis import not_traceable
+from pipepar.model.capture.flat_call import FlatCall
+from pipepar.model.capture.graph import Graph, digest_of, get_attribute
+from pipepar.model.capture.graph_state import graph_state, weight_specs
+from pipepar.model.capture.rewrite import drop_asserts, inline_regions, protect_inputs
+from pipepar.model.capture.sequential import capture_sequential, is_sequence
+from pipepar.model.capture.shape_candidates import ShapeCandidate, resized, shape_candidates
+from pipepar.model.capture.shape_probe import restriction
+from pipepar.model.capture.signature import ConstantInput, Signature, TensorInput
+from pipepar.model.fake_tensors import fake_tensor, faked, quiet
+
+# Prefix that the flattening wrapper puts before the model's own names.
+_WRAPPER = "model."
+
+
+def capture(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], device: str = "cpu"
+) -> Graph:
+    """Turn a module into a graph of its operations, without its weights. *Local.*
+
+    A plain nn.Sequential, or Layers, becomes one node for each child. Everything else is traced by
+    torch.export on tensors without memory. Dimensions 0 and 1 of every input tensor stay free
+    where the model allows it. The module is left as it was.
+
+    Args:
+        module: the model, in eval mode; its parameters may be on meta.
+        args: an example's positional arguments: tensors, Python values and None, nested in any way.
+        kwargs: an example's keyword arguments.
+        device: the device the graph is for, such as "cpu" or "cuda".
+
+    Returns:
+        The graph; the same in every process that captures the same model. Its `restriction` says
+        which sizes it holds for only because tracing asked for it.
+
+    Raises:
+        CaptureError: the module cannot be traced.
+    """
+    call = FlatCall(module, args, kwargs)
+    tensors = tuple(call.tensors.values())
+    place = torch.device(device)
+    if is_sequence(call):
+        return capture_sequential(call, place)
+    own = tuple(tuple(tensor.shape) for tensor in tensors)
+    failure: Exception | None = None
+    for candidate in shape_candidates(tensors, module):
+        try:
+            program = _export(call, candidate, place)
+        except CaptureError:
+            raise
+        except Exception as error:
+            if candidate.sizes == own:  # sizes that were made up may be why it failed
+                failure = error
+            continue
+        graph = _graph(call, program, place)
+        try:
+            graph.flatten_inputs(args, kwargs)
+        except InputError:
+            continue  # with these sizes the model took another path than with the example's
+        return replace(graph, restriction=restriction(call, graph, failure))
+    raise not_traceable(module, failure)
+
+
+def _export(call: FlatCall, candidate: ShapeCandidate, device: torch.device) -> ExportedProgram:
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    inputs = tuple(
+        fake_tensor(resized(tensor, sizes), mode, device)
+        for tensor, sizes in zip(call.tensors.values(), candidate.sizes, strict=True)
+    )
+    free = tuple(dict.fromkeys(sorted(dims), Dim.AUTO) for dims in candidate.free)
+    # Under no_grad, or every no_grad inside the model would become an opaque node.
+    with faked(call, mode, device), torch.no_grad(), quiet():
+        return torch.export.export(call, inputs, dynamic_shapes={"tensors": free}, strict=False)
+
+
+def _graph(call: FlatCall, program: ExportedProgram, device: torch.device) -> Graph:
+    exported = program.module(check_guards=False)
+    if not isinstance(exported, fx.GraphModule):
+        raise CaptureError(f"export gave a {type(exported).__name__}, expected a GraphModule")
+    inline_regions(exported)
+    drop_asserts(exported.graph)
+    graph, results = _renamed(exported.graph, list(call.tensors))
+    copies = protect_inputs(graph)
+    graph.lint()
+    targets = [str(node.target) for node in graph.find_nodes(op="get_attr")]
+    module = fx.GraphModule(graph_state(call.model, exported, targets, _WRAPPER), graph)
+    weights = weight_specs(call.model, targets)
+    _check_device(module, weights)
+    placeholders = graph.find_nodes(op="placeholder")
+    outputs, template = call.output.template([copies.get(x, x) for x in results])
+    return Graph(
+        module=module,
+        inputs=tuple(node.name for node in placeholders),
+        outputs=outputs,
+        weights=weights,
+        signature=_signature(call, placeholders),
+        template=template,
+        example=tuple(tensor.detach().to("meta") for tensor in call.tensors.values()),
+        device=device,
+        digest=digest_of(module, weights, device),
+    )
+
+
+def _renamed(old: fx.Graph, names: list[str]) -> tuple[fx.Graph, list[Any]]:
+    """The same nodes, with the model's own names for inputs and state; and the result of each."""
+    new = fx.Graph()
+    values: dict[fx.Node, Any] = {}
+    own = iter(names)
+    for node in old.nodes:
+        if node.op == "placeholder":
+            values[node] = new.placeholder(next(own))
+        elif node.op == "get_attr":
+            values[node] = new.get_attr(str(node.target).removeprefix(_WRAPPER))
+        elif node.op != "output":
+            values[node] = new.node_copy(node, values.__getitem__)
+        else:
+            results = [values[x] if isinstance(x, fx.Node) else x for x in _results(node)]
+            new.output(tuple(dict.fromkeys(x for x in results if isinstance(x, fx.Node))))
+            return new, results
+        values[node].meta = {**node.meta, "module": _module(node)}
+    raise CaptureError("export gave a graph without an output")
+
+
+def _module(node: fx.Node) -> str:
+    """Path of the innermost of the user's modules that the node was traced in."""
+    *_, (path, _) = node.meta.get("nn_module_stack", {}).values() or [("", None)]
+    inside = f"{path}.".startswith(_WRAPPER)  # some nodes are the tracing's own
+    return f"{path}.".removeprefix(_WRAPPER).rstrip(".") if inside else ""
+
+
+def _results(output: fx.Node) -> Sequence[Any]:
+    results = output.args[0]
+    return results if isinstance(results, (tuple, list)) else (results,)
+
+
+def _signature(call: FlatCall, placeholders: list[fx.Node]) -> Signature:
+    given = iter(placeholders)
+    leaves = [
+        _tensor_input(next(given)) if isinstance(leaf, torch.Tensor) else ConstantInput(name, leaf)
+        for name, leaf in zip(call.names, call.leaves, strict=True)
+    ]
+    return Signature(call.structure, call.keywords, tuple(leaves), _conditions(placeholders))
+
+
+def _tensor_input(node: fx.Node) -> TensorInput:
+    value = node.meta["val"]
+    return TensorInput(node.name, value.dtype, tuple(map(_size, value.shape)), value.dim())
+
+
+def _size(size: int | torch.SymInt) -> Any:
+    """A fixed size as a number, a free one as its expression."""
+    expression = size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+    return int(expression) if expression.is_Integer else expression
+
+
+def _conditions(placeholders: list[fx.Node]) -> tuple[Any, ...]:
+    """What tracing took for granted about the free sizes."""
+    modes = [node.meta["val"].fake_mode for node in placeholders]
+    if not modes or modes[0].shape_env is None:
+        return ()
+    env = modes[0].shape_env
+    guards = dict.fromkeys(guard.expr.xreplace(env.replacements) for guard in env.guards)
+    bounds = [
+        symbol <= bound.upper
+        for symbol, bound in env.var_to_range.items()
+        if symbol not in env.replacements
+        and bound.upper.is_Integer
+        and bound.upper < sys.maxsize - 1
+    ]
+    return tuple(x for x in dict.fromkeys([*guards, *bounds]) if x is not sympy.true)
+
+
+def _check_device(module: fx.GraphModule, weights: Mapping[str, Any]) -> None:
+    """Nothing of the tracing may remain: a meta mask gives random results without an error."""
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and str(node.target) not in weights:
+            state = get_attribute(module, str(node.target))
+            if isinstance(state, FakeTensor) or getattr(state, "is_meta", False):
+                raise CaptureError(
+                    f"the constant {node.target} has no values; build it outside of "
+                    f"torch.device('meta'), or register it as a parameter"
+                )
+        fixed = [*pytree.tree_leaves((node.args, node.kwargs))]
+        if any(isinstance(x, torch.device) and x.type == "meta" for x in fixed):
+            raise CaptureError(
+                f"{node.name} creates a tensor on the meta device, expected a real one; take the "
+                f"device from an input of the model"
+            )

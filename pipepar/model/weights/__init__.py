@@ -1,0 +1,1 @@
+"""A checkpoint -> the tensors of one stage."""

@@ -1,0 +1,1 @@
+"""A graph and a group of ranks -> an agreed plan."""

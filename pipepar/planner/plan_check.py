@@ -1,0 +1,125 @@
+"""Whether a plan that was given fits the model and the job, and if not, where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from pipepar.errors import PlanError
+from pipepar.format import readable_bytes
+from pipepar.model.capture.graph import Graph
+from pipepar.model.split.cut import parts
+from pipepar.plan.plan import Plan
+
+_LINES: Final = 5
+_NAMES: Final = 3
+
+
+def require_fit(plan: Plan, graph: Graph, ranks: int) -> None:
+    """Refuse a plan that was made for another model or another number of ranks. *Local.*
+
+    Args:
+        plan: the plan that the user gave.
+        graph: the captured model.
+        ranks: how many the job has.
+
+    Raises:
+        PlanError: they do not fit; it lists the differences, the most telling first.
+    """
+    stages = len(plan.stages)
+    about_ranks = [] if stages == ranks else [f"it has {stages} stages, the job has {ranks}"]
+    about_model = list(_edited(plan, graph) if plan.model == graph.digest else _other(plan, graph))
+    if about_model:
+        again = f"mpirun -n {ranks} pipepar plan MODEL --input INPUT -o plan.json"
+        remedy = f"plan again with this job's model, input, --task and --dtype: {again}"
+    else:
+        remedy = f"start it with mpirun -n {stages}, or plan again with --stages {ranks}"
+    if about_ranks or about_model:
+        raise PlanError(f"the plan does not fit:{_told(about_ranks + about_model, remedy)}")
+
+
+def _other(plan: Plan, graph: Graph) -> Iterator[str]:
+    """Where the plan and a model that it was not made for differ, to the eye."""
+    found = [*_operations(plan, graph), *_weights(plan, graph), *_values(plan, graph)]
+    yield from found or [
+        f"all names and sizes that it tells agree, but it was made for model {plan.model[:12]}, "
+        f"found {graph.digest[:12]}: sizes or constants inside, the kind of device, or the version "
+        "of torch or transformers differ"
+    ]
+
+
+def _edited(plan: Plan, graph: Graph) -> Iterator[str]:
+    """Where the plan is not what its own cuts make of the model it was made for."""
+    found = [*_operations(plan, graph), *_values(plan, graph)]
+    yield from found
+    if found:
+        return
+    cuts = [stage.begin for stage in plan.stages[1:]]
+    for stage, part in zip(plan.stages, parts(graph, cuts), strict=True):
+        if stage.weight_bytes != part.weight_bytes:
+            yield (
+                f"its stage {stage.index} has {stage.weight_bytes:,} bytes of weights, operations "
+                f"{stage.begin}-{stage.end - 1} have {part.weight_bytes:,}: was the file edited?"
+            )
+        for what in ("inputs", "outputs", "weights"):
+            planned, needed = getattr(stage, what), getattr(part, what)
+            if planned != needed:
+                yield (
+                    f"{what} of its stage {stage.index} are {_few(planned)}, those of operations "
+                    f"{stage.begin}-{stage.end - 1} are {_few(needed)}: was the file edited?"
+                )
+
+
+def _operations(plan: Plan, graph: Graph) -> Iterator[str]:
+    planned, found = plan.stages[-1].end, len(graph.nodes)
+    if planned != found:
+        yield f"it divides {planned} operations, the model has {found}"
+
+
+def _weights(plan: Plan, graph: Graph) -> Iterator[str]:
+    planned = dict.fromkeys(name for stage in plan.stages for name in stage.weights)
+    (whole,) = parts(graph, ())
+    lacking = [name for name in planned if name not in whole.weights]
+    unplanned = [name for name in whole.weights if name not in planned]
+    if lacking:
+        yield f"weights that only the plan names ({len(lacking)}): {_few(lacking)}"
+    if unplanned:
+        yield f"weights that only the model has ({len(unplanned)}): {_few(unplanned)}"
+    if lacking:
+        return
+    sizes = {spec.name: spec.nbytes for spec in graph.weights.values()}
+    before = sum(stage.weight_bytes for stage in plan.stages)
+    now = sum(sizes[name] for stage in plan.stages for name in stage.weights)
+    if before != now:
+        yield (
+            f"the weights that it names take {readable_bytes(before)} in the plan, "
+            f"{readable_bytes(now)} in the model: another --dtype, or other sizes?"
+        )
+
+
+def _values(plan: Plan, graph: Graph) -> Iterator[str]:
+    if plan.inputs != graph.inputs:
+        yield f"its inputs are {_few(plan.inputs)}, the model's are {_few(graph.inputs)}"
+    if plan.outputs != graph.outputs:
+        yield f"its outputs are {_few(plan.outputs)}, the model's are {_few(graph.outputs)}"
+    known = {node.name for node in graph.module.graph.nodes}
+    exchanged = dict.fromkeys(name for s in plan.stages for name in s.inputs + s.outputs)
+    lacking = [name for name in exchanged if name not in known]
+    if lacking:
+        yield f"values of its stages that the model has not ({len(lacking)}): {_few(lacking)}"
+
+
+def _few(names: Iterable[str]) -> str:
+    """The first of some names, and how many there are beside them."""
+    first, *more = [*names] or ["none"]
+    shown, rest = [first, *more[: _NAMES - 1]], more[_NAMES - 1 :]
+    return ", ".join(shown) + (f" and {len(rest)} more" if rest else "")
+
+
+def _told(differences: list[str], remedy: str) -> str:
+    """One difference on the same line, several each on its own, and then the remedy."""
+    if len(differences) == 1:
+        return f" {differences[0]}; {remedy}"
+    shown, rest = differences[:_LINES], differences[_LINES:]
+    last = [f"and {len(rest)} more"] if rest else []
+    return "\n".join(["", *(f"  - {line}" for line in shown + last), remedy])

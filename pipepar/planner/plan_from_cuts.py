@@ -1,0 +1,48 @@
+"""Cuts, and what follows from them for each stage: a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipepar.model.capture.graph import Graph
+from pipepar.model.split.crossing import CutTable
+from pipepar.model.split.cut import parts
+from pipepar.plan.plan import Plan, StagePlan
+
+
+def plan_of(
+    graph: Graph,
+    table: CutTable,
+    cuts: Sequence[int],
+    micro_batch: int | None = None,
+    depth: int | None = None,
+) -> Plan:
+    """The plan that cuts a model there. *Local.*
+
+    Args:
+        graph: the captured model.
+        table: its legal cuts.
+        cuts: positions of the first node of each stage but the first, ascending; all legal.
+        micro_batch: samples that it is made for; None to leave that to the run.
+        depth: micro-batches that may wait on each end of a channel; None likewise.
+    """
+    return Plan(
+        model=graph.digest,
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        micro_batch=micro_batch,
+        depth=depth,
+        stages=tuple(
+            StagePlan(
+                index=index,
+                begin=part.begin,
+                end=part.end,
+                inputs=part.inputs,
+                outputs=part.outputs,
+                weights=part.weights,
+                weight_bytes=part.weight_bytes,
+                flops=sum(table.flops[part.begin : part.end]),
+            )
+            for index, part in enumerate(parts(graph, cuts))
+        ),
+    )

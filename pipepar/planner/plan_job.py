@@ -1,0 +1,156 @@
+"""The plan of a job, made on rank 0 of what all ranks measured, and the same on every rank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from pipepar.comm.world import World
+from pipepar.host.device_context import DeviceContext
+from pipepar.model.capture.graph import Graph
+from pipepar.model.split.crossing import CutTable, cut_table
+from pipepar.model.split.operations import example_rows, takes_rows
+from pipepar.plan.costs import LinkCost
+from pipepar.plan.hardware import Neighbours
+from pipepar.plan.plan import Plan
+from pipepar.planner.choice import DEPTH, MICRO_BATCH, Choice, PlanRequest, choose
+from pipepar.planner.plan_check import require_fit
+from pipepar.planner.plan_from_cuts import plan_of
+from pipepar.planner.plan_offline import make_plan
+from pipepar.planner.prediction import ModelCost, model_cost
+from pipepar.planner.profile import take_profile
+from pipepar.planner.static_shapes import fixed_batch
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What all ranks will do."""
+
+    plan: Plan
+    """The same on every rank."""
+    micro_batch: int
+    """Samples that travel together."""
+    depth: int
+    """Micro-batches that may wait on each end of a channel."""
+    choice: Choice | None
+    """What it was measured to take, on rank 0; None where the plan was given."""
+
+
+def agree_on_plan(
+    world: World,
+    graph: Graph,
+    given: Plan | None,
+    request: PlanRequest,
+    note: Note,
+    context: DeviceContext,
+    held: float = 0.0,
+) -> Agreed:
+    """Take the plan that the user gave, or measure and make one. *Collective.*
+
+    Args:
+        world: rank k will own stage k.
+        graph: the captured model.
+        given: the user's plan, on rank 0.
+        request: what the user wants of a plan; what it names overrides the given plan.
+        note: is told, on rank 0, what is worth knowing of the measuring.
+        context: where this rank computes.
+        held: bytes of the model's weights that this rank has in memory already.
+
+    Raises:
+        PipeparError: the plan does not fit the model or the ranks, or there is none that does;
+            told once, by the lowest rank that has the problem; PeerError elsewhere.
+    """
+    choice: Choice | None = None
+    way = world.broadcast("given" if given else "nothing to do" if request.samples == 0 else "")
+    if way == "given":
+        made = world.together(lambda: _taken(graph, given, request, world.size))
+    elif way:
+        made = world.together(lambda: make_plan(graph, world.size))
+    elif world.size == 1 and len(sizes := _sizes(world, graph, request)) == 1:
+        made = plan_of(graph, cut_table(graph), (), sizes[0], request.depth or DEPTH)
+    else:
+        table = world.together(lambda: cut_table(graph))
+        choice = measured_choice(world, graph, table, request, note, held=held, context=context)
+        made = choice.plan if choice else None
+    plan = Plan.from_json(world.broadcast(made.to_json() if made else ""))
+    world.agree("plans", plan.digest)
+    return Agreed(plan, plan.micro_batch or MICRO_BATCH, plan.depth or DEPTH, choice)
+
+
+def measured_choice(
+    world: World,
+    graph: Graph,
+    table: CutTable,
+    request: PlanRequest,
+    note: Note,
+    *,
+    stages: int | None = None,
+    held: float = 0.0,
+    fresh: bool = False,
+    context: DeviceContext,
+) -> Choice | None:
+    """Measure what the ranks can do, and make the plan for that. *Collective.*
+
+    Args:
+        world: a stage for each rank.
+        graph: the captured model.
+        table: its legal cuts and counted costs.
+        request: what the user wants of a plan.
+        note: is told, on rank 0, what is worth knowing of the measuring.
+        stages: in a world of one, for how many devices like this one to plan, on links that cost
+            nothing.
+        held: bytes of the model's weights that this rank has in memory already.
+        fresh: whether to measure again what earlier jobs have kept.
+        context: where this rank computes.
+
+    Returns:
+        The plan on rank 0, None elsewhere.
+
+    Raises:
+        PipeparError: as in `agree_on_plan`.
+    """
+    sizes = _sizes(world, graph, request)
+    profile = take_profile(world, graph, table, sizes, context, held=held, fresh=fresh, note=note)
+    hardware = profile.hardware if stages is None else _as_many(profile.hardware, stages)
+
+    def costs(size: int) -> ModelCost:
+        return model_cost(graph, table, size, profile.curve[size])
+
+    def make() -> Choice | None:
+        if world.rank != 0:
+            return None
+        return choose(graph, table, hardware, costs, list(profile.curve), request)
+
+    return world.together(make)
+
+
+def _sizes(world: World, graph: Graph, request: PlanRequest) -> list[int]:
+    """The micro-batches to choose from; rank 0's count, as does its input."""
+
+    def own() -> list[int]:
+        fixed = fixed_batch(graph)
+        if world.rank != 0 or fixed is not None or request.micro_batch is not None:
+            return request.sizes(fixed)
+        known = example_rows(graph)
+        if not takes_rows(graph, known):  # its rows are not those of its samples: as it is, then
+            return [known]
+        return [size for size in request.sizes(None) if takes_rows(graph, size)] or [known]
+
+    sizes: list[int] = json.loads(world.broadcast(json.dumps(world.together(own))))
+    return sizes
+
+
+def _as_many(hardware: Neighbours, stages: int) -> Neighbours:
+    return Neighbours(hardware.devices * stages, (LinkCost(),) * (stages - 1))
+
+
+def _taken(graph: Graph, given: Plan | None, request: PlanRequest, ranks: int) -> Plan | None:
+    if given is None:  # on every rank but 0
+        return None
+    require_fit(given, graph, ranks)
+    micro_batch = request.micro_batch or given.micro_batch or fixed_batch(graph) or MICRO_BATCH
+    depth = request.depth or given.depth or DEPTH
+    return replace(given, micro_batch=micro_batch, depth=depth)

@@ -1,1 +1,0 @@
-"""Where the rooms meet: stages, the loop, and everything around a run."""

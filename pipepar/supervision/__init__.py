@@ -1,0 +1,1 @@
+"""How a job ends: failures, the watchdog, stop signals."""

@@ -1,0 +1,192 @@
+"""A job that is told to stop does so in order: nothing begins, what is under way is finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any, Final, TypeAlias
+
+from pipepar.comm.world import World
+from pipepar.errors import PipeparError
+from pipepar.supervision.signals import SIGNALS, ignore, release
+
+STOPPED: Final = 75
+"""Exit status of a job that was stopped and can be resumed: EX_TEMPFAIL of sysexits.h."""
+
+# Launcher and batch system may both deliver one signal: seconds in which it counts once.
+_SAME: Final = 1.0
+
+
+Asked: TypeAlias = Callable[[], str]
+"""Says on rank 0 by what the job is told to stop; empty if by nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """How far a job came that was told to stop."""
+
+    by: str
+    """Name of the signal."""
+    done: int = 0
+    """Samples whose results are on disk."""
+    count: int = 0
+    """All samples; 0 where none had begun."""
+
+    def __str__(self) -> str:
+        """One line for the user."""
+        came = (
+            "before it began"
+            if not self.count
+            else f"after {self.done:,} of {self.count:,} samples"
+        )
+        return f"stopped by {self.by} {came}; continue with --resume"
+
+
+class Halt(Exception):
+    """A job is told to stop before it has begun; on every rank.
+
+    Args:
+        by: name of the signal.
+    """
+
+    def __init__(self, by: str) -> None:
+        super().__init__(by)
+        self.by = by
+
+
+def halt_if_asked(world: World, asked: Asked) -> None:
+    """Go on, unless rank 0 is told to stop. *Collective.*
+
+    Raises:
+        Halt: it is.
+    """
+    by = world.broadcast(asked() if world.rank == 0 else "")
+    if by:
+        raise Halt(by)
+
+
+def nobody_asked() -> str:
+    """What a job is told that cannot be stopped. *Local.*"""
+    return ""
+
+
+def reached(world: World, by: str, written: int, count: int) -> Stopped | None:
+    """How far a job came that is at its end. *Collective.*
+
+    Args:
+        world: all ranks.
+        by: what told it to stop, empty if nothing did; rank 0's counts.
+        written: samples whose results are on disk; the last rank's counts.
+        count: all samples.
+
+    Returns:
+        None if they are all written.
+
+    Raises:
+        PipeparError: they are not, though nothing told it to stop.
+    """
+    texts = world.all_gather(json.dumps([by, written]))
+    by, done = json.loads(texts[0])[0], json.loads(texts[-1])[1]
+    if done == count:
+        return None
+    if not by:
+        raise PipeparError(
+            f"{count - done} of {count} samples never arrived at the last stage; expected "
+            "all of them. Those that did are kept: run again with --resume"
+        )
+    return Stopped(by, done, count)
+
+
+class Stop:
+    """``with Stop(world, note, leave) as stop:`` takes note of signals on any rank.
+
+    A thread hears them at once, whatever the rank computes or waits for. The first on any rank
+    makes `asked` tell rank 0, the second on a rank ends that rank; after the body they are ignored.
+    *Collective*; main thread.
+    """
+
+    def __init__(
+        self, world: World, note: Callable[[str], None], leave: Callable[[str], None]
+    ) -> None:
+        """Take note of who is to be told.
+
+        Args:
+            world: all ranks.
+            note: is told, on rank 0, that the job is about to stop.
+            leave: is told the second signal; the process ends when it returns.
+        """
+        self._world = world
+        self._note = note
+        self._leave = leave
+        self._by = ""
+        self._since = 0.0
+
+    def __enter__(self) -> Stop:
+        """Begin to listen."""
+        self._mailbox = self._world.mailbox()
+        reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        # The pipe has the number already; a handler keeps the signal from ending the process.
+        for each in SIGNALS:
+            signal.signal(each, _heard)
+        self._thread = threading.Thread(target=self._listen, args=(reader,), daemon=True)
+        self._thread.start()
+        release()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Hear no more: what is left to do is the end, which a signal must not turn into another.
+
+        A launcher may well repeat itself, and Python's end takes handlers back, but not this.
+        """
+        ignore()
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._writer)
+        self._thread.join(_SAME)  # a child that this process forked may hold the pipe open
+        if error is None:
+            self._mailbox.close()
+
+    def asked(self) -> str:
+        """On rank 0, the name of the signal that a rank got; empty if none did. *Local.*"""
+        if not self._by and (number := self._mailbox.receive()):
+            self._hear(number)
+        return self._by
+
+    def _listen(self, reader: int) -> None:
+        while data := os.read(reader, 1):
+            number = data[0]
+            if number not in SIGNALS:
+                continue
+            if not self._by:
+                self._hear(number)
+                if self._world.rank != 0:
+                    self._mailbox.send(number)
+            elif time.monotonic() - self._since > _SAME:
+                self._leave(signal.Signals(number).name)
+                os._exit(128 + number)
+        os.close(reader)
+
+    def _hear(self, number: int) -> None:
+        self._since = time.monotonic()
+        self._by = signal.Signals(number).name
+        if self._world.rank == 0:
+            self._note(
+                f"{self._by}: no more samples begin, those under way are finished; the same again "
+                "ends the job at once"
+            )
+
+
+def _heard(number: int, frame: FrameType | None) -> Any:
+    """A handler that does nothing."""

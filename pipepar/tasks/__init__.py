@@ -1,0 +1,1 @@
+"""What each task reads, needs from the model, and answers."""

@@ -1,0 +1,78 @@
+"""The entities in a text, as Hugging Face's pipeline answers without an aggregation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+
+from pipepar.data.packed_strings import unpack_strings
+from pipepar.model.source.heads import Head, Logits
+from pipepar.tasks.answers import Answer, Extras, Rows, full_precision
+from pipepar.tasks.model_folder import ModelFolder
+from pipepar.tasks.task import Task
+from pipepar.tasks.token_answers import Vocabulary, token_logits, tokens_of
+
+_NO_ENTITY: Final = "O"
+"""The class of tokens that are no entity."""
+
+
+def entities(vocabulary: Vocabulary, names: Sequence[str]) -> Answer:
+    """Answer with the entities in each text. *Local.*
+
+    Args:
+        vocabulary: the model's tokenizer.
+        names: of the classes.
+
+    Returns:
+        An answer that needs the extras of ``open_text(..., tell_tokens=True)`` and logits
+        [B, S, classes]; for each sample a list of ``{"entity", "score", "index", "word", "start",
+        "end"}``, without special tokens and without the class "O".
+    """
+
+    def answer(output: Any, extras: Extras) -> Rows:
+        scores = full_precision(token_logits(output, extras)).softmax(-1)
+        texts = unpack_strings(extras["text"])
+        return [
+            _entities(row, tokens_of(extras, at), text, vocabulary, names)
+            for at, (row, text) in enumerate(zip(scores, texts, strict=True))
+        ]
+
+    return answer
+
+
+def _entities(
+    scores: torch.Tensor, told: Extras, text: str, vocabulary: Vocabulary, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    best = scores[told["real"] == 1].max(-1)
+    found = []
+    for index, number in enumerate(best.indices.tolist()):
+        if told["special_tokens_mask"][index] or names[number] == _NO_ENTITY:
+            continue
+        token = int(told["input_ids"][index])
+        word, start, end = vocabulary.convert_ids_to_tokens(token), None, None
+        if "offset_mapping" in told:
+            start, end = told["offset_mapping"][index].tolist()
+            # The vocabulary does not know the word, but the text has it.
+            word = text[start:end] if token == vocabulary.unk_token_id else word
+        score = float(best.values[index])
+        found.append(
+            {
+                "entity": names[number],
+                "score": score,
+                "index": index,
+                "word": word,
+                "start": start,
+                "end": end,
+            }
+        )
+    return found
+
+
+def _answers(folder: ModelFolder | None) -> Answer:
+    assert folder is not None  # see Task.about_tokens
+    return entities(folder.tokenizer(), folder.classes().names)
+
+
+TASK = Task(Head("AutoModelForTokenClassification", Logits), answers=_answers, about_tokens=True)

@@ -1,0 +1,113 @@
+"""What a Hugging Face folder has beside its model: a tokenizer, an image processor, class names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
+
+from pipepar.data.readers.pixels import Processor
+from pipepar.errors import InputError
+from pipepar.model.source.huggingface import dtype_of, require_config
+from pipepar.tasks.classes import Classes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A Hugging Face folder; each part is read when it is asked for. Local."""
+
+    path: Path
+    """The folder; it may be missing until a part of it is read."""
+
+    def tokenizer(self) -> Any:
+        """The folder's tokenizer, able to pad.
+
+        Raises:
+            InputError: there is no such folder, or no tokenizer in it.
+        """
+        require_config(self.path)
+        from transformers import AutoTokenizer  # takes seconds; only text needs it
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(
+                f"{self.path} holds no tokenizer that transformers can load: "
+                f"{shorten(str(error), 300)}; copy tokenizer.json and tokenizer_config.json there"
+            ) from error
+        files = {*tokenizer.vocab_files_names.values(), "tokenizer.json"}
+        if tokenizer.vocab_files_names and not any((self.path / name).exists() for name in files):
+            raise InputError(
+                f"{self.path} holds no vocabulary, expected {' or '.join(sorted(files))}; copy it "
+                "there"
+            )
+        if tokenizer.pad_token is None:  # decoders were trained without; the mask hides it anyway
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    def processor(self) -> Processor:
+        """The folder's image processor, whose pixels have the dtype of the model.
+
+        It is the one that transformers chooses: of torchvision if that is installed, else of
+        Pillow.
+
+        Raises:
+            InputError: there is no such folder, or no image processor in it.
+            WeightsError: the configuration names no dtype, and the weights are missing or damaged.
+        """
+        require_config(self.path)
+        from transformers import AutoImageProcessor
+
+        try:
+            found: Any = AutoImageProcessor
+            processor = found.from_pretrained(self.path, local_files_only=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(
+                f"{self.path} holds no image processor that transformers can load: "
+                f"{shorten(str(error), 300)}; copy preprocessor_config.json there, or give "
+                "--preprocess"
+            ) from error
+        dtype = dtype_of(self.path, self._config())
+
+        def process(**inputs: Any) -> Any:
+            return processor(**inputs).to(dtype)
+
+        return process
+
+    def classes(self) -> Classes:
+        """What the model's classes are called, as far as it says.
+
+        Raises:
+            InputError: there is no such folder, or its configuration is damaged.
+        """
+        require_config(self.path)
+        config = self._config()
+        names: dict[Any, str] = config.id2label or {}
+        count = max(names, default=-1) + 1
+        ordered = (names.get(number, f"LABEL_{number}") for number in range(count))
+        return Classes(tuple(ordered), config.problem_type)
+
+    def _config(self) -> PreTrainedConfig:
+        from transformers import AutoConfig
+
+        try:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(self.path, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{self.path / 'config.json'} cannot be read by the installed transformers: "
+                f"{shorten(str(error), 300)}; copy it again, or upgrade transformers"
+            ) from error
+        return config
+
+
+def classes_of(folder: ModelFolder | None) -> Classes:
+    """The classes that a folder names; none for a model that is no folder. *Local.*
+
+    Raises:
+        InputError: see `ModelFolder.classes`.
+    """
+    return Classes() if folder is None else folder.classes()

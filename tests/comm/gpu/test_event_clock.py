@@ -1,0 +1,179 @@
+"""A stage's times are those of its GPU's compute stream, whenever its host comes to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from random import Random
+
+import pytest
+import torch
+
+from pipepar.comm.gpu.event_clock import GpuClock
+from pipepar.engine.loop import Arrival, Inlet, Outlet, Program, arrivals, run
+from pipepar.microbatch import Value
+from pipepar.trace import Span, Tracer
+from tests.helpers.gpu.exchange import POLICIES
+from tests.helpers.gpu.stages import Edge, computed, drive, when
+from tests.helpers.seeds import seeds
+from tests.helpers.simulated.gpu import SimulatedGpu
+from tests.helpers.simulated.link import link
+from tests.helpers.simulated.scheduler import Scheduler
+
+COUNT = 8
+
+
+def zero_of(gpu: SimulatedGpu, clock: GpuClock) -> float:
+    """What the clock says where the simulated time is 0."""
+    mark = gpu.event(timed=True)
+    mark.record(gpu.compute)
+    gpu.scheduler.drain()
+    assert mark.mark is not None
+    seconds = clock.seconds(mark)
+    assert seconds is not None
+    return seconds - mark.mark.time / 1e3
+
+
+def test_marks_resolve_in_order_and_nothing_waits() -> None:
+    scheduler = Scheduler(eagerness=0)
+    gpu, other = SimulatedGpu(scheduler, "a"), SimulatedGpu(scheduler, "b")
+    clock = GpuClock(gpu)
+    zero = zero_of(gpu, clock)
+    left, right = link(gpu, other)
+    gate, begin = gpu.empty(8), other.empty(8)
+    polled = scheduler.polled
+    early = clock.now()
+    left.receive(gate.data_ptr(), 8, gpu.compute.cuda_stream)
+    late = [clock.now()]
+    for _ in range(5):
+        computed(gpu, torch.ones(3))
+        late.append(clock.now())
+    assert scheduler.polled == polled
+    scheduler.run()
+    assert clock.seconds(early) is not None
+    for mark in late:
+        assert clock.seconds(mark) is None
+    right.send(begin.data_ptr(), 8, other.compute.cuda_stream)
+    scheduler.drain()
+    found = [clock.seconds(mark) for mark in (early, *late)]
+    times = [zero + mark.mark.time / 1e3 for mark in (early, *late)]
+    assert found == pytest.approx(times, abs=1e-9)
+    assert times == sorted(set(times))
+    # An earlier one can still be asked about.
+    assert clock.seconds(early) == pytest.approx(times[0], abs=1e-9)
+
+
+def test_it_begins_when_the_gpu_is_done_with_what_it_was_told() -> None:
+    scheduler = Scheduler(eagerness=0)
+    gpu = SimulatedGpu(scheduler, "a")
+    done: list[bool] = []
+    gpu.launch(gpu.compute, lambda: done.append(True))
+    GpuClock(gpu)
+    assert done
+
+
+Work = tuple[int, float]
+"""A micro-batch, and when on the simulated clock the GPU computed on it."""
+
+
+def program_of(gpu: SimulatedGpu, work: list[Work], name: str, result: str) -> Program:
+    """A stage of three operations for each micro-batch."""
+    count = 0
+
+    def note(index: int) -> Callable[..., None]:
+        return lambda *_: work.append((index, gpu.scheduler.milliseconds / 1e3))
+
+    def compute(values: tuple[Value, ...]) -> list[Value]:
+        nonlocal count
+        tensor = values[0]
+        assert isinstance(tensor, torch.Tensor)
+        for _ in range(3):
+            gpu.launch(gpu.compute, note(count), reads=[tensor], label="compute")
+        count += 1
+        return [tensor]
+
+    return Program((name,), (result,), compute)
+
+
+def assert_told(spans: list[Span], work: list[Work], zero: float, stage: int) -> None:
+    """Each operation lies in the span of its micro-batch, and spans follow one another."""
+    assert all(span.end >= span.begin for span in spans)
+    assert all(one.end <= two.begin + 1e-9 for one, two in pairwise(spans))
+    kinds = (["receive"] if stage else []) + ["compute"] + (["send"] if stage < 2 else [])
+    assert [(span.kind, span.microbatch) for span in spans] == [
+        (kind, index) for index in range(COUNT) for kind in kinds
+    ]
+    assert len(work) == 3 * COUNT
+    for index, seconds in work:
+        (span,) = (s for s in spans if s.kind == "compute" and s.microbatch == index)
+        assert span.begin - 1e-9 <= zero + seconds <= span.end + 1e-9
+
+
+@pytest.mark.parametrize("seed", seeds(20))
+def test_spans_take_the_compute_streams_time_apart(seed: int) -> None:
+    random = Random(seed)
+    scheduler = Scheduler(seed, POLICIES[seed % len(POLICIES)], random.choice([0.0, 0.3, 0.8]))
+    gpus = [SimulatedGpu(scheduler, name) for name in "abc"]
+    edges = [Edge.between(one, two) for one, two in pairwise(gpus)]
+    clocks = [GpuClock(gpu) for gpu in gpus]
+    zeros = [zero_of(gpu, clock) for gpu, clock in zip(gpus, clocks, strict=True)]
+    tracers = [Tracer(k, keep=True, clock=clock) for k, clock in enumerate(clocks)]
+    work: list[list[Work]] = [[], [], []]
+
+    def source() -> Iterator[Arrival]:
+        for index in range(COUNT):
+            yield index, {"x": computed(gpus[0], torch.full((index + 1,), index))}
+
+    def stage(k: int) -> Iterator[bool]:
+        before, after = edges[k - 1] if k else None, edges[k] if k < 2 else None
+        coming = arrivals([Inlet(("x",), before.receiver)], tracers[k]) if before else source()
+        outlets = [Outlet(("x",), after.sender)] if after else []
+        results = run(program_of(gpus[k], work[k], "x", "x"), coming, outlets, tracers[k])
+
+        def may_go() -> bool:
+            return (before is None or before.is_ready()) and (
+                after is None or after.told.has_room()
+            )
+
+        return when(may_go, results)
+
+    drive(random, [stage(k) for k in range(3)])
+    for tracer in tracers:
+        tracer.finish()
+    for k, tracer in enumerate(tracers):
+        assert_told(tracer.spans, work[k], zeros[k], k)
+        own = sum(each.seconds for each in tracer.totals.values()) + tracer.gaps
+        own += sum(b.begin - a.end for a, b in pairwise(tracer.spans) if b.microbatch == 0)
+        assert own == pytest.approx(tracer.spans[-1].end - tracer.spans[0].begin)
+    scheduler.drain()
+    scheduler.assert_ordered()
+
+
+def test_transfers_are_told_beside_what_a_stage_does() -> None:
+    scheduler = Scheduler(1)
+    a, b = SimulatedGpu(scheduler, "a"), SimulatedGpu(scheduler, "b")
+    clocks = GpuClock(a), GpuClock(b)
+    tracers = [Tracer(k, keep=True, clock=clock) for k, clock in enumerate(clocks)]
+    edge = Edge.between(a, b, watches=[tracer.record_beside for tracer in tracers], depth=9)
+
+    def source() -> Iterator[Arrival]:
+        for index in range(COUNT):
+            yield index, {"x": computed(a, torch.full((50,), index))}
+
+    first = run(program_of(a, [], "x", "x"), source(), [Outlet(("x",), edge.sender)], tracers[0])
+    inlets = [Inlet(("x",), edge.receiver)]
+    second = run(program_of(b, [], "x", "x"), arrivals(inlets, tracers[1]), [], tracers[1])
+    drive(Random(0), [when(edge.told.has_room, first), when(edge.is_ready, second)])
+    for tracer, kind in zip(tracers, ("send", "receive"), strict=True):
+        tracer.finish()
+        beside = [span for span in tracer.spans if span.beside]
+        assert [(span.kind, span.microbatch) for span in beside] == [
+            (kind, index) for index in range(COUNT)
+        ]
+        assert all(span.seconds > 0 for span in beside)
+        computes = [span for span in tracer.spans if span.kind == "compute"]
+        for transfer, compute in zip(beside, computes, strict=True):
+            if kind == "send":
+                assert transfer.begin > compute.end
+            else:
+                assert transfer.end < compute.begin

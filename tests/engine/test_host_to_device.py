@@ -1,0 +1,281 @@
+"""From the host to a GPU, through a stage, and back: right whatever the GPU is late with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+from pipepar.engine import device_to_host as landing
+from pipepar.engine.device_to_host import copied_to_host
+from pipepar.engine.host_to_device import HostToDevice
+from pipepar.engine.loop import SAMPLES, Arrival, Program, run
+from pipepar.microbatch import TensorSpec, Value
+from pipepar.trace import Tracer
+from tests.helpers.gpu.exchange import POLICIES
+from tests.helpers.gpu.stages import Item, assert_same, computed, disturb, items, passed_on
+from tests.helpers.seeds import seeds
+from tests.helpers.simulated.gpu import SimulatedGpu
+from tests.helpers.simulated.link import link
+from tests.helpers.simulated.scheduler import Scheduler
+
+NAMES = tuple("abcd")
+
+
+@pytest.fixture(autouse=True)
+def page_locked(monkeypatch: pytest.MonkeyPatch) -> list[SimulatedGpu]:
+    """Which memory is pinned is known to the simulated GPUs in this list."""
+    gpus: list[SimulatedGpu] = []
+    monkeypatch.setattr(
+        torch.Tensor, "is_pinned", lambda tensor: any(gpu.is_pinned(tensor) for gpu in gpus)
+    )
+    return gpus
+
+
+def pinned(gpu: SimulatedGpu, item: Item) -> Value:
+    """The value in page-locked memory, as it comes over MPI."""
+    if not isinstance(item.base, torch.Tensor):
+        return item.base
+    memory = gpu.pinned(item.base.nbytes).view(item.base.dtype).view(item.base.shape)
+    gpu.touch(writes=[memory])
+    return item.view(memory.copy_(item.base))
+
+
+def fed(gpu: SimulatedGpu, sent: Sequence[Sequence[Item]]) -> Iterator[Arrival]:
+    """Micro-batches of values on the GPU, on the host, and on the host but page-locked."""
+    random = Random(len(sent))
+    for index, each in enumerate(sent):
+        disturb(gpu, random)
+        values = {
+            name: item.on(gpu) if item.resident or random.random() < 0.5 else pinned(gpu, item)
+            for name, item in zip(NAMES, each, strict=True)
+        }
+        yield index, {**values, SAMPLES: torch.arange(index, index + 3), "unused": None}
+
+
+def stage(gpu: SimulatedGpu, forwards: int) -> Callable[[tuple[Value, ...]], Sequence[Value]]:
+    """Returns some values as they are, and computes the others anew."""
+    random = Random(forwards)
+
+    def compute(values: tuple[Value, ...]) -> Sequence[Value]:
+        assert all(gpu.holds(value) for value in values if isinstance(value, torch.Tensor))
+        disturb(gpu, random)
+        return [v if forwards >> k & 1 else passed_on(gpu, v) for k, v in enumerate(values)]
+
+    return compute
+
+
+def results_of(
+    gpu: SimulatedGpu, arriving: Iterator[Arrival], ahead: int, forwards: int = 0
+) -> Iterator[Arrival]:
+    upload, compute = HostToDevice(gpu), stage(gpu, forwards)
+    program = Program(NAMES, NAMES, lambda values: compute(upload(values)))
+    return copied_to_host(run(program, arriving, (), Tracer(0)), NAMES, gpu, ahead, Tracer(0))
+
+
+def look(gpu: SimulatedGpu, values: dict[str, Value]) -> list[tuple[TensorSpec | None, Value]]:
+    """What the host finds; it must be there by the events alone."""
+    found: list[tuple[TensorSpec | None, Value]] = []
+    for name in NAMES:
+        value = values[name]
+        if isinstance(value, torch.Tensor):
+            assert not gpu.holds(value)
+            if gpu.is_pinned(value):
+                gpu.touch(reads=[value])
+            found.append((TensorSpec.of(value), value.clone()))
+        else:
+            found.append((None, value))
+    return found
+
+
+def round_trip(
+    seed: int, sent: Sequence[Sequence[Item]], forwards: int, page_locked: list[SimulatedGpu]
+) -> None:
+    random = Random(seed)
+    eagerness = random.choice([0.0, 0.3, 0.6, 0.9])
+    scheduler = Scheduler(seed, POLICIES[seed % 6], eagerness)
+    gpu = SimulatedGpu(scheduler, "a")
+    page_locked[:] = [gpu]
+    kept: list[tuple[Any, dict[str, Value]]] = []
+    for index, values in results_of(gpu, fed(gpu, sent), random.choice([1, 2, 3]), forwards):
+        assert index == len(kept)
+        assert torch.equal(values[SAMPLES], torch.arange(index, index + 3))  # type: ignore[arg-type]
+        kept.append((look(gpu, values), values))
+    scheduler.drain()
+    scheduler.assert_ordered()
+    assert len(kept) == len(sent)
+    for each, (found, values) in zip(sent, kept, strict=True):
+        for item, (spec, value), name in zip(each, found, NAMES, strict=True):
+            assert_same(item.expected, spec, value)
+            # Results are the caller's: nothing is written over them later.
+            assert_same(item.expected, spec, values[name])
+
+
+@pytest.mark.parametrize("seed", seeds(150))
+def test_values_come_back_as_they_lay(seed: int, page_locked: list[SimulatedGpu]) -> None:
+    random = Random(seed)
+    torch.manual_seed(seed)
+    sent = [items(random, len(NAMES), resident=0.3) for _ in range(8)]
+    round_trip(seed, sent, random.randrange(1 << len(NAMES)), page_locked)
+
+
+@pytest.mark.parametrize("seed", seeds(30))
+def test_results_that_are_the_inputs_themselves(seed: int, page_locked: list[SimulatedGpu]) -> None:
+    """Their slot is used again while they are on the way back."""
+    sent = [[tensor(k * 4 + n + 1, 64) for n in range(len(NAMES))] for k in range(10)]
+    round_trip(seed, sent, 0b1111, page_locked)
+
+
+def tensor(value: int, size: int) -> Item:
+    return Item(torch.full((size, 2), value), lambda x: x, False)
+
+
+@pytest.mark.parametrize("seed", seeds(30))
+def test_microbatches_without_anything_to_bring(seed: int, page_locked: list[SimulatedGpu]) -> None:
+    nothing = Item(None, lambda x: x, False)
+    sent = [
+        [tensor(k + 1, 64) if k % 3 else nothing, tensor(9, 0), nothing, nothing] for k in range(9)
+    ]
+    round_trip(seed, sent, 0b1111, page_locked)
+
+
+@pytest.mark.parametrize("seed", seeds(30))
+def test_sizes_that_grow_and_shrink(seed: int, page_locked: list[SimulatedGpu]) -> None:
+    sizes = [10, 500, 10, 500, 0, 2000, 1, 2000, 2001, 30]
+    sent = [[tensor(k + n, size) for n in range(4)] for k, size in enumerate(sizes)]
+    round_trip(seed, sent, 0b0101, page_locked)
+
+
+def test_uploading_waits_for_nothing() -> None:
+    scheduler = Scheduler(eagerness=0)
+    gpu = SimulatedGpu(scheduler, "a")
+    upload = HostToDevice(gpu)
+    for k in range(5):
+        gpu.launch(gpu.compute, lambda x: None, reads=upload([torch.full((9,), k)]))  # type: ignore[arg-type]
+    assert not scheduler.polled
+    assert not scheduler.executed
+
+
+def test_the_next_is_brought_while_one_is_computed() -> None:
+    scheduler = Scheduler(eagerness=0)
+    gpu = SimulatedGpu(scheduler, "a")
+    upload = HostToDevice(gpu)
+    side = scheduler.streams[-1]
+    for k in range(3):
+        upload([torch.full((9,), k)])
+        scheduler.drain()
+    gpu.launch(gpu.compute, lambda: None, label="long")
+    upload([torch.full((9,), 3)])
+    scheduler.run(held=[gpu.compute])
+    assert gpu.compute.waiting[0].label == "long"
+    assert "copy" not in [operation.label for operation in gpu.compute.waiting]
+    assert not side.waiting
+    # But not the one after it, whose slot is still read.
+    upload([torch.full((9,), 4)])
+    scheduler.run(held=[gpu.compute])
+    assert side.waiting
+    scheduler.drain()
+    scheduler.assert_ordered()
+
+
+def test_what_is_there_or_page_locked_already_is_not_copied_to_get_there(
+    page_locked: list[SimulatedGpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = Scheduler(eagerness=0)
+    gpu = SimulatedGpu(scheduler, "a")
+    page_locked[:] = [gpu]
+    upload = HostToDevice(gpu)
+    host, there = pinned(gpu, tensor(3, 20)), gpu.empty(80).view(torch.float32)
+    taken: list[int] = []
+    monkeypatch.setattr(gpu, "pinned", taken.append)
+    side, compute = scheduler.streams[-1], gpu.compute
+    assert upload([there, None, 3])[0] is there
+    assert not side.waiting
+    assert not compute.waiting
+    upload([host, there])
+    assert [operation.label for operation in side.waiting].count("copy") == 1
+    assert not taken
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 4])
+def test_results_are_waited_for_when_so_many_are_computed_beyond(
+    ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = Scheduler(eagerness=0)
+    gpu, other = SimulatedGpu(scheduler, "a"), SimulatedGpu(scheduler, "b")
+    left, right = link(gpu, other)
+    made, waits, count = 0, list[int](), 12
+
+    def source() -> Iterator[Arrival]:
+        nonlocal made
+        for index in range(count):
+            value, gate = computed(gpu, torch.full((5,), index)), gpu.empty(8)
+            left.receive(gate.data_ptr(), 8, gpu.compute.cuda_stream)
+            made += 1
+            yield index, {"a": value, "b": value}
+
+    def wait(event: Any) -> None:
+        waits.append(made)
+        begin = other.empty(8)
+        right.send(begin.data_ptr(), 8, other.compute.cuda_stream)  # one more may be computed
+        while not event.query():
+            pass
+
+    monkeypatch.setattr(landing, "wait_for_event", wait)
+    for index, values in copied_to_host(source(), ["a"], gpu, ahead, Tracer(0)):
+        assert torch.equal(values["a"], torch.full((5,), index))  # type: ignore[arg-type]
+        assert "b" not in values, "what nobody asked for stays on the GPU"
+    # None comes by itself here, so each is waited for: with all those beyond it on their way.
+    assert waits == [min(index + ahead + 1, count) for index in range(count)]
+    scheduler.assert_ordered()
+
+
+def test_results_take_a_slot_for_each_that_is_under_way() -> None:
+    gpu = SimulatedGpu(Scheduler(eagerness=0), "a")
+    value, taken, give = computed(gpu, torch.zeros(100)), list[int](), gpu.empty
+
+    def empty(nbytes: int) -> torch.Tensor:
+        taken.append(nbytes)
+        return give(nbytes)
+
+    gpu.empty = empty  # type: ignore[method-assign]
+    for _ in copied_to_host(
+        ((index, {"a": value}) for index in range(12)), ["a"], gpu, 3, Tracer(0)
+    ):
+        pass
+    assert [nbytes for nbytes in taken if nbytes] == [400] * 4
+
+
+def test_results_that_are_to_be_conjugated_yet() -> None:
+    scheduler = Scheduler(eagerness=0)
+    gpu = SimulatedGpu(scheduler, "a")
+    value = torch.complex(torch.arange(6.0), torch.ones(6)).view(2, 3)
+
+    def source() -> Iterator[Arrival]:
+        lazy = computed(gpu, value).conj()
+        yield 0, {"a": lazy, "b": lazy.imag}
+
+    ((_, found),) = copied_to_host(source(), ["a", "b"], gpu, 1, Tracer(0))
+    assert torch.equal(found["a"], value.conj())  # type: ignore[arg-type]
+    assert torch.equal(found["b"], -value.imag)  # type: ignore[arg-type]
+    scheduler.assert_ordered()
+
+
+def test_results_that_have_come_are_not_held_back() -> None:
+    scheduler = Scheduler()
+    gpu = SimulatedGpu(scheduler, "a")
+    made = 0
+
+    def source() -> Iterator[Arrival]:
+        nonlocal made
+        for index in range(5):
+            made += 1
+            yield index, {"a": computed(gpu, torch.full((5,), index))}
+            scheduler.drain()
+
+    found = [(index, made) for index, _ in copied_to_host(source(), ["a"], gpu, 4, Tracer(0))]
+    assert [index for index, _ in found] == list(range(5))
+    assert all(behind <= index + 2 for index, behind in found)
