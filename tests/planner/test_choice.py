@@ -170,7 +170,7 @@ def test_more_stages_than_layers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("request", "fixed", "sizes"),
+    ("asked", "fixed", "sizes"),
     [
         (PlanRequest(), None, [1, 2, 4, 8, 16, 32, 64, 128, 256]),
         (PlanRequest(samples=0), None, [1, 2, 4, 8, 16, 32, 64, 128, 256]),
@@ -185,8 +185,8 @@ def test_more_stages_than_layers() -> None:
         (PlanRequest(micro_batch=12), 12, [12]),
     ],
 )
-def test_sizes_to_choose_from(request: PlanRequest, fixed: int | None, sizes: list[int]) -> None:
-    assert request.sizes(fixed) == sizes
+def test_sizes_to_choose_from(asked: PlanRequest, fixed: int | None, sizes: list[int]) -> None:
+    assert asked.sizes(fixed) == sizes
 
 
 def test_nothing_to_compute_can_be_planned() -> None:
