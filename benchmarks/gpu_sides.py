@@ -19,11 +19,12 @@ from pipepar.comm.world import World
 from pipepar.engine.assembly import assemble
 from pipepar.engine.device_to_host import copied_to_host
 from pipepar.engine.host_to_device import HostToDevice
-from pipepar.engine.loop import Arrival, arrivals, run
+from pipepar.engine.loop import arrivals, outputs_of, run
 from pipepar.host.device_context import DeviceContext
-from pipepar.microbatch import MicroBatch, Value
+from pipepar.microbatch import ONLY_STEP, MicroBatch, Step, Value
 from pipepar.model.capture.capture import capture
 from pipepar.model.source.open_source import from_module
+from pipepar.plan.placement import Ends
 from pipepar.planner.choice import PlanRequest
 from pipepar.planner.plan_offline import make_plan
 from pipepar.trace import Tracer
@@ -156,7 +157,14 @@ class Line:
         request = PlanRequest(micro_batch=size.rows, depth=_DEPTH)
         source = from_module(model)
         self._assembly = assemble(
-            world, source, (self._sample,), {}, context=context, request=request, plan=plan
+            world,
+            source,
+            (self._sample,),
+            {},
+            ends=Ends.of_files(world.size),
+            context=context,
+            request=request,
+            plan=plan,
         )
         self._world, self._context, self._gpu, self._size = world, context, context.gpu, size
 
@@ -167,11 +175,11 @@ class Line:
     def alone(self) -> float:
         """Seconds of a micro-batch of this rank's stage by itself. *Collective*, all at once."""
         (resident,) = HostToDevice(self._gpu)((self._sample,))
-        stage, count = self._assembly.stage, self._size.microbatches
+        (program,), count = self._assembly.programs, self._size.microbatches
 
         def compute() -> None:
             for _ in range(count):
-                stage((resident,))
+                program.compute((resident,), ONLY_STEP)
 
         compute()
         idle(self._gpu)
@@ -224,22 +232,25 @@ class Line:
         """The loop as a job runs it; tells of each micro-batch before it is computed and after."""
         assembly, numbers = self._assembly, iter(range(count))
 
-        def compute(values: tuple[Value, ...]) -> Sequence[Value]:
+        (program,) = assembly.programs
+
+        def compute(values: tuple[Value, ...], step: Step) -> Sequence[Value]:
             before(next(numbers))
-            return assembly.program.compute(values)
+            return program.compute(values, step)
 
         tracer = Tracer(self._world.rank, clock=self._context.clock())
         inlets, outlets = assembly.wiring.inlets, assembly.wiring.outlets
-        source = self._feed(count) if self._world.rank == 0 else arrivals(inlets, tracer)
-        results = run(replace(assembly.program, compute=compute), source, outlets, tracer)
-        if self._world.rank == self._world.size - 1:
-            results = copied_to_host(results, assembly.plan.outputs, self._gpu, _DEPTH, tracer)
-        for index, _ in results:
-            after(index)
+        source = self._feed(count) if self._world.is_root else arrivals(inlets, tracer)
+        results = run([replace(program, compute=compute)], source, outlets, tracer)
+        if self._world.rank == assembly.placement.ends.sink:
+            outputs = assembly.wiring.positions(assembly.plan.outputs)
+            results = outputs_of(results, outputs)
+            results = copied_to_host(results, self._gpu, _DEPTH, tracer)
+        for each in results:
+            after(each.index)
 
-    def _feed(self, count: int) -> Iterator[Arrival]:
-        (name,) = self._assembly.graph.inputs
-        return ((index, {name: self._sample}) for index in range(count))
+    def _feed(self, count: int) -> Iterator[MicroBatch]:
+        return (MicroBatch(index, (self._sample,)) for index in range(count))
 
 
 class Copies:
@@ -265,14 +276,14 @@ class Copies:
     def _run(self, copies: bool, computing: bool) -> float:
         upload = HostToDevice(self._gpu)
 
-        def results() -> Iterator[Arrival]:
+        def results() -> Iterator[MicroBatch]:
             for index in range(self._count):
                 (x,) = upload((self._host,)) if copies else (self._resident,)
-                yield index, {"y": self._computed(x) if computing else x}
+                yield MicroBatch(index, (self._computed(x) if computing else x,))
 
         def stream() -> None:
             made = results()
-            for _ in copied_to_host(made, ("y",), self._gpu, _AHEAD, Tracer(0)) if copies else made:
+            for _ in copied_to_host(made, self._gpu, _AHEAD, Tracer(0)) if copies else made:
                 pass
 
         return timed(self._gpu, stream)

@@ -12,8 +12,8 @@ from mpi4py import MPI
 from benchmarks.load import Load, timed
 from pipepar.comm.channels.link import Link
 from pipepar.comm.world import World
-from pipepar.engine.loop import Arrival, Inlet, Outlet, Program, arrivals, run
-from pipepar.microbatch import Value
+from pipepar.engine.loop import Outlet, Program, arrivals, run
+from pipepar.microbatch import MicroBatch, Step, Value
 from pipepar.trace import Tracer
 
 # Micro-batches that show a fresh channel the sizes to come; it is not measured while it learns.
@@ -89,11 +89,11 @@ class _Stage:
 
     def __init__(self, world: World, link: Link, load: Load) -> None:
         receivers, senders = world.connect([link])
-        self._inlets = [Inlet(("x",), receiver) for receiver in receivers.values()]
-        self._outlets = [Outlet(("y",), sender) for sender in senders.values()]
+        self._inlets = list(receivers.values())
+        self._outlets = [Outlet(("y",), (1,), sender) for sender in senders.values()]
         self._load = load
         self._tracer = Tracer(world.rank)
-        self._program = Program(("x",), ("y",), self._compute)
+        self._programs = [Program((0,), self._compute)]
 
     def __enter__(self) -> _Stage:
         return self
@@ -103,7 +103,7 @@ class _Stage:
             for outlet in self._outlets:
                 outlet.channel.close()
             for inlet in self._inlets:
-                inlet.channel.close()
+                inlet.close()
 
     @property
     def computed(self) -> float:
@@ -111,13 +111,13 @@ class _Stage:
 
     def stream(self, count: int, outputs: list[torch.Tensor] | None = None) -> None:
         source = arrivals(self._inlets, self._tracer) if self._inlets else self._feed(count)
-        for _, values in run(self._program, source, self._outlets, self._tracer):
-            y = values["y"]
+        for microbatch in run(self._programs, source, self._outlets, self._tracer):
+            _, y = microbatch.values
             if outputs is not None and isinstance(y, torch.Tensor):
                 outputs.append(y)
 
-    def _feed(self, count: int) -> Iterable[Arrival]:
-        return ((index, {"x": self._load.part(index)}) for index in range(count))
+    def _feed(self, count: int) -> Iterable[MicroBatch]:
+        return (MicroBatch(index, (self._load.part(index),)) for index in range(count))
 
-    def _compute(self, values: tuple[Value, ...]) -> tuple[Value, ...]:
+    def _compute(self, values: tuple[Value, ...], step: Step) -> tuple[Value, ...]:
         return (self._load.work(*values),)

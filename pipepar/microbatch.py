@@ -5,27 +5,91 @@ Shapes in this file: B is the number of rows of a whole batch, b that of a micro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch.utils import _pytree as pytree
 
-from pipepar.errors import InputError
+from pipepar.errors import InputError, PipeparError, StageError
 
 Value: TypeAlias = torch.Tensor | bool | int | float | complex | str | None
 """What may cross from stage to stage."""
 
+SOURCE: Final = "source"
+SINK: Final = "sink"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Where a micro-batch failed, and the error."""
+
+    stage: int | str
+    """The stage's number; `SOURCE` for reading, `SINK` for making rows of the results."""
+    error: str
+    """The message of what was raised."""
+
+    @classmethod
+    def of(cls, stage: int | str, error: Exception) -> Fault:
+        """The fault for an exception that was raised there."""
+        cause = error.__cause__ if isinstance(error, StageError) else error
+        if isinstance(error, PipeparError) and (cause is None or cause is error):
+            return cls(stage, str(error))
+        return cls(stage, f"{type(cause).__name__}: {cause}")
+
+    def __str__(self) -> str:
+        """A few words for the user."""
+        where = f"stage {self.stage}" if isinstance(self.stage, int) else f"the {self.stage}"
+        return f"in {where}: {self.error}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """Which program of a stage a micro-batch is for."""
+
+    program: int = 0
+    """Number of the program, 0 to 255; inference over a file has one."""
+    fields: torch.Tensor | None = None
+    """int64 [n], on the host: what the program needs to know of this step; None for nothing."""
+
+
+ONLY_STEP: Final = Step()
+"""The step of every micro-batch where stages have one program."""
+
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One micro-batch on its way between two stages."""
+    """One micro-batch, from the reader of the input to the writer of the output."""
 
     index: int
     """Position in its stream, 0-based."""
     values: tuple[Value, ...]
-    """The values that cross, in the order both sides agreed on."""
+    """The model's values, in an order that both sides of a hand-over know; none after an error."""
+    samples: torch.Tensor | None = None
+    """int64 [b], on the host: positions of its rows in the user's input; None where a script calls
+    the model on its own batches."""
+    columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What the writer needs beside the model's output, by name, on the host; any shape. Stages
+    pass it on."""
+    error: Fault | None = None
+    """Why there are no values, in a job that goes on without samples that fail."""
+    step: Step = ONLY_STEP
+    """Which program of a stage it is for."""
+
+
+def samples_of(microbatch: MicroBatch) -> torch.Tensor:
+    """The positions of a micro-batch's rows in the user's input, int64 [b].
+
+    Raises:
+        PipeparError: its rows are not those of an input.
+    """
+    if microbatch.samples is None:
+        raise PipeparError(
+            f"micro-batch {microbatch.index} does not say which samples it has, expected that of "
+            "every one in a job over a file; report this"
+        )
+    return microbatch.samples
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,7 @@ from pipepar.comm.world import World
 from pipepar.engine.assembly import assemble
 from pipepar.engine.batch_merge import BatchMerge
 from pipepar.engine.device_to_host import copied_to_host
-from pipepar.engine.loop import Arrival, arrivals, run
-from pipepar.engine.oom import oom_explained
+from pipepar.engine.loop import Schedule, arrivals, outputs_of, run
 from pipepar.engine.script_source import check_given, given_source, values_on_root
 from pipepar.engine.stream_calls import OpenStream, as_call, awaited, device_of, handed
 from pipepar.engine.wiring import admission
@@ -29,6 +28,7 @@ from pipepar.host.device_context import open_device_context
 from pipepar.host.devices import Wanted
 from pipepar.host.threads import crowded
 from pipepar.microbatch import MicroBatch, rows, split
+from pipepar.plan.placement import Ends
 from pipepar.planner.choice import PlanRequest
 from pipepar.planner.static_shapes import require_batches
 from pipepar.report.summary import RunSummary, summarise
@@ -115,7 +115,7 @@ class Pipeline:
                 kwargs,
                 context=context,
                 request=PlanRequest(usual, micro_batch, depth),
-                results_to_root=True,
+                ends=Ends.of_script(),
                 weights_from_root=from_root,
             )
         except WireError as error:  # between this rank and another; the rest do not know
@@ -129,7 +129,7 @@ class Pipeline:
         if (warning := crowded(self._world)) and self._world.rank == min(self._world.cores):
             warnings.warn(warning, stacklevel=2)
         limitation = self._assembly.graph.limitation(source.name)
-        if limitation and self._world.rank == 0:
+        if limitation and self._world.is_root:
             warnings.warn(limitation, stacklevel=2)
         self._window = admission(self._world.size, self._assembly.agreed.depth)
         self._reset()
@@ -214,7 +214,7 @@ class Pipeline:
         result = summarise(
             self._world,
             self._tracer,
-            assembly.stage.weight_bytes,
+            assembly.stage.weight_bytes if assembly.stage else 0,
             assembly.threads,
             self._samples,
             self._seconds,
@@ -229,34 +229,31 @@ class Pipeline:
         assembly.context.require_stream()
         begin = time.perf_counter()
         try:
-            with oom_explained(self._world, assembly.graph, assembly.agreed, assembly.context):
+            with assembly.explained():
                 yield from handed(self._results(awaited(calls, self._tracer)), self._tracer)
         finally:
             self._tracer.enter("caller", 0)
             self._seconds += time.perf_counter() - begin
 
     def _results(self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]]) -> Iterator[Any]:
-        if self._world.rank != 0:
-            for _ in self._run(arrivals(self._assembly.wiring.inlets, self._tracer)):
-                pass
+        assembly = self._assembly
+        if self._world.rank != assembly.placement.ends.source:
+            deque(self._run(arrivals(assembly.wiring.inlets, self._tracer)), maxlen=0)
             return
-        assembly, names = self._assembly, self._assembly.plan.outputs
         gather = BatchMerge(assembly.graph.unflatten_outputs)
         work = self._run(self._feed(calls, gather))
-        if (channel := assembly.wiring.results) is None:
-            if (gpu := assembly.context.gpu) is not None:
-                work = copied_to_host(work, names, gpu, assembly.agreed.depth, self._tracer)
-            for index, values in work:
-                gather.add(MicroBatch(index, tuple(values[name] for name in names)))
+        if (channel := assembly.wiring.exit) is None:
+            for microbatch in self._on_host(work):
+                gather.add(microbatch)
                 yield from gather.finished()
             return
         stream = self._open = OpenStream(channel.receive())
         try:
-            for index, _ in work:
-                while gather.taken <= index and (
-                    index + 1 - gather.taken >= self._window or channel.ready()
+            for fed in work:
+                while gather.taken <= fed.index and (
+                    fed.index + 1 - gather.taken >= self._window or channel.ready()
                 ):
-                    with self._tracer.span("receive", index):
+                    with self._tracer.span("receive", fed.index):
                         gather.add(next(stream.results))
                     yield from gather.finished()
             stream.ended = True
@@ -283,12 +280,21 @@ class Pipeline:
                 outlet.channel.end()
         deque(stream.results, maxlen=0)
 
-    def _run(self, source: Iterator[Arrival]) -> Iterator[Arrival]:
-        return run(self._assembly.program, source, self._assembly.wiring.outlets, self._tracer)
+    def _on_host(self, work: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+        """The model's outputs, where this rank computes all of it."""
+        assembly = self._assembly
+        outputs = outputs_of(work, assembly.wiring.positions(assembly.plan.outputs))
+        if (gpu := assembly.context.gpu) is None:
+            return outputs
+        return copied_to_host(outputs, gpu, assembly.agreed.depth, self._tracer)
+
+    def _run(self, schedule: Schedule) -> Iterator[MicroBatch]:
+        outlets = self._assembly.wiring.outlets
+        return run(self._assembly.programs, schedule, outlets, self._tracer)
 
     def _feed(
         self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]], gather: BatchMerge
-    ) -> Iterator[Arrival]:
+    ) -> Iterator[MicroBatch]:
         graph, count = self._assembly.graph, itertools.count()
         for call in calls:
             leaves = pytree.tree_leaves(call)
@@ -298,5 +304,5 @@ class Pipeline:
             self._samples += total
             for args, kwargs in split(call, self.micro_batch):
                 values = graph.flatten_inputs(args, kwargs)
-                near = map(self._assembly.context.reached, values)
-                yield next(count), dict(zip(graph.inputs, near, strict=True))
+                near = tuple(map(self._assembly.context.reached, values))
+                yield MicroBatch(next(count), near)

@@ -63,7 +63,7 @@ def doctor(
     try:
         with FailTogether(world):
             checkup = examine(world)
-            if world.rank == 0:
+            if world.is_root:
                 _show(checkup, as_json)
             world.all_gather("")  # a launcher may end all ranks when the first ends with status 1
     except (Exception, KeyboardInterrupt) as error:  # a world of one; others have been ended

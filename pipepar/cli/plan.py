@@ -195,7 +195,7 @@ def _check(planned: Planned, asked: _Asked, world: World) -> None:
     if asked.cluster is None:
         _check_useful(asked, measured=asked.profile or world.size > 1)
     check_planned(planned)
-    if world.rank == 0:
+    if world.is_root:
         _check_written(planned, asked)
 
 
@@ -246,7 +246,7 @@ def _planning(planned: Planned, asked: _Asked, world: World) -> Planning | None:
         return plan_measured(
             world, planned, asked.request, asked.stages, _note, asked.profile, asked.device
         )
-    if world.rank != 0:
+    if not world.is_root:
         return None
     cluster = None if asked.cluster is None else read_cluster(asked.cluster)
     module = planned_model(planned)

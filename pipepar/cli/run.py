@@ -227,15 +227,15 @@ def run(
             warning = crowded(world)
             if warning and world.rank == min(world.cores):
                 console.print(f"[yellow]warning:[/] {warning}")
-            if world.rank == 0:
+            if world.is_root:
                 console.print(_opening(world, model), markup=False)
             summary = run_job(world, job, display, stop.asked)
     except (Exception, KeyboardInterrupt) as error:  # a world of one; others have been ended
         console.print(together.report(error), markup=False)
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
-    if world.rank == 0 and summary.stopped:
+    if world.is_root and summary.stopped:
         console.print(str(summary.stopped), markup=False)
-    elif world.rank == 0:
+    elif world.is_root:
         print_summary(summary, console)
         if summary.failed:
             samples = f"{summary.failed:,} sample{'s' * (summary.failed > 1)}"

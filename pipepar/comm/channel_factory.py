@@ -8,8 +8,6 @@ host -> GPU    over MPI into pinned memory; the stage that needs it copies it on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from pipepar.comm.channels.channel import Receiver, Sender
 from pipepar.comm.channels.link import Link
 from pipepar.comm.channels.mpi import MpiReceiver, MpiSender
@@ -27,7 +25,6 @@ class ChannelFactory:
     Args:
         engine: what moves MPI's messages.
         gpu: this rank's, None where no link is from or to it.
-        transports: by producer and consumer, what moves bytes between two GPUs.
         watch: is told of every transfer between two GPUs; None to take no times of them.
 
     Raises:
@@ -38,7 +35,6 @@ class ChannelFactory:
         self,
         engine: Engine,
         gpu: Gpu | None,
-        transports: Mapping[tuple[int, int], P2PTransport],
         watch: Watch | None,
     ) -> None:
         if gpu is not None and (code := engine.enter(*gpu.entry)):
@@ -48,25 +44,24 @@ class ChannelFactory:
             )
         self._engine = engine
         self._gpu = gpu
-        self._transports = transports
         self._watch = watch
 
-    def sender(self, link: Link, endpoint: MpiEndpoint) -> Sender:
-        """The end that sends. *Local.*"""
+    def sender(self, link: Link, endpoint: MpiEndpoint, transport: P2PTransport | None) -> Sender:
+        """The end that sends; with a transport where both ends are GPUs. *Local.*"""
         if not link.from_gpu or self._gpu is None:
             return MpiSender(endpoint, self._engine)
-        if not link.to_gpu:
+        if transport is None:
             return StagedSender(endpoint, self._engine, self._gpu)
         told = MpiSender(endpoint, self._engine)
-        transport = self._transports[link.producer, link.consumer]
         return GpuSender(told, transport, self._gpu, link.depth, self._watch)
 
-    def receiver(self, link: Link, endpoint: MpiEndpoint) -> Receiver:
+    def receiver(
+        self, link: Link, endpoint: MpiEndpoint, transport: P2PTransport | None
+    ) -> Receiver:
         """The end that receives; its first receives are posted. *Local.*"""
         if not link.to_gpu or self._gpu is None:
             return MpiReceiver(endpoint, self._engine)
-        if not link.from_gpu:
+        if transport is None:
             return MpiReceiver(endpoint, self._engine, self._gpu.pinned)
         told = MpiReceiver(endpoint, self._engine)
-        transport = self._transports[link.producer, link.consumer]
         return GpuReceiver(told, transport, self._gpu, self._watch)

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from pipepar.comm.channels.channel import Receiver, Sender
@@ -26,7 +27,7 @@ from pipepar.errors import PipeparError
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from pipepar.comm.gpu.communicators import Communicators, Pair
+    from pipepar.comm.gpu.communicators import Communicators
     from pipepar.comm.gpu.device import Gpu
     from pipepar.comm.gpu.nccl_channel import P2PTransport, Watch
     from pipepar.comm.native._progress import Engine
@@ -109,17 +110,18 @@ class World(Group):
         self.cores = self._gather_cores()
 
     def connect(
-        self, links: Iterable[Link], gpu: Gpu | None = None, watch: Watch | None = None
+        self, links: Sequence[Link], gpu: Gpu | None = None, watch: Watch | None = None
     ) -> tuple[dict[int, Receiver], dict[int, Sender]]:
         """Make this rank's ends of all channels. *Collective*; the same links on every rank.
 
         Args:
-            links: what to connect.
+            links: what to connect; the id of a channel is its position here. Several may connect
+                the same two ranks.
             gpu: this rank's, where a link is from or to it.
             watch: is told of every transfer between two GPUs; None to take no times of them.
 
         Returns:
-            The receivers by the rank they come from, the senders by the rank they go to.
+            The receivers and the senders of this rank, by the id of their channel.
 
         Raises:
             WireError: NCCL cannot connect two GPUs.
@@ -133,21 +135,17 @@ class World(Group):
         from pipepar.comm.channels.mpi_endpoint import MpiEndpoint
 
         keep_freed_memory()
-        links = list(links)
         transports = self._transports(links, gpu)
-        ends = ChannelFactory(self._start_engine(), gpu, transports, watch)
+        factory = ChannelFactory(self._start_engine(), gpu, watch)
         waited = self.heartbeat.waited
-        for link in links:
+        for channel, link in enumerate(links):
+            place = partial(MpiEndpoint, self._comm, tag=self._next_tag, depth=link.depth)
             if link.consumer == self.rank:
-                endpoint = MpiEndpoint(
-                    self._comm, link.producer, self._next_tag, link.depth, waited
-                )
-                receivers[link.producer] = ends.receiver(link, endpoint)
+                endpoint = place(peer=link.producer, waited=waited)
+                receivers[channel] = factory.receiver(link, endpoint, transports.get(channel))
             if link.producer == self.rank:
-                endpoint = MpiEndpoint(
-                    self._comm, link.consumer, self._next_tag, link.depth, waited
-                )
-                senders[link.consumer] = ends.sender(link, endpoint)
+                endpoint = place(peer=link.consumer, waited=waited)
+                senders[channel] = factory.sender(link, endpoint, transports.get(channel))
             self._next_tag += MpiEndpoint.tags(link.depth)
         return receivers, senders
 
@@ -155,8 +153,12 @@ class World(Group):
         """A way for any rank to tell rank 0 a number at any time. *Collective.*"""
         return Rank0Mailbox(self._comm and self._comm.Dup())
 
-    def _transports(self, links: Sequence[Link], gpu: Gpu | None) -> Mapping[Pair, P2PTransport]:
-        pairs = [(link.producer, link.consumer) for link in links if link.by_nccl]
+    def _transports(self, links: Sequence[Link], gpu: Gpu | None) -> Mapping[int, P2PTransport]:
+        pairs = {
+            channel: (link.producer, link.consumer)
+            for channel, link in enumerate(links)
+            if link.by_nccl
+        }
         if not pairs:
             return {}
         from pipepar.comm.gpu.communicators import Communicators

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,6 +12,7 @@ from pipepar.engine.stage import BareStage, Stage, weights_of
 from pipepar.engine.weights_from_root import FromRoot
 from pipepar.model.capture.graph import Graph
 from pipepar.model.weights.weight_source import Reading, Weights, WeightSpec
+from pipepar.plan.placement import Placement
 from pipepar.plan.plan import Plan
 from pipepar.progress import Progress
 
@@ -19,17 +21,19 @@ def load_stage(
     world: World,
     graph: Graph,
     plan: Plan,
+    placement: Placement,
     weights: Weights,
     from_root: bool,
     progress: Progress,
     device: torch.device,
-) -> Stage:
+) -> Stage | None:
     """This rank's stage with its weights, and no others. *Collective.*
 
     Args:
-        world: rank k owns stage k.
+        world: all ranks.
         graph: the captured model.
         plan: a plan made for it.
+        placement: which rank runs which stage.
         weights: where the weights lie.
         from_root: whether only rank 0's `weights` can be read.
         progress: is told the bytes that this rank has read.
@@ -38,17 +42,28 @@ def load_stage(
     Raises:
         PipeparError: see `Stage.load`; told once, by the lowest rank that has the problem.
     """
-    specs = [weights_of(graph, stage) for stage in plan.stages]
-    mine = specs[world.rank]
-    read = [spec for stage in specs for spec in stage] if from_root and world.rank == 0 else mine
+    specs = [_specs_of(graph, plan, placement.stage_of(rank)) for rank in range(world.size)]
+    mine, index = specs[world.rank], placement.stage_of(world.rank)
+    read = [spec for stage in specs for spec in stage] if from_root and world.is_root else mine
     with progress(sum(spec.nbytes for spec in read)) as advance:
         place: Weights = _Counted(weights, advance)
         if from_root:
             place = FromRoot(world, place, specs)
         world.together(lambda: place.check(mine))
         # A rank that fails before it reads would leave rank 0 sending to nobody.
-        bare = world.together(lambda: BareStage.cut(graph, plan, world.rank, device))
-        return world.together(lambda: bare.filled(place))
+        bare = world.together(
+            lambda: None if index is None else BareStage.cut(graph, plan, index, device)
+        )
+        return world.together(lambda: bare.filled(place) if bare else _nothing(place))
+
+
+def _specs_of(graph: Graph, plan: Plan, stage: int | None) -> list[WeightSpec]:
+    return [] if stage is None else weights_of(graph, plan.stages[stage])
+
+
+def _nothing(place: Weights) -> None:
+    """Take part in the reading without a stage: the root sends the others their weights."""
+    deque(place.read([]), maxlen=0)
 
 
 class _Counted:

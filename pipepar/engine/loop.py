@@ -1,37 +1,33 @@
-"""The loop, the whole of it: for each micro-batch that arrives, compute, send on."""
+"""The loop of a stage: take the next micro-batch of the schedule, compute, send."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
-
-import torch
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
 
 from pipepar.comm.channels.channel import Receiver, Sender
-from pipepar.data.failing_sample import blamed, is_of_samples, part
-from pipepar.engine.fault import FAULT, Fault
 from pipepar.errors import PipeparError, StageError, WireError
-from pipepar.microbatch import MicroBatch, Value
+from pipepar.microbatch import Fault, MicroBatch, Step, Value
 from pipepar.trace import Tracer
 
-Arrival: TypeAlias = tuple[int, dict[str, Value]]
-"""A micro-batch at a stage: its index, and the values known there by name."""
+Schedule: TypeAlias = Iterable[MicroBatch]
+"""The micro-batches that a stage computes, in order; each says which program it is for. Their
+values are those that arrive at the stage, in the order of `Wiring.known`."""
 
-SAMPLES = "#samples"
-"""Name, no model's own, of the rows of a micro-batch where the source numbers them: an int64 tensor
-[b] of positions in the user's input, which travels along."""
+Compute: TypeAlias = Callable[[tuple[Value, ...]], object]
+"""Computes the values that a stage is called with."""
 
 
 @dataclass(frozen=True, slots=True)
-class Inlet:
-    """A channel into a stage."""
+class Program:
+    """What a stage computes for the steps of one kind."""
 
-    names: tuple[str, ...]
-    """What its values are called, in order."""
-    channel: Receiver
-    """Where they come from."""
+    inputs: tuple[int, ...]
+    """Which of the values that arrive it takes, by position."""
+    compute: Callable[[tuple[Value, ...], Step], Sequence[Value]]
+    """Given these and the step, returns the values that the stage makes; it may keep state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,30 +35,65 @@ class Outlet:
     """A channel out of a stage."""
 
     names: tuple[str, ...]
-    """Which values it takes, in order."""
+    """Names of the values that it takes, for messages."""
+    positions: tuple[int, ...]
+    """Where they are among all values known at the stage."""
     channel: Sender
     """Where they go."""
+    beside: bool = True
+    """Whether samples and columns go along; a stage needs them from one channel only."""
+
+    def send(self, microbatch: MicroBatch, stage: int | str) -> None:
+        """Send its share of a micro-batch.
+
+        Args:
+            microbatch: with all values known at the stage.
+            stage: for messages.
+
+        Raises:
+            StageError: a value cannot cross, or the channel is broken.
+        """
+        try:
+            self.channel.send(self._share(microbatch))
+        except PipeparError as error:
+            raise StageError(
+                f"stage {stage} could not send micro-batch {microbatch.index} "
+                f"({', '.join(self.names)}): {error}"
+            ) from error
+
+    def _share(self, microbatch: MicroBatch) -> MicroBatch:
+        values = () if microbatch.error else select(microbatch.values, self.positions)
+        if self.beside:
+            return replace(microbatch, values=values)
+        return MicroBatch(microbatch.index, values, error=microbatch.error, step=microbatch.step)
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
-    """What a stage computes."""
+class FailurePolicy:
+    """What becomes of a micro-batch that a stage fails on."""
 
-    inputs: tuple[str, ...]
-    """Names of the values it is called with, in order."""
-    outputs: tuple[str, ...]
-    """Names of the values it returns, in order."""
-    compute: Callable[[tuple[Value, ...]], Sequence[Value]]
-    """The stage itself."""
+    travels_on: Callable[[Exception], bool]
+    """Whether it travels on with its error in the place of its values; else the job ends."""
+    describe: Callable[[MicroBatch, tuple[Value, ...], Compute, Exception], str]
+    """Words for the samples that failed, given the micro-batch, the values that the stage was
+    called with, a function that computes such values, and the exception; may be empty."""
 
 
-def arrivals(inlets: Sequence[Inlet], tracer: Tracer) -> Iterator[Arrival]:
-    """The micro-batches of one stream, each once all of its values are there. *Local.*
+STOP: Final = FailurePolicy(lambda error: False, lambda microbatch, values, compute, error: "")
+"""The job ends at the first failure."""
+
+
+def arrivals(receivers: Sequence[Receiver], tracer: Tracer) -> Iterator[MicroBatch]:
+    """The micro-batches of one stream, each once all of its values are there.
+
+    Args:
+        receivers: the channels into a stage, in the order of `Wiring.known`.
+        tracer: this stage's times.
 
     Raises:
         WireError: the channels disagree about what comes next.
     """
-    streams = [inlet.channel.receive() for inlet in inlets]
+    streams = [receiver.receive() for receiver in receivers]
     for expected in itertools.count():
         tracer.enter("receive", expected)
         begin = tracer.clock.now()
@@ -75,79 +106,85 @@ def arrivals(inlets: Sequence[Inlet], tracer: Tracer) -> Iterator[Arrival]:
             found = [None if part is None else part.index for part in parts]
             raise WireError(f"the channels into stage {tracer.stage} are out of step: {found}")
         tracer.record("receive", index, begin, tracer.clock.now())
-        values: dict[str, Value] = {}
-        for inlet, come in zip(inlets, present, strict=True):
-            fault = values.get(FAULT)
-            values.update(zip(inlet.names, come.values, strict=True))
-            if fault:  # another producer's; this one need not know of it
-                values[FAULT] = fault
-        yield index, values
+        yield present[0] if len(present) == 1 else _joined(present)
 
 
 def run(
-    program: Program, source: Iterable[Arrival], outlets: Sequence[Outlet], tracer: Tracer
-) -> Iterator[Arrival]:
-    """Compute each micro-batch of one stream and send it on. *Local*; every stage runs its own.
+    programs: Sequence[Program],
+    schedule: Schedule,
+    outlets: Sequence[Outlet],
+    tracer: Tracer,
+    policy: FailurePolicy = STOP,
+) -> Iterator[MicroBatch]:
+    """Compute the micro-batches of one stream and send them on; every stage runs its own loop.
 
     Yields:
-        Each micro-batch after it has been sent, with all the values known at this stage.
+        Each micro-batch after it has been sent, with all values known at this stage.
 
     Raises:
-        StageError: the stage failed on a micro-batch that does not travel on with its `FAULT`; the
-            cause is chained to it.
+        StageError: the stage failed on a micro-batch that may not travel on; the cause is chained.
     """
-    stage, now = tracer.stage, tracer.clock.now
-    for index, values in source:
-        tracer.enter("compute", index, values.get(SAMPLES))
+    now = tracer.clock.now
+    for microbatch in schedule:
+        index = microbatch.index
+        tracer.enter("compute", index, microbatch.samples)
         begin = now()
-        values.update(_computed(program, stage, index, values))
+        made = _computed(programs[microbatch.step.program], microbatch, tracer.stage, policy)
         computed = now()
         tracer.record("compute", index, begin, computed)
         if outlets:
             tracer.enter("send", index)
-            _send(index, values, outlets, stage)
+            for outlet in outlets:
+                outlet.send(made, tracer.stage)
             tracer.record("send", index, computed, now())
         tracer.enter("other", index)
-        yield index, values
+        yield made
     for outlet in outlets:
         outlet.channel.end()
 
 
+def outputs_of(results: Iterable[MicroBatch], positions: Sequence[int]) -> Iterator[MicroBatch]:
+    """The micro-batches of a last stage with the model's outputs as their only values.
+
+    Args:
+        results: with all values known at the stage.
+        positions: where the outputs are among them.
+    """
+    for microbatch in results:
+        if microbatch.error is not None:
+            yield microbatch
+        else:
+            yield replace(microbatch, values=select(microbatch.values, positions))
+
+
+def select(values: tuple[Value, ...], positions: Sequence[int]) -> tuple[Value, ...]:
+    """Some of the values, in the order of their positions."""
+    return tuple(values[position] for position in positions)
+
+
 def _computed(
-    program: Program, stage: int, index: int, values: dict[str, Value]
-) -> dict[str, Value]:
-    """What the stage makes of a micro-batch; nothing where it fails and may, or did so before."""
-    nothing: dict[str, Value] = dict.fromkeys(program.outputs)
-    if values.get(FAULT):
-        return nothing
+    program: Program, microbatch: MicroBatch, stage: int, policy: FailurePolicy
+) -> MicroBatch:
+    """The micro-batch with what the stage makes of it, or with the error that it failed with."""
+    if microbatch.error is not None:
+        return microbatch
+    values, step = select(microbatch.values, program.inputs), microbatch.step
     try:
-        outputs = program.compute(tuple(values[name] for name in program.inputs))
+        made = program.compute(values, step)
     except Exception as error:
-        if FAULT not in values or not is_of_samples(error):
-            raise StageError(_failure(program, stage, index, values, error)) from error
-        return nothing | {FAULT: Fault.of(stage, error).to_text()}
-    return dict(zip(program.outputs, outputs, strict=True))
+        if policy.travels_on(error):
+            return replace(microbatch, values=(), error=Fault.of(stage, error))
+        rows = policy.describe(microbatch, values, lambda some: program.compute(some, step), error)
+        raise StageError(
+            f"stage {stage} failed on micro-batch {microbatch.index}{rows}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return replace(microbatch, values=(*microbatch.values, *made))
 
 
-def _send(index: int, values: dict[str, Value], outlets: Sequence[Outlet], stage: int) -> None:
-    for outlet in outlets:
-        try:
-            outlet.channel.send(MicroBatch(index, tuple(values[name] for name in outlet.names)))
-        except PipeparError as error:
-            names = ", ".join(outlet.names)
-            raise StageError(
-                f"stage {stage} could not send micro-batch {index} ({names}): {error}"
-            ) from error
-
-
-def _failure(
-    program: Program, stage: int, index: int, values: dict[str, Value], error: Exception
-) -> str:
-    samples = values.get(SAMPLES)
-    rows = ""
-    if isinstance(samples, torch.Tensor) and is_of_samples(error):
-        given = tuple(values[name] for name in program.inputs)
-        count = len(samples)
-        told = blamed(samples.tolist(), lambda some: program.compute(part(given, some, count)))
-        rows = f", {told}"
-    return f"stage {stage} failed on micro-batch {index}{rows}: {type(error).__name__}: {error}"
+def _joined(parts: Sequence[MicroBatch]) -> MicroBatch:
+    """One micro-batch of the values that several channels brought."""
+    main = next((part for part in parts if part.samples is not None), parts[0])
+    error = next((part.error for part in parts if part.error is not None), None)
+    values = () if error else tuple(itertools.chain.from_iterable(part.values for part in parts))
+    return replace(main, values=values, error=error)

@@ -13,20 +13,22 @@ from pipepar.format import readable_bytes
 from pipepar.host.device_context import DeviceContext
 from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import cut_table
+from pipepar.plan.plan import StagePlan
 from pipepar.planner.plan_job import Agreed
 from pipepar.planner.prediction import model_cost, stage_memory
 
 
 @contextmanager
 def oom_explained(
-    world: World, graph: Graph, agreed: Agreed, context: DeviceContext
+    world: World, graph: Graph, agreed: Agreed, stage: StagePlan | None, context: DeviceContext
 ) -> Iterator[None]:
     """Inside, an OutOfMemoryError of torch's becomes one that tells what to do. *Local.*
 
     Args:
-        world: rank k owns stage k.
+        world: all ranks.
         graph: the captured model.
         agreed: the plan.
+        stage: this rank's; None for a rank without one.
         context: where this rank computes.
 
     Raises:
@@ -35,13 +37,19 @@ def oom_explained(
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise PlanError(_told(world, graph, agreed, context, error)) from error
+        if stage is None:
+            raise
+        raise PlanError(_told(world, graph, agreed, stage, context, error)) from error
 
 
 def _told(
-    world: World, graph: Graph, agreed: Agreed, context: DeviceContext, error: Exception
+    world: World,
+    graph: Graph,
+    agreed: Agreed,
+    stage: StagePlan,
+    context: DeviceContext,
+    error: Exception,
 ) -> str:
-    stage = agreed.plan.stages[world.rank]
     cost = model_cost(graph, cut_table(graph), agreed.micro_batch)
     needed = stage_memory(stage, cost.layers, agreed.depth)
     others = context.devices.sharers - 1

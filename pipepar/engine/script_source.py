@@ -79,7 +79,7 @@ def given_source(
     if isinstance(given, str | Path):
         return source, is_factory(str(given)) and weights is None
     without_values = _is_on_meta(given)
-    world.together(lambda: _require_values(source) if without_values and world.rank == 0 else None)
+    world.together(lambda: _require_values(source) if without_values and world.is_root else None)
     return source, any(json.loads(text) for text in world.all_gather(json.dumps(without_values)))
 
 
@@ -88,7 +88,7 @@ def _source(
 ) -> Source:
     if isinstance(given, str | Path):
         return open_source(
-            str(given), find_task(task).head, weights, values=world.rank == 0, dtype=dtype
+            str(given), find_task(task).head, weights, values=world.is_root, dtype=dtype
         )
     if dtype is not None:
         raise InputError(f"found dtype {dtype} for a model that exists; call model.to({dtype})")

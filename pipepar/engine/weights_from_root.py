@@ -1,4 +1,4 @@
-"""Weights that only rank 0 can read: it streams each stage its own, over channels of their own."""
+"""Weights that only the root can read: it sends each stage its own, over channels of their own."""
 
 from __future__ import annotations
 
@@ -36,15 +36,16 @@ class FromRoot:
     def __init__(
         self, world: World, weights: Weights, specs: Sequence[Sequence[WeightSpec]]
     ) -> None:
-        links = [Link(0, rank, _DEPTH) for rank in range(1, world.size)]
-        self._receivers, self._senders = world.connect(links)
-        self._is_root = world.rank == 0
+        others = world.others
+        receivers, senders = world.connect([Link(world.root, rank, _DEPTH) for rank in others])
+        self._receiver = next(iter(receivers.values()), None)
+        self._senders = {others[channel]: sender for channel, sender in senders.items()}
         self._weights = weights
         self._specs = specs
 
     def check(self, specs: Sequence[WeightSpec]) -> None:
         """Rank 0 verifies every stage's; see `Weights.check`. *Local.*"""
-        if self._is_root:
+        if self._receiver is None:
             every = {spec.name: spec for stage in self._specs for spec in stage}
             self._weights.check(list(every.values()))
 
@@ -57,7 +58,7 @@ class FromRoot:
             WeightsError: on rank 0, see `Weights.read`.
             PeerError: rank 0 could not read them.
         """
-        return self._sent(specs) if self._is_root else _received(self._receivers[0])
+        return self._sent(specs) if self._receiver is None else _received(self._receiver)
 
     def _sent(self, specs: Sequence[WeightSpec]) -> Reading:
         pending = dict(self._senders)
@@ -87,7 +88,7 @@ def share_buffers(world: World, module: nn.Module) -> None:
         world: all ranks.
         module: the same on every rank; changed in place on all but rank 0.
     """
-    receivers, senders = world.connect(Link(0, rank, _DEPTH) for rank in range(1, world.size))
+    receivers, senders = world.connect([Link(world.root, rank, _DEPTH) for rank in world.others])
     for sender in senders.values():
         _send(sender, ((name, buffer) for name, buffer in passing_buffers(module).items()))
         sender.close()

@@ -1,42 +1,26 @@
-"""From a plan to the channels of each stage."""
+"""From a plan and its placement to the channels of each rank."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from pipepar.comm.channels.channel import Receiver, Sender
 from pipepar.comm.channels.link import Link
 from pipepar.comm.gpu.nccl_channel import Watch
 from pipepar.comm.world import World
-from pipepar.engine.fault import FAULT
-from pipepar.engine.loop import Inlet, Outlet
+from pipepar.engine.loop import Outlet
 from pipepar.host.device_context import DeviceContext
+from pipepar.plan.placement import Placement
 from pipepar.plan.plan import Plan
 
-Edges: TypeAlias = Mapping[tuple[int, int], tuple[str, ...]]
-"""(producer, consumer) -> names of the values that cross."""
-
-
-def edges_of(plan: Plan, carried: Sequence[str] = ()) -> dict[tuple[int, int], tuple[str, ...]]:
-    """The edges of a plan, with values that travel along to every stage. *Local.*
-
-    Args:
-        plan: says which values the stages need.
-        carried: further values of the source; each stage gets them from its nearest producer, but
-            a `FAULT` from all of them: any may have failed, and the nearest need not have heard.
-    """
-    faults = tuple(name for name in carried if name == FAULT)
-    edges = {edge: names + faults for edge, names in plan.edges.items()}
-    for stage in range(1, len(plan.stages)):
-        nearest = max(producer for producer, consumer in edges if consumer == stage)
-        edges[nearest, stage] += tuple(name for name in carried if name != FAULT)
-    return edges
+Node: TypeAlias = int | Literal["source", "sink"]
+"""A stage, by its number, or one of the two ends of the job."""
 
 
 def admission(stages: int, depth: int) -> int:
-    """Micro-batches that channels of that depth and stages hold between source and sink. *Local.*
+    """Micro-batches that channels of that depth and stages hold between source and sink.
 
     Both ends of every channel hold `depth`, every stage computes one.
     """
@@ -44,70 +28,160 @@ def admission(stages: int, depth: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Edge:
+    """One channel of a pipeline."""
+
+    producer: Node
+    """Where its micro-batches come from."""
+    consumer: Node
+    """Where they go."""
+    names: tuple[str, ...]
+    """The values that cross."""
+    depth: int
+    """Micro-batches under way on each end."""
+    beside: bool
+    """Whether samples and columns go along."""
+
+
+def edges_of(plan: Plan, placement: Placement, depth: int) -> list[Edge]:
+    """The channels of a pipeline, in the order in which all ranks connect them.
+
+    A stage gets samples and columns from its nearest producer only. A channel that skips stages is
+    deeper by what those stages hold. Where the results return to the rank of the source, that
+    channel closes a cycle: it cannot deadlock, since it holds as many micro-batches as `admission`
+    allows under way. The source admits no more than that, and collects results whenever it has
+    reached that number.
+
+    Args:
+        plan: says which values the stages exchange.
+        placement: where the stages and the ends are.
+        depth: micro-batches under way on each end of a channel between neighbours.
+    """
+    crossing = plan.edges
+    nearest = {
+        stage: max(producer for producer, consumer in crossing if consumer == stage)
+        for _, stage in crossing
+    }
+    edges = [
+        Edge(
+            producer, consumer, names, depth * (consumer - producer), nearest[consumer] == producer
+        )
+        for (producer, consumer), names in crossing.items()
+    ]
+    last = len(plan.stages) - 1
+    if placement.enters_elsewhere:
+        edges.append(Edge("source", 0, plan.inputs, depth, True))
+    if placement.leaves_elsewhere:
+        returns = placement.ends.sink == placement.ends.source
+        room = admission(last + 1, depth) if returns else depth
+        edges.append(Edge(last, "sink", plan.outputs, room, True))
+    return edges
+
+
+@dataclass(frozen=True, slots=True)
 class Wiring:
-    """One stage's ends of all its channels."""
+    """One rank's ends of all its channels."""
 
-    inlets: tuple[Inlet, ...]
-    """From earlier stages."""
+    known: tuple[str, ...]
+    """Names of the values that arrive at its stage, channel by channel, and then of those that the
+    stage makes; empty for a rank without a stage."""
+    inlets: tuple[Receiver, ...]
+    """Into its stage."""
     outlets: tuple[Outlet, ...]
-    """To later stages, and on the last stage, where results return, to the first rank."""
-    results: Receiver | None
-    """On the first rank, where results return: the channel they come back by."""
+    """Out of its stage."""
+    entry: Outlet | None
+    """At the source, where the first stage is on another rank: the channel to it."""
+    exit: Receiver | None
+    """At the sink, where the last stage is on another rank: the channel from it."""
 
-    @property
-    def channels(self) -> tuple[Receiver | Sender, ...]:
-        """Every channel end, senders first, in the order to close them."""
-        ends: list[Receiver | Sender] = [outlet.channel for outlet in self.outlets]
-        ends += [inlet.channel for inlet in self.inlets]
-        return (*ends, self.results) if self.results else tuple(ends)
+    def positions(self, names: Iterable[str]) -> tuple[int, ...]:
+        """Where values are among those known at the stage."""
+        return tuple(map(self.known.index, names))
 
     def close(self) -> None:
-        """Close every channel. *Local*, may be called twice."""
-        for channel in self.channels:
-            channel.close()
+        """Close every channel, senders first; may be called twice."""
+        ends: list[Sender | Receiver] = [outlet.channel for outlet in self.outlets]
+        ends += [self.entry.channel] if self.entry else []
+        ends += [*self.inlets, *([self.exit] if self.exit else [])]
+        for end in ends:
+            end.close()
 
 
 def wire_up(
     world: World,
     plan: Plan,
-    edges: Edges,
+    placement: Placement,
     depth: int,
-    results_to_root: bool,
     context: DeviceContext,
     watch: Watch | None = None,
 ) -> Wiring:
-    """Connect this rank's stage to the others. *Collective*; rank k owns stage k.
+    """Connect this rank to the others. *Collective.*
 
     Args:
-        world: as many ranks as the plan has stages.
-        plan: what the stages produce.
-        edges: what crosses; an edge that skips stages is deeper by what those stages hold.
+        world: all ranks.
+        plan: what the stages exchange.
+        placement: where the stages and the ends are.
         depth: micro-batches under way on each end of a channel between neighbours.
-        results_to_root: whether the model's outputs return to rank 0. Rank 0 feeds and takes at
-            once; that cannot deadlock as long as it admits no more than `admission`, since this
-            channel holds that many, and goes from host to host: what NCCL connects is acyclic.
-        context: this rank's.
+        context: this rank's device, and which ranks have a GPU. What NCCL connects is acyclic: the
+            source and the sink are on hosts.
         watch: is told of every transfer between two GPUs; None to take no times of them.
     """
-    last = len(plan.stages) - 1
-    links = [
-        Link(
-            producer,
-            consumer,
-            depth * (consumer - producer),
-            from_gpu=context.is_gpu(producer),
-            to_gpu=context.is_gpu(consumer),
-        )
-        for producer, consumer in sorted(edges)
-    ]
-    returning = results_to_root and last > 0
-    if returning:
-        links.append(Link(last, 0, admission(last + 1, depth), from_gpu=context.is_gpu(last)))
+    edges = edges_of(plan, placement, depth)
+    links = [_link(edge, placement, context) for edge in edges]
     receivers, senders = world.connect(links, context.gpu, watch)
-    rank = world.rank
-    results = receivers.pop(last) if returning and rank == 0 else None
-    outlets = [Outlet(edges[rank, k], sender) for k, sender in senders.items() if k > rank]
-    if returning and rank == last:
-        outlets.append(Outlet(plan.outputs, senders[0]))
-    inlets = [Inlet(edges[k, rank], receiver) for k, receiver in receivers.items()]
-    return Wiring(tuple(inlets), tuple(outlets), results)
+    stage = placement.stage_of(world.rank)
+    into = [at for at, edge in enumerate(edges) if edge.consumer == stage and at in receivers]
+    known = _known(plan, stage, [edges[at] for at in into])
+    return Wiring(
+        known=known,
+        inlets=tuple(receivers[at] for at in into),
+        outlets=tuple(
+            _outlet(edge, known, senders[at])
+            for at, edge in enumerate(edges)
+            if edge.producer == stage and at in senders
+        ),
+        entry=next(
+            (
+                _outlet(edge, plan.inputs, senders[at])
+                for at, edge in enumerate(edges)
+                if edge.producer == "source" and at in senders
+            ),
+            None,
+        ),
+        exit=next(
+            (
+                receivers[at]
+                for at, edge in enumerate(edges)
+                if edge.consumer == "sink" and at in receivers
+            ),
+            None,
+        ),
+    )
+
+
+def _link(edge: Edge, placement: Placement, context: DeviceContext) -> Link:
+    ends: Mapping[Node, int] = {
+        "source": placement.ends.source,
+        "sink": placement.ends.sink,
+        **dict(enumerate(placement.ranks)),
+    }
+    producer, consumer = ends[edge.producer], ends[edge.consumer]
+    return Link(
+        producer,
+        consumer,
+        edge.depth,
+        from_gpu=edge.producer != "source" and context.is_gpu(producer),
+        to_gpu=edge.consumer != "sink" and context.is_gpu(consumer),
+    )
+
+
+def _known(plan: Plan, stage: int | None, into: Sequence[Edge]) -> tuple[str, ...]:
+    if stage is None:
+        return ()
+    arriving = [name for edge in into for name in edge.names]
+    return (*(arriving if into else plan.inputs), *plan.stages[stage].outputs)
+
+
+def _outlet(edge: Edge, known: tuple[str, ...], sender: Sender) -> Outlet:
+    positions = tuple(map(known.index, edge.names))
+    return Outlet(edge.names, positions, sender, edge.beside)

@@ -95,7 +95,7 @@ def open_device_context(world: World, wanted: Wanted, note: Callable[[str], None
         PipeparError: a rank has no GPU and is to have one; told once, PeerError elsewhere.
     """
     devices = choose_devices(world, wanted)
-    if devices.note and world.rank == 0:
+    if devices.note and world.is_root:
         note(devices.note)
     return DeviceContext(devices, world.together(lambda: _ready(world, devices)))
 

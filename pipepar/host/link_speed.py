@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, cast
 
 import torch
@@ -74,7 +75,7 @@ def measure_links(world: World, context: DeviceContext) -> list[LinkFacts]:
     common are measured at the same time, as they are used in a pipeline;
     so it takes a few seconds, however many ranks there are.
     """
-    pairs = [(rank, rank + 1) for rank in range(world.size - 1)]
+    pairs = list(pairwise(range(world.size)))
     both_ways = [
         Link(*ends, _DEPTH, *map(context.is_gpu, ends))
         for pair in pairs
@@ -82,15 +83,18 @@ def measure_links(world: World, context: DeviceContext) -> list[LinkFacts]:
     ]
     receivers, senders = world.connect(both_ways, context.gpu)
     mine: LinkFacts | None = None
-    for parity in (0, 1):
-        peer = world.rank + 1 if world.rank % 2 == parity else world.rank - 1
-        if peer not in senders:
+    # Every other pair at a time, since a rank has two neighbours.
+    for pair in sorted(pairs, key=lambda pair: pair[0] % 2):
+        if world.rank not in pair:
             continue
+        there = 2 * pairs.index(pair)
+        first, second = pair
+        peer = second if world.rank == first else first
         with deadline(world.abort, _PATIENCE, _silence(world, peer)):
-            if peer > world.rank:
-                mine = _measure(world.rank, senders[peer], receivers[peer], context.device)
+            if world.rank == first:
+                mine = _measure(first, senders[there], receivers[there + 1], context.device)
             else:
-                _answer(senders[peer], receivers[peer], context.device)
+                _answer(senders[there + 1], receivers[there], context.device)
     ends: list[Sender | Receiver] = [*senders.values(), *receivers.values()]
     for channel in ends:
         channel.close()

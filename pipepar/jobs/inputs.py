@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -19,18 +19,13 @@ from pipepar.data.readers.reader import Feed, Reader, input_kind
 from pipepar.data.readers.text_lines import open_texts
 from pipepar.data.readers.tokenized_text import open_text
 from pipepar.data.sample_set import SampleSet
-from pipepar.engine.fault import FAULT, SOURCE, Fault
-from pipepar.engine.loop import SAMPLES, Arrival
 from pipepar.errors import InputError, PipeparError
 from pipepar.jobs.options import Job
-from pipepar.microbatch import Value
+from pipepar.microbatch import SOURCE, Fault, MicroBatch, Value
 from pipepar.model.capture.graph import Graph
 from pipepar.model.source.import_path import import_path
 from pipepar.tasks.model_folder import ModelFolder, classes_of
 from pipepar.trace import Tracer
-
-_MARK: Final = "#"
-"""No model's value has a name that begins so."""
 
 
 def open_input(job: Job) -> Reader:
@@ -110,35 +105,15 @@ def example_of(reader: Reader, micro_batch: int, lenient: bool = False) -> Feed:
     return Feed(torch.arange(0), args, kwargs, extras)
 
 
-def carried_names(example: Feed, lenient: bool) -> tuple[str, ...]:
-    """Names of the source's values that travel along with each micro-batch. *Local.*
-
-    Args:
-        example: of the micro-batches.
-        lenient: whether one that fails does too, with its fault.
-    """
-    return (SAMPLES, *(_MARK + name for name in example.extras), *[FAULT] * lenient)
-
-
-def carried_extras(values: dict[str, Value]) -> dict[str, torch.Tensor]:
-    """The extras of a feed, out of the values that arrived with its micro-batch. *Local.*"""
-    return {
-        name.removeprefix(_MARK): value
-        for name, value in values.items()
-        if name.startswith(_MARK) and isinstance(value, torch.Tensor)
-    }
-
-
 def feed_all(
     reader: Reader,
     micro_batch: int,
     graph: Graph,
     tracer: Tracer,
     done: SampleSet,
-    asked_to_stop: Callable[[], object],
-    carried: Sequence[str],
-) -> Iterator[Arrival]:
-    """The whole input, micro-batch by micro-batch, as values of the graph. *Local.*
+    lenient: bool,
+) -> Iterator[MicroBatch]:
+    """The whole input, micro-batch by micro-batch, as values of the graph.
 
     Args:
         reader: the input.
@@ -146,8 +121,7 @@ def feed_all(
         graph: the captured model.
         tracer: this stage's times.
         done: samples that are left out.
-        asked_to_stop: whether to end before the input does.
-        carried: see `carried_names`; with `FAULT` among them, nothing below is raised.
+        lenient: whether a sample that cannot be had is the error of its micro-batch, not raised.
 
     Raises:
         InputError: a sample cannot be read, or does not fit what was captured.
@@ -156,28 +130,26 @@ def feed_all(
     tracer.enter("source", 0)
     begin = tracer.clock.now()
     for index, feed in enumerate(reader.feeds(micro_batch, done)):
-        if asked_to_stop():
-            return
-        values: dict[str, Value] = dict.fromkeys((*carried, *graph.inputs))
-        values[SAMPLES] = feed.samples
-        values.update({_MARK + name: tensor for name, tensor in feed.extras.items()})
-        try:
-            values.update(_arguments(feed, graph))
-        except PipeparError as error:
-            if FAULT not in carried or not is_of_samples(error):
-                raise
-            values[FAULT] = Fault.of(SOURCE, error).to_text()
+        microbatch = _microbatch(index, feed, graph, lenient)
         tracer.record("source", index, begin, tracer.clock.now())
-        yield index, values
+        yield microbatch
         tracer.enter("source", index + 1)
         begin = tracer.clock.now()
 
 
-def _arguments(feed: Feed, graph: Graph) -> dict[str, Value]:
-    """What enters the first stage, if it can be had."""
-    if feed.fault is not None:
-        raise feed.fault
-    return dict(zip(graph.inputs, graph.flatten_inputs(feed.args, feed.kwargs), strict=True))
+def _microbatch(index: int, feed: Feed, graph: Graph, lenient: bool) -> MicroBatch:
+    """What enters the first stage, or the error in its place."""
+    values: tuple[Value, ...] = ()
+    error = None
+    try:
+        if feed.fault is not None:
+            raise feed.fault
+        values = tuple(graph.flatten_inputs(feed.args, feed.kwargs))
+    except PipeparError as problem:
+        if not (lenient and is_of_samples(problem)):
+            raise
+        error = Fault.of(SOURCE, problem)
+    return MicroBatch(index, values, feed.samples, feed.extras, error)
 
 
 def _open(job: Job) -> Reader:

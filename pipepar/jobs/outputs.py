@@ -18,13 +18,10 @@ from pipepar.data.writers.partial import Partial, naming
 from pipepar.data.writers.row_writer import Writer
 from pipepar.data.writers.unfinished import Resumable, Unfinished, find_unfinished, is_unfinished
 from pipepar.engine.assembly import Assembly
-from pipepar.engine.fault import SINK, Fault, fault_of
-from pipepar.engine.loop import SAMPLES, Arrival
 from pipepar.errors import InputError, PipeparError, StageError
-from pipepar.jobs.inputs import carried_extras
 from pipepar.jobs.options import Job
 from pipepar.jobs.quarantine import Quarantine
-from pipepar.microbatch import Value
+from pipepar.microbatch import SINK, Fault, MicroBatch, samples_of
 from pipepar.model.source.import_path import import_path
 from pipepar.report.confusion import Confusion, Tally
 from pipepar.tasks.answers import Answer, answered_by, as_tensors
@@ -119,12 +116,12 @@ class Sink:
         return list(self._writer.done.runs()), list(apart.runs())
 
     def take(
-        self, results: Iterator[Arrival], assembly: Assembly, tracer: Tracer
-    ) -> Iterator[Arrival]:
+        self, results: Iterator[MicroBatch], assembly: Assembly, tracer: Tracer
+    ) -> Iterator[MicroBatch]:
         """Write all results to the output, and pass them on.
 
         Args:
-            results: micro-batches with all the values known at the last stage.
+            results: micro-batches of the model's outputs, on the host.
             assembly: the last stage.
             tracer: this stage's times.
 
@@ -132,11 +129,11 @@ class Sink:
             InputError: what was returned cannot be written.
             StageError: a function of the user's failed; the cause is chained to it.
         """
-        for index, values in results:
-            with tracer.span("sink", index):
-                self._write(values, assembly)
-            tracer.enter("other", index)
-            yield index, values
+        for microbatch in results:
+            with tracer.span("sink", microbatch.index):
+                self._write(microbatch, assembly)
+            tracer.enter("other", microbatch.index)
+            yield microbatch
 
     def settled(self) -> Runs:
         """The samples that need not be tried again, written or not, as half-open ranges."""
@@ -176,14 +173,13 @@ class Sink:
         """What was taken for what; None without labels."""
         return self._tally.confusion() if self._tally else None
 
-    def _write(self, values: dict[str, Value], assembly: Assembly) -> None:
-        samples: torch.Tensor = values[SAMPLES]  # type: ignore[assignment]
-        fault = fault_of(values)
-        if fault is not None:
-            self._fail(samples, fault)
+    def _write(self, microbatch: MicroBatch, assembly: Assembly) -> None:
+        samples = samples_of(microbatch)
+        if microbatch.error is not None:
+            self._fail(samples, microbatch.error)
             return
         try:
-            self._take(samples, values, assembly)
+            self._take(samples, microbatch, assembly)
         except (InputError, StageError) as error:
             if not (self._lenient and is_of_samples(error)):
                 raise
@@ -191,9 +187,9 @@ class Sink:
             return
         self._quarantine.discard(samples.tolist())
 
-    def _take(self, samples: torch.Tensor, values: dict[str, Value], assembly: Assembly) -> None:
-        output = assembly.graph.unflatten_outputs([values[n] for n in assembly.plan.outputs])
-        extras = carried_extras(values)
+    def _take(self, samples: torch.Tensor, microbatch: MicroBatch, assembly: Assembly) -> None:
+        output = assembly.graph.unflatten_outputs(microbatch.values)
+        extras = microbatch.columns
 
         def again(rows: slice) -> object:
             return self._answer(*part((output, extras), rows, len(samples)))

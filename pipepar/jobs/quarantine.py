@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipepar.data.writers.partial import partial_of, put_under, write_at
-from pipepar.engine.fault import Fault
+from pipepar.microbatch import Fault
 
 
 class Quarantine:

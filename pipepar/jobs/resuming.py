@@ -18,6 +18,7 @@ from pipepar.jobs.options import Job
 from pipepar.jobs.outputs import Sink
 from pipepar.model.capture.graph import Graph
 from pipepar.model.source.open_source import Source
+from pipepar.plan.placement import Ends
 from pipepar.planner.plan_job import Agreed, Note
 
 
@@ -37,13 +38,15 @@ class Resuming:
             InputError: the last rank cannot tell of which job it is.
         """
         self._world = world
+        ends = Ends.of_files(world.size)
+        self._sink = ends.sink
         self._job = job
         self._own: dict[str, Any] = {}
         text = json.dumps([sink.left, sink.overwrites, sink.replaces] if sink else None)
         self._left: dict[str, Any] | None
-        self._left, overwrites, replaces = json.loads(world.all_gather(text)[-1])
+        self._left, overwrites, replaces = json.loads(world.all_gather(text)[ends.sink])
         world.together(self._check_format)
-        if world.rank != 0:
+        if not world.is_root:
             return
         if overwrites:
             note(
@@ -66,7 +69,7 @@ class Resuming:
         Raises:
             InputError: naming every difference.
         """
-        if self._world.rank != 0:
+        if not self._world.is_root:
             return
         wanted = self._job.micro_batch
         size = self.micro_batch if wanted is None else min(wanted, count)
@@ -93,7 +96,7 @@ class Resuming:
         header = json.loads(self._world.broadcast(json.dumps(self._own | {"micro_batch": size})))
         progress = partial(self._world.heartbeat.tell, "other", 0)
         runs = self._world.together(lambda: sink.open(count, header, progress) if sink else None)
-        done, alone = json.loads(self._world.all_gather(json.dumps(runs))[-1])
+        done, alone = json.loads(self._world.all_gather(json.dumps(runs))[self._sink])
         return SampleSet(count, done), SampleSet(count, alone)
 
     def _check_format(self) -> None:

@@ -13,11 +13,10 @@ from pathlib import Path
 from pipepar.comm.world import World
 from pipepar.data.readers.reader import Feed, Reader
 from pipepar.engine.assembly import Assembly, assemble
-from pipepar.engine.oom import oom_explained
 from pipepar.errors import InputError, PlanError
 from pipepar.files import require_apart, require_writable
 from pipepar.host.device_context import DeviceContext, open_device_context
-from pipepar.jobs.inputs import agree_on_input, carried_names, open_input
+from pipepar.jobs.inputs import agree_on_input, open_input
 from pipepar.jobs.options import Job, check_options
 from pipepar.jobs.output_checks import check_outputs
 from pipepar.jobs.outputs import Sink
@@ -28,6 +27,7 @@ from pipepar.jobs.work import Work
 from pipepar.model.capture.graph import Graph
 from pipepar.model.source.import_path import source_file
 from pipepar.model.source.open_source import Source, open_source
+from pipepar.plan.placement import Ends
 from pipepar.plan.plan import Plan
 from pipepar.planner.advice import advice
 from pipepar.planner.choice import MICRO_BATCH, Choice, PlanRequest
@@ -58,7 +58,7 @@ def run_job(
         PipeparError: something the user named is missing or does not fit.
     """
     world.together(lambda: _preflight(world, job))
-    display = display if world.rank == 0 else NOBODY
+    display = display if world.is_root else NOBODY
     try:
         return _run_job(world, job, display, asked_to_stop)
     except Halt as halt:
@@ -111,11 +111,14 @@ def _visible(world: World, job: Job) -> Iterator[Job]:
 
 
 def _sink(world: World, job: Job, held: ExitStack) -> Sink | None:
-    return held.enter_context(Sink(job)) if world.rank == world.size - 1 else None
+    sink = Ends.of_files(world.size).sink
+    return held.enter_context(Sink(job)) if world.rank == sink else None
 
 
 def _open(world: World, job: Job, sink: Sink | None, resuming: Resuming) -> _Opened:
-    reader = world.together(lambda: open_input(job) if world.rank == 0 else None)
+    reader = world.together(
+        lambda: open_input(job) if world.rank == Ends.of_files(world.size).source else None
+    )
     plan = world.together(lambda: _read_plan(world, job))
     count, example = agree_on_input(world, reader, _example_rows(job, plan), job.lenient)
     return _Opened(reader, sink, count, example, plan, resuming)
@@ -139,7 +142,7 @@ def _assembled(
         context=context,
         request=PlanRequest(opened.count, job.micro_batch, job.depth),
         plan=opened.plan,
-        carried=carried_names(opened.example, job.lenient),
+        ends=Ends.of_files(world.size),
         weights_from_root=job.weights_from_root,
         loading=display.weights,
         inspect=lambda graph: _check(graph, job, opened, display, source, context),
@@ -184,21 +187,20 @@ def _run(
     done, alone = opened.resuming.begin(sink, assembly.agreed, count)
     if done:
         display.note(f"resuming: {len(done):,} of {count:,} samples are done already")
-    carried = carried_names(opened.example, job.lenient)
-    work = Work(world, opened.reader, sink, assembly, carried, tracer, display, asked_to_stop)
+    work = Work(world, opened.reader, sink, assembly, job.lenient, tracer, display, asked_to_stop)
     begin = time.perf_counter()
-    with oom_explained(world, assembly.graph, assembly.agreed, assembly.context):
+    with assembly.explained():
         work.do(done, alone)
     written = sink.finish() if sink else 0
     seconds = time.perf_counter() - begin
     assembly.wiring.close()
-    by = asked_to_stop() if world.rank == 0 else ""
-    stopped = reached(world, by, written, count)
+    by = asked_to_stop() if world.is_root else ""
+    stopped = reached(world, assembly.placement.ends.sink, by, written, count)
     choice = assembly.agreed.choice
     summary = summarise(
         world,
         tracer,
-        assembly.stage.weight_bytes,
+        assembly.stage.weight_bytes if assembly.stage else 0,
         assembly.threads,
         (stopped.done if stopped else count) - len(done),
         seconds,
@@ -214,7 +216,7 @@ def _run(
 
 def _preflight(world: World, job: Job) -> None:
     check_options(job)
-    if world.rank != 0:
+    if not world.is_root:
         return
     written = {"output": job.output, "the list of failed samples": errors_of(job.output)}
     if job.trace is not None:
@@ -251,12 +253,12 @@ def _check(
 
 
 def _source(world: World, job: Job) -> Source:
-    values = world.rank == 0
+    values = world.is_root
     return open_source(job.model, job.resolved_task.head, job.weights, values, job.torch_dtype)
 
 
 def _read_plan(world: World, job: Job) -> Plan | None:
-    if job.plan is None or world.rank != 0:
+    if job.plan is None or not world.is_root:
         return None
     try:
         return Plan.from_json(job.plan.read_text(encoding="utf-8"))
@@ -270,5 +272,5 @@ def _write_trace(world: World, path: Path, tracer: Tracer, begin: float) -> None
     """One timeline for all ranks; the clocks are aligned where the work began."""
     own = (replace(span, begin=span.begin - begin, end=span.end - begin) for span in tracer.spans)
     texts = world.all_gather(json.dumps(list(map(astuple, own))))
-    if world.rank == 0:
+    if world.is_root:
         write_chrome_trace(path, [Span(*fields) for text in texts for fields in json.loads(text)])

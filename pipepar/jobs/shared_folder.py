@@ -33,9 +33,9 @@ def replica(world: World, folder: Path) -> Iterator[Path]:
         InputError: rank 0 has no such folder.
         WeightsError: the configuration names no dtype, and the weights are missing or damaged.
     """
-    text = world.together(lambda: _packed(folder) if world.rank == 0 else "")
+    text = world.together(lambda: _packed(folder) if world.is_root else "")
     text = world.broadcast(text)
-    if world.rank == 0:
+    if world.is_root:
         yield folder
         return
     with TemporaryDirectory(prefix="pipepar-") as place:

@@ -1,22 +1,24 @@
-"""The work itself: samples through the stages, and those that failed again, one by one."""
+"""The work of a job: all samples through the stages, then those that failed, one by one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-
-import torch
+from itertools import takewhile
 
 from pipepar.comm.world import World
 from pipepar.data.readers.reader import Reader
 from pipepar.data.sample_set import SampleSet
 from pipepar.engine.assembly import Assembly
 from pipepar.engine.device_to_host import copied_to_host
-from pipepar.engine.fault import FAULT
-from pipepar.engine.loop import SAMPLES, Arrival, arrivals, run
+from pipepar.engine.loop import Outlet, Schedule, arrivals, outputs_of, run
+from pipepar.jobs.failure_policy import failure_policy
 from pipepar.jobs.inputs import feed_all
 from pipepar.jobs.outputs import Sink
+from pipepar.microbatch import MicroBatch, samples_of
 from pipepar.progress import Display
 from pipepar.supervision.stopping import Asked
 from pipepar.trace import Tracer
@@ -24,31 +26,31 @@ from pipepar.trace import Tracer
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A rank's share of it."""
+    """A rank's share of it: the roles that the placement gives it."""
 
     world: World
     """All ranks."""
     reader: Reader | None
-    """The input, on rank 0."""
+    """The input, at the source."""
     sink: Sink | None
-    """The output, on the last rank."""
+    """The output, at the sink."""
     assembly: Assembly
-    """This rank's stage."""
-    carried: tuple[str, ...]
-    """What travels along, see `inputs.carried_names`."""
+    """This rank's stage and channels."""
+    lenient: bool
+    """Whether the job goes on without samples that fail."""
     tracer: Tracer
     """This stage's times."""
     display: Display
-    """Rank 0's is told how far the work is."""
+    """At the source, shows how far the work is."""
     asked_to_stop: Asked
-    """What, if anything, tells rank 0 to begin no more samples."""
+    """What, if anything, tells the source to begin no more samples."""
 
     def do(self, done: SampleSet, alone: SampleSet) -> None:
-        """All samples but those that are done. *Collective.*
+        """Compute all samples but those that are done. *Collective.*
 
         In a job that goes on without samples that fail, those of a micro-batch that failed come
         once more at the end, each in a micro-batch of its own: it is read, padded and computed as
-        if it were alone, and what its neighbours were cannot matter.
+        if it were alone, so that its neighbours cannot matter.
 
         Args:
             done: by an earlier run.
@@ -59,49 +61,94 @@ class Work:
             StageError: a stage or a function of the user's failed; the cause is chained to it.
         """
         count = len(done) + done.missing
-        self._stream(
-            self.assembly.agreed.micro_batch, SampleSet(count, [*done.runs(), *alone.runs()])
-        )
-        if FAULT not in self.carried and not len(alone):
+        first = SampleSet(count, [*done.runs(), *alone.runs()])
+        self._stream(self.assembly.agreed.micro_batch, first)
+        if not self.lenient and not len(alone):
             return
         text = json.dumps(self.sink.settled() if self.sink else [])
-        left = SampleSet(count, json.loads(self.world.all_gather(text)[-1]))
+        sink = self.assembly.placement.ends.sink
+        left = SampleSet(count, json.loads(self.world.all_gather(text)[sink]))
         if not left.missing:
             return
-        if self.world.rank == 0 and not self.asked_to_stop():
+        if self.reader is not None and not self.asked_to_stop():
             self.display.note(
                 f"{left.missing:,} samples were in micro-batches that failed; each is tried alone"
             )
         self._stream(1, left)
 
     def _stream(self, micro_batch: int, done: SampleSet) -> None:
-        assembly, tracer = self.assembly, self.tracer
-        if self.reader is None:
-            source = arrivals(assembly.wiring.inlets, tracer)
-        else:
-            graph, asked = assembly.graph, self.asked_to_stop
-            source = feed_all(self.reader, micro_batch, graph, tracer, done, asked, self.carried)
-        results = run(assembly.program, source, assembly.wiring.outlets, tracer)
-        if self.sink is not None:
-            results = self.sink.take(self._at_hand(results), assembly, tracer)
-        if self.world.rank == 0:
-            results = self._shown(results, done.missing)
-        for _ in results:
-            pass
+        """Run this rank's roles for one stream, each role but the last in a thread of its own.
 
-    def _at_hand(self, results: Iterator[Arrival]) -> Iterator[Arrival]:
-        """The results in the host's memory."""
+        Only a rank whose stage is neither first nor last, or that has none, has several: usually
+        the source feeds the first stage of its own rank, and the sink writes what the last stage of
+        its own rank makes, in one loop.
+        """
+        wiring = self.assembly.wiring
+        roles: list[Iterable[object]] = []
+        schedule: Schedule | None = arrivals(wiring.inlets, self.tracer) if wiring.inlets else None
+        if self.reader is not None:
+            samples = self._samples(self.reader, micro_batch, done)
+            if wiring.entry is not None:
+                roles.append(_sent(samples, wiring.entry))
+            else:
+                schedule = samples
+        results = self._results(schedule) if schedule is not None else None
+        if self.sink is not None and wiring.exit is not None:
+            roles += [results] if results is not None else []
+            results = wiring.exit.receive()
+        if self.sink is not None and results is not None:
+            results = self.sink.take(results, self.assembly, self.tracer)
+        roles += [results] if results is not None else []
+        _run_together(roles)
+
+    def _samples(self, reader: Reader, micro_batch: int, done: SampleSet) -> Iterator[MicroBatch]:
+        """The input's micro-batches; one counts as shown once the next is asked for."""
+        graph = self.assembly.graph
+        feed = feed_all(reader, micro_batch, graph, self.tracer, done, self.lenient)
+        with self.display.samples(done.missing) as advance:
+            for microbatch in takewhile(lambda _: not self.asked_to_stop(), feed):
+                yield microbatch
+                advance(len(samples_of(microbatch)))
+
+    def _results(self, schedule: Schedule) -> Iterator[MicroBatch]:
+        """What the stage makes; at the last one, the model's outputs on the host."""
         assembly = self.assembly
+        policy = failure_policy(self.lenient)
+        outlets = assembly.wiring.outlets
+        results = run(assembly.programs, schedule, outlets, self.tracer, policy)
+        if self.sink is None or assembly.wiring.exit is not None:
+            return results
+        results = outputs_of(results, assembly.wiring.positions(assembly.plan.outputs))
         gpu = assembly.context.gpu
         if gpu is None:
             return results
-        return copied_to_host(
-            results, assembly.plan.outputs, gpu, assembly.agreed.depth, self.tracer
-        )
+        return copied_to_host(results, gpu, assembly.agreed.depth, self.tracer)
 
-    def _shown(self, results: Iterator[Arrival], count: int) -> Iterator[Arrival]:
-        with self.display.samples(count) as advance:
-            for index, values in results:
-                samples: torch.Tensor = values[SAMPLES]  # type: ignore[assignment]
-                advance(len(samples))
-                yield index, values
+
+def _sent(samples: Iterable[MicroBatch], entry: Outlet) -> Iterator[MicroBatch]:
+    """Send the input to the first stage on another rank."""
+    for microbatch in samples:
+        entry.send(microbatch, "source")
+        yield microbatch
+    entry.channel.end()
+
+
+def _run_together(roles: list[Iterable[object]]) -> None:
+    """Exhaust all of these, the last in this thread.
+
+    What another thread raises ends the job by `threading.excepthook`, as `FailTogether` sets it:
+    this thread may wait for that one's results.
+    """
+    if not roles:
+        return
+    *others, own = roles
+    threads = [threading.Thread(target=_exhaust, args=[role], daemon=True) for role in others]
+    for thread in threads:
+        thread.start()
+    _exhaust(own)
+    for thread in threads:
+        thread.join()
+
+
+def _exhaust(role: Iterable[object]) -> None:
+    deque(role, maxlen=0)

@@ -12,8 +12,8 @@ from pipepar.errors import PlanError
 
 Edge = tuple[int, int]
 
-_VERSION = 2
-_FIELDS = {"version", "model", "inputs", "outputs", "micro_batch", "depth", "stages"}
+_VERSION = 3
+_FIELDS = {"version", "model", "inputs", "outputs", "micro_batch", "depth", "ranks", "stages"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,13 @@ class Plan:
     """Samples that are to travel together, at least 1; None where the run may decide."""
     depth: int | None = None
     """Micro-batches that are to wait on each end of a channel, at least 1; None likewise."""
+    ranks: tuple[int, ...] | None = None
+    """The rank that runs each stage, all different; None for stage k on rank k."""
 
     def __post_init__(self) -> None:
         """Refuse a plan that no pipeline could run."""
         _check_sequence(self.stages)
+        _check_ranks(self)
         _check_values(self)
 
     @property
@@ -100,6 +103,7 @@ class Plan:
             "outputs": self.outputs,
             "micro_batch": self.micro_batch,
             "depth": self.depth,
+            "ranks": self.ranks,
             "stages": stages,
         }
         return json.dumps(content, indent=2) + "\n"
@@ -140,6 +144,7 @@ class Plan:
             stages=tuple(_stage(item, f"plan.stages[{i}]") for i, item in enumerate(stages)),
             micro_batch=_number(record["micro_batch"], "plan.micro_batch"),
             depth=_number(record["depth"], "plan.depth"),
+            ranks=_ranks(record["ranks"], "plan.ranks"),
         )
 
 
@@ -177,6 +182,14 @@ def _number(content: object, where: str) -> int | None:
     if content is None or (isinstance(content, int) and content is not True and content > 0):
         return content
     raise _wrong_type(where, "a whole number, 1 or more, or null", content)
+
+
+def _ranks(content: object, where: str) -> tuple[int, ...] | None:
+    if content is None:
+        return None
+    if not isinstance(content, list):
+        raise _wrong_type(where, "a list of ranks, or null", content)
+    return tuple(_integer(item, f"{where}[{i}]") for i, item in enumerate(content))
 
 
 def _string(content: object, where: str) -> str:
@@ -220,6 +233,15 @@ def _check_sequence(stages: tuple[StagePlan, ...]) -> None:
                 f"plan for fewer ranks"
             )
         position = stage.end
+
+
+def _check_ranks(plan: Plan) -> None:
+    ranks = plan.ranks
+    if ranks is not None and (len(ranks) != len(plan.stages) or len(set(ranks)) != len(ranks)):
+        raise PlanError(
+            f"plan.ranks is {list(ranks)}, expected another rank for each of {len(plan.stages)} "
+            f"stages; make the plan again with `pipepar plan`"
+        )
 
 
 def _check_values(plan: Plan) -> None:

@@ -120,7 +120,7 @@ def measured_choice(
         return model_cost(graph, table, size, profile.curve[size])
 
     def make() -> Choice | None:
-        if world.rank != 0:
+        if not world.is_root:
             return None
         return choose(graph, table, hardware, costs, list(profile.curve), request)
 
@@ -132,7 +132,7 @@ def _sizes(world: World, graph: Graph, request: PlanRequest) -> list[int]:
 
     def own() -> list[int]:
         fixed = fixed_batch(graph)
-        if world.rank != 0 or fixed is not None or request.micro_batch is not None:
+        if not world.is_root or fixed is not None or request.micro_batch is not None:
             return request.sizes(fixed)
         known = example_rows(graph)
         if not takes_rows(graph, known):  # its rows are not those of its samples: as it is, then

@@ -124,7 +124,7 @@ def _measured(
         if not _worth_more(curve) or max(map(_total, times.values())) > _LONGEST:
             break
     problems = dict.fromkeys(world.all_gather(problem))
-    for text in filter(None, problems if world.rank == 0 else ()):
+    for text in filter(None, problems if world.is_root else ()):
         note(text)
     return curve, _paces(world, sized, times[kinds[world.rank]])
 

@@ -66,7 +66,7 @@ def halt_if_asked(world: World, asked: Asked) -> None:
     Raises:
         Halt: it is.
     """
-    by = world.broadcast(asked() if world.rank == 0 else "")
+    by = world.broadcast(asked() if world.is_root else "")
     if by:
         raise Halt(by)
 
@@ -76,11 +76,12 @@ def nobody_asked() -> str:
     return ""
 
 
-def reached(world: World, by: str, written: int, count: int) -> Stopped | None:
+def reached(world: World, sink: int, by: str, written: int, count: int) -> Stopped | None:
     """How far a job came that is at its end. *Collective.*
 
     Args:
         world: all ranks.
+        sink: the rank that writes.
         by: what told it to stop, empty if nothing did; rank 0's counts.
         written: samples whose results are on disk; the last rank's counts.
         count: all samples.
@@ -92,7 +93,7 @@ def reached(world: World, by: str, written: int, count: int) -> Stopped | None:
         PipeparError: they are not, though nothing told it to stop.
     """
     texts = world.all_gather(json.dumps([by, written]))
-    by, done = json.loads(texts[0])[0], json.loads(texts[-1])[1]
+    by, done = json.loads(texts[world.root])[0], json.loads(texts[sink])[1]
     if done == count:
         return None
     if not by:
@@ -171,7 +172,7 @@ class Stop:
                 continue
             if not self._by:
                 self._hear(number)
-                if self._world.rank != 0:
+                if not self._world.is_root:
                     self._mailbox.send(number)
             elif time.monotonic() - self._since > _SAME:
                 self._leave(signal.Signals(number).name)
@@ -181,7 +182,7 @@ class Stop:
     def _hear(self, number: int) -> None:
         self._since = time.monotonic()
         self._by = signal.Signals(number).name
-        if self._world.rank == 0:
+        if self._world.is_root:
             self._note(
                 f"{self._by}: no more samples begin, those under way are finished; the same again "
                 "ends the job at once"

@@ -63,7 +63,7 @@ def agree_on_limits(world: World) -> Limits:
     """
     from pipepar.comm.native._pulse import Limits
 
-    mine = world.together(lambda: [_seconds(name) for name in _SECONDS] if world.rank == 0 else [])
+    mine = world.together(lambda: [_seconds(name) for name in _SECONDS] if world.is_root else [])
     return Limits(*map(float, world.broadcast(" ".join(map(str, mine))).split()))
 
 

@@ -183,10 +183,10 @@ def test_each_kind_of_error_ends_with_1(
 def test_samples_that_never_arrive_are_missed() -> None:
     """A last rank that has not written all is no success, whatever the cause."""
     with pytest.raises(PipeparError, match=r"3 of 11 samples never arrived at the last stage"):
-        reached(World.start(), "", 8, 11)
-    assert reached(World.start(), "", 11, 11) is None
-    assert reached(World.start(), "SIGTERM", 11, 11) is None
-    assert reached(World.start(), "SIGTERM", 8, 11) == Stopped("SIGTERM", 8, 11)
+        reached(World.start(), 0, "", 8, 11)
+    assert reached(World.start(), 0, "", 11, 11) is None
+    assert reached(World.start(), 0, "SIGTERM", 11, 11) is None
+    assert reached(World.start(), 0, "SIGTERM", 8, 11) == Stopped("SIGTERM", 8, 11)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import torch
 from pipepar.engine import device_to_host as landing
 from pipepar.engine.device_to_host import copied_to_host
 from pipepar.engine.host_to_device import HostToDevice
-from pipepar.engine.loop import SAMPLES, Arrival, Program, run
-from pipepar.microbatch import TensorSpec, Value
+from pipepar.engine.loop import Program, outputs_of, run
+from pipepar.microbatch import MicroBatch, TensorSpec, Value
 from pipepar.trace import Tracer
 from tests.helpers.gpu.exchange import POLICIES
 from tests.helpers.gpu.stages import Item, assert_same, computed, disturb, items, passed_on
@@ -44,16 +44,16 @@ def pinned(gpu: SimulatedGpu, item: Item) -> Value:
     return item.view(memory.copy_(item.base))
 
 
-def fed(gpu: SimulatedGpu, sent: Sequence[Sequence[Item]]) -> Iterator[Arrival]:
+def fed(gpu: SimulatedGpu, sent: Sequence[Sequence[Item]]) -> Iterator[MicroBatch]:
     """Micro-batches of values on the GPU, on the host, and on the host but page-locked."""
     random = Random(len(sent))
     for index, each in enumerate(sent):
         disturb(gpu, random)
-        values = {
-            name: item.on(gpu) if item.resident or random.random() < 0.5 else pinned(gpu, item)
-            for name, item in zip(NAMES, each, strict=True)
-        }
-        yield index, {**values, SAMPLES: torch.arange(index, index + 3), "unused": None}
+        values = tuple(
+            item.on(gpu) if item.resident or random.random() < 0.5 else pinned(gpu, item)
+            for item in each
+        )
+        yield MicroBatch(index, values, torch.arange(index, index + 3))
 
 
 def stage(gpu: SimulatedGpu, forwards: int) -> Callable[[tuple[Value, ...]], Sequence[Value]]:
@@ -69,18 +69,20 @@ def stage(gpu: SimulatedGpu, forwards: int) -> Callable[[tuple[Value, ...]], Seq
 
 
 def results_of(
-    gpu: SimulatedGpu, arriving: Iterator[Arrival], ahead: int, forwards: int = 0
-) -> Iterator[Arrival]:
+    gpu: SimulatedGpu, arriving: Iterator[MicroBatch], ahead: int, forwards: int = 0
+) -> Iterator[MicroBatch]:
     upload, compute = HostToDevice(gpu), stage(gpu, forwards)
-    program = Program(NAMES, NAMES, lambda values: compute(upload(values)))
-    return copied_to_host(run(program, arriving, (), Tracer(0)), NAMES, gpu, ahead, Tracer(0))
+    count = len(NAMES)
+    program = Program(tuple(range(count)), lambda values, step: compute(upload(values)))
+    results = run([program], arriving, (), Tracer(0))
+    results = outputs_of(results, range(count, 2 * count))
+    return copied_to_host(results, gpu, ahead, Tracer(0))
 
 
-def look(gpu: SimulatedGpu, values: dict[str, Value]) -> list[tuple[TensorSpec | None, Value]]:
+def look(gpu: SimulatedGpu, values: tuple[Value, ...]) -> list[tuple[TensorSpec | None, Value]]:
     """What the host finds; it must be there by the events alone."""
     found: list[tuple[TensorSpec | None, Value]] = []
-    for name in NAMES:
-        value = values[name]
+    for value in values:
         if isinstance(value, torch.Tensor):
             assert not gpu.holds(value)
             if gpu.is_pinned(value):
@@ -99,19 +101,20 @@ def round_trip(
     scheduler = Scheduler(seed, POLICIES[seed % 6], eagerness)
     gpu = SimulatedGpu(scheduler, "a")
     page_locked[:] = [gpu]
-    kept: list[tuple[Any, dict[str, Value]]] = []
-    for index, values in results_of(gpu, fed(gpu, sent), random.choice([1, 2, 3]), forwards):
-        assert index == len(kept)
-        assert torch.equal(values[SAMPLES], torch.arange(index, index + 3))  # type: ignore[arg-type]
-        kept.append((look(gpu, values), values))
+    kept: list[tuple[Any, tuple[Value, ...]]] = []
+    for each in results_of(gpu, fed(gpu, sent), random.choice([1, 2, 3]), forwards):
+        assert each.index == len(kept)
+        assert each.samples is not None
+        assert torch.equal(each.samples, torch.arange(each.index, each.index + 3))
+        kept.append((look(gpu, each.values), each.values))
     scheduler.drain()
     scheduler.assert_ordered()
     assert len(kept) == len(sent)
-    for each, (found, values) in zip(sent, kept, strict=True):
-        for item, (spec, value), name in zip(each, found, NAMES, strict=True):
+    for whole, (found, values) in zip(sent, kept, strict=True):
+        for item, (spec, value), kept_value in zip(whole, found, values, strict=True):
             assert_same(item.expected, spec, value)
             # Results are the caller's: nothing is written over them later.
-            assert_same(item.expected, spec, values[name])
+            assert_same(item.expected, spec, kept_value)
 
 
 @pytest.mark.parametrize("seed", seeds(150))
@@ -209,13 +212,13 @@ def test_results_are_waited_for_when_so_many_are_computed_beyond(
     left, right = link(gpu, other)
     made, waits, count = 0, list[int](), 12
 
-    def source() -> Iterator[Arrival]:
+    def source() -> Iterator[MicroBatch]:
         nonlocal made
         for index in range(count):
             value, gate = computed(gpu, torch.full((5,), index)), gpu.empty(8)
             left.receive(gate.data_ptr(), 8, gpu.compute.cuda_stream)
             made += 1
-            yield index, {"a": value, "b": value}
+            yield MicroBatch(index, (value, value))
 
     def wait(event: Any) -> None:
         waits.append(made)
@@ -225,9 +228,9 @@ def test_results_are_waited_for_when_so_many_are_computed_beyond(
             pass
 
     monkeypatch.setattr(landing, "wait_for_event", wait)
-    for index, values in copied_to_host(source(), ["a"], gpu, ahead, Tracer(0)):
-        assert torch.equal(values["a"], torch.full((5,), index))  # type: ignore[arg-type]
-        assert "b" not in values, "what nobody asked for stays on the GPU"
+    for each in copied_to_host(outputs_of(source(), [0]), gpu, ahead, Tracer(0)):
+        (found,) = each.values  # what is no output stays on the GPU
+        assert torch.equal(found, torch.full((5,), each.index))  # type: ignore[arg-type]
     # None comes by itself here, so each is waited for: with all those beyond it on their way.
     assert waits == [min(index + ahead + 1, count) for index in range(count)]
     scheduler.assert_ordered()
@@ -242,9 +245,8 @@ def test_results_take_a_slot_for_each_that_is_under_way() -> None:
         return give(nbytes)
 
     gpu.empty = empty  # type: ignore[method-assign]
-    for _ in copied_to_host(
-        ((index, {"a": value}) for index in range(12)), ["a"], gpu, 3, Tracer(0)
-    ):
+    made = (MicroBatch(index, (value,)) for index in range(12))
+    for _ in copied_to_host(made, gpu, 3, Tracer(0)):
         pass
     assert [nbytes for nbytes in taken if nbytes] == [400] * 4
 
@@ -254,13 +256,13 @@ def test_results_that_are_to_be_conjugated_yet() -> None:
     gpu = SimulatedGpu(scheduler, "a")
     value = torch.complex(torch.arange(6.0), torch.ones(6)).view(2, 3)
 
-    def source() -> Iterator[Arrival]:
+    def source() -> Iterator[MicroBatch]:
         lazy = computed(gpu, value).conj()
-        yield 0, {"a": lazy, "b": lazy.imag}
+        yield MicroBatch(0, (lazy, lazy.imag))
 
-    ((_, found),) = copied_to_host(source(), ["a", "b"], gpu, 1, Tracer(0))
-    assert torch.equal(found["a"], value.conj())  # type: ignore[arg-type]
-    assert torch.equal(found["b"], -value.imag)  # type: ignore[arg-type]
+    (found,) = copied_to_host(source(), gpu, 1, Tracer(0))
+    assert torch.equal(found.values[0], value.conj())  # type: ignore[arg-type]
+    assert torch.equal(found.values[1], -value.imag)  # type: ignore[arg-type]
     scheduler.assert_ordered()
 
 
@@ -269,13 +271,13 @@ def test_results_that_have_come_are_not_held_back() -> None:
     gpu = SimulatedGpu(scheduler, "a")
     made = 0
 
-    def source() -> Iterator[Arrival]:
+    def source() -> Iterator[MicroBatch]:
         nonlocal made
         for index in range(5):
             made += 1
-            yield index, {"a": computed(gpu, torch.full((5,), index))}
+            yield MicroBatch(index, (computed(gpu, torch.full((5,), index)),))
             scheduler.drain()
 
-    found = [(index, made) for index, _ in copied_to_host(source(), ["a"], gpu, 4, Tracer(0))]
+    found = [(each.index, made) for each in copied_to_host(source(), gpu, 4, Tracer(0))]
     assert [index for index, _ in found] == list(range(5))
     assert all(behind <= index + 2 for index, behind in found)

@@ -1,36 +1,44 @@
-"""From a plan to each stage's channels: what crosses where, how much fits in, where results go."""
+"""From a plan and its placement to the channels of each rank."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, cast
 
 import pytest
 import torch
 
-from pipepar.comm.channels.inproc import InprocChannel
+from pipepar.comm.channels.channel import Receiver, Sender
+from pipepar.comm.channels.inproc import InprocChannel, InprocReceiver, InprocSender
 from pipepar.comm.channels.link import Link
 from pipepar.comm.world import World
-from pipepar.engine.fault import FAULT
-from pipepar.engine.loop import SAMPLES
-from pipepar.engine.wiring import Wiring, admission, edges_of, wire_up
+from pipepar.engine.wiring import Node, Wiring, admission, edges_of, wire_up
 from pipepar.host.device_context import DeviceContext
 from pipepar.host.devices import Devices
 from pipepar.microbatch import MicroBatch
+from pipepar.plan.placement import Ends, Placement
 from pipepar.plan.plan import Plan, StagePlan
 
 Pair = tuple[int, int]
 
 
-class Closing(InprocChannel):
-    """A channel that notes when its ends are closed."""
+class ClosingSender(InprocSender):
+    """An end that notes when it is closed."""
 
-    def __init__(self, depth: int, link: Link, closed: list[Pair]) -> None:
-        super().__init__(depth)
-        self._pair = (link.producer, link.consumer)
-        self._closed = closed
+    def __init__(self, channel: InprocChannel, pair: Pair, closed: list[Pair]) -> None:
+        super().__init__(channel)
+        self._pair, self._closed = pair, closed
+
+    def close(self) -> None:
+        self._closed.append(self._pair)
+
+
+class ClosingReceiver(InprocReceiver):
+    def __init__(self, channel: InprocChannel, pair: Pair, closed: list[Pair]) -> None:
+        super().__init__(channel)
+        self._pair, self._closed = pair, closed
 
     def close(self) -> None:
         self._closed.append(self._pair)
@@ -44,21 +52,26 @@ class Ranks:
         self.links: dict[int, list[Link]] = defaultdict(list)
         self.given: dict[int, tuple[Any, Any]] = {}
         self.closed: list[Pair] = []
-        self._channels: dict[Pair, Closing] = {}
+        self._channels: dict[int, InprocChannel] = {}
 
     def world(self, rank: int) -> World:
         ranks = self
 
         class One:
-            def connect(self, links: Iterable[Link], gpu: Any, watch: Any) -> Any:
+            def connect(
+                self, links: Sequence[Link], gpu: Any, watch: Any
+            ) -> tuple[dict[int, Receiver], dict[int, Sender]]:
                 ranks.given[rank] = (gpu, watch)
                 ranks.links[rank] = list(links)
-                ends = {(link.producer, link.consumer): link for link in ranks.links[rank]}
-                for pair, link in ends.items():
-                    made = Closing(link.depth, link, ranks.closed)
-                    ranks._channels.setdefault(pair, made)
-                receivers = {a: ranks._channels[a, b] for a, b in ends if b == rank}
-                senders = {b: ranks._channels[a, b] for a, b in ends if a == rank}
+                receivers: dict[int, Receiver] = {}
+                senders: dict[int, Sender] = {}
+                for at, link in enumerate(links):
+                    channel = ranks._channels.setdefault(at, InprocChannel(link.depth))
+                    pair = link.producer, link.consumer
+                    if link.consumer == rank:
+                        receivers[at] = ClosingReceiver(channel, pair, ranks.closed)
+                    if link.producer == rank:
+                        senders[at] = ClosingSender(channel, pair, ranks.closed)
                 return receivers, senders
 
         one: Any = One()
@@ -81,27 +94,29 @@ def plan_of(*stages: tuple[str, str], outputs: str) -> Plan:
 
 # Stage 3 needs what stages 0 and 2 made, stage 2 nothing of stage 1 but that of stage 0.
 PLAN = plan_of(("x", "a"), ("a", "b"), ("a", "c"), ("acb", "d"), outputs="db")
+FILES = Placement(Ends.of_files(4), (0, 1, 2, 3))
+SCRIPT = Placement(Ends.of_script(), (0, 1, 2, 3))
+MIXED = Placement(Ends.of_files(5), (2, 0, 4, 1))
+"""Neither the first nor the last stage is where its end is, and rank 3 has no stage."""
 
 
 def contexts(kinds: str) -> DeviceContext:
-    """Which ranks sit at a GPU: a letter each, c or g."""
+    """Which ranks have a GPU: a letter each, c or g."""
     by_rank = tuple("cuda" if kind == "g" else "cpu" for kind in kinds)
     return DeviceContext(Devices(by_rank, torch.device("cpu"), "", 1, ""), None)
 
 
 def wired(
-    plan: Plan, depth: int = 2, carried: Iterable[str] = (), to_root: bool = False, kinds: str = ""
+    plan: Plan, placement: Placement = FILES, depth: int = 2, kinds: str = "", size: int = 4
 ) -> tuple[Ranks, list[Wiring]]:
-    size = len(plan.stages)
     ranks, context = Ranks(size), contexts(kinds or "c" * size)
-    edges = dict(reversed(edges_of(plan, tuple(carried)).items()))
     return ranks, [
-        wire_up(ranks.world(rank), plan, edges, depth, to_root, context) for rank in range(size)
+        wire_up(ranks.world(rank), plan, placement, depth, context) for rank in range(size)
     ]
 
 
 def test_values_cross_from_whoever_made_them() -> None:
-    assert edges_of(PLAN) == {
+    assert {(e.producer, e.consumer): e.names for e in edges_of(PLAN, FILES, 2)} == {
         (0, 1): ("a",),
         (0, 2): ("a",),
         (0, 3): ("a",),
@@ -110,45 +125,37 @@ def test_values_cross_from_whoever_made_them() -> None:
     }
 
 
-def test_what_is_carried_comes_once_from_the_nearest_and_a_fault_from_all() -> None:
-    assert edges_of(PLAN, (SAMPLES, FAULT, "#more")) == {
-        (0, 1): ("a", FAULT, SAMPLES, "#more"),
-        (0, 2): ("a", FAULT, SAMPLES, "#more"),
-        (0, 3): ("a", FAULT),
-        (1, 3): ("b", FAULT),
-        (2, 3): ("c", FAULT, SAMPLES, "#more"),
+def test_samples_and_columns_come_once_from_the_nearest() -> None:
+    assert {(e.producer, e.consumer): e.beside for e in edges_of(PLAN, FILES, 2)} == {
+        (0, 1): True,
+        (0, 2): True,
+        (0, 3): False,
+        (1, 3): False,
+        (2, 3): True,
     }
 
 
-def test_every_stage_gets_what_its_inlets_name_from_who_sends_it() -> None:
-    """Each value carries its name and its producer's number, in the order both sides agreed on."""
-    _, wirings = wired(PLAN, carried=(SAMPLES, FAULT))
-    for rank, wiring in enumerate(wirings):
+def test_every_stage_gets_the_values_that_it_knows_in_their_order() -> None:
+    """Each value is its own name, so that the order of what arrives can be seen."""
+    _, wirings = wired(PLAN)
+    samples = torch.tensor([7])
+    column = {"label": torch.tensor([1])}
+    for wiring in wirings:
         for outlet in wiring.outlets:
-            sent = tuple(f"{name} of {rank}" for name in outlet.names)
-            outlet.channel.send(MicroBatch(0, sent))
+            outlet.send(MicroBatch(0, wiring.known, samples, column), 0)
             outlet.channel.end()
-    found = {
-        rank: sorted(
-            str(value)
-            for inlet in wiring.inlets
-            for microbatch in inlet.channel.receive()
-            for name, value in zip(inlet.names, microbatch.values, strict=True)
-            if str(value).startswith(f"{name} of ")
-        )
-        for rank, wiring in enumerate(wirings)
-    }
-    assert found == {
-        0: [],
-        1: ["#fault of 0", "#samples of 0", "a of 0"],
-        2: ["#fault of 0", "#samples of 0", "a of 0"],
-        3: [*(f"#fault of {k}" for k in range(3)), "#samples of 2", "a of 0", "b of 1", "c of 2"],
-    }
+    for rank, wiring in enumerate(wirings):
+        found = [each for inlet in wiring.inlets for each in inlet.receive()]
+        arriving = tuple(value for each in found for value in each.values)
+        assert (arriving or PLAN.inputs) + PLAN.stages[rank].outputs == wiring.known
+        assert sum(each.samples is not None for each in found) == min(rank, 1)
+        assert sum("label" in each.columns for each in found) == min(rank, 1)
+        assert set(PLAN.stages[rank].inputs) <= set(wiring.known)
 
 
 @pytest.mark.parametrize("depth", [1, 3])
 def test_an_edge_that_skips_stages_holds_what_they_hold(depth: int) -> None:
-    ranks, _ = wired(PLAN, depth)
+    ranks, _ = wired(PLAN, depth=depth)
     for links in ranks.links.values():
         assert {(each.producer, each.consumer): each.depth for each in links} == {
             (0, 1): depth,
@@ -160,40 +167,59 @@ def test_an_edge_that_skips_stages_holds_what_they_hold(depth: int) -> None:
 
 
 def test_every_rank_names_the_links_in_one_order() -> None:
-    """Tags are given out in that order."""
-    ranks, _ = wired(PLAN, to_root=True)
+    """The id of a channel is its place in that order."""
+    ranks, _ = wired(PLAN, SCRIPT)
     for one, other in pairwise(ranks.links.values()):
         assert one == other
     pairs = [(each.producer, each.consumer) for each in ranks.links[0]]
     assert pairs == [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3), (3, 0)]
 
 
-def test_results_return_to_rank_0_where_that_is_asked_for() -> None:
-    ranks, wirings = wired(PLAN, 2, carried=[SAMPLES], to_root=True)
+def test_results_return_to_the_source_where_that_is_the_sink() -> None:
+    ranks, wirings = wired(PLAN, SCRIPT)
     back = wirings[3].outlets[-1]
     assert back.names == PLAN.outputs
+    assert back.positions == wirings[3].positions(PLAN.outputs)
     assert ranks.links[0][-1].depth == admission(4, 2)
     back.channel.send(MicroBatch(7, (1, 2)))
     back.channel.end()
-    results = wirings[0].results
+    results = wirings[0].exit
     assert results is not None
     assert list(results.receive()) == [MicroBatch(7, (1, 2))]
     assert wirings[0].inlets == ()
     assert [len(wiring.outlets) for wiring in wirings] == [3, 1, 1, 1]
-    assert [wiring.results for wiring in wirings[1:]] == [None] * 3
+    assert [wiring.exit for wiring in wirings[1:]] == [None] * 3
 
 
 def test_results_stay_where_they_are_made() -> None:
-    for plan, to_root in ((PLAN, False), (plan_of(("x", "a"), outputs="a"), True)):
-        ranks, wirings = wired(plan, to_root=to_root)
+    one = Placement(Ends.of_script(), (0,))
+    for plan, placement in ((PLAN, FILES), (plan_of(("x", "a"), outputs="a"), one)):
+        ranks, wirings = wired(plan, placement, size=len(plan.stages))
         assert all(each.consumer > each.producer for each in ranks.links[0])
-        assert all(wiring.results is None for wiring in wirings)
+        assert all(wiring.exit is None and wiring.entry is None for wiring in wirings)
         assert wirings[-1].outlets == ()
+
+
+def test_a_stage_runs_on_the_rank_that_the_placement_names() -> None:
+    """Channels lead from the source to the first stage and from the last stage to the sink."""
+    ranks, wirings = wired(PLAN, MIXED, size=5)
+    found = [(each.producer, each.consumer, each.depth) for each in ranks.links[3]]
+    assert found == [(2, 0, 2), (2, 4, 4), (2, 1, 6), (0, 1, 4), (4, 1, 2), (0, 2, 2), (1, 4, 2)]
+    assert [len(wiring.inlets) for wiring in wirings] == [1, 3, 1, 0, 1]
+    assert [len(wiring.outlets) for wiring in wirings] == [1, 1, 3, 0, 1]
+    assert [wiring.entry is not None for wiring in wirings] == [True, *[False] * 4]
+    assert [wiring.exit is not None for wiring in wirings] == [*[False] * 4, True]
+    assert wirings[3].known == ()
+    entry = wirings[0].entry
+    assert entry is not None
+    entry.send(MicroBatch(0, ("x",), torch.tensor([3])), "source")
+    (arrived,) = [next(inlet.receive()) for inlet in wirings[2].inlets]
+    assert (arrived.values, arrived.samples) == (("x",), torch.tensor([3]))
 
 
 def test_tensors_lie_where_each_end_computes_and_results_come_back_to_the_host() -> None:
     """A circle of transfers between GPUs could deadlock."""
-    ranks, _ = wired(PLAN, to_root=True, kinds="gcgg")
+    ranks, _ = wired(PLAN, SCRIPT, kinds="gcgg")
     found = {(e.producer, e.consumer): (e.from_gpu, e.to_gpu) for e in ranks.links[0]}
     assert found == {
         (0, 1): (True, False),
@@ -205,18 +231,25 @@ def test_tensors_lie_where_each_end_computes_and_results_come_back_to_the_host()
     }
 
 
+def test_the_source_and_the_sink_are_on_hosts() -> None:
+    ranks, _ = wired(PLAN, MIXED, kinds="ggggg", size=5)
+    entry, leave = ranks.links[0][-2:]
+    assert (entry.from_gpu, entry.to_gpu) == (False, True)
+    assert (leave.from_gpu, leave.to_gpu) == (True, False)
+
+
 def test_the_gpu_and_the_watch_are_handed_on() -> None:
     gpu: Any = object()
     watch: Any = object()
     ranks, context = Ranks(1), DeviceContext(contexts("g").devices, gpu)
     plan = plan_of(("x", "a"), outputs="a")
-    wire_up(ranks.world(0), plan, edges_of(plan), 1, True, context, watch)
+    wire_up(ranks.world(0), plan, Placement(Ends.of_script(), (0,)), 1, context, watch)
     assert ranks.given == {0: (gpu, watch)}
 
 
 def test_all_channels_of_a_stage_are_closed_those_it_sends_by_first() -> None:
     """What was sent must have left before its receiver lets go."""
-    ranks, wirings = wired(PLAN, to_root=True)
+    ranks, wirings = wired(PLAN, SCRIPT)
     for wiring, expected in zip(
         wirings,
         [
@@ -230,6 +263,13 @@ def test_all_channels_of_a_stage_are_closed_those_it_sends_by_first() -> None:
         ranks.closed.clear()
         wiring.close()
         assert ranks.closed == expected
+
+
+def test_a_node_is_a_stage_or_an_end() -> None:
+    nodes = set[Node]()
+    for edge in edges_of(PLAN, MIXED, 1):
+        nodes |= {edge.producer, edge.consumer}
+    assert nodes == {"source", 0, 1, 2, 3, "sink"}
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pipepar.data.writers.journal import journal_of
-from pipepar.engine.fault import Fault
 from pipepar.jobs.quarantine import Quarantine, errors_of
 from pipepar.jobs.run import Job
+from pipepar.microbatch import Fault
 from tests.helpers.jobs.disk import Disk
 from tests.helpers.jobs.in_process import go_on, run, told
 

@@ -59,7 +59,7 @@ def test_a_result_that_has_come_is_handed_out_before_more_is_fed() -> None:
         taken = 0
 
         def results_there(count: int) -> Callable[[], bool]:
-            return lambda: taken >= count or channels[1, 0].ready()
+            return lambda: taken >= count or channels[1].receiver.ready()
 
         def batches() -> Iterator[torch.Tensor]:
             for count in range(6):

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.mpi(min_size=2), on_ranks(2, 3)]
 def ends(world: World, depth: int = 3) -> Iterator[tuple[Receiver | None, Sender | None]]:
     """A channel from rank 0 to rank 1; None where a rank holds no such end."""
     receivers, senders = world.connect([Link(0, 1, depth)])
-    receiver, sender = receivers.get(0), senders.get(1)
+    receiver, sender = receivers.get(0), senders.get(0)
     yield receiver, sender
     for end in (sender, receiver):
         if end is not None:

@@ -29,10 +29,10 @@ def test_abort_releases_who_waits(world: World) -> None:
 def test_abort_does_not_wait(world: World) -> None:
     receivers, senders = world.connect([Link(0, 1, 2)])
     if world.rank == 0:
-        senders[1].send(MicroBatch(0, (torch.zeros(10_000_000),)))
-        senders[1].abort()  # no rank takes it
+        senders[0].send(MicroBatch(0, (torch.zeros(10_000_000),)))
+        senders[0].abort()  # no rank takes it
         with pytest.raises(WireError, match="closed"):
-            senders[1].send(MicroBatch(1, ()))
+            senders[0].send(MicroBatch(1, ()))
     for receiver in receivers.values():
         next(receiver.receive())
         receiver.abort()

@@ -86,17 +86,18 @@ def meetings(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_meet_and_part_in_one_order(world: World) -> None:
     """Each meeting waits for the other rank: any other order would hang."""
     every: list[Pair] = list(combinations(range(world.size), 2))
-    started = Communicators.start(world, every, StandIn(), world.abort)
-    assert sorted(started) == [pair for pair in every if world.rank in pair]
+    pairs = dict(enumerate(every))
+    started = Communicators.start(world, pairs, StandIn(), world.abort)
+    assert sorted(started) == [at for at, pair in pairs.items() if world.rank in pair]
     mine = [
         (f"edge rank {first} -> rank {second}", "send 1" if world.rank == first else "receive 1")
         for first, second in sorted(every, key=lambda pair: (pair[0] % 2, pair))
         if world.rank in (first, second)
     ]
     assert Meeting.made == [word for each in mine for word in each]  # each is used once at once
-    for pair in sorted(started, key=lambda pair: (pair[0] - world.rank) % world.size):
-        started[pair].close()  # channels are closed in an order of their own
-        started[pair].close()
+    for at in sorted(started, key=lambda at: (pairs[at][0] - world.rank) % world.size):
+        started[at].close()  # channels are closed in an order of their own
+        started[at].close()
     started.close()
 
 
@@ -106,10 +107,9 @@ def test_a_missing_library_is_told_once(world: World, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Library, "load", load)
     kind = WireError if world.rank == 0 else PeerError
+    pairs = {rank: (0, rank) for rank in range(world.size)}
     with pytest.raises(kind, match="no libnccl"):
-        Communicators.start(
-            world, [(0, rank) for rank in range(world.size)], StandIn(), world.abort
-        )
+        Communicators.start(world, pairs, StandIn(), world.abort)
 
 
 @pytest.mark.mpi(min_size=2)
@@ -122,7 +122,7 @@ def test_what_breaks_later_ends_the_job(world: World, monkeypatch: pytest.Monkey
         told.set()
 
     monkeypatch.setattr(threading, "excepthook", hook)
-    started = Communicators.start(world, [(0, 1)], StandIn(), world.abort)
+    started = Communicators.start(world, {0: (0, 1)}, StandIn(), world.abort)
     monkeypatch.setattr(Meeting, "trouble", "unhandled system error")
     if world.rank < 2:
         assert told.wait(5)
@@ -156,7 +156,7 @@ def test_a_peer_that_does_not_come_is_waited_for_so_long(
             return start(*given)
 
         monkeypatch.setattr(Meeting, "start", start_late)
-    started = Communicators.start(world, [(0, 1)], StandIn(), world.abort)
+    started = Communicators.start(world, {0: (0, 1)}, StandIn(), world.abort)
     if world.rank == 0:
         (report,) = ended
         assert report.startswith(f"error: rank 0 on {world.host} could not connect its GPU to that")
@@ -171,7 +171,7 @@ def test_who_closed_is_told_of_no_trouble(world: World, monkeypatch: pytest.Monk
     raised = list[threading.ExceptHookArgs]()
     monkeypatch.setattr(threading, "excepthook", raised.append)
     monkeypatch.setattr(communicators, "_LOOK_SECONDS", 0.01)
-    started = Communicators.start(world, [(0, 1)], StandIn(), world.abort)
+    started = Communicators.start(world, {0: (0, 1)}, StandIn(), world.abort)
     watching = [thread for thread in threading.enumerate() if thread.name == "pipepar-nccl"]
     assert len(watching) == (1 if world.rank < 2 else 0)
     for held in started.values():

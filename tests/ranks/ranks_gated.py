@@ -12,10 +12,12 @@ import pytest
 import torch
 from mpi4py import MPI
 
+from pipepar.comm.channels.entries import entries_of
 from pipepar.comm.channels.mpi import MpiReceiver, MpiSender
 from pipepar.comm.channels.mpi_endpoint import MpiEndpoint
 from pipepar.comm.world import World
 from pipepar.errors import WireError
+from pipepar.microbatch import MicroBatch
 from tests.helpers.gpu.gates import QUERY, Gate
 from tests.helpers.rank_fixtures import on_ranks
 
@@ -49,9 +51,10 @@ def ends(world: World, depth: int = 3) -> Iterator[Ends]:
 
 
 def post(sender: MpiSender, index: int, tensor: torch.Tensor, gate: int = 0) -> None:
-    layout = sender.layout((tensor,))
+    microbatch = MicroBatch(index, (tensor,))
+    layout = sender.layout(entries_of(microbatch))
     sender.admit()
-    sender.post(index, layout, [tensor], gate)
+    sender.post(microbatch, layout, [tensor], gate)
 
 
 def stays_empty(receiver: MpiReceiver) -> bool:

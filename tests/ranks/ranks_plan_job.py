@@ -16,6 +16,7 @@ from pipepar.host.device_context import DeviceContext
 from pipepar.model.capture.graph import Graph
 from pipepar.model.source.open_source import from_module
 from pipepar.pipeline import Pipeline
+from pipepar.plan.placement import Ends
 from pipepar.plan.plan import Plan
 from pipepar.planner import profile as profiling
 from pipepar.planner.choice import DEPTH, MICRO_BATCH, PlanRequest
@@ -73,7 +74,15 @@ def test_a_model_of_one_batch_gets_that(world: World) -> None:
 def test_the_assembly_has_the_plan_of_rank_0(world: World) -> None:
     source = from_module(model())
     request, context = PlanRequest(samples=100), DeviceContext.on_hosts(world)
-    assembly = assemble(world, source, (torch.randn(4, 8),), {}, context=context, request=request)
+    assembly = assemble(
+        world,
+        source,
+        (torch.randn(4, 8),),
+        {},
+        ends=Ends.of_files(world.size),
+        context=context,
+        request=request,
+    )
     assembly.wiring.close()
     agreed = assembly.agreed
     assert all_equal(world, agreed.plan.to_json())
@@ -84,7 +93,7 @@ def test_the_assembly_has_the_plan_of_rank_0(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("planned", "request", "expected"),
+    ("planned", "asked", "expected"),
     [
         ((3, 5), PlanRequest(), (3, 5)),
         ((3, None), PlanRequest(), (3, DEPTH)),
@@ -97,7 +106,7 @@ def test_a_plan_that_is_given_is_used(
     world: World,
     graph: Graph,
     planned: tuple[int | None, int | None],
-    request: PlanRequest,
+    asked: PlanRequest,
     expected: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -113,7 +122,7 @@ def test_a_plan_that_is_given_is_used(
         world,
         graph,
         given if world.rank == 0 else None,
-        request,
+        asked,
         print,
         DeviceContext.on_hosts(world),
     )

@@ -19,6 +19,7 @@ from pipepar.jobs.shared_folder import replica
 from pipepar.model.source.open_source import from_factory
 from pipepar.model.weights.checkpoint import TensorFiles
 from pipepar.pipeline import Pipeline
+from pipepar.plan.placement import Ends
 from pipepar.planner.choice import PlanRequest
 from tests.helpers.rank_fixtures import on_ranks
 
@@ -69,6 +70,7 @@ def test_a_model_with_values_on_rank_0(tmp_path: Path) -> None:
     with Pipeline(model, example_args=(x,), micro_batch=3) as pipe:
         y = pipe(x)
         stage = pipe._assembly.stage
+    assert stage is not None
     if ROOT:
         with torch.no_grad():
             expected = torch.cat([model(part)["y"] for part in (x[:3], x[3:])])
@@ -149,7 +151,14 @@ def load_from_root(world: World, path: Path) -> Any:
     example = (torch.randn(2, 4),)
     request, context = PlanRequest(2, 2, 1), DeviceContext.on_hosts(world)
     assembly = assemble(
-        world, source, example, {}, context=context, request=request, weights_from_root=True
+        world,
+        source,
+        example,
+        {},
+        ends=Ends.of_script(),
+        context=context,
+        request=request,
+        weights_from_root=True,
     )
     assembly.wiring.close()
     return assembly.stage

@@ -33,6 +33,9 @@ class Sender(Protocol):
             WireError: a value is of a kind that cannot cross, or the peer is gone.
         """
 
+    def ready(self) -> bool:
+        """Whether `send` would not block. *Local*, does not wait."""
+
     def end(self) -> None:
         """Mark the end of a stream. *Local*; blocks as `send` does."""
 
@@ -48,6 +51,9 @@ class Receiver(Protocol):
 
     def receive(self) -> Iterator[MicroBatch]:
         """Yield the micro-batches of one stream in the order sent, until its end. *Local.*
+
+        Tensors on the host stay valid as long as they are referenced. Tensors on a GPU stay valid
+        until the next micro-batch is asked for: their memory is then received into again.
 
         Raises:
             WireError: what arrives does not fit the protocol, or the peer is gone.

@@ -7,12 +7,13 @@ from collections import deque
 from collections.abc import Iterator
 
 from pipepar.comm.channels import wire
+from pipepar.comm.channels.entries import entries_of
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch
 
 
 class InprocChannel:
-    """Both ends of a channel; hand one thread the sender's methods, the other the receiver's.
+    """A channel between threads; `sender` and `receiver` are its two ends.
 
     Args:
         depth: how many micro-batches may be under way, at least 1.
@@ -23,43 +24,19 @@ class InprocChannel:
         self._queue: deque[MicroBatch | None] = deque()  # None ends a stream
         self._changed = threading.Condition()
         self._aborted = False
+        self.sender = InprocSender(self)
+        self.receiver = InprocReceiver(self)
 
-    def send(self, microbatch: MicroBatch) -> None:
-        """See `Sender.send`."""
-        for value in microbatch.values:
-            wire.describe(value)
-        self._put(microbatch)
-
-    def end(self) -> None:
-        """See `Sender.end`."""
-        self._put(None)
-
-    def receive(self) -> Iterator[MicroBatch]:
-        """See `Receiver.receive`."""
-        while (item := self._take()) is not None:
-            yield item
-
-    def ready(self) -> bool:
-        """See `Receiver.ready`."""
-        return bool(self._queue)
-
-    def close(self) -> None:
-        """See `Sender.close`; what was sent has already left."""
-
-    def abort(self) -> None:
-        """See `Sender.abort`."""
-        with self._changed:
-            self._aborted = True
-            self._changed.notify_all()
-
-    def _put(self, item: MicroBatch | None) -> None:
+    def put(self, item: MicroBatch | None) -> None:
+        """Append a micro-batch, or the end of a stream; waits while the queue is full."""
         with self._changed:
             self._changed.wait_for(lambda: self._aborted or len(self._queue) < self._depth)
             self._check()
             self._queue.append(item)
             self._changed.notify_all()
 
-    def _take(self) -> MicroBatch | None:
+    def take(self) -> MicroBatch | None:
+        """Remove the next micro-batch, or the end of a stream; waits while the queue is empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._aborted or bool(self._queue))
             self._check()
@@ -67,6 +44,71 @@ class InprocChannel:
             self._changed.notify_all()
             return item
 
+    def is_empty(self) -> bool:
+        """Whether `take` would wait."""
+        return not self._queue
+
+    def has_room(self) -> bool:
+        """Whether `put` would not wait."""
+        return len(self._queue) < self._depth
+
+    def abort(self) -> None:
+        """Release both ends; see `Sender.abort`."""
+        with self._changed:
+            self._aborted = True
+            self._changed.notify_all()
+
     def _check(self) -> None:
         if self._aborted:
             raise WireError("the channel was aborted by the other stage")
+
+
+class InprocSender:
+    """The sending end; see `channel.Sender`."""
+
+    def __init__(self, channel: InprocChannel) -> None:
+        self._channel = channel
+
+    def send(self, microbatch: MicroBatch) -> None:
+        """See `Sender.send`."""
+        for value in entries_of(microbatch):
+            wire.describe(value)
+        self._channel.put(microbatch)
+
+    def ready(self) -> bool:
+        """See `Sender.ready`."""
+        return self._channel.has_room()
+
+    def end(self) -> None:
+        """See `Sender.end`."""
+        self._channel.put(None)
+
+    def close(self) -> None:
+        """See `Sender.close`; what was sent has already left."""
+
+    def abort(self) -> None:
+        """See `Sender.abort`."""
+        self._channel.abort()
+
+
+class InprocReceiver:
+    """The receiving end; see `channel.Receiver`."""
+
+    def __init__(self, channel: InprocChannel) -> None:
+        self._channel = channel
+
+    def receive(self) -> Iterator[MicroBatch]:
+        """See `Receiver.receive`."""
+        while (item := self._channel.take()) is not None:
+            yield item
+
+    def ready(self) -> bool:
+        """See `Receiver.ready`."""
+        return not self._channel.is_empty()
+
+    def close(self) -> None:
+        """See `Receiver.close`."""
+
+    def abort(self) -> None:
+        """See `Receiver.abort`."""
+        self._channel.abort()

@@ -1,4 +1,4 @@
-"""An edge between two ranks that is to be connected."""
+"""A channel between two ranks that is to be connected."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ import torch
 from mpi4py import MPI
 
 from pipepar.comm.channels import wire
+from pipepar.comm.channels.entries import entries_of, microbatch_of
 from pipepar.comm.channels.memory import (
     Envelope,
     Layout,
@@ -72,13 +73,13 @@ class MpiSender:
 
     def send(self, microbatch: MicroBatch) -> None:
         """See `Sender.send`."""
-        values = tuple(map(plain, microbatch.values))
+        values = tuple(map(plain, entries_of(microbatch)))
         layout = self.layout(values)
         if layout is not self._layout:
             _require_host(values)
         self._outgoing.admit()
         memory = [dense(each, values[each.position]) for each in layout.tensors]  # type: ignore[arg-type]
-        self.post(microbatch.index, layout, memory)
+        self.post(microbatch, layout, memory)
 
     def layout(self, values: tuple[Value, ...]) -> Layout:
         """What these `plain` values are on the wire; the last layout where that holds. *Local.*
@@ -99,13 +100,17 @@ class MpiSender:
         self._outgoing.admit()
 
     def post(
-        self, index: int, layout: Layout, memory: Sequence[torch.Tensor], gate: int = 0
+        self,
+        microbatch: MicroBatch,
+        layout: Layout,
+        memory: Sequence[torch.Tensor],
+        gate: int = 0,
     ) -> None:
         """Send a micro-batch that was admitted; never waits. *Local.*
 
         Args:
-            index: position in the stream.
-            layout: what `layout` said of it.
+            microbatch: its index and its program travel in the header.
+            layout: what `layout` said of its entries.
             memory: for each tensor of the layout, one whose memory begins with the bytes to travel;
                 kept until they have left, and not read before the gate is open.
             gate: what `query` is asked about, valid until it is open; 0 is open.
@@ -117,7 +122,13 @@ class MpiSender:
             if not fits(sizes_of(layout.tensors), self._envelope):
                 self._envelope = grow(self._envelope, sizes_of(layout.tensors))
                 self._generation += 1
-        header = Header.announcing(Kind.MICROBATCH, index, self._generation, announced)
+        header = Header.announcing(
+            Kind.MICROBATCH,
+            microbatch.index,
+            self._generation,
+            announced,
+            microbatch.step.program,
+        )
         messages: list[Message] = []
         if announced:
             messages.append(([announced, MPI.BYTE], self._endpoint.spec_tag))
@@ -126,6 +137,10 @@ class MpiSender:
             messages.extend(messages_of(tensor.data_ptr(), tensor_layout.nbytes, tag))
         self._outgoing.push(header.pack(), messages, memory, gate)
         self._sent += 1
+
+    def ready(self) -> bool:
+        """See `Sender.ready`."""
+        return self._outgoing.has_room()
 
     def end(self) -> None:
         """See `Sender.end`."""
@@ -197,11 +212,11 @@ class MpiReceiver:
                 self._take_spec(header)
             if header.generation != self._generation:
                 self._open_generation(header.generation)
-            values = self._take_values()
+            microbatch = self._microbatch(header, self._take_values())
             self._received += 1
             self._post_header()
             self._post_payload()
-            yield MicroBatch(header.index, values)
+            yield microbatch
         if header.index != self._received:
             raise self._error(f"the stream ends here, but {header.index} micro-batches were sent")
         self._received = 0
@@ -295,6 +310,12 @@ class MpiReceiver:
         for tensor_layout, buffer in zip(self._tensors, self._take_buffers(), strict=True):
             values[tensor_layout.position] = laid_out(tensor_layout, buffer)
         return tuple(values)
+
+    def _microbatch(self, header: Header, entries: tuple[Value, ...]) -> MicroBatch:
+        try:
+            return microbatch_of(header.index, header.program, entries)
+        except WireError as error:
+            raise self._error(str(error)) from error
 
     def _take_buffers(self) -> list[torch.Tensor]:
         if not self._payloads:

@@ -131,6 +131,11 @@ class Outgoing:
             wait_for(self._lane, room, self._endpoint, "sending to")
         self._let_go()
 
+    def has_room(self) -> bool:
+        """Whether `admit` would not wait."""
+        self._lane.poll()
+        return self._lane.pushed - self._lane.completed < self._endpoint.depth
+
     def push(
         self, header: bytes, messages: Sequence[Message] = (), memory: object = None, gate: int = 0
     ) -> None:

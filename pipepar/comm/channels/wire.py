@@ -3,8 +3,10 @@
 Nothing here is pickled. Every field is checked before anything is allocated for it: bytes that do
 not fit the protocol are a WireError, never a crash and never a large allocation.
 
-    header  magic version kind generation spec_bytes index checksum        32 bytes, little-endian
-    spec    count, then for each value: a tag and what the tag calls for   spec_bytes bytes
+    header  magic version kind program generation spec_bytes index checksums    32 bytes
+    spec    count, then for each value: a tag and what the tag calls for        spec_bytes bytes
+
+Numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ Entry: TypeAlias = TensorSpec | bool | int | float | complex | str | None
 Spec: TypeAlias = tuple[Entry, ...]
 
 MAGIC: Final = b"PPAR"
-VERSION: Final = 1
+VERSION: Final = 2
 MAX_SPEC_BYTES: Final = 1 << 24
 MAX_TENSOR_BYTES: Final = 1 << 42
 MAX_DIMENSIONS: Final = 64
@@ -45,7 +47,7 @@ DTYPES: Final = tuple(
 )
 _CODES: Final = {dtype: code for code, dtype in enumerate(DTYPES)}
 
-_HEADER: Final = struct.Struct("<4sHBxIIQ")
+_HEADER: Final = struct.Struct("<4sHBBIIQ")
 _CHECKSUM: Final = struct.Struct("<II")  # CRC-32 of the fields above, and of the spec
 HEADER_BYTES: Final = _HEADER.size + _CHECKSUM.size
 
@@ -84,11 +86,15 @@ class Header:
     """Length of the spec that follows; 0 where the last one still holds."""
     spec_checksum: int = 0
     """CRC-32 of that spec."""
+    program: int = 0
+    """Which program of the stage the micro-batch is for; see `Step`."""
 
     @classmethod
-    def announcing(cls, kind: Kind, index: int, generation: int, spec: bytes) -> Header:
+    def announcing(
+        cls, kind: Kind, index: int, generation: int, spec: bytes, program: int = 0
+    ) -> Header:
         """The header in front of an encoded spec, empty where none follows. *Local.*"""
-        return cls(kind, index, generation, len(spec), zlib.crc32(spec))
+        return cls(kind, index, generation, len(spec), zlib.crc32(spec), program)
 
     def checked(self, spec: bytes | bytearray) -> bytes | bytearray:
         """The spec that this header announced, if it is that. *Local.*
@@ -103,7 +109,7 @@ class Header:
     def pack(self) -> bytes:
         """Encode to HEADER_BYTES bytes. *Local.*"""
         fields = _HEADER.pack(
-            MAGIC, VERSION, self.kind, self.generation, self.spec_bytes, self.index
+            MAGIC, VERSION, self.kind, self.program, self.generation, self.spec_bytes, self.index
         )
         return fields + _CHECKSUM.pack(zlib.crc32(fields), self.spec_checksum)
 
@@ -116,7 +122,7 @@ class Header:
         """
         if len(data) != HEADER_BYTES:
             raise WireError(f"a header of {len(data)} bytes arrived, expected {HEADER_BYTES}")
-        magic, version, kind, generation, spec_bytes, index = _HEADER.unpack_from(data)
+        magic, version, kind, program, generation, spec_bytes, index = _HEADER.unpack_from(data)
         checksum, spec_checksum = _CHECKSUM.unpack_from(data, _HEADER.size)
         if magic != MAGIC:
             raise WireError(f"a header begins with {bytes(magic)!r}, expected {MAGIC!r}")
@@ -133,7 +139,7 @@ class Header:
             raise WireError(f"a spec of {spec_bytes} bytes is announced, limit {MAX_SPEC_BYTES}")
         if kind == Kind.END and spec_bytes:
             raise WireError("the end of a stream announces a spec")
-        return cls(Kind(kind), index, generation, spec_bytes, spec_checksum)
+        return cls(Kind(kind), index, generation, spec_bytes, spec_checksum, program)
 
 
 def describe(value: Value) -> Entry:

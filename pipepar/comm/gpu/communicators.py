@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, TypeAlias
 
@@ -32,12 +32,15 @@ _LOOK_SECONDS: Final = 0.5
 _ABORT_SECONDS: Final = 1.0
 
 
-class Communicators(Mapping[Pair, "Held"]):
-    """Those of this rank, by edge; made by `start`. A failure of one is raised in a thread."""
+class Communicators(Mapping[int, "Held"]):
+    """Those of this rank, by channel; made by `start`. A failure of one is raised in a thread."""
 
-    def __init__(self, communicators: Mapping[Pair, Communicator]) -> None:
+    def __init__(
+        self, communicators: Mapping[int, Communicator], pairs: Mapping[int, Pair]
+    ) -> None:
         self._communicators = communicators
-        self._held = {pair: Held(each, self._let_go) for pair, each in communicators.items()}
+        self._pairs = pairs
+        self._held = {at: Held(each, self._let_go) for at, each in communicators.items()}
         self._in_use = len(communicators)
         self._closed = threading.Event()
         if communicators:
@@ -45,42 +48,42 @@ class Communicators(Mapping[Pair, "Held"]):
 
     @classmethod
     def start(
-        cls, group: Group, pairs: Sequence[Pair], gpu: Gpu | None, abort: Abort
+        cls, group: Group, pairs: Mapping[int, Pair], gpu: Gpu | None, abort: Abort
     ) -> Communicators:
-        """Connect the GPUs at the ends of each edge. *Collective*; the same edges on every rank.
+        """Connect the GPUs at the ends of channels. *Collective*; the same pairs on every rank.
 
         Args:
             group: all ranks.
-            pairs: the edges.
-            gpu: this rank's; None where it is the end of no edge.
+            pairs: the ranks that each channel connects, by the channel's id.
+            gpu: this rank's; None where it is the end of none of them.
             abort: ends the job, given a report.
 
         Raises:
             WireError: NCCL is not there, or says that it cannot; on other ranks PeerError, or the
                 job is ended once they have waited too long.
         """
-        mine = sorted(
-            (pair for pair in pairs if group.rank in pair), key=lambda pair: (pair[0] % 2, pair)
-        )
+        own = {at: pair for at, pair in pairs.items() if group.rank in pair}
+        mine = sorted(own, key=lambda at: (own[at][0] % 2, own[at], at))
         nccl = group.together(lambda: Nccl.load() if mine else None)
-        ids = _exchanged(group, nccl, mine)
-        started: dict[Pair, Communicator] = {}
+        ids = _exchanged(group, nccl, own)
+        started: dict[int, Communicator] = {}
         if nccl is not None and gpu is not None:
             stream = gpu.stream()
-            for pair in mine:
+            for at in mine:
+                pair = own[at]
                 with _patiently(group, pair, abort):
                     what = f"edge rank {pair[0]} -> rank {pair[1]}"
                     place = pair.index(group.rank)
-                    started[pair] = Communicator.start(nccl, ids[pair], place, 2, what)
-                    _warm(started[pair], gpu, stream, sends=place == 0)
-        return cls(started)
+                    started[at] = Communicator.start(nccl, ids[at], place, 2, what)
+                    _warm(started[at], gpu, stream, sends=place == 0)
+        return cls(started, own)
 
-    def __getitem__(self, pair: Pair) -> Held:
-        """The communicator of an edge."""
-        return self._held[pair]
+    def __getitem__(self, channel: int) -> Held:
+        """The communicator of a channel."""
+        return self._held[channel]
 
-    def __iter__(self) -> Iterator[Pair]:
-        """The edges."""
+    def __iter__(self) -> Iterator[int]:
+        """The channels."""
         return iter(self._held)
 
     def __len__(self) -> int:
@@ -113,8 +116,9 @@ class Communicators(Mapping[Pair, "Held"]):
     def _watch(self) -> None:
         """NCCL finds out about a network's failure by itself, but tells only who asks."""
         while not self._closed.wait(_LOOK_SECONDS):
-            for pair, communicator in self._communicators.items():
+            for at, communicator in self._communicators.items():
                 if problem := communicator.problem():
+                    pair = self._pairs[at]
                     raise WireError(
                         f"edge rank {pair[0]} -> rank {pair[1]} broke: {problem}; look for the "
                         "first error of either rank, and run with NCCL_DEBUG=INFO to see more"
@@ -137,17 +141,17 @@ class Held:
             self._let_go()
 
 
-def _exchanged(group: Group, nccl: Nccl | None, mine: Sequence[Pair]) -> dict[Pair, bytes]:
-    """By edge, the id that its producer made for it."""
+def _exchanged(group: Group, nccl: Nccl | None, own: Mapping[int, Pair]) -> dict[int, bytes]:
+    """By channel, the id that its producer made for it."""
     made = group.together(
-        lambda: [[*pair, nccl.unique_id().hex()] for pair in mine if nccl and pair[0] == group.rank]
+        lambda: [
+            [at, nccl.unique_id().hex()]
+            for at, pair in own.items()
+            if nccl and pair[0] == group.rank
+        ]
     )
     texts = group.all_gather(json.dumps(made))
-    return {
-        (producer, consumer): bytes.fromhex(digits)
-        for text in texts
-        for producer, consumer, digits in json.loads(text)
-    }
+    return {at: bytes.fromhex(digits) for text in texts for at, digits in json.loads(text)}
 
 
 @contextmanager

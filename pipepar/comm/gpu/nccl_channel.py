@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol, TypeAlias
 
 import torch
@@ -91,7 +91,11 @@ class GpuSender:
                 self._outbox.leave(self._packing.parts(values), self._packing.nbytes, carry)
             # Told last: whoever waits for it then waits for this GPU alone, not for its host too,
             # which may itself be held up by its GPU, and that by whoever waits.
-            self._told.send(MicroBatch(microbatch.index, (self._text, *rest)))
+            self._told.send(replace(microbatch, values=(self._text, *rest)))
+
+    def ready(self) -> bool:
+        """See `Sender.ready`."""
+        return self._told.ready()
 
     def end(self) -> None:
         """See `Sender.end`."""
@@ -124,7 +128,8 @@ class GpuSender:
 class _Posted:
     """A micro-batch that was announced, and whose bytes will come."""
 
-    index: int
+    announcement: MicroBatch
+    """As the hosts' channel brought it."""
     values: list[Value]
     """Those of the host; None for the others."""
     packing: Packing
@@ -197,7 +202,7 @@ class GpuReceiver:
             index = announcement.index
             carry = _watched(self._carry, "receive", index, self._gpu, self._watch)
             self._inbox.post(self._packing.nbytes, carry)
-        self._posted.append(_Posted(announcement.index, values, self._packing))
+        self._posted.append(_Posted(announcement, values, self._packing))
 
     def _taken(self, posted: _Posted) -> MicroBatch:
         values, packing = posted.values, posted.packing
@@ -205,7 +210,7 @@ class GpuReceiver:
             memory = self._inbox.take() if packing.nbytes else self._gpu.empty(0)
             for position, tensor in packing.unpacked(memory, self._gpu):
                 values[position] = tensor
-        return MicroBatch(posted.index, tuple(values))
+        return replace(posted.announcement, values=tuple(values))
 
     def _carry(self, memory: torch.Tensor, stream: Stream) -> None:
         self._transport.receive(memory.data_ptr(), memory.nbytes, stream.cuda_stream)

@@ -15,6 +15,7 @@ from typing import Final, cast
 
 import torch
 
+from pipepar.comm.channels.entries import entries_of
 from pipepar.comm.channels.memory import TensorLayout, dense, packed, plain, whole
 from pipepar.comm.channels.mpi import MpiSender
 from pipepar.comm.channels.mpi_endpoint import MpiEndpoint
@@ -44,7 +45,7 @@ class StagedSender:
 
     def send(self, microbatch: MicroBatch) -> None:
         """See `Sender.send`; values of the host among those of the GPU go from where they lie."""
-        values = tuple(map(plain, microbatch.values))
+        values = tuple(map(plain, entries_of(microbatch)))
         layout = self._sender.layout(values)
         # First of all: with room for one more, nobody asks about the oldest event any longer.
         self._sender.admit()
@@ -69,7 +70,11 @@ class StagedSender:
                 parts.append((begin, whole(tensor_layout, tensor)))
                 memory.append(pinned[begin:])
         gate = self._carry(parts, pinned) if nbytes else 0
-        self._sender.post(microbatch.index, layout, memory, gate)
+        self._sender.post(microbatch, layout, memory, gate)
+
+    def ready(self) -> bool:
+        """See `Sender.ready`."""
+        return self._sender.ready()
 
     def end(self) -> None:
         """See `Sender.end`."""

@@ -7,7 +7,7 @@ import platform
 from array import array
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from pipepar.errors import PeerError, PlanError
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 T = TypeVar("T")
+
+_ROOT: Final = 0
 
 
 class Group:
@@ -43,14 +45,29 @@ class Group:
         self.host = platform.node()
         self.hosts: list[str] = self.all_gather(self.host)
 
+    @property
+    def root(self) -> int:
+        """The rank whose text `broadcast` gives to all, and which decides where one must."""
+        return _ROOT
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this is that rank."""
+        return self.rank == _ROOT
+
+    @property
+    def others(self) -> list[int]:
+        """All ranks but the root."""
+        return [rank for rank in range(self.size) if rank != _ROOT]
+
     def broadcast(self, text: str) -> str:
-        """Rank 0's text, on every rank. *Collective.*"""
+        """The root's text, on every rank. *Collective.*"""
         if self._comm is None:
             return text
         with self._waiting():
             length = bytearray(len(text.encode()).to_bytes(8, "little"))
             self._comm.Bcast(length)
-            data = bytearray(text.encode() if self.rank == 0 else int.from_bytes(length, "little"))
+            data = bytearray(text.encode() if self.is_root else int.from_bytes(length, "little"))
             self._comm.Bcast(data)
         return data.decode()
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipepar.comm.gpu.event_clock import GpuClock
-from pipepar.engine.loop import Arrival, Inlet, Outlet, Program, arrivals, run
-from pipepar.microbatch import Value
+from pipepar.engine.loop import Outlet, Program, arrivals, run
+from pipepar.microbatch import MicroBatch, Step, Value
 from pipepar.trace import Span, Tracer
 from tests.helpers.gpu.exchange import POLICIES
 from tests.helpers.gpu.stages import Edge, computed, drive, when
@@ -76,14 +76,14 @@ Work = tuple[int, float]
 """A micro-batch, and when on the simulated clock the GPU computed on it."""
 
 
-def program_of(gpu: SimulatedGpu, work: list[Work], name: str, result: str) -> Program:
+def programs_of(gpu: SimulatedGpu, work: list[Work]) -> list[Program]:
     """A stage of three operations for each micro-batch."""
     count = 0
 
     def note(index: int) -> Callable[..., None]:
         return lambda *_: work.append((index, gpu.scheduler.milliseconds / 1e3))
 
-    def compute(values: tuple[Value, ...]) -> list[Value]:
+    def compute(values: tuple[Value, ...], step: Step) -> list[Value]:
         nonlocal count
         tensor = values[0]
         assert isinstance(tensor, torch.Tensor)
@@ -92,7 +92,7 @@ def program_of(gpu: SimulatedGpu, work: list[Work], name: str, result: str) -> P
         count += 1
         return [tensor]
 
-    return Program((name,), (result,), compute)
+    return [Program((0,), compute)]
 
 
 def assert_told(spans: list[Span], work: list[Work], zero: float, stage: int) -> None:
@@ -120,15 +120,15 @@ def test_spans_take_the_compute_streams_time_apart(seed: int) -> None:
     tracers = [Tracer(k, keep=True, clock=clock) for k, clock in enumerate(clocks)]
     work: list[list[Work]] = [[], [], []]
 
-    def source() -> Iterator[Arrival]:
+    def source() -> Iterator[MicroBatch]:
         for index in range(COUNT):
-            yield index, {"x": computed(gpus[0], torch.full((index + 1,), index))}
+            yield MicroBatch(index, (computed(gpus[0], torch.full((index + 1,), index)),))
 
     def stage(k: int) -> Iterator[bool]:
         before, after = edges[k - 1] if k else None, edges[k] if k < 2 else None
-        coming = arrivals([Inlet(("x",), before.receiver)], tracers[k]) if before else source()
-        outlets = [Outlet(("x",), after.sender)] if after else []
-        results = run(program_of(gpus[k], work[k], "x", "x"), coming, outlets, tracers[k])
+        coming = arrivals([before.receiver], tracers[k]) if before else source()
+        outlets = [Outlet(("x",), (1,), after.sender)] if after else []
+        results = run(programs_of(gpus[k], work[k]), coming, outlets, tracers[k])
 
         def may_go() -> bool:
             return (before is None or before.is_ready()) and (
@@ -156,13 +156,13 @@ def test_transfers_are_told_beside_what_a_stage_does() -> None:
     tracers = [Tracer(k, keep=True, clock=clock) for k, clock in enumerate(clocks)]
     edge = Edge.between(a, b, watches=[tracer.record_beside for tracer in tracers], depth=9)
 
-    def source() -> Iterator[Arrival]:
+    def source() -> Iterator[MicroBatch]:
         for index in range(COUNT):
-            yield index, {"x": computed(a, torch.full((50,), index))}
+            yield MicroBatch(index, (computed(a, torch.full((50,), index)),))
 
-    first = run(program_of(a, [], "x", "x"), source(), [Outlet(("x",), edge.sender)], tracers[0])
-    inlets = [Inlet(("x",), edge.receiver)]
-    second = run(program_of(b, [], "x", "x"), arrivals(inlets, tracers[1]), [], tracers[1])
+    outlets = [Outlet(("x",), (1,), edge.sender)]
+    first = run(programs_of(a, []), source(), outlets, tracers[0])
+    second = run(programs_of(b, []), arrivals([edge.receiver], tracers[1]), [], tracers[1])
     drive(Random(0), [when(edge.told.has_room, first), when(edge.is_ready, second)])
     for tracer, kind in zip(tracers, ("send", "receive"), strict=True):
         tracer.finish()

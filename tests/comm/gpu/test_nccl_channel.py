@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pipepar.comm.gpu import nccl_channel as gpu_channel
-from pipepar.engine.loop import Arrival, Inlet, Outlet, Program, arrivals, run
+from pipepar.engine.loop import Outlet, Program, arrivals, run
 from pipepar.errors import WireError
-from pipepar.microbatch import MicroBatch
+from pipepar.microbatch import MicroBatch, Step
 from pipepar.trace import Tracer
 from tests.helpers.gpu.exchange import POLICIES
 from tests.helpers.gpu.stages import (
@@ -40,9 +40,9 @@ def scheduler_of(seed: int) -> Scheduler:
 def sends(edge: Edge, gpu: SimulatedGpu, streams: Sequence[Stream]) -> Iterator[bool]:
     def work() -> Iterator[None]:
         for stream in streams:
-            for index, values in feed(gpu, stream):
-                edge.sender.send(MicroBatch(index, tuple(values.values())))
-                values.clear()  # memory is let go of as soon as the channel allows it
+            for each in feed(gpu, stream):
+                edge.sender.send(each)
+                del each  # memory is let go of as soon as the channel allows it
                 yield
             edge.sender.end()
             yield
@@ -140,22 +140,24 @@ def test_texts_tell_nothing_of_values_on_the_host() -> None:
 
 
 NAMES = tuple("abcde")
+MADE = tuple(range(len(NAMES), 2 * len(NAMES)))
+"""Where a stage's own values are, behind those that arrive."""
 
 
 def staged(
-    gpu: SimulatedGpu, source: Iterator[Arrival], outlets: Sequence[Outlet], forwards: int
-) -> Iterator[Arrival]:
+    gpu: SimulatedGpu, source: Iterator[MicroBatch], outlets: Sequence[Outlet], forwards: int
+) -> Iterator[MicroBatch]:
     """A stage that passes on some values as they came, and computes the others anew."""
 
-    def compute(values: tuple[object, ...]) -> list[object]:
+    def compute(values: tuple[object, ...], step: Step) -> list[object]:
         disturb(gpu, Random(forwards))
         return [
             value if forwards >> k & 1 else passed_on(gpu, value)  # type: ignore[arg-type]
             for k, value in enumerate(values)
         ]
 
-    program = Program(NAMES, NAMES, compute)  # type: ignore[arg-type]
-    yield from run(program, source, outlets, Tracer(0))
+    program = Program(tuple(range(len(NAMES))), compute)  # type: ignore[arg-type]
+    yield from run([program], source, outlets, Tracer(0))
 
 
 @pytest.mark.parametrize("seed", seeds(100))
@@ -176,14 +178,14 @@ def test_three_stages_and_an_edge_that_skips_one(seed: int) -> None:
             skipped.look(c, other.index, other.values)
             yield
 
-    outlets = [Outlet(NAMES, first.sender), Outlet(NAMES, skip.sender)]
-    coming = arrivals([Inlet(NAMES, first.receiver)], Tracer(1))
+    outlets = [Outlet(NAMES, MADE, first.sender), Outlet(NAMES, MADE, skip.sender)]
+    coming = arrivals([first.receiver], Tracer(1))
     forwards = random.randrange(1 << len(NAMES))
-    middle = staged(b, coming, [Outlet(NAMES, second.sender)], forwards)
+    middle = staged(b, coming, [Outlet(NAMES, MADE, second.sender)], forwards)
     hosts = [
         when(
             lambda: first.told.has_room() and skip.told.has_room(),
-            staged(a, feed(a, sent, NAMES), outlets, forwards=0),
+            staged(a, feed(a, sent), outlets, forwards=0),
         ),
         when(lambda: first.is_ready() and second.told.has_room(), middle),
         when(lambda: second.is_ready() and skip.is_ready(), last()),
@@ -199,9 +201,9 @@ def test_three_stages_and_an_edge_that_skips_one(seed: int) -> None:
 def test_announcements_that_are_none_are_refused() -> None:
     scheduler = Scheduler()
     edge = Edge.between(SimulatedGpu(scheduler, "a"), SimulatedGpu(scheduler, "b"))
-    edge.told.send(MicroBatch(0, ("\u4e00", None)))
+    edge.told.sender.send(MicroBatch(0, ("\u4e00", None)))
     with pytest.raises(WireError, match="not by a spec"):
         next(edge.receiver.receive())
-    edge.told.send(MicroBatch(0, (gpu_channel._text_of((None,)), None, None)))
+    edge.told.sender.send(MicroBatch(0, (gpu_channel._text_of((None,)), None, None)))
     with pytest.raises(WireError, match="2 values are announced, 1 described"):
         next(edge.receiver.receive())

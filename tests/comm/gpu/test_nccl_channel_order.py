@@ -123,7 +123,7 @@ def test_ready_also_with_what_was_taken_ahead() -> None:
     coming = edge.receiver.receive()
     assert edge.receiver.ready()
     next(coming)
-    assert not edge.told.ready()
+    assert not edge.told.receiver.ready()
     assert edge.receiver.ready()
     next(coming)
     assert not edge.receiver.ready()
@@ -200,8 +200,8 @@ def test_marks_enclose_a_transfer(seed: int) -> None:
 
     edge = Edge.between(a, b, depth=100, watches=(watch, watch))
     sent = [items(Random(seed), 2, resident=k % 2) for k in range(6)]
-    for index, values in feed(a, sent):
-        edge.sender.send(MicroBatch(index, tuple(values.values())))
+    for each in feed(a, sent):
+        edge.sender.send(each)
     edge.sender.end()
     receive(edge, b, Seen())
     scheduler.drain()
@@ -221,13 +221,17 @@ def test_hosts_in_threads_of_their_own(seed: int) -> None:
     scheduler = Scheduler(seed, POLICIES[seed % 5])
     a, b = pair(scheduler)
     told, (left, right) = InprocChannel(2), link(a, b)
-    sender, receiver, seen = GpuSender(told, left, a, 2), GpuReceiver(told, right, b), Seen()
+    sender, receiver, seen = (
+        GpuSender(told.sender, left, a, 2),
+        GpuReceiver(told.receiver, right, b),
+        Seen(),
+    )
     random = Random(seed)
     sent = [items(random, 3) for _ in range(20)]
 
     def produce() -> None:
-        for index, values in feed(a, sent):
-            sender.send(MicroBatch(index, tuple(values.values())))
+        for each in feed(a, sent):
+            sender.send(each)
         sender.end()
         sender.close()
 
@@ -272,7 +276,7 @@ def released(wait: Callable[[], object], abort: Callable[[], None]) -> bool:
 def test_whoever_is_blocked_is_released_by_abort(sends: bool) -> None:
     a, b = pair(Scheduler())
     told, (left, right) = InprocChannel(1), link(a, b)
-    sender, receiver = GpuSender(told, left, a, 2), GpuReceiver(told, right, b)
+    sender, receiver = GpuSender(told.sender, left, a, 2), GpuReceiver(told.receiver, right, b)
     if sends:
         sender.send(MicroBatch(0, ()))
         assert released(lambda: sender.send(MicroBatch(1, ())), receiver.abort)

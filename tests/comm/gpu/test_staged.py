@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from pipepar.comm.channels import wire
+from pipepar.comm.channels.entries import microbatch_of
 from pipepar.comm.channels.memory import Layout, flat, laid_out
 from pipepar.comm.gpu import staged
 from pipepar.microbatch import MicroBatch, Value
@@ -56,10 +57,14 @@ class Asking:
             self._go_on(1)
 
     def post(
-        self, index: int, layout: Layout, memory: Sequence[torch.Tensor], gate: int = 0
+        self,
+        microbatch: MicroBatch,
+        layout: Layout,
+        memory: Sequence[torch.Tensor],
+        gate: int = 0,
     ) -> None:
         assert len(self._under_way) < self._depth, "it was not admitted"
-        self._under_way.append(_Posted(index, layout, memory, gate))
+        self._under_way.append(_Posted(microbatch.index, layout, memory, gate))
         self._go_on(1)
 
     def end(self) -> None:
@@ -86,7 +91,8 @@ class Asking:
             if self._gpu.is_pinned(raw):
                 self._gpu.touch(reads=[raw])
             values[tensor_layout.position] = laid_out(tensor_layout, raw.clone())
-        self.seen.look(self._gpu, posted.index, values)
+        arrived = microbatch_of(posted.index, 0, tuple(values))
+        self.seen.look(self._gpu, arrived.index, arrived.values)
 
 
 def sent_by(
@@ -110,10 +116,10 @@ def send(
 ) -> None:
     gpu = SimulatedGpu(scheduler_of(seed), "a")
     sender, asking = sent_by(monkeypatch, gpu, depth)
-    for index, values in feed(gpu, sent):
-        sender.send(MicroBatch(index, tuple(values.values())))
-        values.clear()
-        disturb(gpu, Random(index))
+    for each in feed(gpu, sent):
+        sender.send(each)
+        disturb(gpu, Random(each.index))
+        del each  # memory is let go of as soon as the channel allows it
     sender.end()
     sender.close()
     gpu.scheduler.drain()

@@ -17,7 +17,6 @@ from pipepar.comm.channels import wire
 from pipepar.comm.channels.inproc import InprocChannel
 from pipepar.comm.channels.memory import core, flat, plain
 from pipepar.comm.gpu import nccl_channel as gpu_channel
-from pipepar.engine.loop import Arrival
 from pipepar.microbatch import MicroBatch, TensorSpec, Value
 from tests.helpers.simulated.gpu import SimulatedGpu
 from tests.helpers.simulated.link import SimulatedCommunicator, link
@@ -175,21 +174,19 @@ class Told(InprocChannel):
         """Every one that differs from the one before."""
         self.sent = 0
         self.ends = 0
-        """DeviceSubset so far."""
+        """Taken so far."""
 
-    def send(self, microbatch: MicroBatch) -> None:
-        assert self.has_room(), "a host would wait"
-        if not self.specs or not wire.tells(self.specs[-1], microbatch.values):
-            self.specs.append(tuple(map(wire.describe, microbatch.values)))
-        self.sent += 1
-        super().send(microbatch)
+    def put(self, item: MicroBatch | None) -> None:
+        if item is not None:
+            assert self.has_room(), "a host would wait"
+            if not self.specs or not wire.tells(self.specs[-1], item.values):
+                self.specs.append(tuple(map(wire.describe, item.values)))
+            self.sent += 1
+        super().put(item)
 
-    def has_room(self) -> bool:
-        return len(self._queue) < self._depth
-
-    def _take(self) -> MicroBatch | None:
-        assert self._queue, "a host would wait"
-        item = super()._take()
+    def take(self) -> MicroBatch | None:
+        assert not self.is_empty(), "a host would wait"
+        item = super().take()
         self.ends += item is None
         return item
 
@@ -216,8 +213,9 @@ class Edge:
         ends: Any = gpu_channel,
     ) -> Edge:
         told, (left, right) = Told(depth), link(a, b, eager)
-        sender = ends.GpuSender(told, left, a, slots or depth, watches[0])
-        return Edge(told, (left, right), sender, ends.GpuReceiver(told, right, b, watches[1]))
+        sender = ends.GpuSender(told.sender, left, a, slots or depth, watches[0])
+        receiver = ends.GpuReceiver(told.receiver, right, b, watches[1])
+        return Edge(told, (left, right), sender, receiver)
 
     def is_ready(self) -> bool:
         return self.receiver.ready() or self.told.ends > self.streams
@@ -256,12 +254,9 @@ def drive(random: Random, hosts: Sequence[Iterator[bool]]) -> None:
             raise Deadlock("every host waits for another")
 
 
-def feed(
-    gpu: SimulatedGpu, sent: Sequence[Sequence[Item]], names: Sequence[str] = ()
-) -> Iterator[Arrival]:
+def feed(gpu: SimulatedGpu, sent: Sequence[Sequence[Item]]) -> Iterator[MicroBatch]:
     """The micro-batches of one stream."""
     random = Random(len(sent))
     for index, each in enumerate(sent):
         disturb(gpu, random)
-        keys = names or [str(position) for position in range(len(each))]
-        yield index, {key: item.on(gpu) for key, item in zip(keys, each, strict=True)}
+        yield MicroBatch(index, tuple(item.on(gpu) for item in each))

@@ -66,20 +66,20 @@ class Channel(InprocChannel):
         super().__init__(depth)
         self._turn = turn
 
-    def _put(self, item: MicroBatch | None) -> None:
+    def put(self, item: MicroBatch | None) -> None:
         with self._turn.left():
-            super()._put(item)
+            super().put(item)
 
-    def _take(self) -> MicroBatch | None:
+    def take(self) -> MicroBatch | None:
         with self._turn.left():
-            return super()._take()
+            return super().take()
 
 
 class Group:
     """What the ranks of one job share.
 
     Attributes:
-        channels: every channel, by producer and consumer; the last where there were several.
+        channels: those that were connected last, by their ids.
         report: what the first rank that ended the job told; None as long as none did.
         ended: whether a rank has ended the job, or failed.
     """
@@ -88,7 +88,7 @@ class Group:
         self.size = size
         self.room = room
         self.hosts = hosts or [platform.node()] * size
-        self.channels: dict[tuple[int, int], Channel] = {}
+        self.channels: dict[int, Channel] = {}
         self.turn = Turn()
         self.report: str | None = None
         self.ended = threading.Event()
@@ -107,11 +107,11 @@ class Group:
             raise Aborted(self.report or "another rank failed") from None
         return texts
 
-    def channel(self, link: Link) -> Channel:
-        """The same for both ends; a pair that is connected again gets another one."""
+    def channel(self, number: int, link: Link) -> Channel:
+        """The same for both ends."""
         with self._lock:
-            key = link.producer, link.consumer
-            return self.channels.setdefault(key, Channel(2 * link.depth + self.room, self.turn))
+            made = Channel(2 * link.depth + self.room, self.turn)
+            return self.channels.setdefault(number, made)
 
     def abort(self, report: str | None = None) -> None:
         with self._lock:
@@ -159,11 +159,11 @@ class ThreadWorld(World):
         self.all_gather("")
         receivers: dict[int, Receiver] = {}
         senders: dict[int, Sender] = {}
-        for link in links:
+        for number, link in enumerate(links):
             if link.consumer == self.rank:
-                receivers[link.producer] = self.group.channel(link)
+                receivers[number] = self.group.channel(number, link).receiver
             if link.producer == self.rank:
-                senders[link.consumer] = self.group.channel(link)
+                senders[number] = self.group.channel(number, link).sender
         return receivers, senders
 
     def mailbox(self) -> Rank0Mailbox:
