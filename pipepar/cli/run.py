@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pipepar.cli.arguments import Device, Dtype, Model, Preprocess
+from pipepar.cli.catalogs import input_help, output_help, task_help
 
 if TYPE_CHECKING:
     from pipepar.comm.world import World
@@ -18,34 +19,13 @@ def run(
     model: Model,
     input_path: Annotated[
         Path,
-        typer.Argument(
-            metavar="INPUT",
-            help="Text (.txt: a sample a line; .jsonl: its field 'text'), a folder of pictures "
-            "(.png, .jpg, ...; in the order of their names), or arrays (.npy, .npz, .safetensors: "
-            "a sample a row). A Hugging Face folder's own tokenizer or image processor prepares "
-            "text and pictures, for image-classification also uint8 arrays; float arrays are "
-            "taken as they are, there as pixel_values.",
-        ),
+        typer.Argument(metavar="INPUT", help=input_help()),
     ],
     output_path: Annotated[
         Path,
-        typer.Argument(
-            metavar="OUTPUT",
-            help="Where results go, in the input's order: tensors to .npy or .safetensors (logits, "
-            "for a classification), answers to .jsonl.",
-        ),
+        typer.Argument(metavar="OUTPUT", help=output_help()),
     ],
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="What the model is to do, by Hugging Face's names. feature-extraction (a folder's "
-            "default): the mean over a text's tokens, not normalised. text-classification, "
-            "image-classification: a label and its score. token-classification: the entities in "
-            "a text. fill-mask: five words for each mask. raw (any other model's default): what "
-            "the model returns. Answers in .jsonl are those of Hugging Face's pipelines.",
-            show_default=False,
-        ),
-    ] = None,
+    task: Annotated[str | None, typer.Option(help=task_help(), show_default=False)] = None,
     preprocess: Preprocess = None,
     postprocess: Annotated[
         str | None,

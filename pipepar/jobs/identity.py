@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from pipepar.data.readers.pictures import fingerprint_of_pictures
+from pipepar.data.readers.registry import find_input_format
 from pipepar.data.writers.journal import Fields
 from pipepar.errors import InputError
 from pipepar.files import fingerprint
@@ -126,7 +126,7 @@ def _settings(module: nn.Module) -> Iterator[str]:
 
 
 def _input(path: Path) -> str:
-    return _short(fingerprint_of_pictures(path) if path.is_dir() else fingerprint(path))
+    return _short(find_input_format(path).fingerprint(path))
 
 
 def _function(name: str | None) -> str | None:

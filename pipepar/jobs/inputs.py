@@ -10,14 +10,14 @@ import torch
 
 from pipepar.comm.world import World
 from pipepar.data.failing_sample import is_of_samples
-from pipepar.data.readers.arrays import open_arrays
 from pipepar.data.readers.cast import Cast
 from pipepar.data.readers.labels import Labelled, read_labels
-from pipepar.data.readers.pictures import open_pictures
+from pipepar.data.readers.open_prepared import open_arrays, open_prepared
 from pipepar.data.readers.pixels import as_pixel_values, process_arrays, process_pictures
-from pipepar.data.readers.reader import Feed, Reader, input_kind
-from pipepar.data.readers.text_lines import open_texts
-from pipepar.data.readers.tokenized_text import open_text
+from pipepar.data.readers.reader import Feed, Reader
+from pipepar.data.readers.registry import find_input_format, suffixes_of
+from pipepar.data.readers.text_samples import TextRules
+from pipepar.data.readers.tokenized_text import TokenizedOptions, open_tokenized
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError, PipeparError
 from pipepar.jobs.options import Job
@@ -153,14 +153,10 @@ def _microbatch(index: int, feed: Feed, graph: Graph, lenient: bool) -> MicroBat
 
 
 def _open(job: Job) -> Reader:
-    kind = input_kind(job.input)
+    kind = find_input_format(job.input).kind
     if job.preprocess is not None:
         prepare = import_path(job.preprocess, "a function that makes the model's arguments")
-        what = f"--preprocess {job.preprocess}"
-        if kind == "text":
-            return open_texts(job.input, prepare, what, lenient=job.lenient)
-        opened = open_arrays if kind == "arrays" else open_pictures
-        return opened(job.input, prepare, what)
+        return open_prepared(job.input, prepare, f"--preprocess {job.preprocess}", job.lenient)
     if kind == "arrays":
         return _open_arrays(job)
     folder = job.folder
@@ -168,26 +164,24 @@ def _open(job: Job) -> Reader:
         lacking = "tokenizer" if kind == "text" else "image processor"
         raise InputError(
             f"input {job.input} is {kind}, but {job.model} brings no {lacking}; give --preprocess "
-            "module:function, a Hugging Face folder as MODEL, or arrays (.npy, .npz, .safetensors) "
+            f"module:function, a Hugging Face folder as MODEL, or arrays ({suffixes_of('arrays')}) "
             "as INPUT"
         )
     if kind == "pictures":
         prepare = process_pictures(folder.processor())
-        return open_pictures(job.input, prepare, f"the image processor of {job.model}")
+        return open_prepared(job.input, prepare, f"the image processor of {job.model}")
     return _open_text(job, folder)
 
 
 def _open_text(job: Job, folder: ModelFolder) -> Reader:
     required_text = job.resolved_task.required_text
-    return open_text(
-        job.input,
-        folder.tokenizer(),
+    options = TokenizedOptions(
         job.max_length,
-        required=required_text(folder) if required_text else "",
-        tell_tokens=job.reads_tokens,
         pad_to_limit=job.padding == "max_length",
-        lenient=job.lenient,
+        tell_tokens=job.reads_tokens,
+        rules=TextRules(required_text(folder) if required_text else "", job.lenient),
     )
+    return open_tokenized(job.input, folder.tokenizer(), options)
 
 
 def _open_arrays(job: Job) -> Reader:
@@ -201,9 +195,9 @@ def _open_arrays(job: Job) -> Reader:
     if len(tensors) > 1:
         return reader
     if tensors[0].dtype != torch.uint8:
-        return open_arrays(job.input, as_pixel_values)
+        return open_prepared(job.input, as_pixel_values, f"reading {job.input}")
     prepare = process_arrays(folder.processor())
-    return open_arrays(job.input, prepare, f"the image processor of {job.model}")
+    return open_prepared(job.input, prepare, f"the image processor of {job.model}")
 
 
 def _outline(tensor: torch.Tensor) -> list[Any]:

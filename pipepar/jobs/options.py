@@ -8,7 +8,8 @@ from typing import Literal
 
 import torch
 
-from pipepar.data.readers.reader import TEXT_SUFFIXES
+from pipepar.data.readers.registry import kind_by_name
+from pipepar.data.writers.registry import answer_suffixes, holds_answers
 from pipepar.errors import InputError
 from pipepar.host.devices import Wanted
 from pipepar.model.source.open_source import is_factory
@@ -107,7 +108,7 @@ class Job:
     def pads_texts(self) -> bool:
         """Whether the samples are texts that the folder's own tokenizer prepares."""
         # By the name alone: only rank 0 has to see the input.
-        return self.input.suffix.lower() in TEXT_SUFFIXES and self.preprocess is None
+        return kind_by_name(self.input) == "text" and self.preprocess is None
 
     @property
     def reads_tokens(self) -> bool:
@@ -117,7 +118,7 @@ class Job:
     @property
     def writes_answers(self) -> bool:
         """Whether the output can hold a task's answers, and not only tensors."""
-        return self.output.suffix.lower() == ".jsonl"
+        return holds_answers(self.output)
 
 
 def check_options(job: Job) -> None:
@@ -166,7 +167,8 @@ def _check_tokens(job: Job) -> None:
     if not job.writes_answers:
         raise InputError(
             f"the answers of {task} differ in length, and output {job.output} holds arrays; name "
-            "an output that ends in .jsonl, or make tensors of them with --postprocess"
+            f"an output that ends in {' or '.join(answer_suffixes())}, or make tensors of them "
+            "with --postprocess"
         )
     if not (job.is_folder and job.pads_texts):
         raise InputError(

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 import torch
 
 from pipepar.data.readers.labels import Labelled
 from pipepar.data.readers.reader import Reader
+from pipepar.data.writers.registry import find_output_format
 from pipepar.errors import InputError
 from pipepar.jobs.options import Job
 from pipepar.model.capture.graph import Graph
 from pipepar.tasks.answers import named_tensors
 from pipepar.tasks.classes import class_logits
-
-_NOT_OF_NUMPY: Final = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def check_outputs(graph: Graph, job: Job, reader: Reader | None) -> None:
@@ -27,7 +25,7 @@ def check_outputs(graph: Graph, job: Job, reader: Reader | None) -> None:
         reader: the input on rank 0, None elsewhere.
 
     Raises:
-        InputError: a ``.npy`` file cannot hold it, it has no scores of classes where these are
+        InputError: the output's format cannot hold it, it has no scores of classes where these are
             wanted, or a label is none of the classes.
     """
     shapes = {
@@ -53,16 +51,4 @@ def _check_tensors(tensors: Mapping[str, torch.Tensor], job: Job) -> None:
                 f"{name} of the model's output is a single number, expected a row for each sample; "
                 "leave it out of what the model returns, or make rows with --postprocess"
             )
-    if job.output.suffix.lower() != ".npy":
-        return
-    if len(tensors) != 1:
-        raise InputError(
-            f"the model returns {len(tensors)} tensors ({', '.join(tensors)}), a .npy file holds "
-            "one; name an output that ends in .safetensors or .jsonl"
-        )
-    ((name, tensor),) = tensors.items()
-    if tensor.dtype in _NOT_OF_NUMPY:
-        raise InputError(
-            f"{name} of the model's output is {tensor.dtype}, which .npy files lack; name an "
-            "output that ends in .safetensors, or give --dtype float32"
-        )
+    find_output_format(job.output).check(tensors)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+from typing import TYPE_CHECKING
 
+from pipepar.discovery import load, names_in, summaries_of
 from pipepar.errors import InputError
 from pipepar.tasks import catalog
-from pipepar.tasks.task import Task
+
+if TYPE_CHECKING:
+    from pipepar.tasks.task import Task  # imports torch, which --help does without
 
 
 def task_names() -> list[str]:
-    """The names of all tasks, sorted; none of their files is imported. *Local.*"""
-    return sorted(
-        module.name.replace("_", "-") for module in pkgutil.iter_modules(catalog.__path__)
-    )
+    """The names of all tasks, sorted; none of their files is imported."""
+    return [_name_of(module) for module in names_in(catalog)]
+
+
+def task_summaries() -> dict[str, str]:
+    """What each task answers, in one line, by its name; none of their files is imported."""
+    return {_name_of(module): line for module, line in summaries_of(catalog).items()}
 
 
 def find_task(name: str) -> Task:
-    """The task of that name. *Local.*
+    """The task of that name.
 
     Args:
         name: as Hugging Face calls it.
@@ -30,6 +35,9 @@ def find_task(name: str) -> Task:
         raise InputError(
             f"found task {name!r}, expected one of {', '.join(task_names())}; give --task"
         )
-    module = importlib.import_module(f"{catalog.__name__}.{name.replace('-', '_')}")
-    task: Task = module.TASK
+    task: Task = load(catalog, name.replace("-", "_"), "TASK")
     return task
+
+
+def _name_of(module: str) -> str:
+    return module.replace("_", "-")

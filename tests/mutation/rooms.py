@@ -32,6 +32,7 @@ ROOMS: Final = {
     "journal": Room(
         (
             *_modules("data.writers", "journal partial unfinished array_writer"),
+            *_modules("data.writers.formats", "npy safetensors"),
             "pipepar.data.sample_set",
         ),
         (

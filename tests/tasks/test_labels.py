@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipepar.data.readers.arrays import open_arrays
 from pipepar.data.readers.labels import Labelled, read_labels
+from pipepar.data.readers.open_prepared import open_arrays
 from pipepar.errors import InputError
 from pipepar.report.confusion import Confusion, Tally
 
@@ -59,6 +59,7 @@ def test_names_and_numbers(tmp_path: Path, name: str, data: Any, expected: list[
         ("y.jsonl", '{"class": 1}\n', r"line 1: found an object with the fields 'class'"),
         ("y.jsonl", "dog\n", r"line 1: no valid JSON"),
         ("y.npy", np.array([0, 1, 3]), r"y\.npy, row 2: found the label 3"),
+        ("y.npy", np.array([2**63], np.uint64), r"row 0: found the label 9223372036854775808"),
         ("y.npy", np.array([0, -1]), r"row 1: found the label -1"),
         ("y.npy", np.array([0.0, 1.0]), r"holds float64 of shape \(2,\); expected integers"),
         ("y.npy", np.array([[0], [1]]), r"holds int64 of shape \(2, 1\); expected integers"),
@@ -72,8 +73,9 @@ def test_what_is_no_label(tmp_path: Path, name: str, data: Any, message: str) ->
 
 def test_without_names_only_numbers_count(tmp_path: Path) -> None:
     assert read_labels(written(tmp_path / "y.txt", "12\n0\n"), ()).tolist() == [12, 0]
-    with pytest.raises(InputError, match="the model names no classes"):
-        read_labels(written(tmp_path / "y.txt", "dog\n"), ())
+    for text in ("dog\n", f"{2**63}\n"):
+        with pytest.raises(InputError, match="the model names no classes"):
+            read_labels(written(tmp_path / "y.txt", text), ())
 
 
 def test_labels_follow_their_samples(rows: Path) -> None:

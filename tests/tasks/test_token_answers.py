@@ -11,7 +11,7 @@ import torch
 from transformers import BertTokenizer
 
 from pipepar.data.readers.reader import Feed
-from pipepar.data.readers.tokenized_text import open_text
+from pipepar.data.readers.tokenized_text import TokenizedOptions, open_tokenized
 from pipepar.errors import InputError
 from pipepar.tasks.answers import Answer
 from pipepar.tasks.catalog.fill_mask import fillings
@@ -34,7 +34,8 @@ def tokenizer(folder: Path, request: pytest.FixtureRequest) -> Any:
 def feed(path: Path, texts: list[str], tokenizer: Any, max_length: int | None) -> Feed:
     """One micro-batch of all texts, the longest first."""
     path.write_text("".join(f"{text}\n" for text in texts))
-    (found,) = open_text(path, tokenizer, max_length, tell_tokens=True).feeds(len(texts))
+    options = TokenizedOptions(max_length, tell_tokens=True)
+    (found,) = open_tokenized(path, tokenizer, options).feeds(len(texts))
     assert found.samples.tolist() == list(range(len(texts)))
     return found
 

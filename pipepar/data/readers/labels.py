@@ -5,26 +5,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
-import numpy as np
 import torch
 
-from pipepar.data.readers.reader import Feed, Reader, require_suffix
-from pipepar.data.readers.text_lines import parse_json, read_lines
+from pipepar.data.readers.reader import Feed, Reader
+from pipepar.data.readers.registry import find_input_format
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError
 
-LABEL_SUFFIXES = (".npy", ".txt", ".jsonl")
-_FIELD = "label"
-_SHOWN = 20
+_SHOWN: Final = 20
+_MOST: Final = 2**63
+"""What no label reaches: they are int64."""
 
 
 def read_labels(path: Path, names: Sequence[str]) -> torch.Tensor:
     """Read a file of labels. *Local.*
 
     Args:
-        path: ``.npy`` of integers [N]; ``.txt``, a name or number a line; ``.jsonl``, a line a bare
-            name or number or an object with the field ``label``.
+        path: a file of a format that has labels: ``.npy`` of integers [N]; ``.txt``, a name or
+            number a line; ``.jsonl``, a line a bare name or number or an object with the field
+            ``label``.
         names: of the classes, by number; empty where they have none, then all labels are numbers.
 
     Returns:
@@ -32,15 +33,13 @@ def read_labels(path: Path, names: Sequence[str]) -> torch.Tensor:
 
     Raises:
         InputError: the file is missing, damaged or of another suffix, there is only one class, or
-            a label is none; the message has its line.
+            a label is none; the message has its line or row.
     """
-    require_suffix(path, LABEL_SUFFIXES)
+    found = find_input_format(path, lambda each: each.labels is not None)
     if names:
         require_classes(torch.empty(0), len(names))
-    if path.suffix.lower() == ".npy":
-        return _read_npy(path, names)
     numbers = {name: number for number, name in enumerate(names)}
-    values = (_values_json if path.suffix.lower() == ".jsonl" else _values_plain)(path)
+    values = found.labels(path) if found.labels else ()
     labels = [_number(value, names, numbers, where) for where, value in values]
     return torch.tensor(labels, dtype=torch.int64)
 
@@ -119,55 +118,13 @@ def _with_labels(feed: Feed, labels: torch.Tensor) -> Feed:
     return dataclasses.replace(feed, extras={**feed.extras, "label": labels})
 
 
-def _read_npy(path: Path, names: Sequence[str]) -> torch.Tensor:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read as .npy: {error}. Expected a complete array of integers; copy "
-            "the file again, or save it again with numpy.save(path, array)."
-        ) from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim != 1:
-        found = f"{getattr(array, 'dtype', 'no array')} of shape {getattr(array, 'shape', ())}"
-        raise InputError(
-            f"{path} holds {found}; expected integers [samples], the classes' numbers. Convert it "
-            "with array.astype(int), or write names a line to a .txt file."
-        )
-    labels = torch.from_numpy(array.astype(np.int64))
-    wrong = (labels < 0) | (labels >= len(names)) if names else labels < 0
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise _unknown(int(labels[row]), names, f"{path}, row {row}")
-    return labels
-
-
-def _values_plain(path: Path) -> Iterator[tuple[str, object]]:
-    for number, line in read_lines(path):
-        yield f"{path}, line {number}", line.strip()
-
-
-def _values_json(path: Path) -> Iterator[tuple[str, object]]:
-    for number, line in read_lines(path):
-        where = f"{path}, line {number}"
-        value = parse_json(line, where)
-        if isinstance(value, Mapping):
-            if _FIELD not in value:
-                fields = ", ".join(map(repr, value)) or "(none)"
-                raise InputError(
-                    f"{where}: found an object with the fields {fields}; expected one with the "
-                    f"field {_FIELD!r}, or a bare name or number. Name the field so."
-                )
-            value = value[_FIELD]
-        yield where, value
-
-
 def _number(value: object, names: Sequence[str], numbers: Mapping[str, int], where: str) -> int:
     """A class's number; a name counts first, as classes may be called by digits."""
     if isinstance(value, str) and value in numbers:
         return numbers[value]
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
-    in_range = isinstance(value, int) and value >= 0 and (not names or value < len(names))
+    in_range = isinstance(value, int) and 0 <= value < (len(names) or _MOST)
     if isinstance(value, bool) or not isinstance(value, int) or not in_range:
         raise _unknown(value, names, where)
     return value

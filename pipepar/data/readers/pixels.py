@@ -21,7 +21,7 @@ def process_pictures(processor: Processor) -> Prepare:
         processor: the model's own.
 
     Returns:
-        A function for ``open_pictures``.
+        A function for `open_prepared`.
     """
     return lambda pictures: processor(images=pictures, return_tensors="pt")
 
@@ -33,7 +33,7 @@ def process_arrays(processor: Processor) -> Prepare:
         processor: the model's own.
 
     Returns:
-        A function for ``open_arrays``: of a file's one array, uint8 [B, H, W, 3] or [B, 3, H, W].
+        A function for `open_prepared`: of a file's one array, uint8 [B, H, W, 3] or [B, 3, H, W].
     """
 
     def prepare(rows: Any) -> Any:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError, PipeparError
-
-ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
-TEXT_SUFFIXES = (".txt", ".jsonl")
-PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,59 +60,6 @@ class Reader(Protocol):
 
         It has a fault where the first samples cannot be had.
         """
-
-
-def input_kind(path: Path) -> Literal["text", "arrays", "pictures"]:
-    """Tell what an input holds: a folder pictures, a file what its suffix says. Local.
-
-    Args:
-        path: the input file, or a folder.
-
-    Returns:
-        ``"text"`` for what ``open_text`` reads, ``"arrays"`` for what ``open_arrays`` reads,
-        ``"pictures"`` for what ``open_pictures`` reads.
-
-    Raises:
-        InputError: the file is missing, unreadable, or of an unknown suffix.
-    """
-    if path.is_dir():
-        return "pictures"
-    if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES:
-        raise InputError(
-            f"{path} is one picture; expected a folder of pictures, a sample each. Name the folder "
-            f"that holds it, {path.parent}."
-        )
-    require_suffix(path, (*ARRAY_SUFFIXES, *TEXT_SUFFIXES))
-    return "text" if path.suffix.lower() in TEXT_SUFFIXES else "arrays"
-
-
-def require_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
-    """Refuse what is no readable file, or has none of the suffixes. Local.
-
-    Args:
-        path: the input file.
-        suffixes: the suffixes accepted, in lower case and with their dot.
-
-    Raises:
-        InputError: the file is missing, a directory, unreadable, or of another suffix.
-    """
-    if path.is_dir():
-        raise InputError(f"{path} is a directory; expected one file. Name a file inside it.")
-    if not path.exists():
-        raise InputError(
-            f"{path} does not exist, seen from {Path.cwd()}; expected an input file. Check the "
-            "path, and that this host sees the file system it is on."
-        )
-    if path.suffix.lower() not in suffixes:
-        raise InputError(
-            f"{path} has the suffix {path.suffix!r}; expected one of {', '.join(suffixes)}. "
-            "Convert the file, or rename it if its suffix is wrong."
-        )
-    if not os.access(path, os.R_OK):
-        raise InputError(
-            f"{path} may not be read by this user; expected a readable file. "
-            "Change its permissions (chmod +r)."
-        )
 
 
 def require_micro_batch(micro_batch: int) -> None:

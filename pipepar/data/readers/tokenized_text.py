@@ -1,8 +1,9 @@
-"""Text in: samples read line by line, tokenised window by window, bucketed by length."""
+"""Texts for a tokenizer: tokenised window by window, micro-batches of similar length."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -10,8 +11,10 @@ import torch
 
 from pipepar.data.failing_sample import blame
 from pipepar.data.packed_strings import pack_strings
+from pipepar.data.readers.prepared import Samples
 from pipepar.data.readers.reader import Feed, Reader, require_micro_batch
-from pipepar.data.readers.text_lines import Text, Texts
+from pipepar.data.readers.registry import find_input_format
+from pipepar.data.readers.text_samples import Text, TextRules
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError, PipeparError, StageError
 
@@ -26,7 +29,7 @@ Row: TypeAlias = dict[str, list[Any]]
 
 
 class Tokenizer(Protocol):
-    """What the data room asks of a Hugging Face tokenizer."""
+    """What is used of a Hugging Face tokenizer."""
 
     model_max_length: int
     model_input_names: list[str]
@@ -47,77 +50,72 @@ class Tokenizer(Protocol):
         """Pad tokenised texts to one length: tensors by input name."""
 
 
-def open_text(
-    path: Path,
-    tokenizer: Tokenizer,
-    max_length: int | None = None,
-    field: str = "text",
-    window: int = 4096,
-    required: str = "",
-    tell_tokens: bool = False,
-    pad_to_limit: bool = False,
-    lenient: bool = False,
-) -> Reader:
-    """Open a file of texts, one a line, and check every line of it. Local.
+@dataclass(frozen=True, slots=True)
+class TokenizedOptions:
+    """How texts become tokens."""
 
-    A ``.txt`` file has one sample a line, empty lines included. A ``.jsonl`` file has one object
-    with the field, or one bare string, a line. Feeds hold samples of similar length: within each
-    window the longest come first. The memory used is bounded by the window, or by a micro-batch
-    where that is larger, not by the file.
+    max_length: int | None = None
+    """Tokens after which a sample is cut; None for the tokenizer's own limit, or no limit if it
+    knows none."""
+    pad_to_limit: bool = False
+    """Whether every sample is padded to as many tokens as after which it is cut."""
+    tell_tokens: bool = False
+    """Whether feeds have, as extras, what the tokens were: "input_ids", "special_tokens_mask" and
+    "real" (1 but for padding), int64 [B, S]; from a fast tokenizer also "offset_mapping", int64
+    [B, S, 2]; and "text", packed strings."""
+    rules: TextRules = field(default_factory=TextRules)
+    """What the texts must be."""
+    window: int = 4096
+    """About how many samples are tokenised and sorted together, at least 1."""
+
+
+def open_tokenized(
+    path: Path, tokenizer: Tokenizer, options: TokenizedOptions | None = None
+) -> Reader:
+    """Open a file of texts for a tokenizer, and check every text of it.
+
+    Feeds hold samples of similar length: within each window the longest come first. The memory used
+    is bounded by the window, or by a micro-batch where that is larger, not by the file.
 
     Args:
-        path: a ``.txt`` or ``.jsonl`` file, UTF-8, lines ended by ``\\n`` or ``\\r\\n``.
+        path: a file of a format that holds texts.
         tokenizer: a Hugging Face tokenizer with a padding token.
-        max_length: tokens after which a sample is cut; None for the tokenizer's own limit, or no
-            limit if it knows none.
-        field: the field of a ``.jsonl`` object that holds the text.
-        window: about how many samples are tokenised and sorted together, at least 1.
-        required: what every text must contain.
-        tell_tokens: whether feeds have, as extras, what the tokens were: "input_ids",
-            "special_tokens_mask" and "real" (1 but for padding), int64 [B, S]; from a fast
-            tokenizer also "offset_mapping", int64 [B, S, 2]; and "text", packed strings.
-        pad_to_limit: whether every sample is padded to as many tokens as after which it is cut.
-        lenient: whether a line without a text is not refused, but the fault of its feed.
+        options: how texts become tokens; the defaults if left out.
 
     Returns:
         A reader whose feeds hold the tokenizer's model inputs as keyword arguments, int64
         [B, longest of the micro-batch], or [B, limit].
 
     Raises:
-        InputError: a line cannot be decoded or holds no text (with its 1-based number), the file
-            is missing or of another suffix, the tokenizer cannot pad, an option is out of range, or
+        InputError: a text cannot be read or breaks the rules (with its line or row), the file is
+            missing or of another format, the tokenizer cannot pad, an option is out of range, or
             the limit leaves no room for a token of a text's own.
     """
-    _require_options(tokenizer, max_length, window)
-    limit = _limit(tokenizer, max_length)
+    options = options or TokenizedOptions()
+    _require_options(tokenizer, options)
+    limit = _limit(tokenizer, options.max_length)
     _require_room(tokenizer, limit)
-    texts = Texts(path, field, required, lenient)
-    if pad_to_limit and limit is None:
+    found = find_input_format(path, lambda each: each.kind == "text")
+    texts = found.open(path, options.rules)
+    if options.pad_to_limit and limit is None:
         raise InputError(
             "the tokenizer knows no longest length to pad to; expected one. Give --max-length."
         )
-    width = limit if pad_to_limit and limit else 1
-    return _TextReader(texts, tokenizer, limit, width, window, tell_tokens)
+    return _TokenizedReader(texts, tokenizer, limit, options)
 
 
-class _TextReader:
+class _TokenizedReader:
     def __init__(
-        self,
-        texts: Texts,
-        tokenizer: Tokenizer,
-        limit: int | None,
-        width: int,
-        window: int,
-        tell_tokens: bool,
+        self, texts: Samples, tokenizer: Tokenizer, limit: int | None, options: TokenizedOptions
     ) -> None:
         self._texts = texts
         self._tokenizer = tokenizer
-        # Never 0 tokens wide, which few models bear: empty lines may have no tokens at all.
-        self._width = width
-        self._window = window
-        self._tell_tokens = tell_tokens
+        # Never 0 tokens wide, which few models bear: empty texts may have no tokens at all.
+        self._width = limit if options.pad_to_limit and limit else 1
+        self._window = options.window
+        self._tell_tokens = options.tell_tokens
         self._options = {"padding": False, "truncation": limit is not None, "max_length": limit}
-        if tell_tokens:
+        if options.tell_tokens:
             self._options |= {
                 "return_special_tokens_mask": True,
                 "return_offsets_mapping": tokenizer.is_fast,
@@ -248,11 +246,11 @@ def _require_room(tokenizer: Tokenizer, limit: int | None) -> None:
         )
 
 
-def _require_options(tokenizer: Tokenizer, max_length: int | None, window: int) -> None:
-    if max_length is not None and max_length < 1:
-        raise InputError(f"max_length {max_length}; expected at least 1 token. Raise it.")
-    if window < 1:
-        raise InputError(f"window {window}; expected at least 1 sample. Raise it.")
+def _require_options(tokenizer: Tokenizer, options: TokenizedOptions) -> None:
+    if options.max_length is not None and options.max_length < 1:
+        raise InputError(f"max_length {options.max_length}; expected at least 1 token. Raise it.")
+    if options.window < 1:
+        raise InputError(f"window {options.window}; expected at least 1 sample. Raise it.")
     if tokenizer.pad_token_id is None:
         raise InputError(
             "the tokenizer has no padding token; expected one, as the rows of a micro-batch differ "

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import save
 
 from pipepar.data.sample_set import runs
 from pipepar.data.writers.journal import Record, Trail
 from pipepar.data.writers.partial import Partial, write_at
-from pipepar.data.writers.row_writer import Writer, listed
+from pipepar.data.writers.row_writer import Writer
 from pipepar.errors import InputError
 
 
@@ -84,71 +80,6 @@ class ArrayWriter(Writer):
                 f"expected {'none' if first is None else _row(first)}, like the rows before it. "
                 "Write to a .jsonl file, whose rows may differ."
             )
-
-
-class NpyWriter(ArrayWriter):
-    """Writes the one output of a model to ``.npy``. Local."""
-
-    def _header(self, first: Mapping[str, torch.Tensor]) -> tuple[bytes, dict[str, int]]:
-        if len(first) != 1:
-            raise InputError(
-                f"output {self.path}: the model returns {len(first)} values, {listed(first)}; "
-                "expected exactly one for .npy. Write to a .safetensors or .jsonl file."
-            )
-        ((name, row),) = first.items()
-        try:
-            dtype = row.numpy().dtype
-        except (TypeError, RuntimeError) as error:
-            raise InputError(
-                f"output {self.path}: {name!r} has dtype {row.dtype}, which NumPy lacks; expected "
-                "one that NumPy has. Write to a .safetensors file, which keeps the dtype."
-            ) from error
-        header = _npy_header(dtype, (self.count, *row.shape[1:]))
-        return header, {name: len(header)}
-
-    def _empty(self) -> bytes:
-        return _npy_header(np.dtype(np.float32), (0,))
-
-
-class SafetensorsWriter(ArrayWriter):
-    """Writes any number of named outputs to ``.safetensors``. Local."""
-
-    def _header(self, first: Mapping[str, torch.Tensor]) -> tuple[bytes, dict[str, int]]:
-        # The library lays out one row. All rows are that layout times the number of samples, so
-        # that the names of dtypes, the order and the alignment stay the library's business.
-        entries = self._layout(first)
-        for name in first:
-            entry = entries[name]
-            entry["shape"][0] *= self.count
-            entry["data_offsets"] = [offset * self.count for offset in entry["data_offsets"]]
-        text = json.dumps(entries).encode()
-        text += b" " * (-len(text) % 8)
-        header = len(text).to_bytes(8, "little") + text
-        return header, {name: len(header) + entries[name]["data_offsets"][0] for name in first}
-
-    def _layout(self, first: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        try:
-            data = save(dict(first), metadata={"format": "pt"})
-        except KeyError as error:
-            dtypes = ", ".join(f"{name!r} {row.dtype}" for name, row in first.items())
-            raise InputError(
-                f"output {self.path}: safetensors lacks the dtype {error}; found {dtypes}, "
-                "expected dtypes it has. Write to a .npy file, or return another dtype."
-            ) from error
-        entries: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return entries
-
-    def _empty(self) -> bytes:
-        return save({}, metadata={"format": "pt"})
-
-
-def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    header = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(dtype)
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": descr, "fortran_order": False, "shape": shape}
-    )
-    return header.getvalue()
 
 
 def _row(value: torch.Tensor) -> str:

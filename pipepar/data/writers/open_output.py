@@ -1,4 +1,4 @@
-"""Outputs: the formats that pipepar writes, and how to open one."""
+"""Opens outputs, after checking that they can be written."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import os
 from pathlib import Path
 from typing import Final
 
-from pipepar.data.writers.array_writer import NpyWriter, SafetensorsWriter
-from pipepar.data.writers.jsonl_writer import JsonlWriter
+from pipepar.data.writers.registry import find_output_format
 from pipepar.data.writers.row_writer import Writer
 from pipepar.data.writers.unfinished import Resumable
 from pipepar.errors import InputError
 from pipepar.files import require_writable
 
-__all__ = ["OUTPUT_SUFFIXES", "Writer", "check_output", "open_output", "target_of"]
-
-OUTPUT_SUFFIXES = (".npy", ".safetensors", ".jsonl")
-
+__all__ = ["Writer", "check_output", "open_output", "target_of"]
 
 # Of what is added to an output's name for the files beside it.
 _LONGEST: Final = len(".") + len(".errors.jsonl") + len(".partial")
@@ -39,11 +35,7 @@ def check_output(path: Path) -> None:
         InputError: the suffix is unknown, the folder is missing or not writable, the path is a
             directory, or its name is too long for the files beside it.
     """
-    if path.suffix.lower() not in OUTPUT_SUFFIXES:
-        raise InputError(
-            f"output {path} has the suffix {path.suffix!r}; expected one of "
-            f"{', '.join(OUTPUT_SUFFIXES)}. Choose one of them."
-        )
+    find_output_format(path)
     target = target_of(path)
     require_writable("output", target)
     size, most = len(os.fsencode(target.name)), os.pathconf(target.parent, "PC_NAME_MAX") - _LONGEST
@@ -62,16 +54,12 @@ def open_output(path: Path, count: int, resumable: Resumable | None = None) -> W
     that is what it points at. A hidden ``.NAME.partial`` grows beside it; one that a killed run
     left behind is overwritten, or gone on with.
 
-    ``.npy`` holds the one output of the model, ``.safetensors`` any number of them by name. In
-    both, rows go straight to their place in the file, so that memory stays bounded. ``.jsonl``
-    holds one line a sample, in the input's order: an object whose rows may differ in shape, or
-    whatever JSON value the sample was answered with. Its floats are exact, and what is not finite
-    is written ``NaN``, ``Infinity`` and ``-Infinity``, which Python's json reads but strict JSON
-    lacks. Without samples the file is valid and empty; a ``.npy`` file then has the shape (0,) and
-    dtype float32, as no row has told better.
+    In the formats of arrays, rows go straight to their place in the file, so that memory stays
+    bounded; in those of lines, rows may differ in shape, and the lines are copied in the input's
+    order at the end. Without samples the file is valid and empty.
 
     Args:
-        path: the output file, ``.npy``, ``.safetensors`` or ``.jsonl``.
+        path: the output file; its suffix names the format.
         count: number of samples, each of which must be written exactly once.
         resumable: what it takes to be resumed; without, no journal is kept.
 
@@ -82,10 +70,5 @@ def open_output(path: Path, count: int, resumable: Resumable | None = None) -> W
         InputError: as for ``check_output``.
     """
     check_output(path)
-    suffix = path.suffix.lower()
     target = resumable.partial.path if resumable else target_of(path)
-    if suffix == ".npy":
-        return NpyWriter(target, count, resumable)
-    if suffix == ".safetensors":
-        return SafetensorsWriter(target, count, resumable)
-    return JsonlWriter(target, count, resumable)
+    return find_output_format(path).writer(target, count, resumable)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipepar.data.readers.arrays import open_arrays
-from pipepar.data.readers.reader import Reader, input_kind
+from pipepar.data.readers.open_prepared import open_arrays
+from pipepar.data.readers.reader import Reader
+from pipepar.data.readers.registry import find_input_format
 from pipepar.errors import InputError
 
 
@@ -208,21 +209,21 @@ def test_micro_batch_is_checked_at_once(tmp_path: Path, micro_batch: int) -> Non
         open_arrays(tmp_path / "x.npy").feeds(micro_batch)
 
 
-def test_input_kind(tmp_path: Path) -> None:
+def test_the_kind_of_an_input(tmp_path: Path) -> None:
     kinds = {"a.txt": "text", "a.jsonl": "text", "a.npy": "arrays", "a.npz": "arrays"}
     for name, kind in {**kinds, "a.SAFETENSORS": "arrays"}.items():
         (tmp_path / name).touch()
-        assert input_kind(tmp_path / name) == kind
+        assert find_input_format(tmp_path / name).kind == kind
 
 
-def test_input_kind_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+def test_inputs_of_no_known_format_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").touch()
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(InputError, match=r"'\.csv'; expected one of \.npy, \.npz.*\.jsonl"):
-        input_kind(tmp_path / "a.csv")
+        find_input_format(tmp_path / "a.csv")
     with pytest.raises(InputError, match="does not exist"):
-        input_kind(tmp_path / "a.npy")
-    assert input_kind(tmp_path / "folder.npy") == "pictures"  # whatever its name
+        find_input_format(tmp_path / "a.npy")
+    assert find_input_format(tmp_path / "folder.npy").kind == "pictures"  # whatever its name
 
 
 def test_open_arrays_refuses_text(tmp_path: Path) -> None:

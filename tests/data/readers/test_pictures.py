@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from pipepar.data.packed_strings import pack_strings, unpack_strings
-from pipepar.data.readers.pictures import open_pictures
-from pipepar.data.readers.reader import Feed, input_kind
+from pipepar.data.readers.open_prepared import open_prepared
+from pipepar.data.readers.reader import Feed
+from pipepar.data.readers.registry import find_input_format
 from pipepar.errors import InputError
 
 
@@ -38,7 +39,7 @@ def test_all_pictures_by_name_and_nothing_else(tmp_path: Path) -> None:
     grey(tmp_path / ".hidden.png", 255)
     grey(tmp_path / ".thumbnails/t.png", 255)
     (tmp_path / "notes.txt").write_text("no picture")
-    reader = open_pictures(tmp_path, brightness, "brightness")
+    reader = open_prepared(tmp_path, brightness, "brightness")
     feeds = list(reader.feeds(3))
     assert len(reader) == 8
     assert [name for feed in feeds for name in files(feed)] == sorted(names)
@@ -58,7 +59,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
         Image.fromarray(np.full((3, 4), 255, np.uint16)).save(tmp_path / "x.png")
     else:
         grey(tmp_path / f"x.{suffix}", 255, mode)
-    (feed,) = open_pictures(tmp_path, brightness, "brightness").feeds(2)
+    (feed,) = open_prepared(tmp_path, brightness, "brightness").feeds(2)
     assert feed.args[0].tolist() == [[255.0]]
 
 
@@ -72,7 +73,7 @@ def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
         sizes.extend(picture.size for picture in pictures)
         return torch.zeros(len(pictures))
 
-    list(open_pictures(tmp_path, note, "note").feeds(1))
+    list(open_prepared(tmp_path, note, "note").feeds(1))
     assert sizes == [(2, 4)]
 
 
@@ -81,7 +82,7 @@ def test_pictures_are_decoded_when_their_turn_comes(tmp_path: Path) -> None:
         grey(tmp_path / f"{at}.png", at)
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:40])
     (tmp_path / "3.png").write_text("no picture")
-    feeds = open_pictures(tmp_path, brightness, "brightness").feeds(1)
+    feeds = open_prepared(tmp_path, brightness, "brightness").feeds(1)
     assert [files(next(feeds)), files(next(feeds))] == [["0.png"], ["1.png"]]
     for at in (2, 3):
         assert f"{at}.png cannot be read as a picture" in str(next(feeds).fault)
@@ -92,7 +93,7 @@ def test_linked_folders_count_and_circles_end(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     os.symlink(tmp_path / "elsewhere", tmp_path / "in/linked")
     os.symlink(tmp_path / "in", tmp_path / "elsewhere/back")
-    reader = open_pictures(tmp_path / "in", brightness, "brightness")
+    reader = open_prepared(tmp_path / "in", brightness, "brightness")
     assert files(reader.example()) == ["linked/x.png"]
 
 
@@ -104,16 +105,16 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path, names: list[str], 
     for name in names:
         (tmp_path / name).touch()
     with pytest.raises(InputError, match=found):
-        open_pictures(tmp_path, brightness, "brightness")
+        open_prepared(tmp_path, brightness, "brightness")
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.JPEG"])
 def test_one_picture_is_no_input(tmp_path: Path, name: str) -> None:
     grey(tmp_path / name, 1)
     with pytest.raises(InputError, match=f"is one picture.*folder that holds it, {tmp_path}"):
-        input_kind(tmp_path / name)
+        find_input_format(tmp_path / name)
     with pytest.raises(InputError, match="does not exist"):
-        input_kind(tmp_path / "missing.png")
+        find_input_format(tmp_path / "missing.png")
 
 
 @pytest.mark.parametrize("strings", [[], [""], ["ä\n\"'", "日本", "x\udcff"]])

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import BertTokenizer
 
-from pipepar.data.readers.arrays import open_arrays
-from pipepar.data.readers.pictures import open_pictures
+from pipepar.data.readers.open_prepared import open_arrays, open_prepared
 from pipepar.data.readers.reader import Feed, Reader
-from pipepar.data.readers.text_lines import open_texts
-from pipepar.data.readers.tokenized_text import open_text
+from pipepar.data.readers.text_samples import TextRules
+from pipepar.data.readers.tokenized_text import TokenizedOptions, open_tokenized
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import PipeparError
 from tests.helpers.folders import save_pictures, text_folder
@@ -39,15 +38,16 @@ def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return open_arrays(folder / "x.npy")
     if request.param == "pictures":
         save_pictures(folder / "in", COUNT)
-        return open_pictures(folder / "in", mean, "mean")
+        return open_prepared(folder / "in", mean, "mean")
     data = [line.encode() for line in LINES]
     if request.param == "lenient":
         data[2] = data[7] = b"\xff"
     (folder / "x.txt").write_bytes(b"\n".join(data) + b"\n")
     if request.param == "lines":
-        return open_texts(folder / "x.txt", lengths, "lengths")
+        return open_prepared(folder / "x.txt", lengths, "lengths")
     tokenizer = BertTokenizer.from_pretrained(text_folder(folder / "bert", "BertModel"))
-    return open_text(folder / "x.txt", tokenizer, window=6, lenient=request.param == "lenient")
+    rules = TextRules(lenient=request.param == "lenient")
+    return open_tokenized(folder / "x.txt", tokenizer, TokenizedOptions(rules=rules, window=6))
 
 
 def values(feed: Feed) -> list[object]:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from pipepar.data.readers.reader import Feed, Reader
-from pipepar.data.readers.tokenized_text import open_text
+from pipepar.data.readers.tokenized_text import TokenizedOptions, open_tokenized
 from pipepar.errors import InputError
 from tests.helpers.folders import text_folder
 
@@ -69,7 +69,7 @@ def test_every_line_once_at_its_position(
     as_line = json.dumps if suffix == "jsonl" else str
     data = "".join(as_line(line) + "\n" for line in lines)
     path = written(tmp_path_factory.mktemp("text") / f"x.{suffix}", data)
-    reader = open_text(path, tokenizer(), window=window)
+    reader = open_tokenized(path, tokenizer(), TokenizedOptions(window=window))
     assert len(reader) == len(lines)
     assert restored(reader, micro_batch) == lines
     whole = max(micro_batch, window // micro_batch * micro_batch)
@@ -81,7 +81,7 @@ def test_every_line_once_at_its_position(
 
 def test_longest_first_and_padded_to_the_micro_batch(tmp_path: Path) -> None:
     path = written(tmp_path / "x.txt", "a\na b c d\na b\na b c\n")
-    first, second = open_text(path, tokenizer()).feeds(2)
+    first, second = open_tokenized(path, tokenizer()).feeds(2)
     assert first.samples.tolist() == [1, 3]
     assert second.samples.tolist() == [2, 0]
     assert first.args == ()
@@ -93,19 +93,19 @@ def test_longest_first_and_padded_to_the_micro_batch(tmp_path: Path) -> None:
 
 
 def test_a_micro_batch_may_be_larger_than_the_window(tmp_path: Path) -> None:
-    reader = open_text(written(tmp_path / "x.txt", "a\n" * 5000), tokenizer())
+    reader = open_tokenized(written(tmp_path / "x.txt", "a\n" * 5000), tokenizer())
     assert [len(feed.samples) for feed in reader.feeds(4500)] == [4500, 500]
 
 
 def test_samples_of_one_length_keep_their_order(tmp_path: Path) -> None:
     path = written(tmp_path / "x.txt", "a\nb\nc\n")
-    assert [f.samples.tolist() for f in open_text(path, tokenizer()).feeds(2)] == [[0, 1], [2]]
+    assert [f.samples.tolist() for f in open_tokenized(path, tokenizer()).feeds(2)] == [[0, 1], [2]]
 
 
 def test_the_tokenizers_other_inputs_are_passed(tmp_path: Path) -> None:
     names = ["input_ids", "token_type_ids", "attention_mask"]
     path = written(tmp_path / "x.txt", "a\na b\n")
-    (feed,) = open_text(path, tokenizer(model_input_names=names)).feeds(2)
+    (feed,) = open_tokenized(path, tokenizer(model_input_names=names)).feeds(2)
     assert feed.kwargs["token_type_ids"].tolist() == [[0, 0], [0, 0]]
 
 
@@ -124,13 +124,13 @@ def test_the_tokenizers_other_inputs_are_passed(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_line_is(tmp_path: Path, data: str, expected: list[str]) -> None:
-    reader = open_text(written(tmp_path / "x.txt", data), tokenizer())
+    reader = open_tokenized(written(tmp_path / "x.txt", data), tokenizer())
     assert len(reader) == len(expected)
     assert restored(reader, 2) == expected
 
 
 def test_lines_without_tokens_are_one_token_wide(tmp_path: Path) -> None:
-    (feed,) = open_text(written(tmp_path / "x.txt", "\n\n"), tokenizer()).feeds(2)
+    (feed,) = open_tokenized(written(tmp_path / "x.txt", "\n\n"), tokenizer()).feeds(2)
     assert feed.kwargs["input_ids"].tolist() == [[0], [0]]
     assert feed.kwargs["attention_mask"].tolist() == [[0], [0]]
     assert feed.kwargs["input_ids"].dtype == torch.int64
@@ -141,7 +141,8 @@ def test_lines_without_tokens_are_one_token_wide(tmp_path: Path) -> None:
 )
 def test_truncation(tmp_path: Path, own: int, given_length: int | None, width: int) -> None:
     path = written(tmp_path / "x.txt", "a b c d\n")
-    reader = open_text(path, tokenizer(model_max_length=own), max_length=given_length)
+    options = TokenizedOptions(max_length=given_length)
+    reader = open_tokenized(path, tokenizer(model_max_length=own), options)
     assert next(reader.feeds(1)).kwargs["input_ids"].tolist() == [[3, 4, 5, 6][:width]]
 
 
@@ -152,7 +153,7 @@ def test_special_tokens_leave_room_for_others(tmp_path: Path, own: bool) -> None
 
     def opened(limit: int) -> Reader:
         words.model_max_length = limit if own else 16
-        return open_text(path, words, max_length=None if own else limit)
+        return open_tokenized(path, words, TokenizedOptions(None if own else limit))
 
     for limit in (1, 2):
         with pytest.raises(InputError, match=f"after {limit} token.* 2 special.*-length 3 or more"):
@@ -161,19 +162,19 @@ def test_special_tokens_leave_room_for_others(tmp_path: Path, own: bool) -> None
 
 
 def test_jsonl_field_and_bare_strings(tmp_path: Path) -> None:
-    path = written(tmp_path / "x.jsonl", '{"body": "a b", "text": 1}\n"c"\r\n{"body": ""}')
-    assert restored(open_text(path, tokenizer(), field="body"), 2) == ["a b", "c", ""]
+    path = written(tmp_path / "x.jsonl", '{"text": "a b", "body": 1}\n"c"\r\n{"text": ""}')
+    assert restored(open_tokenized(path, tokenizer()), 2) == ["a b", "c", ""]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_example_is_the_first_samples(tmp_path: Path, rows: int) -> None:
-    feed = open_text(written(tmp_path / "x.txt", "a b\nc\n" * rows), tokenizer()).example()
+    feed = open_tokenized(written(tmp_path / "x.txt", "a b\nc\n" * rows), tokenizer()).example()
     assert feed.samples.tolist() == [0, 1]
     assert texts(feed) == ["a b", "c"]
 
 
 def test_example_of_an_empty_file(tmp_path: Path) -> None:
-    reader = open_text(written(tmp_path / "x.txt", ""), tokenizer())
+    reader = open_tokenized(written(tmp_path / "x.txt", ""), tokenizer())
     assert list(reader.feeds(2)) == []
     assert texts(reader.example()) == ["example", "example"]
 
@@ -196,13 +197,13 @@ def test_example_of_an_empty_file(tmp_path: Path) -> None:
 def test_bad_jsonl_lines_are_found_at_open(tmp_path: Path, line: bytes, found: str) -> None:
     path = written(tmp_path / "x.jsonl", b'"a"\n' * 9 + line + b'\n"b"\n')
     with pytest.raises(InputError, match=rf"{path}, line 10: {found}.*expected"):
-        open_text(path, tokenizer())
+        open_tokenized(path, tokenizer())
 
 
 def test_undecodable_txt_line_is_found_at_open(tmp_path: Path) -> None:
     path = written(tmp_path / "x.txt", b"a\nb\ncaf\xe9\n")
     with pytest.raises(InputError, match=r"line 3: byte 0xe9 at position 3.*iconv"):
-        open_text(path, tokenizer())
+        open_tokenized(path, tokenizer())
 
 
 @pytest.mark.parametrize("after", ["a\n", "a\nb\nc\n", "a\nb"])
@@ -210,7 +211,7 @@ def test_a_file_that_changes_is_noticed_before_anything_of_it_is_taken(
     tmp_path: Path, after: str
 ) -> None:
     path = written(tmp_path / "x.txt", "a\nb\n")
-    reader = open_text(path, tokenizer())
+    reader = open_tokenized(path, tokenizer())
     written(path, after)
     feeds = reader.feeds(2)
     with pytest.raises(InputError, match=r"now; expected .*, as when it was opened"):
@@ -220,12 +221,12 @@ def test_a_file_that_changes_is_noticed_before_anything_of_it_is_taken(
 def test_options_are_checked_at_open(tmp_path: Path) -> None:
     path = written(tmp_path / "x.txt", "a\n")
     with pytest.raises(InputError, match="max_length 0"):
-        open_text(path, tokenizer(), max_length=0)
+        open_tokenized(path, tokenizer(), TokenizedOptions(max_length=0))
     with pytest.raises(InputError, match="window 0"):
-        open_text(path, tokenizer(), window=0)
+        open_tokenized(path, tokenizer(), TokenizedOptions(window=0))
     with pytest.raises(InputError, match=r"no padding token.*tokenizer\.pad_token"):
-        open_text(path, tokenizer(pad_token=None))
+        open_tokenized(path, tokenizer(pad_token=None))
     with pytest.raises(InputError, match="at least 1"):
-        open_text(path, tokenizer()).feeds(0)
+        open_tokenized(path, tokenizer()).feeds(0)
     with pytest.raises(InputError, match=r"expected one of \.txt, \.jsonl"):
-        open_text(written(tmp_path / "x.npy", b""), tokenizer())
+        open_tokenized(written(tmp_path / "x.npy", b""), tokenizer())

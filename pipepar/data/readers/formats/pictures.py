@@ -1,4 +1,4 @@
-"""Pictures in: a folder's files, decoded when their turn comes."""
+"""A folder of pictures (.png, .jpg, ...): a sample each, in the order of their names."""
 
 from __future__ import annotations
 
@@ -7,60 +7,31 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from PIL import Image, ImageOps
 
 from pipepar.data.packed_strings import pack_strings
-from pipepar.data.readers.prepared import Batch, Prepare, Prepared
-from pipepar.data.readers.reader import PICTURE_SUFFIXES, Reader
+from pipepar.data.readers.input_format import PictureFolder
+from pipepar.data.readers.prepared import Batch
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError
 
-
-def open_pictures(folder: Path, prepare: Prepare, what: str) -> Reader:
-    """Open a folder of pictures, a sample each, in the order of their names. Local.
-
-    Folders inside it count too. Hidden files and files of other suffixes are left out. A picture
-    is decoded when its micro-batch is read, turned upright as its EXIF data say; of an animation
-    the first picture counts.
-
-    Args:
-        folder: where the pictures are.
-        prepare: given a list of RGB pictures, returns the model's arguments for them.
-        what: that function, as a message shall call it.
-
-    Returns:
-        A reader whose feeds' extras hold "file", the pictures' paths within the folder as packed
-        strings; the fault of a feed is a file that is no picture.
-
-    Raises:
-        InputError: there is no picture in the folder.
-    """
-    return Prepared(_Pictures(folder), prepare, what)
-
-
-def fingerprint_of_pictures(folder: Path) -> str:
-    """What tells a folder of pictures from others. *Local.*
-
-    Args:
-        folder: where the pictures are.
-
-    Returns:
-        SHA-256 of their names, sizes and times of change.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(_files(folder)):
-        if Path(name).suffix.lower() in PICTURE_SUFFIXES:
-            found = (folder / name).stat()
-            digest.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+_SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 class _Pictures:
+    """The files of a folder and the folders inside it, in the order of their names.
+
+    Hidden files and files of other suffixes are left out. A picture is decoded when its micro-batch
+    is read, and turned upright as its EXIF data say; of an animation, the first picture counts. The
+    extras have "file", the paths within the folder as packed strings.
+    """
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         files = sorted(_files(folder))
-        self._names = [name for name in files if Path(name).suffix.lower() in PICTURE_SUFFIXES]
+        self._names = [name for name in files if Path(name).suffix.lower() in _SUFFIXES]
         if not self._names:
             raise _no_picture(folder, files)
 
@@ -104,7 +75,7 @@ def _no_picture(folder: Path, files: list[str]) -> InputError:
     found = ", ".join(f"{count} {suffix}" for suffix, count in kinds)
     return InputError(
         f"{folder} is a folder without a picture (found {found or 'no file'}); expected files that "
-        f"end in {', '.join(PICTURE_SUFFIXES)}. Name a folder of pictures, or one file of text or "
+        f"end in {', '.join(_SUFFIXES)}. Name a folder of pictures, or one file of text or "
         "arrays."
     )
 
@@ -118,3 +89,16 @@ def _decode(path: Path) -> Image.Image:
             f"{path} cannot be read as a picture: {error}. Expected a complete file; copy it "
             "again, or move it out of the folder."
         ) from error
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 of the pictures' names, sizes and times of change."""
+    digest = hashlib.sha256()
+    for name in sorted(_files(folder)):
+        if Path(name).suffix.lower() in _SUFFIXES:
+            found = (folder / name).stat()
+            digest.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+FORMAT = PictureFolder(suffixes=_SUFFIXES, pictures=_Pictures, digest=_digest)

@@ -1,10 +1,10 @@
-"""Outputs of one JSON value a line, whose rows may differ in shape."""
+"""Outputs of one line a sample, whose lines differ in length."""
 
 from __future__ import annotations
 
-import json
+from abc import abstractmethod
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ from pipepar.errors import InputError
 _PIECE: Final = 16 << 20
 
 
-class JsonlWriter(Writer):
+class LineWriter(Writer):
     """Keeps lines in the order they come, and copies them in the input's order. Local."""
 
     def __init__(self, path: Path, count: int, resumable: Resumable | None = None) -> None:
@@ -34,16 +34,43 @@ class JsonlWriter(Writer):
         self._firsts, self._offsets, self._sizes = array("q"), array("q"), array("q")
         self._next = -1  # the sample that would continue the last stretch
 
+    @abstractmethod
+    def _row_lines(self, positions: list[int], rows: Mapping[str, torch.Tensor]) -> Iterable[bytes]:
+        """Return a line for each row, ended by ``\\n`` and without another ``\\n`` or ``\\r``.
+
+        Args:
+            positions: of the samples, for messages.
+            rows: the model's outputs by name, each [B, ...] on the host, in the same order in every
+                call.
+
+        Raises:
+            InputError: the format cannot hold a value.
+        """
+
+    @abstractmethod
+    def _answer_line(self, position: int, answer: Any) -> bytes:
+        """Return a line for one sample, as `_row_lines` does.
+
+        Args:
+            position: of the sample, for messages.
+            answer: a JSON value; None for a sample without a result.
+
+        Raises:
+            InputError: the format cannot hold the value.
+        """
+
     def _blank(self, count: int) -> list[Any]:
         return [None] * count
 
     def _store(self, trail: Trail, positions: list[int], rows: dict[str, torch.Tensor]) -> Any:
-        self._append(trail, positions, list(self._lines(len(positions), rows)))
+        # In the order of the first micro-batch, so that all lines are alike.
+        ordered = {name: rows[name] for name in self._names}
+        self._append(trail, positions, list(self._row_lines(positions, ordered)))
         return self._names
 
     def _store_answers(self, trail: Trail, positions: list[int], answers: list[Any]) -> None:
         pairs = zip(positions, answers, strict=True)
-        lines = [self._line(position, answer) for position, answer in pairs]
+        lines = [self._answer_line(position, answer) for position, answer in pairs]
         self._append(trail, positions, lines)
 
     def _append(self, trail: Trail, positions: Sequence[int], lines: list[bytes]) -> None:
@@ -104,31 +131,3 @@ class JsonlWriter(Writer):
                 "from this file, and run again without --resume."
             )
         return data
-
-    def _lines(self, count: int, rows: Mapping[str, torch.Tensor]) -> Iterator[bytes]:
-        lists = {name: self._list(name, rows[name]) for name in self._names}
-        for at in range(count):
-            line = json.dumps({name: values[at] for name, values in lists.items()})
-            yield line.encode() + b"\n"
-
-    def _line(self, position: int, answer: Any) -> bytes:
-        try:
-            return json.dumps(answer).encode() + b"\n"
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InputError(
-                f"output {self.path}: sample {position} got a {type(answer).__name__} that JSON "
-                f"cannot hold ({error}); expected numbers, strings, None, lists and dicts. Convert "
-                "tensors with .tolist(), or return a dict of tensors for all samples at once."
-            ) from error
-
-    def _list(self, name: str, value: torch.Tensor) -> list[Any]:
-        try:
-            if value.is_complex():
-                raise RuntimeError("JSON has no complex numbers")
-            values: list[Any] = value.tolist()
-        except RuntimeError as error:
-            raise InputError(
-                f"output {self.path}: {name!r} has dtype {value.dtype}, which .jsonl cannot hold "
-                f"({error}); expected real numbers. Write to a .safetensors file."
-            ) from error
-        return values

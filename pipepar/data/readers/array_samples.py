@@ -1,0 +1,129 @@
+"""Arrays as samples: a file's rows, read slice by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from pipepar.data.readers.prepared import Batch
+from pipepar.data.sample_set import SampleSet
+from pipepar.data.unchanged_file import UnchangedFile
+from pipepar.errors import InputError
+
+
+class Rows(Protocol):
+    """An array on disk or in memory, of which some rows are wanted."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole array."""
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Return some rows, [stop - start, ...], as a tensor that may be changed."""
+
+
+class NumpyRows:
+    """The rows of a NumPy array, which may be mapped into memory."""
+
+    def __init__(self, array: object, where: str) -> None:
+        """Check that torch can hold the rows.
+
+        Args:
+            array: what the file holds.
+            where: the file, and the array's name if it has one, for messages.
+
+        Raises:
+            InputError: it is no array, or of a dtype that torch lacks.
+        """
+        if not isinstance(array, np.ndarray):
+            raise InputError(
+                f"{where} is no array; expected .npy members only. Save it with numpy.savez."
+            )
+        self._array = array
+        # Torch has little-endian tensors only.
+        self._dtype = array.dtype.newbyteorder("=")
+        try:
+            if self.shape:
+                self.read(0, 0)
+        except TypeError as error:
+            raise InputError(
+                f"{where} has dtype {array.dtype}, which torch lacks; expected numbers or "
+                "booleans. Convert it with array.astype; text belongs in a .txt or .jsonl file."
+            ) from error
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole array."""
+        return tuple(self._array.shape)
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Return a copy of some rows: the map is read-only, and a tensor's values may change."""
+        return torch.from_numpy(np.array(self._array[start:stop], dtype=self._dtype, order="C"))
+
+
+class ArraySamples:
+    """Rows of one or several arrays of equal length, in the file's order."""
+
+    def __init__(self, path: Path, arrays: Mapping[str, Rows]) -> None:
+        """Check that the arrays have rows, and equally many.
+
+        Args:
+            path: the file, which must not change while it is read.
+            arrays: its arrays by name; one called ``""`` is a positional argument of the model.
+
+        Raises:
+            InputError: there is no array, or one is 0-d, or their numbers of rows differ.
+        """
+        self._arrays = arrays
+        self._steady = UnchangedFile(path)
+        _require_rows(path, arrays)
+        self._count = next(iter(arrays.values())).shape[0]
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self._count
+
+    def batches(self, size: int, done: SampleSet) -> Iterator[Batch]:
+        """Read so many rows at a time, fewer at the end."""
+        for start in range(0, self._count, size):
+            stop = min(start + size, self._count)
+            if not done.covers(start, stop):
+                yield self._read(start, stop)
+
+    def example(self) -> Batch:
+        """Return up to 2 rows; zeros if there are none."""
+        if self._count:
+            return self._read(0, min(2, self._count))
+        empty = {name: rows.read(0, 0) for name, rows in self._arrays.items()}
+        return self._batch(0, 2, {n: t.new_zeros(2, *t.shape[1:]) for n, t in empty.items()})
+
+    def _read(self, start: int, stop: int) -> Batch:
+        values = {name: rows.read(start, stop) for name, rows in self._arrays.items()}
+        self._steady.check()
+        return self._batch(start, stop - start, values)
+
+    def _batch(self, start: int, count: int, values: dict[str, torch.Tensor]) -> Batch:
+        content: Any = values[""] if list(values) == [""] else values
+        return Batch(start, count, content)
+
+
+def _require_rows(path: Path, arrays: Mapping[str, Rows]) -> None:
+    if not arrays:
+        raise InputError(f"{path} holds no array; expected at least one. Save it with its arrays.")
+    for name, rows in arrays.items():
+        if not rows.shape:
+            raise InputError(
+                f"{path}{f': {name!r}' if name else ''} is a 0-d array; expected rows along "
+                "dimension 0. Give it one value a sample, shape [samples, ...]."
+            )
+    counts = {name: rows.shape[0] for name, rows in arrays.items()}
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{name!r} has {count}" for name, count in counts.items())
+        raise InputError(
+            f"{path} holds arrays of unequal numbers of rows: {found}. Expected the same number "
+            "in all, one row a sample; save arrays that belong to the same samples."
+        )

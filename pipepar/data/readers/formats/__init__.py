@@ -1,0 +1,1 @@
+"""The formats of inputs, one file each, found by `pipepar.data.readers.registry`."""

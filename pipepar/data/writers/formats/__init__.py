@@ -1,0 +1,1 @@
+"""The formats of outputs, one file each, found by `pipepar.data.writers.registry`."""

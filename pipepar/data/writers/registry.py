@@ -1,0 +1,53 @@
+"""Finds the formats of outputs: each file of `writers.formats` defines one as ``FORMAT``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipepar.data.writers import formats
+from pipepar.discovery import load, names_in, summaries_of
+from pipepar.errors import InputError
+
+if TYPE_CHECKING:
+    from pipepar.data.writers.output_format import OutputFormat  # torch, which --help lacks
+
+
+def output_formats() -> list[OutputFormat]:
+    """All formats, those that hold answers last, and the shortest suffix first."""
+    found: list[OutputFormat] = [load(formats, name, "FORMAT") for name in names_in(formats)]
+    return sorted(found, key=lambda each: (each.holds_answers, len(each.suffix), each.suffix))
+
+
+def output_summaries() -> list[str]:
+    """What each format holds, in one line; none of their files is imported."""
+    return list(summaries_of(formats).values())
+
+
+def answer_suffixes() -> list[str]:
+    """The suffixes of the formats that hold answers."""
+    return [each.suffix for each in output_formats() if each.holds_answers]
+
+
+def holds_answers(path: Path) -> bool:
+    """Whether a format with an output's suffix is known and holds answers."""
+    return path.suffix.lower() in answer_suffixes()
+
+
+def find_output_format(path: Path) -> OutputFormat:
+    """The format that the name of an output tells.
+
+    Args:
+        path: the output; it need not exist.
+
+    Raises:
+        InputError: no format has its suffix.
+    """
+    known = output_formats()
+    for each in known:
+        if each.suffix == path.suffix.lower():
+            return each
+    raise InputError(
+        f"output {path} has the suffix {path.suffix!r}; expected one of "
+        f"{', '.join(each.suffix for each in known)}. Choose one of them."
+    )
