@@ -32,7 +32,7 @@ def test_a_fixed_batch(tmp_path: Path, micro_batch: int, message: str) -> None:
     output = tmp_path / "y.npy"
     options = ["--micro-batch", micro_batch]
     status, text = pipepar(
-        "run", "tests.jobs.test_fixed_sizes:rows", tmp_path / "x.npy", output, *options
+        "run", "tests.jobs.test_static_shapes:rows", tmp_path / "x.npy", output, *options
     )
     assert "note:" in text
     assert f"x must be [{micro_batch}, length]" in text
