@@ -7,10 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
-from pipepar.comm.world import World
 from pipepar.errors import PlanError
 from pipepar.format import readable_bytes
-from pipepar.host.device_context import DeviceContext
+from pipepar.host.run_context import RunContext
 from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import cut_table
 from pipepar.planner.plan_job import Agreed
@@ -18,16 +17,13 @@ from pipepar.planner.prediction import model_cost, stage_memory
 
 
 @contextmanager
-def oom_explained(
-    world: World, graph: Graph, agreed: Agreed, context: DeviceContext
-) -> Iterator[None]:
+def oom_explained(run: RunContext, graph: Graph, agreed: Agreed) -> Iterator[None]:
     """Inside, an OutOfMemoryError of torch's becomes one that tells what to do. *Local.*
 
     Args:
-        world: rank k owns stage k.
+        run: rank k owns stage k.
         graph: the captured model.
         agreed: the plan.
-        context: where this rank computes.
 
     Raises:
         PlanError: the stage does not fit.
@@ -35,12 +31,11 @@ def oom_explained(
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise PlanError(_told(world, graph, agreed, context, error)) from error
+        raise PlanError(_told(run, graph, agreed, error)) from error
 
 
-def _told(
-    world: World, graph: Graph, agreed: Agreed, context: DeviceContext, error: Exception
-) -> str:
+def _told(run: RunContext, graph: Graph, agreed: Agreed, error: Exception) -> str:
+    world, context = run.world, run.device_context
     stage = agreed.plan.stages[world.rank]
     cost = model_cost(graph, cut_table(graph), agreed.micro_batch)
     needed = stage_memory(stage, cost.layers, agreed.depth)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,20 +11,21 @@ import torch
 from torch import nn
 
 from pipepar.comm.world import World
-from pipepar.engine.assembly import assemble
+from pipepar.engine.assembly import assemble, capture_together
+from pipepar.engine.shared_source import SharedSource
 from pipepar.errors import PipeparError
-from pipepar.host.device_context import DeviceContext
 from pipepar.model.capture.graph import Graph
 from pipepar.model.source.open_source import from_module
 from pipepar.pipeline import Pipeline
 from pipepar.plan.plan import Plan
 from pipepar.planner import profile as profiling
-from pipepar.planner.choice import DEPTH, MICRO_BATCH, PlanRequest
 from pipepar.planner.plan_job import agree_on_plan
 from pipepar.planner.plan_offline import make_plan
+from pipepar.planner.plan_request import DEPTH, MICRO_BATCH, PlanRequest
 from pipepar.planner.static_shapes import fixed_batch
 from tests.helpers.models import six_layers as model
 from tests.helpers.rank_fixtures import on_ranks
+from tests.helpers.run_contexts import run_on_hosts
 from tests.helpers.zoo import ByRow
 
 pytestmark = [pytest.mark.mpi, on_ranks(1, 2, 4)]
@@ -71,9 +73,10 @@ def test_a_model_of_one_batch_gets_that(world: World) -> None:
 
 
 def test_the_assembly_has_the_plan_of_rank_0(world: World) -> None:
-    source = from_module(model())
-    request, context = PlanRequest(samples=100), DeviceContext.on_hosts(world)
-    assembly = assemble(world, source, (torch.randn(4, 8),), {}, context=context, request=request)
+    shared, run = SharedSource(from_module(model()), from_root=False), run_on_hosts(world)
+    request = PlanRequest(samples=100)
+    graph = capture_together(run, shared, (torch.randn(4, 8),), {})
+    assembly = assemble(run, shared, graph, agree_on_plan(run, graph, request))
     assembly.wiring.close()
     agreed = assembly.agreed
     assert all_equal(world, agreed.plan.to_json())
@@ -84,7 +87,7 @@ def test_the_assembly_has_the_plan_of_rank_0(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("planned", "request", "expected"),
+    ("planned", "wanted", "expected"),
     [
         ((3, 5), PlanRequest(), (3, 5)),
         ((3, None), PlanRequest(), (3, DEPTH)),
@@ -97,7 +100,7 @@ def test_a_plan_that_is_given_is_used(
     world: World,
     graph: Graph,
     planned: tuple[int | None, int | None],
-    request: PlanRequest,
+    wanted: PlanRequest,
     expected: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -109,25 +112,18 @@ def test_a_plan_that_is_given_is_used(
     content |= {"micro_batch": planned[0], "depth": planned[1]}
     given = Plan.from_json(json.dumps(content))
     # Ranks other than 0 have not read it.
-    agreed = agree_on_plan(
-        world,
-        graph,
-        given if world.rank == 0 else None,
-        request,
-        print,
-        DeviceContext.on_hosts(world),
-    )
+    wanted = replace(wanted, given=given if world.rank == 0 else None)
+    agreed = agree_on_plan(run_on_hosts(world, print), graph, wanted)
     assert (agreed.micro_batch, agreed.depth) == expected
     assert agreed.plan.stages == given.stages
     assert agreed.choice is None
 
 
 def test_a_plan_for_another_number_of_ranks_is_refused_on_all(world: World, graph: Graph) -> None:
-    given, context = make_plan(graph, world.size + 1), DeviceContext.on_hosts(world)
+    given = make_plan(graph, world.size + 1)
+    request = PlanRequest(given=given if world.rank == 0 else None)
     with pytest.raises(PipeparError, match=f"the job has {world.size}"):
-        agree_on_plan(
-            world, graph, given if world.rank == 0 else None, PlanRequest(), print, context
-        )
+        agree_on_plan(run_on_hosts(world, print), graph, request)
 
 
 class Total(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -213,11 +213,11 @@ class Edge:
         eager: int = 0,
         watches: Sequence[gpu_channel.Watch | None] = (None, None),
         slots: int | None = None,
-        ends: Any = gpu_channel,
     ) -> Edge:
         told, (left, right) = Told(depth), link(a, b, eager)
-        sender = ends.GpuSender(told, left, a, slots or depth, watches[0])
-        return Edge(told, (left, right), sender, ends.GpuReceiver(told, right, b, watches[1]))
+        sender = gpu_channel.GpuSender(told, left, a, slots or depth, watches[0])
+        receiver = gpu_channel.GpuReceiver(told, right, b, watches[1])
+        return Edge(told, (left, right), sender, receiver)
 
     def is_ready(self) -> bool:
         return self.receiver.ready() or self.told.ends > self.streams
