@@ -16,17 +16,19 @@ from pipepar.comm.channels.link import Link
 from pipepar.comm.gpu.device import Gpu, wait_for_event
 from pipepar.comm.gpu.nccl import Communicator, Nccl
 from pipepar.comm.world import World
-from pipepar.engine.assembly import assemble
+from pipepar.engine.assembly import assemble, capture_together
 from pipepar.engine.device_to_host import copied_to_host
 from pipepar.engine.host_to_device import HostToDevice
 from pipepar.engine.loop import arrivals, outputs_of, run
+from pipepar.engine.shared_source import SharedSource
 from pipepar.host.device_context import DeviceContext
+from pipepar.host.run_context import RunContext
 from pipepar.microbatch import ONLY_STEP, MicroBatch, Step, Value
-from pipepar.model.capture.capture import capture
 from pipepar.model.source.open_source import from_module
 from pipepar.plan.placement import Ends
-from pipepar.planner.choice import PlanRequest
+from pipepar.planner.plan_job import agree_on_plan
 from pipepar.planner.plan_offline import make_plan
+from pipepar.planner.plan_request import PlanRequest
 from pipepar.trace import Tracer
 
 _BURST: Final = 8
@@ -153,19 +155,12 @@ class Line:
         model = nn.Sequential(*(nn.Linear(size.width, size.width) for _ in layers))
         model = model.to(torch.bfloat16).eval()
         self._sample = size.sample()
-        plan = make_plan(capture(model, (self._sample,), {}), world.size)
-        request = PlanRequest(micro_batch=size.rows, depth=_DEPTH)
-        source = from_module(model)
-        self._assembly = assemble(
-            world,
-            source,
-            (self._sample,),
-            {},
-            ends=Ends.of_files(world.size),
-            context=context,
-            request=request,
-            plan=plan,
-        )
+        run, shared = RunContext.begin(world, context), SharedSource(from_module(model), False)
+        graph = capture_together(run, shared, (self._sample,), {})
+        plan = make_plan(graph, world.size)
+        request = PlanRequest(micro_batch=size.rows, depth=_DEPTH, given=plan)
+        agreed = agree_on_plan(run, graph, request)
+        self._assembly = assemble(run, shared, graph, agreed, Ends.of_files(world.size))
         self._world, self._context, self._gpu, self._size = world, context, context.gpu, size
 
     def close(self) -> None:

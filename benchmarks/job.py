@@ -27,8 +27,8 @@ from pipepar.jobs.run import Job, run_job
 from pipepar.model.capture.capture import capture
 from pipepar.model.split.crossing import CutTable, cut_table
 from pipepar.plan.plan import Plan
-from pipepar.planner.choice import PlanRequest
 from pipepar.planner.plan_from_cuts import plan_of
+from pipepar.planner.plan_request import PlanRequest
 from pipepar.supervision.failure import FailTogether
 
 # Ends by itself, should its rank be killed.
@@ -72,7 +72,7 @@ def equal_layers(table: CutTable, ranks: int) -> list[int]:
 def write_equal_plan(planned: Planned, ranks: int, micro_batch: int, path: Path) -> None:
     """What a user without a planner would run. *Local.*"""
     module = planned_model(planned)
-    (args, kwargs), _ = example_for(planned, module)
+    (args, kwargs), _ = example_for(planned, module, PlanRequest())
     graph = capture(module, args, kwargs)
     table = cut_table(graph)
     path.write_text(plan_of(graph, table, equal_layers(table, ranks), micro_batch).to_json())
@@ -81,7 +81,7 @@ def write_equal_plan(planned: Planned, ranks: int, micro_batch: int, path: Path)
 def work(world: World, options: argparse.Namespace) -> SampleSet | None:
     """Plan and run; what came out on rank 0, None elsewhere. *Collective.*"""
     planned = Planned(options.model, file=options.input)
-    planning = plan_measured(world, planned, PlanRequest(), None, print, fresh=False, device="cpu")
+    planning = plan_measured(world, planned, PlanRequest(), None, print, device="cpu")
     if planning is not None and planning.plan is not None:
         if options.equal:
             assert planning.plan.micro_batch is not None

@@ -23,7 +23,7 @@ from typing import Final
 from benchmarks.forecast import forecasts
 from benchmarks.report import Figure, Goal, Report
 from pipepar.plan.costs import DeviceCost, LayerCost, LinkCost
-from pipepar.plan.partition import Links, partition
+from pipepar.plan.partition import DeviceUse, Links, partition
 
 _LAYERS: Final = (100, 300, 1000)
 _DEVICES: Final = (4, 16, 64)
@@ -117,7 +117,7 @@ def measured(layers: Sequence[LayerCost], case: Case, repetitions: int) -> Figur
     values = []
     for _ in range(repetitions):
         begin = time.perf_counter()
-        partition(layers, devices, links, free_order=free_order)
+        partition(layers, devices, links, DeviceUse(free_order))
         values.append(time.perf_counter() - begin)
     return Figure(tuple(values))
 

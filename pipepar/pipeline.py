@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from pipepar.comm.world import World
-from pipepar.engine.assembly import assemble
+from pipepar.engine.assembly import assemble, capture_together
 from pipepar.engine.batch_merge import BatchMerge
 from pipepar.engine.device_to_host import copied_to_host
 from pipepar.engine.loop import Schedule, arrivals, outputs_of, run
@@ -26,19 +26,19 @@ from pipepar.engine.wiring import admission
 from pipepar.errors import PipeparError, WireError
 from pipepar.host.device_context import open_device_context
 from pipepar.host.devices import Wanted
+from pipepar.host.run_context import RunContext
 from pipepar.host.threads import crowded
 from pipepar.microbatch import MicroBatch, rows, split
 from pipepar.plan.placement import Ends
-from pipepar.planner.choice import PlanRequest
+from pipepar.planner.plan_job import agree_on_plan
+from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.static_shapes import require_batches
-from pipepar.report.summary import RunSummary, summarise
+from pipepar.report.gather_record import gather_record, stage_record
+from pipepar.report.run_record import RunRecord
 from pipepar.supervision.failure import FailTogether
 from pipepar.trace import Tracer
 
 __all__ = ["Pipeline", "values_on_root"]
-
-# Rows that a model is captured with where the user names none; most then take any number.
-_CAPTURED: Final = 8
 
 
 class Pipeline:
@@ -78,7 +78,7 @@ class Pipeline:
         PipeparError: the model cannot be captured or cut into as many stages as there are ranks.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of the Python API
         self,
         model: torch.nn.Module | Path | str | None = None,
         *,
@@ -99,25 +99,18 @@ class Pipeline:
             self._world.together(lambda: check_given(model, layers, micro_batch, depth))
             path = None if weights is None else Path(weights)
             given: Any = list(layers or ()) if model is None else model
-            source, from_root = given_source(self._world, given, task, path, dtype)
+            shared = given_source(self._world, given, task, path, dtype)
             example = (tuple(example_args), dict(example_kwargs or {}))
             samples = self._world.together(lambda: rows(pytree.tree_leaves(example)))
-            if samples <= 1:  # says nothing of batches
-                micro_batch = micro_batch or _CAPTURED
-            # A call may have more rows than the example, and so fill what was asked for.
-            usual = samples if samples >= (micro_batch or 1) else None
-            args, kwargs = next(split(example, micro_batch or _CAPTURED))
-            context = open_device_context(self._world, device, partial(warnings.warn, stacklevel=3))
-            self._assembly = assemble(
-                self._world,
-                source,
-                args,
-                kwargs,
-                context=context,
-                request=PlanRequest(usual, micro_batch, depth),
-                ends=Ends.of_script(),
-                weights_from_root=from_root,
-            )
+            request = PlanRequest.for_calls(samples, micro_batch, depth)
+            args, kwargs = next(split(example, request.example_rows))
+            note = partial(warnings.warn, stacklevel=3)
+            device_context = open_device_context(self._world, device, note)
+            context = RunContext.begin(self._world, device_context)
+            graph = capture_together(context, shared, args, kwargs)
+            held = shared.held(device_context.device)
+            agreed = agree_on_plan(context, graph, request, held)
+            self._assembly = assemble(context, shared, graph, agreed, Ends.of_script())
         except WireError as error:  # between this rank and another; the rest do not know
             self._together.fail(error)
             raise
@@ -128,16 +121,15 @@ class Pipeline:
             raise
         if (warning := crowded(self._world)) and self._world.rank == min(self._world.cores):
             warnings.warn(warning, stacklevel=2)
-        limitation = self._assembly.graph.limitation(source.name)
+        limitation = graph.limitation(shared.source.name)
         if limitation and self._world.is_root:
             warnings.warn(limitation, stacklevel=2)
-        self._window = admission(self._world.size, self._assembly.agreed.depth)
-        self._reset()
+        self._window = admission(self._world.size, agreed.depth)
+        self._context, self._samples, self._seconds = self._assembly.run, 0, 0.0
 
-    def _reset(self) -> None:
-        clock = self._assembly.context.clock()
-        self._tracer = Tracer(self._world.rank, clock=clock, enter=self._world.heartbeat.tell)
-        self._samples, self._seconds = 0, 0.0
+    @property
+    def _tracer(self) -> Tracer:
+        return self._context.tracer
 
     @property
     def rank(self) -> int:
@@ -203,33 +195,26 @@ class Pipeline:
         """
         return self._stream(map(as_call, batches))
 
-    def summary(self) -> RunSummary:
+    def summary(self) -> RunRecord:
         """Speed, bound, and each stage's share since the last summary. *Collective.*
 
         Returns:
-            The same on every rank; `runtime.summary.print_summary` shows it to a person.
+            The same on every rank; `report.summary.print_summary` shows it to a person.
         """
         self._settle()
-        assembly = self._assembly
-        result = summarise(
-            self._world,
-            self._tracer,
-            assembly.stage.weight_bytes if assembly.stage else 0,
-            assembly.threads,
-            self._samples,
-            self._seconds,
-            context=assembly.context,
-        )
-        self._reset()
-        return result
+        stage = stage_record(self._context, self._assembly.weight_bytes, self._seconds)
+        record = gather_record(self._world, stage, self._samples)
+        self._context = self._context.with_new_times()
+        self._samples, self._seconds = 0, 0.0
+        return record
 
     def _stream(self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]]) -> Iterator[Any]:
         self._settle()
         assembly = self._assembly
-        assembly.context.require_stream()
+        self._context.device_context.require_stream()
         begin = time.perf_counter()
         try:
-            with assembly.explained():
+            with assembly.oom_explained():
                 yield from handed(self._results(awaited(calls, self._tracer)), self._tracer)
         finally:
             self._tracer.enter("caller", 0)
@@ -284,7 +269,7 @@ class Pipeline:
         """The model's outputs, where this rank computes all of it."""
         assembly = self._assembly
         outputs = outputs_of(work, assembly.wiring.positions(assembly.plan.outputs))
-        if (gpu := assembly.context.gpu) is None:
+        if (gpu := self._context.device_context.gpu) is None:
             return outputs
         return copied_to_host(outputs, gpu, assembly.agreed.depth, self._tracer)
 
@@ -304,5 +289,5 @@ class Pipeline:
             self._samples += total
             for args, kwargs in split(call, self.micro_batch):
                 values = graph.flatten_inputs(args, kwargs)
-                near = tuple(map(self._assembly.context.reached, values))
+                near = tuple(map(self._context.device_context.reached, values))
                 yield MicroBatch(next(count), near)

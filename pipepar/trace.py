@@ -116,7 +116,7 @@ class Tracer:
 
     Args:
         stage: the stage, 0-based.
-        keep: whether to keep the spans, which take memory for every micro-batch.
+        keeps_spans: whether to keep every span, which takes memory for every micro-batch.
         clock: what tells the time; None for the host's.
         enter: is told what the stage begins, with which micro-batch and, if known, samples.
     """
@@ -124,11 +124,12 @@ class Tracer:
     def __init__(
         self,
         stage: int,
-        keep: bool = False,
+        keeps_spans: bool = False,
         clock: Clock | None = None,
         enter: Callable[..., None] = lambda *what: None,
     ) -> None:
         self.stage = stage
+        self.keeps_spans = keeps_spans
         self.enter = enter
         self.clock: Clock = clock or HostClock()
         self.totals: dict[Kind, Totals] = {kind: Totals() for kind in get_args(Kind)}
@@ -136,7 +137,6 @@ class Tracer:
         """Seconds between one record and the next, but before those of a stream's first
         micro-batch: between streams a stage waits, and this is not what it does."""
         self.spans: list[Span] = []
-        self._keep = keep
         self._end: float | None = None
         self._pending: deque[tuple[Kind, int, Mark, Mark]] = deque()
         self._beside: deque[tuple[Kind, int, Mark, Mark]] = deque()
@@ -181,7 +181,7 @@ class Tracer:
         if microbatch and self._end is not None:
             self.gaps += begin - self._end
         self._end = end
-        if self._keep:
+        if self.keeps_spans:
             self.spans.append(Span(self.stage, kind, microbatch, begin, end))
 
     @contextmanager

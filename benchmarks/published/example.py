@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from pipepar.plan.costs import DeviceCost, LayerCost, LinkCost
-from pipepar.plan.partition import partition
+from pipepar.plan.partition import DeviceUse, partition
 
 SLACK: Final = 0.05
 """How much the bottleneck may exceed the smallest unless `partition` is told otherwise."""
@@ -70,7 +70,7 @@ class Example:
         ]
         devices = [DeviceCost(1.0, kind=kind) for kind in kinds]
         links = [link] * (len(devices) - 1)
-        found = partition(layers, devices, links, slack=slack, free_order=True)
+        found = partition(layers, devices, links, DeviceUse(free_order=True), slack=slack)
         return Split(found.cuts, tuple(kinds[index] for index in found.devices))
 
     def smallest(self, link: LinkCost) -> float:

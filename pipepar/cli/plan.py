@@ -13,11 +13,11 @@ from pipepar.cli.arguments import Device, DeviceKind, Dtype, Model, Preprocess
 if TYPE_CHECKING:
     from pipepar.comm.world import World
     from pipepar.jobs.planned_job import Planned
-    from pipepar.planner.choice import PlanRequest
     from pipepar.planner.plan_offline import Planning
+    from pipepar.planner.plan_request import PlanRequest
 
 
-def plan(
+def plan(  # noqa: PLR0913 - the options of a command
     model: Model,
     stages: Annotated[
         int | None,
@@ -134,11 +134,11 @@ def plan(
     from pipepar.errors import PipeparError
     from pipepar.host.threads import crowded
     from pipepar.jobs.planned_job import Planned
-    from pipepar.planner.choice import PlanRequest
+    from pipepar.planner.plan_request import PlanRequest
     from pipepar.supervision.failure import FailTogether
 
     planned = Planned(model, task, example, preprocess, shape or (), dtype)
-    request = PlanRequest(None, micro_batch, depth, free_order, fewer)
+    request = PlanRequest(None, micro_batch, depth, free_order, fewer, fresh=profile)
     asked = _Asked(stages, cluster, profile, request, show_cuts, output, trace, device)
     try:
         world = World.start()
@@ -243,14 +243,12 @@ def _planning(planned: Planned, asked: _Asked, world: World) -> Planning | None:
     from pipepar.planner.plan_offline import plan_model
 
     if asked.profile or (world.size > 1 and asked.cluster is None):
-        return plan_measured(
-            world, planned, asked.request, asked.stages, _note, asked.profile, asked.device
-        )
+        return plan_measured(world, planned, asked.request, asked.stages, _note, asked.device)
     if not world.is_root:
         return None
     cluster = None if asked.cluster is None else read_cluster(asked.cluster)
     module = planned_model(planned)
-    (args, kwargs), samples = example_for(planned, module, asked.request.micro_batch)
+    (args, kwargs), samples = example_for(planned, module, asked.request)
     request = replace(asked.request, samples=samples)
     return plan_model(module, args, kwargs, asked.stages, cluster, request)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipepar.comm.world import World
 
 
-def run(
+def run(  # noqa: PLR0913 - the options of a command
     model: Model,
     input_path: Annotated[
         Path,
@@ -163,7 +163,7 @@ def run(
     from pipepar.progress import Display
     from pipepar.report.summary import print_summary
     from pipepar.supervision.failure import FailTogether
-    from pipepar.supervision.stopping import STOPPED, Stop
+    from pipepar.supervision.stopping import STOPPED, listening
 
     job = Job(
         model,
@@ -203,7 +203,7 @@ def run(
     display = Display(partial(progress, console), partial(loading, console), note)
     together = FailTogether(world, output_path)
     try:
-        with together, Stop(world, note, leave) as stop:
+        with together, listening(world, note, leave) as stop:
             warning = crowded(world)
             if warning and world.rank == min(world.cores):
                 console.print(f"[yellow]warning:[/] {warning}")

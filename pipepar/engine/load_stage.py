@@ -5,48 +5,37 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-import torch
-
-from pipepar.comm.world import World
+from pipepar.engine.shared_source import SharedSource
 from pipepar.engine.stage import BareStage, Stage, weights_of
 from pipepar.engine.weights_from_root import FromRoot
+from pipepar.host.run_context import RunContext
 from pipepar.model.capture.graph import Graph
 from pipepar.model.weights.weight_source import Reading, Weights, WeightSpec
 from pipepar.plan.placement import Placement
 from pipepar.plan.plan import Plan
-from pipepar.progress import Progress
 
 
 def load_stage(
-    world: World,
-    graph: Graph,
-    plan: Plan,
-    placement: Placement,
-    weights: Weights,
-    from_root: bool,
-    progress: Progress,
-    device: torch.device,
+    run: RunContext, shared: SharedSource, graph: Graph, plan: Plan, placement: Placement
 ) -> Stage | None:
     """This rank's stage with its weights, and no others. *Collective.*
 
     Args:
-        world: all ranks.
+        run: all ranks. Its display shows the bytes that this rank has read.
+        shared: where the weights lie.
         graph: the captured model.
         plan: a plan made for it.
         placement: which rank runs which stage.
-        weights: where the weights lie.
-        from_root: whether only rank 0's `weights` can be read.
-        progress: is told the bytes that this rank has read.
-        device: where this rank computes.
 
     Raises:
         PipeparError: see `Stage.load`; told once, by the lowest rank that has the problem.
     """
+    world, device, from_root = run.world, run.device_context.device, shared.from_root
     specs = [_specs_of(graph, plan, placement.stage_of(rank)) for rank in range(world.size)]
     mine, index = specs[world.rank], placement.stage_of(world.rank)
     read = [spec for stage in specs for spec in stage] if from_root and world.is_root else mine
-    with progress(sum(spec.nbytes for spec in read)) as advance:
-        place: Weights = _Counted(weights, advance)
+    with run.display.weights(sum(spec.nbytes for spec in read)) as advance:
+        place: Weights = _Counted(shared.source.weights, advance)
         if from_root:
             place = FromRoot(world, place, specs)
         world.together(lambda: place.check(mine))

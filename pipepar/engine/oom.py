@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import torch
 
-from pipepar.comm.world import World
 from pipepar.errors import PlanError
 from pipepar.format import readable_bytes
-from pipepar.host.device_context import DeviceContext
+from pipepar.host.run_context import RunContext
 from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import cut_table
+from pipepar.plan.placement import Placement
 from pipepar.plan.plan import StagePlan
 from pipepar.planner.plan_job import Agreed
 from pipepar.planner.prediction import model_cost, stage_memory
@@ -20,16 +20,15 @@ from pipepar.planner.prediction import model_cost, stage_memory
 
 @contextmanager
 def oom_explained(
-    world: World, graph: Graph, agreed: Agreed, stage: StagePlan | None, context: DeviceContext
+    run: RunContext, graph: Graph, agreed: Agreed, placement: Placement
 ) -> Iterator[None]:
     """Inside, an OutOfMemoryError of torch's becomes one that tells what to do. *Local.*
 
     Args:
-        world: all ranks.
+        run: all ranks.
         graph: the captured model.
         agreed: the plan.
-        stage: this rank's; None for a rank without one.
-        context: where this rank computes.
+        placement: which rank runs which stage.
 
     Raises:
         PlanError: the stage does not fit.
@@ -37,19 +36,15 @@ def oom_explained(
     try:
         yield
     except torch.OutOfMemoryError as error:
-        if stage is None:
+        index = placement.stage_of(run.world.rank)
+        if index is None:
             raise
-        raise PlanError(_told(world, graph, agreed, stage, context, error)) from error
+        stage = agreed.plan.stages[index]
+        raise PlanError(_told(run, graph, agreed, stage, error)) from error
 
 
-def _told(
-    world: World,
-    graph: Graph,
-    agreed: Agreed,
-    stage: StagePlan,
-    context: DeviceContext,
-    error: Exception,
-) -> str:
+def _told(run: RunContext, graph: Graph, agreed: Agreed, stage: StagePlan, error: Exception) -> str:
+    world, context = run.world, run.device_context
     cost = model_cost(graph, cut_table(graph), agreed.micro_batch)
     needed = stage_memory(stage, cost.layers, agreed.depth)
     others = context.devices.sharers - 1

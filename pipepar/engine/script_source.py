@@ -13,6 +13,7 @@ from torch import nn
 
 from pipepar.comm.group.launcher import launcher_rank
 from pipepar.comm.world import World
+from pipepar.engine.shared_source import SharedSource
 from pipepar.errors import InputError, WeightsError
 from pipepar.model.capture.sequential import Layers
 from pipepar.model.source.on_meta import is_patched, params_on_meta
@@ -58,7 +59,7 @@ def check_given(model: object, layers: object, micro_batch: int | None, depth: i
 
 def given_source(
     world: World, given: Given, task: str, weights: Path | None, dtype: torch.dtype | None
-) -> tuple[Source, bool]:
+) -> SharedSource:
     """The model that a script named or built. *Collective.*
 
     Args:
@@ -68,19 +69,17 @@ def given_source(
         weights: a checkpoint for a factory that is named.
         dtype: what a model that is named computes in; None to leave it to the model.
 
-    Returns:
-        The source, and whether its weights come from rank 0.
-
     Raises:
         InputError: it is no model, or cannot be copied.
         WeightsError: it is on meta on rank 0 too.
     """
     source = world.together(lambda: _source(world, given, task, weights, dtype))
     if isinstance(given, str | Path):
-        return source, is_factory(str(given)) and weights is None
+        return SharedSource(source, is_factory(str(given)) and weights is None)
     without_values = _is_on_meta(given)
     world.together(lambda: _require_values(source) if without_values and world.is_root else None)
-    return source, any(json.loads(text) for text in world.all_gather(json.dumps(without_values)))
+    anywhere = world.all_gather(json.dumps(without_values))
+    return SharedSource(source, any(map(json.loads, anywhere)))
 
 
 def _source(

@@ -8,10 +8,9 @@ from typing import Literal, TypeAlias
 
 from pipepar.comm.channels.channel import Receiver, Sender
 from pipepar.comm.channels.link import Link
-from pipepar.comm.gpu.nccl_channel import Watch
-from pipepar.comm.world import World
 from pipepar.engine.loop import Outlet
 from pipepar.host.device_context import DeviceContext
+from pipepar.host.run_context import RunContext
 from pipepar.plan.placement import Placement
 from pipepar.plan.plan import Plan
 
@@ -107,25 +106,18 @@ class Wiring:
             end.close()
 
 
-def wire_up(
-    world: World,
-    plan: Plan,
-    placement: Placement,
-    depth: int,
-    context: DeviceContext,
-    watch: Watch | None = None,
-) -> Wiring:
+def wire_up(run: RunContext, plan: Plan, placement: Placement, depth: int) -> Wiring:
     """Connect this rank to the others. *Collective.*
 
     Args:
-        world: all ranks.
+        run: all ranks, and which have a GPU. What NCCL connects is acyclic: the source and the sink
+            are on hosts. Its tracer keeps the transfers between two GPUs if it keeps spans.
         plan: what the stages exchange.
         placement: where the stages and the ends are.
         depth: micro-batches under way on each end of a channel between neighbours.
-        context: this rank's device, and which ranks have a GPU. What NCCL connects is acyclic: the
-            source and the sink are on hosts.
-        watch: is told of every transfer between two GPUs; None to take no times of them.
     """
+    world, context = run.world, run.device_context
+    watch = run.tracer.record_beside if run.tracer.keeps_spans else None
     edges = edges_of(plan, placement, depth)
     links = [_link(edge, placement, context) for edge in edges]
     receivers, senders = world.connect(links, context.gpu, watch)

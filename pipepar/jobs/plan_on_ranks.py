@@ -9,16 +9,17 @@ from pipepar.comm.world import World
 from pipepar.errors import InputError
 from pipepar.host.device_context import open_device_context
 from pipepar.host.devices import Wanted
-from pipepar.host.threads import claim_threads
+from pipepar.host.run_context import RunContext
 from pipepar.jobs.planned_job import Planned, example_for, planned_model
 from pipepar.model.capture.capture import capture
 from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import cut_table
 from pipepar.planner.advice import advice
-from pipepar.planner.choice import PlanRequest
 from pipepar.planner.plan_job import measured_choice
 from pipepar.planner.plan_offline import Planning
+from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.static_shapes import fixed_batch
+from pipepar.progress import NOBODY
 
 
 def plan_measured(
@@ -27,7 +28,6 @@ def plan_measured(
     request: PlanRequest,
     stages: int | None,
     note: Callable[[str], None],
-    fresh: bool,
     device: Wanted,
 ) -> Planning | None:
     """Measure a model on the ranks of this job, and plan for them. *Collective.*
@@ -38,7 +38,6 @@ def plan_measured(
         request: what the user wants of the plan; it is made for as many samples as the input has.
         stages: how many, as many as there are ranks; one rank stands for any number like it.
         note: is told, on rank 0, what is worth knowing of the measuring.
-        fresh: whether to measure again what earlier jobs have kept.
         device: what ranks compute on; "auto" for a GPU where there is one.
 
     Returns:
@@ -49,20 +48,16 @@ def plan_measured(
     """
     world.together(lambda: _check(world, stages))
     context = open_device_context(world, device, note)
-    claim_threads(world)
+    run = RunContext.begin(world, context, replace(NOBODY, note=note))
     module = world.together(lambda: planned_model(planned))
-    (args, kwargs), samples = world.together(
-        lambda: example_for(planned, module, request.micro_batch)
-    )
+    (args, kwargs), samples = world.together(lambda: example_for(planned, module, request))
     graph = world.together(lambda: capture(module, args, kwargs))
     world.agree("graphs of the model", graph.digest)
     world.together(lambda: _check_size(graph, request))
     several = stages if world.size == 1 else None
     request = replace(request, samples=samples or None)
     table = world.together(lambda: cut_table(graph))
-    choice = measured_choice(
-        world, graph, table, request, note, stages=several, fresh=fresh, context=context
-    )
+    choice = measured_choice(run, graph, table, request, several)
     if choice is None:
         return None
     devices = choice.prediction.target.hardware.devices

@@ -21,7 +21,7 @@ from pipepar.model.source.made_up_inputs import (
     text_example,
 )
 from pipepar.model.source.open_source import open_source
-from pipepar.planner.choice import MICRO_BATCH
+from pipepar.planner.plan_request import PlanRequest
 from pipepar.tasks.model_folder import ModelFolder
 
 _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json")
@@ -85,14 +85,14 @@ def planned_model(planned: Planned) -> nn.Module:
 
 
 def example_for(
-    planned: Planned, module: nn.Module, micro_batch: int | None = None
+    planned: Planned, module: nn.Module, request: PlanRequest
 ) -> tuple[Example, int | None]:
     """Arguments to capture a model with, as a run of the job would. *Local.*
 
     Args:
         planned: the job to plan for, as `check_planned` lets it pass.
         module: its model.
-        micro_batch: samples that are to travel together; None if that is not known yet.
+        request: what the user wants of the plan.
 
     Returns:
         Positional and keyword arguments; and how many samples there are, None if nobody knows.
@@ -108,7 +108,7 @@ def example_for(
         return (args, kwargs) if dtype is None else cast(args, kwargs, dtype), None
     if planned.file is not None:
         reader = open_input(job)
-        feed = example_of(reader, micro_batch or MICRO_BATCH)
+        feed = example_of(reader, request.example_rows)
         return (feed.args, feed.kwargs), len(reader)
     if job.folder is not None:
         return _made_up(job.folder, module), None

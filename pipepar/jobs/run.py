@@ -2,47 +2,52 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from pipepar.comm.world import World
 from pipepar.data.readers.reader import Feed, Reader
-from pipepar.engine.assembly import Assembly, assemble
+from pipepar.data.writers.journal import Fields
+from pipepar.engine.assembly import Assembly, assemble, capture_together
+from pipepar.engine.shared_source import SharedSource
 from pipepar.errors import InputError, PlanError
 from pipepar.files import require_apart, require_writable
-from pipepar.host.device_context import DeviceContext, open_device_context
+from pipepar.host.device_context import open_device_context
+from pipepar.host.run_context import RunContext
 from pipepar.jobs.inputs import agree_on_input, open_input
 from pipepar.jobs.options import Job, check_options
 from pipepar.jobs.output_checks import check_outputs
-from pipepar.jobs.outputs import Sink
+from pipepar.jobs.output_claim import OutputClaim, claim_output
 from pipepar.jobs.quarantine import errors_of
 from pipepar.jobs.resuming import Resuming
 from pipepar.jobs.shared_folder import replica
 from pipepar.jobs.work import Work
 from pipepar.model.capture.graph import Graph
 from pipepar.model.source.import_path import source_file
-from pipepar.model.source.open_source import Source, open_source
+from pipepar.model.source.open_source import open_source
 from pipepar.plan.placement import Ends
 from pipepar.plan.plan import Plan
 from pipepar.planner.advice import advice
-from pipepar.planner.choice import MICRO_BATCH, Choice, PlanRequest
+from pipepar.planner.choice import Choice
+from pipepar.planner.plan_job import agree_on_plan
+from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.static_shapes import require_alone, require_batches, require_one_length
 from pipepar.progress import NOBODY, Display
-from pipepar.report.summary import RunSummary, summarise
+from pipepar.report.gather_record import gather_record, stage_record
+from pipepar.report.run_record import RunRecord
+from pipepar.report.timeline import write_timeline
 from pipepar.supervision.stopping import Asked, Halt, Stopped, halt_if_asked, nobody_asked, reached
-from pipepar.trace import Span, Tracer, write_chrome_trace
 
 __all__ = ["Job", "run_job"]
 
 
 def run_job(
     world: World, job: Job, display: Display = NOBODY, asked_to_stop: Asked = nobody_asked
-) -> RunSummary:
+) -> RunRecord:
     """Run a job on every rank of the world. *Collective.*
 
     Rank 0 reads the input, the last rank writes the output. What can be checked is checked before
@@ -54,6 +59,9 @@ def run_job(
         display: rank 0's is told how far the work is.
         asked_to_stop: what, if anything, tells rank 0 to begin no more samples.
 
+    Returns:
+        The same on every rank.
+
     Raises:
         PipeparError: something the user named is missing or does not fit.
     """
@@ -62,24 +70,22 @@ def run_job(
     try:
         return _run_job(world, job, display, asked_to_stop)
     except Halt as halt:
-        return RunSummary(0, 0.0, (), stopped=Stopped(halt.by))
+        return RunRecord(0, 0.0, (), stopped=Stopped(halt.by))
 
 
-def _run_job(world: World, job: Job, display: Display, asked_to_stop: Asked) -> RunSummary:
+def _run_job(world: World, job: Job, display: Display, asked_to_stop: Asked) -> RunRecord:
     with ExitStack() as held:
         with _visible(world, job) as seen:
-            sink = world.together(lambda: _sink(world, seen, held))
-            resuming = Resuming(world, job, sink, display.note)
+            claim = world.together(lambda: _claim(world, seen, held))
+            resuming = Resuming.look(world, job, claim, display.note)
             job, seen = (replace(each, micro_batch=resuming.micro_batch) for each in (job, seen))
-            opened = _open(world, seen, sink, resuming)
-            source = world.together(lambda: _source(world, seen))
+            opened = _open(world, seen, claim, resuming)
+            shared = world.together(lambda: _source(world, seen))
         context = open_device_context(world, job.device, display.note)
-        tracer = Tracer(world.rank, job.trace is not None, context.clock(), world.heartbeat.tell)
-        pause = partial(halt_if_asked, world, asked_to_stop)
-        pause()
-        assembly = _assembled(world, job, opened, source, context, tracer, display, pause)
-        del source  # a factory's model, whole; the stage has what it needs of it
-        return _run(world, job, opened, assembly, tracer, display, asked_to_stop)
+        run = RunContext.begin(world, context, display, asked_to_stop, job.trace is not None)
+        identity, assembly = _assembled(run, job, opened, shared)
+        del shared  # a factory's model, whole; the stage has what it needs of it
+        return _run(job, opened, identity, assembly)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +94,14 @@ class _Opened:
 
     reader: Reader | None
     """The input, on rank 0."""
-    sink: Sink | None
+    claim: OutputClaim | None
     """The output, on the last rank."""
+    request: PlanRequest
+    """How the samples are to travel, with the plan that the user gave on rank 0."""
     count: int
     """Number of samples."""
     example: Feed
     """A micro-batch without its values."""
-    plan: Plan | None
-    """The plan that the user gave, on rank 0."""
     resuming: Resuming
     """What an earlier run has left."""
 
@@ -110,49 +116,39 @@ def _visible(world: World, job: Job) -> Iterator[Job]:
         yield replace(job, model=str(folder))
 
 
-def _sink(world: World, job: Job, held: ExitStack) -> Sink | None:
-    sink = Ends.of_files(world.size).sink
-    return held.enter_context(Sink(job)) if world.rank == sink else None
-
-
-def _open(world: World, job: Job, sink: Sink | None, resuming: Resuming) -> _Opened:
-    reader = world.together(
-        lambda: open_input(job) if world.rank == Ends.of_files(world.size).source else None
+def _claim(world: World, job: Job, held: ExitStack) -> OutputClaim | None:
+    return (
+        held.enter_context(claim_output(job))
+        if world.rank == Ends.of_files(world.size).sink
+        else None
     )
-    plan = world.together(lambda: _read_plan(world, job))
-    count, example = agree_on_input(world, reader, _example_rows(job, plan), job.lenient)
-    return _Opened(reader, sink, count, example, plan, resuming)
+
+
+def _open(world: World, job: Job, claim: OutputClaim | None, resuming: Resuming) -> _Opened:
+    source = Ends.of_files(world.size).source
+    reader = world.together(lambda: open_input(job) if world.rank == source else None)
+    given = world.together(lambda: _read_plan(world, job))
+    request = PlanRequest(None, job.micro_batch, job.depth, given=given)
+    count, example = agree_on_input(world, reader, request.example_rows, job.lenient)
+    return _Opened(reader, claim, replace(request, samples=count), count, example, resuming)
 
 
 def _assembled(
-    world: World,
-    job: Job,
-    opened: _Opened,
-    source: Source,
-    context: DeviceContext,
-    tracer: Tracer,
-    display: Display,
-    pause: Callable[[], None],
-) -> Assembly:
-    assembly = assemble(
-        world,
-        source,
-        opened.example.args,
-        opened.example.kwargs,
-        context=context,
-        request=PlanRequest(opened.count, job.micro_batch, job.depth),
-        plan=opened.plan,
-        ends=Ends.of_files(world.size),
-        weights_from_root=job.weights_from_root,
-        loading=display.weights,
-        inspect=lambda graph: _check(graph, job, opened, display, source, context),
-        note=display.note,
-        watch=tracer.record_beside if job.trace is not None else None,
-        pause=pause,
-    )
-    if assembly.agreed.choice is not None and opened.count:
-        _tell(assembly.agreed.choice, job, display)
-    return assembly
+    run: RunContext, job: Job, opened: _Opened, shared: SharedSource
+) -> tuple[Fields, Assembly]:
+    """What the job is known by, and this rank's stage, ready to run."""
+    pause = partial(halt_if_asked, run.world, run.asked_to_stop)
+    pause()
+    example = opened.example
+    graph = capture_together(run, shared, example.args, example.kwargs)
+    identity = run.world.together(lambda: _check(graph, run, job, opened, shared))
+    pause()
+    agreed = agree_on_plan(run, graph, opened.request, shared.held(run.device_context.device))
+    pause()
+    assembly = assemble(run, shared, graph, agreed, Ends.of_files(run.world.size))
+    if agreed.choice is not None and opened.count:
+        _tell(agreed.choice, job, run.display)
+    return identity, assembly
 
 
 def _tell(choice: Choice, job: Job, display: Display) -> None:
@@ -169,49 +165,33 @@ def _tell(choice: Choice, job: Job, display: Display) -> None:
         display.note(better)
 
 
-def _example_rows(job: Job, plan: Plan | None) -> int:
-    """Samples to capture the model with; most models then take any number."""
-    return job.micro_batch or (plan and plan.micro_batch) or MICRO_BATCH
-
-
-def _run(
-    world: World,
-    job: Job,
-    opened: _Opened,
-    assembly: Assembly,
-    tracer: Tracer,
-    display: Display,
-    asked_to_stop: Asked,
-) -> RunSummary:
-    sink, count = opened.sink, opened.count
-    done, alone = opened.resuming.begin(sink, assembly.agreed, count)
+def _run(job: Job, opened: _Opened, identity: Fields, assembly: Assembly) -> RunRecord:
+    run, count = assembly.run, opened.count
+    world = run.world
+    sink, done, alone = opened.resuming.begin(opened.claim, identity, assembly.agreed, count)
     if done:
-        display.note(f"resuming: {len(done):,} of {count:,} samples are done already")
-    work = Work(world, opened.reader, sink, assembly, job.lenient, tracer, display, asked_to_stop)
+        run.display.note(f"resuming: {len(done):,} of {count:,} samples are done already")
+    work = Work(assembly, opened.reader, sink, job.lenient)
     begin = time.perf_counter()
-    with assembly.explained():
+    with assembly.oom_explained():
         work.do(done, alone)
     written = sink.finish() if sink else 0
     seconds = time.perf_counter() - begin
     assembly.wiring.close()
-    by = asked_to_stop() if world.is_root else ""
+    by = run.asked_to_stop() if world.is_root else ""
     stopped = reached(world, assembly.placement.ends.sink, by, written, count)
     choice = assembly.agreed.choice
-    summary = summarise(
+    record = gather_record(
         world,
-        tracer,
-        assembly.stage.weight_bytes if assembly.stage else 0,
-        assembly.threads,
+        stage_record(run, assembly.weight_bytes, seconds),
         (stopped.done if stopped else count) - len(done),
-        seconds,
-        context=assembly.context,
         confusion=sink.confusion() if sink else None,
-        failed=sink.failed if sink else 0,
         predicted=choice.prediction.samples_per_second if choice else None,
+        failed=sink.failed if sink else 0,
     )
     if job.trace is not None:
-        _write_trace(world, job.trace, tracer, begin)
-    return replace(summary, stopped=stopped)
+        write_timeline(world, job.trace, run.tracer, begin)
+    return replace(record, stopped=stopped)
 
 
 def _preflight(world: World, job: Job) -> None:
@@ -231,30 +211,27 @@ def _preflight(world: World, job: Job) -> None:
 
 
 def _check(
-    graph: Graph,
-    job: Job,
-    opened: _Opened,
-    display: Display,
-    source: Source,
-    context: DeviceContext,
-) -> None:
-    reader = opened.reader
+    graph: Graph, run: RunContext, job: Job, opened: _Opened, shared: SharedSource
+) -> Fields:
+    """Refuse a graph that does not fit the job; what the job is known by, on rank 0."""
+    reader, request = opened.reader, opened.request
     limitation = graph.limitation(job.model)
     if limitation:
-        display.note(limitation)
+        run.display.note(limitation)
     check_outputs(graph, job, reader)
     if reader is not None:
-        require_batches(graph, len(reader), _example_rows(job, opened.plan), "--micro-batch")
+        require_batches(graph, len(reader), request.example_rows, "--micro-batch")
         if job.pads_texts and job.padding == "longest":
             require_one_length(graph)
         if job.lenient:
             require_alone(graph)
-    opened.resuming.check(graph, source, context, opened.count)
+    return opened.resuming.check(graph, shared.source, run.device_context, opened.count)
 
 
-def _source(world: World, job: Job) -> Source:
-    values = world.is_root
-    return open_source(job.model, job.resolved_task.head, job.weights, values, job.torch_dtype)
+def _source(world: World, job: Job) -> SharedSource:
+    head, values = job.resolved_task.head, world.is_root
+    source = open_source(job.model, head, job.weights, values, job.torch_dtype)
+    return SharedSource(source, job.weights_from_root)
 
 
 def _read_plan(world: World, job: Job) -> Plan | None:
@@ -266,11 +243,3 @@ def _read_plan(world: World, job: Job) -> Plan | None:
         raise InputError(
             f"--plan {job.plan} cannot be used: {error}; give a file that pipepar plan -o wrote"
         ) from error
-
-
-def _write_trace(world: World, path: Path, tracer: Tracer, begin: float) -> None:
-    """One timeline for all ranks; the clocks are aligned where the work began."""
-    own = (replace(span, begin=span.begin - begin, end=span.end - begin) for span in tracer.spans)
-    texts = world.all_gather(json.dumps(list(map(astuple, own))))
-    if world.is_root:
-        write_chrome_trace(path, [Span(*fields) for text in texts for fields in json.loads(text)])

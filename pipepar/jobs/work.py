@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 
-from pipepar.comm.world import World
 from pipepar.data.readers.reader import Reader
 from pipepar.data.sample_set import SampleSet
 from pipepar.engine.assembly import Assembly
@@ -19,31 +18,20 @@ from pipepar.jobs.failure_policy import failure_policy
 from pipepar.jobs.inputs import feed_all
 from pipepar.jobs.outputs import Sink
 from pipepar.microbatch import MicroBatch, samples_of
-from pipepar.progress import Display
-from pipepar.supervision.stopping import Asked
-from pipepar.trace import Tracer
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """A rank's share of it: the roles that the placement gives it."""
 
-    world: World
-    """All ranks."""
+    assembly: Assembly
+    """This rank's stage and channels."""
     reader: Reader | None
     """The input, at the source."""
     sink: Sink | None
     """The output, at the sink."""
-    assembly: Assembly
-    """This rank's stage and channels."""
     lenient: bool
     """Whether the job goes on without samples that fail."""
-    tracer: Tracer
-    """This stage's times."""
-    display: Display
-    """At the source, shows how far the work is."""
-    asked_to_stop: Asked
-    """What, if anything, tells the source to begin no more samples."""
 
     def do(self, done: SampleSet, alone: SampleSet) -> None:
         """Compute all samples but those that are done. *Collective.*
@@ -67,11 +55,12 @@ class Work:
             return
         text = json.dumps(self.sink.settled() if self.sink else [])
         sink = self.assembly.placement.ends.sink
-        left = SampleSet(count, json.loads(self.world.all_gather(text)[sink]))
+        run = self.assembly.run
+        left = SampleSet(count, json.loads(run.world.all_gather(text)[sink]))
         if not left.missing:
             return
-        if self.reader is not None and not self.asked_to_stop():
-            self.display.note(
+        if self.reader is not None and not run.asked_to_stop():
+            run.display.note(
                 f"{left.missing:,} samples were in micro-batches that failed; each is tried alone"
             )
         self._stream(1, left)
@@ -83,9 +72,9 @@ class Work:
         the source feeds the first stage of its own rank, and the sink writes what the last stage of
         its own rank makes, in one loop.
         """
-        wiring = self.assembly.wiring
+        wiring, tracer = self.assembly.wiring, self.assembly.run.tracer
         roles: list[Iterable[object]] = []
-        schedule: Schedule | None = arrivals(wiring.inlets, self.tracer) if wiring.inlets else None
+        schedule: Schedule | None = arrivals(wiring.inlets, tracer) if wiring.inlets else None
         if self.reader is not None:
             samples = self._samples(self.reader, micro_batch, done)
             if wiring.entry is not None:
@@ -97,32 +86,32 @@ class Work:
             roles += [results] if results is not None else []
             results = wiring.exit.receive()
         if self.sink is not None and results is not None:
-            results = self.sink.take(results, self.assembly, self.tracer)
+            results = self.sink.take(results, self.assembly, tracer)
         roles += [results] if results is not None else []
         _run_together(roles)
 
     def _samples(self, reader: Reader, micro_batch: int, done: SampleSet) -> Iterator[MicroBatch]:
         """The input's micro-batches; one counts as shown once the next is asked for."""
-        graph = self.assembly.graph
-        feed = feed_all(reader, micro_batch, graph, self.tracer, done, self.lenient)
-        with self.display.samples(done.missing) as advance:
-            for microbatch in takewhile(lambda _: not self.asked_to_stop(), feed):
+        run, graph = self.assembly.run, self.assembly.graph
+        feed = feed_all(reader, micro_batch, graph, run.tracer, done, self.lenient)
+        with run.display.samples(done.missing) as advance:
+            for microbatch in takewhile(lambda _: not run.asked_to_stop(), feed):
                 yield microbatch
                 advance(len(samples_of(microbatch)))
 
     def _results(self, schedule: Schedule) -> Iterator[MicroBatch]:
         """What the stage makes; at the last one, the model's outputs on the host."""
-        assembly = self.assembly
+        assembly, tracer = self.assembly, self.assembly.run.tracer
         policy = failure_policy(self.lenient)
         outlets = assembly.wiring.outlets
-        results = run(assembly.programs, schedule, outlets, self.tracer, policy)
+        results = run(assembly.programs, schedule, outlets, tracer, policy)
         if self.sink is None or assembly.wiring.exit is not None:
             return results
         results = outputs_of(results, assembly.wiring.positions(assembly.plan.outputs))
-        gpu = assembly.context.gpu
+        gpu = assembly.run.device_context.gpu
         if gpu is None:
             return results
-        return copied_to_host(results, gpu, assembly.agreed.depth, self.tracer)
+        return copied_to_host(results, gpu, assembly.agreed.depth, tracer)
 
 
 def _sent(samples: Iterable[MicroBatch], entry: Outlet) -> Iterator[MicroBatch]:

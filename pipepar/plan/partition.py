@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 from pipepar.errors import PlanError
 from pipepar.plan.costs import DeviceCost, LayerCost, LinkCost
@@ -27,6 +28,20 @@ Links = Sequence[LinkCost] | Mapping[frozenset[str], LinkCost]
 
 # Of a table of places and states, 22 bytes each.
 _MOST_ENTRIES = 10**8
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """Which devices may take which stages."""
+
+    free_order: bool = False
+    """Whether any device may take any stage; otherwise they take stages in the order given."""
+    fewer: bool = False
+    """Whether devices may be left out: all but a run of neighbours, or any in a free order."""
+
+
+ALL_IN_ORDER: Final = DeviceUse()
+"""Every device takes a stage, in the order given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +60,10 @@ def partition(
     layers: Sequence[LayerCost],
     devices: Sequence[DeviceCost],
     links: Links,
+    use: DeviceUse = ALL_IN_ORDER,
     *,
     depth: int = 2,
     slack: float = 0.05,
-    free_order: bool = False,
-    fewer: bool = False,
 ) -> Partition:
     """Divide a row of layers among devices. *Local.*
 
@@ -59,20 +73,19 @@ def partition(
 
     The answer is exact, or refused. It takes O(P^2 S) steps at most, for P legal cuts and S sets
     of devices that the stages so far may have taken, and O(P^2) where all stages are about alike.
-    In a given order S is the number of devices, or half its square with `fewer`. In a free order
-    it counts how many devices of each kind are taken: about 11,000 for 64 devices of 3 kinds,
+    In a given order S is the number of devices, or half its square with `use.fewer`. In a free
+    order it counts how many devices of each kind are taken: about 11,000 for 64 devices of 3 kinds,
     84,000 for 4; times the kinds where links differ. P S beyond 10^8 is refused, for its memory.
 
     Args:
         layers: the model, in order; the work of all is one number, or of all by kind of device.
-        devices: one for each stage; without `free_order` they take stages in this order.
-        links: links[k] joins the devices at k and k + 1, one fewer than devices; with `free_order`
-            all alike. Or by the kinds of the two devices that a link joins.
+        devices: one for each stage; without `use.free_order` they take stages in this order.
+        links: links[k] joins the devices at k and k + 1, one fewer than devices; with
+            `use.free_order` all alike. Or by the kinds of the two devices that a link joins.
+        use: which devices may take which stages. Where some may be left out, the smallest
+            bottleneck wins, then the fewest stages that reach it; then bytes decide.
         depth: how many micro-batches a channel holds, at each end of a stage.
         slack: how much the bottleneck may exceed the smallest possible, as a fraction of it.
-        free_order: any device may take any stage.
-        fewer: devices may be left out, all but a run of neighbours, or any with `free_order`. The
-            smallest bottleneck wins, then the fewest stages that reach it; then bytes decide.
 
     Returns:
         The partition. Every stage has work above 0, for one of the kinds at least and not always
@@ -87,15 +100,15 @@ def partition(
     kinds = {device.kind for device in devices}
     check_work(layers, kinds)
     sums = prefix_sums(layers, kinds, depth)
-    if not fewer:
+    if not use.fewer:
         legal = sum(layer.crossing is not None for layer in layers[1:])
         check_cuts(sums, legal, len(devices))
     most = _MOST_ENTRIES // len(sums.done)
-    if free_order:
-        device_states = in_any_order(devices, _between_kinds(links), fewer, most)
+    if use.free_order:
+        device_states = in_any_order(devices, _between_kinds(links), use.fewer, most)
     else:
-        device_states = in_order(devices, _between_neighbours(devices, links), fewer, most)
-    found = smallest_bottleneck(sums, device_states, fewer)
+        device_states = in_order(devices, _between_neighbours(devices, links), use.fewer, most)
+    found = smallest_bottleneck(sums, device_states, use.fewer)
     if found is None:
         raise no_room(sums, devices)
     bottleneck, ends = found

@@ -17,54 +17,14 @@ from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import CutTable
 from pipepar.plan.costs import LayerCost
 from pipepar.plan.hardware import DeviceSubset, Hardware
-from pipepar.plan.partition import Links, partition
+from pipepar.plan.partition import DeviceUse, Links, partition
 from pipepar.plan.plan import Plan
 from pipepar.planner.plan_from_cuts import plan_of
+from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.prediction import ModelCost, Prediction, Target, predict
 
-DEPTH: Final = 2
-"""Enough that a stage goes on while its neighbour takes longer than usual once."""
-
-MICRO_BATCH: Final = 32
-"""Where nothing was measured: large enough for most devices."""
-
-_LARGEST: Final = 256
 # A smaller micro-batch that is slower by no more than this is taken.
 _CLOSE: Final = 0.03
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRequest:
-    """What the user says of a plan."""
-
-    samples: int | None = None
-    """How many there are to compute; None if nobody knows."""
-    micro_batch: int | None = None
-    """How many of them travel together, at least 1; None to choose."""
-    depth: int | None = None
-    """Micro-batches that may wait on each end of a channel, at least 1; None to choose."""
-    free_order: bool = False
-    """Whether any device may take any stage; links must then depend on kinds of devices alone."""
-    fewer: bool = False
-    """Whether devices may be left out."""
-
-    def sizes(self, fixed: int | None) -> list[int]:
-        """The micro-batches to choose from, ascending. *Local.*
-
-        Args:
-            fixed: the only one that the model takes; None for most models.
-        """
-        if fixed is not None:
-            return [fixed]
-        if self.micro_batch is not None:
-            return [min(self.micro_batch, self.samples or self.micro_batch)]
-        most = min(_LARGEST, self.samples or _LARGEST)
-        return [1 << power for power in range(most.bit_length())]
-
-    @property
-    def depths(self) -> Sequence[int]:
-        """The depths to choose from, best first; a smaller one takes less memory."""
-        return (DEPTH, 1) if self.depth is None else (self.depth,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +124,8 @@ def _cut(
         layers,
         target.hardware.devices,
         _links(target.hardware, request.free_order),
+        DeviceUse(request.free_order, request.fewer),
         depth=target.depth,
-        free_order=request.free_order,
-        fewer=request.fewer,
     )
     plan = plan_of(graph, table, found.cuts, target.micro_batch, target.depth)
     taken = replace(target, hardware=DeviceSubset(target.hardware, found.devices))

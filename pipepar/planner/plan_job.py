@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pipepar.comm.world import World
-from pipepar.host.device_context import DeviceContext
+from pipepar.host.run_context import RunContext
 from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import CutTable, cut_table
 from pipepar.model.split.operations import example_rows, takes_rows
 from pipepar.plan.costs import LinkCost
 from pipepar.plan.hardware import Neighbours
 from pipepar.plan.plan import Plan
-from pipepar.planner.choice import DEPTH, MICRO_BATCH, Choice, PlanRequest, choose
+from pipepar.planner.choice import Choice, choose
 from pipepar.planner.plan_check import require_fit
 from pipepar.planner.plan_from_cuts import plan_of
 from pipepar.planner.plan_offline import make_plan
+from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.prediction import ModelCost, model_cost
 from pipepar.planner.profile import take_profile
 from pipepar.planner.static_shapes import fixed_batch
@@ -39,72 +40,58 @@ class Agreed:
     """What it was measured to take, on rank 0; None where the plan was given."""
 
 
-def agree_on_plan(
-    world: World,
-    graph: Graph,
-    given: Plan | None,
-    request: PlanRequest,
-    note: Note,
-    context: DeviceContext,
-    held: float = 0.0,
-) -> Agreed:
+def agree_on_plan(run: RunContext, graph: Graph, request: PlanRequest, held: float = 0.0) -> Agreed:
     """Take the plan that the user gave, or measure and make one. *Collective.*
 
     Args:
-        world: rank k will own stage k.
+        run: rank k will own stage k. Rank 0 is told what is worth knowing of the measuring.
         graph: the captured model.
-        given: the user's plan, on rank 0.
-        request: what the user wants of a plan; what it names overrides the given plan.
-        note: is told, on rank 0, what is worth knowing of the measuring.
-        context: where this rank computes.
+        request: what the user wants of a plan, and on rank 0 the plan that was given.
         held: bytes of the model's weights that this rank has in memory already.
 
     Raises:
         PipeparError: the plan does not fit the model or the ranks, or there is none that does;
             told once, by the lowest rank that has the problem; PeerError elsewhere.
     """
+    world = run.world
     choice: Choice | None = None
-    way = world.broadcast("given" if given else "nothing to do" if request.samples == 0 else "")
+    idle = request.samples == 0
+    way = world.broadcast("given" if request.given else "nothing to do" if idle else "")
     if way == "given":
-        made = world.together(lambda: _taken(graph, given, request, world.size))
+        made = world.together(lambda: _taken(graph, request, world.size))
     elif way:
-        made = world.together(lambda: make_plan(graph, world.size))
+        made = world.together(lambda: request.completed(make_plan(graph, world.size)))
     elif world.size == 1 and len(sizes := _sizes(world, graph, request)) == 1:
-        made = plan_of(graph, cut_table(graph), (), sizes[0], request.depth or DEPTH)
+        made = plan_of(graph, cut_table(graph), (), sizes[0], request.depths[0])
     else:
         table = world.together(lambda: cut_table(graph))
-        choice = measured_choice(world, graph, table, request, note, held=held, context=context)
+        choice = measured_choice(run, graph, table, request, held=held)
         made = choice.plan if choice else None
     plan = Plan.from_json(world.broadcast(made.to_json() if made else ""))
     world.agree("plans", plan.digest)
-    return Agreed(plan, plan.micro_batch or MICRO_BATCH, plan.depth or DEPTH, choice)
+    assert plan.micro_batch is not None  # every way above names both
+    assert plan.depth is not None
+    return Agreed(plan, plan.micro_batch, plan.depth, choice)
 
 
 def measured_choice(
-    world: World,
+    run: RunContext,
     graph: Graph,
     table: CutTable,
     request: PlanRequest,
-    note: Note,
-    *,
     stages: int | None = None,
     held: float = 0.0,
-    fresh: bool = False,
-    context: DeviceContext,
 ) -> Choice | None:
     """Measure what the ranks can do, and make the plan for that. *Collective.*
 
     Args:
-        world: a stage for each rank.
+        run: a stage for each rank. Rank 0 is told what is worth knowing of the measuring.
         graph: the captured model.
         table: its legal cuts and counted costs.
         request: what the user wants of a plan.
-        note: is told, on rank 0, what is worth knowing of the measuring.
         stages: in a world of one, for how many devices like this one to plan, on links that cost
             nothing.
         held: bytes of the model's weights that this rank has in memory already.
-        fresh: whether to measure again what earlier jobs have kept.
-        context: where this rank computes.
 
     Returns:
         The plan on rank 0, None elsewhere.
@@ -112,8 +99,9 @@ def measured_choice(
     Raises:
         PipeparError: as in `agree_on_plan`.
     """
+    world = run.world
     sizes = _sizes(world, graph, request)
-    profile = take_profile(world, graph, table, sizes, context, held=held, fresh=fresh, note=note)
+    profile = take_profile(run, graph, table, sizes, held, request.fresh)
     hardware = profile.hardware if stages is None else _as_many(profile.hardware, stages)
 
     def costs(size: int) -> ModelCost:
@@ -147,10 +135,8 @@ def _as_many(hardware: Neighbours, stages: int) -> Neighbours:
     return Neighbours(hardware.devices * stages, (LinkCost(),) * (stages - 1))
 
 
-def _taken(graph: Graph, given: Plan | None, request: PlanRequest, ranks: int) -> Plan | None:
-    if given is None:  # on every rank but 0
+def _taken(graph: Graph, request: PlanRequest, ranks: int) -> Plan | None:
+    if request.given is None:  # on every rank but 0
         return None
-    require_fit(given, graph, ranks)
-    micro_batch = request.micro_batch or given.micro_batch or fixed_batch(graph) or MICRO_BATCH
-    depth = request.depth or given.depth or DEPTH
-    return replace(given, micro_batch=micro_batch, depth=depth)
+    require_fit(request.given, graph, ranks)
+    return request.completed(request.given, fixed_batch(graph))

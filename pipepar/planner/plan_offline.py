@@ -19,8 +19,9 @@ from pipepar.plan.hardware import DeviceSubset, Hardware
 from pipepar.plan.partition import partition
 from pipepar.plan.plan import Plan
 from pipepar.planner.advice import advice
-from pipepar.planner.choice import MICRO_BATCH, Choice, PlanRequest, choose
+from pipepar.planner.choice import Choice, choose
 from pipepar.planner.plan_from_cuts import plan_of
+from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.prediction import model_cost
 
 
@@ -107,12 +108,9 @@ def _first(cluster: Cluster, stages: int | None) -> Hardware:
 
 
 def _choice(graph: Graph, table: CutTable, hardware: Hardware, request: PlanRequest) -> Choice:
-    """For the micro-batch that is wished, else the usual one, or the largest below that fits.
-
-    Counted work is the same for each sample, so it says nothing in favour of any size.
-    """
+    """For the micro-batch that is wished, else the usual one, or the largest below that fits."""
     costs = partial(model_cost, graph, table)
-    size = request.micro_batch or min(MICRO_BATCH, request.samples or MICRO_BATCH)
+    size = request.counted_size
     while True:
         try:
             return choose(graph, table, hardware, costs, [size], request)

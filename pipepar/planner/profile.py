@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Final
@@ -18,8 +18,8 @@ import torch
 
 from pipepar.comm.channels.memory import return_freed_memory
 from pipepar.comm.world import World
-from pipepar.host.device_context import DeviceContext
 from pipepar.host.link_speed import measure_links
+from pipepar.host.run_context import RunContext
 from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import CutTable
 from pipepar.model.split.operations import Operation, distinct, operations_of
@@ -52,28 +52,23 @@ class Profile:
 
 
 def take_profile(
-    world: World,
+    run: RunContext,
     graph: Graph,
     table: CutTable,
     sizes: Iterable[int],
-    context: DeviceContext,
-    *,
     held: float = 0.0,
     fresh: bool = False,
-    note: Callable[[str], None] = lambda text: None,
 ) -> Profile:
     """Measure what the ranks and links of a job can do. *Collective.*
 
     Args:
-        world: all ranks; each has its threads already.
+        run: rank 0 is told if the times cannot be kept.
         graph: the captured model.
         table: its counted costs, for what cannot be timed by itself.
         sizes: of micro-batches, ascending; those that cannot be better than the one before are
             left out.
-        context: where this rank computes.
         held: bytes of the model's weights that this rank has in memory already.
         fresh: whether to measure what is kept from earlier jobs again.
-        note: is told, on rank 0, if the times cannot be kept.
 
     Returns:
         The same on every rank.
@@ -81,6 +76,7 @@ def take_profile(
     Raises:
         PeerError: another rank failed.
     """
+    world, context = run.world, run.device_context
     # Before the times: connecting settles how memory is handled, and so how long it takes.
     links = tuple(LinkCost(link.latency, link.bandwidth) for link in measure_links(world, context))
     mine = context.kind
@@ -91,7 +87,7 @@ def take_profile(
     subject = _Subject(graph, table, kept, spread, room * _SHARE, context.device)
     drawn_on = [context.device] if context.device.type == "cuda" else []
     with torch.random.fork_rng(drawn_on):  # a script's own random numbers stay what they were
-        curve, paces = _measured(world, [rank.kind for rank in ranks], subject, sizes, fresh, note)
+        curve, paces = _measured(run, [rank.kind for rank in ranks], subject, sizes, fresh)
     # The stage's weights come next, and what NCCL needs.
     return_freed_memory()
     if context.device.type == "cuda":
@@ -103,14 +99,14 @@ def take_profile(
 
 
 def _measured(
-    world: World,
+    run: RunContext,
     kinds: Sequence[str],
     subject: _Subject,
     sizes: Iterable[int],
     fresh: bool,
-    note: Callable[[str], None],
 ) -> tuple[dict[int, Seconds], list[float]]:
     """The curve, and every rank's pace."""
+    world = run.world
     curve: dict[int, Seconds] = {}
     problem = ""
     for size in sizes:
@@ -125,7 +121,7 @@ def _measured(
             break
     problems = dict.fromkeys(world.all_gather(problem))
     for text in filter(None, problems if world.is_root else ()):
-        note(text)
+        run.display.note(text)
     return curve, _paces(world, sized, times[kinds[world.rank]])
 
 

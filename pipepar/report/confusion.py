@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -58,6 +58,12 @@ class Confusion:
         """Share of the samples whose class was found; None without samples."""
         right = sum(count for label, found, count in self.cells if label == found)
         return right / self.samples if self.cells else None
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Confusion:
+        """The matrix whose fields `dataclasses.asdict` returned, also after JSON. *Local.*"""
+        cells = ((label, found, count) for label, found, count in fields["cells"])
+        return cls(tuple(fields["names"]), tuple(cells))
 
     def classes(self) -> list[ClassQuality]:
         """Return each class's own figures, by number; those that never occurred included."""

@@ -10,7 +10,7 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def hold() -> None:
-    """Have them wait until a `Stop` listens. *Local*; before there is any other thread."""
+    """Have them wait until something is `listening`. *Local*; before there is any other thread."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 

@@ -7,11 +7,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final, TypeAlias
 
+from pipepar.comm.group.rank0_mailbox import Rank0Mailbox
 from pipepar.comm.world import World
 from pipepar.errors import PipeparError
 from pipepar.supervision.signals import SIGNALS, ignore, release
@@ -105,59 +107,28 @@ def reached(world: World, sink: int, by: str, written: int, count: int) -> Stopp
 
 
 class Stop:
-    """``with Stop(world, note, leave) as stop:`` takes note of signals on any rank.
+    """What signals on any rank tell a job; made by `listening`.
 
-    A thread hears them at once, whatever the rank computes or waits for. The first on any rank
-    makes `asked` tell rank 0, the second on a rank ends that rank; after the body they are ignored.
-    *Collective*; main thread.
+    Args:
+        world: all ranks.
+        mailbox: of rank 0, for signals to other ranks.
+        note: is told, on rank 0, that the job is about to stop.
+        leave: is told the second signal; the process ends when it returns.
     """
 
     def __init__(
-        self, world: World, note: Callable[[str], None], leave: Callable[[str], None]
+        self,
+        world: World,
+        mailbox: Rank0Mailbox,
+        note: Callable[[str], None],
+        leave: Callable[[str], None],
     ) -> None:
-        """Take note of who is to be told.
-
-        Args:
-            world: all ranks.
-            note: is told, on rank 0, that the job is about to stop.
-            leave: is told the second signal; the process ends when it returns.
-        """
         self._world = world
+        self._mailbox = mailbox
         self._note = note
         self._leave = leave
         self._by = ""
         self._since = 0.0
-
-    def __enter__(self) -> Stop:
-        """Begin to listen."""
-        self._mailbox = self._world.mailbox()
-        reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        # The pipe has the number already; a handler keeps the signal from ending the process.
-        for each in SIGNALS:
-            signal.signal(each, _heard)
-        self._thread = threading.Thread(target=self._listen, args=(reader,), daemon=True)
-        self._thread.start()
-        release()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Hear no more: what is left to do is the end, which a signal must not turn into another.
-
-        A launcher may well repeat itself, and Python's end takes handlers back, but not this.
-        """
-        ignore()
-        signal.set_wakeup_fd(self._wakeup)
-        os.close(self._writer)
-        self._thread.join(_SAME)  # a child that this process forked may hold the pipe open
-        if error is None:
-            self._mailbox.close()
 
     def asked(self) -> str:
         """On rank 0, the name of the signal that a rank got; empty if none did. *Local.*"""
@@ -165,7 +136,16 @@ class Stop:
             self._hear(number)
         return self._by
 
-    def _listen(self, reader: int) -> None:
+    def close(self) -> None:
+        """Hear no more; every signal has reached rank 0. *Collective.*"""
+        self._mailbox.close()
+
+    def listen(self, reader: int) -> None:
+        """Hear signals until the pipe that Python writes them to is closed. *Local.*
+
+        Args:
+            reader: file descriptor of the pipe's end; closed at the end.
+        """
         while data := os.read(reader, 1):
             number = data[0]
             if number not in SIGNALS:
@@ -187,6 +167,42 @@ class Stop:
                 f"{self._by}: no more samples begin, those under way are finished; the same again "
                 "ends the job at once"
             )
+
+
+@contextmanager
+def listening(
+    world: World, note: Callable[[str], None], leave: Callable[[str], None]
+) -> Iterator[Stop]:
+    """Take note of signals on any rank. *Collective*; main thread.
+
+    A thread hears them at once, whatever the rank computes or waits for. The first on any rank
+    makes `Stop.asked` tell rank 0, the second on a rank ends that rank. After the body they are
+    ignored: what is left to do is the end, which a signal must not turn into another.
+
+    Args:
+        world: all ranks.
+        note: is told, on rank 0, that the job is about to stop.
+        leave: is told the second signal; the process ends when it returns.
+    """
+    stop = Stop(world, world.mailbox(), note, leave)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    # The pipe has the number already; a handler keeps the signal from ending the process.
+    for each in SIGNALS:
+        signal.signal(each, _heard)
+    thread = threading.Thread(target=stop.listen, args=(reader,), daemon=True)
+    thread.start()
+    release()
+    try:
+        yield stop
+    finally:
+        # A launcher may well repeat itself, and Python's end takes handlers back, but not this.
+        ignore()
+        signal.set_wakeup_fd(wakeup)
+        os.close(writer)
+        thread.join(_SAME)  # a child that this process forked may hold the pipe open
+    stop.close()
 
 
 def _heard(number: int, frame: FrameType | None) -> Any:

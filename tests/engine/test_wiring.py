@@ -17,9 +17,12 @@ from pipepar.comm.world import World
 from pipepar.engine.wiring import Node, Wiring, admission, edges_of, wire_up
 from pipepar.host.device_context import DeviceContext
 from pipepar.host.devices import Devices
+from pipepar.host.run_context import RunContext
 from pipepar.microbatch import MicroBatch
 from pipepar.plan.placement import Ends, Placement
 from pipepar.plan.plan import Plan, StagePlan
+from pipepar.progress import NOBODY
+from pipepar.trace import Tracer
 
 Pair = tuple[int, int]
 
@@ -106,12 +109,16 @@ def contexts(kinds: str) -> DeviceContext:
     return DeviceContext(Devices(by_rank, torch.device("cpu"), "", 1, ""), None)
 
 
+def run_of(world: World, context: DeviceContext, keeps_spans: bool = False) -> RunContext:
+    return RunContext(world, context, 1, Tracer(0, keeps_spans), NOBODY, lambda: "")
+
+
 def wired(
     plan: Plan, placement: Placement = FILES, depth: int = 2, kinds: str = "", size: int = 4
 ) -> tuple[Ranks, list[Wiring]]:
     ranks, context = Ranks(size), contexts(kinds or "c" * size)
     return ranks, [
-        wire_up(ranks.world(rank), plan, placement, depth, context) for rank in range(size)
+        wire_up(run_of(ranks.world(rank), context), plan, placement, depth) for rank in range(size)
     ]
 
 
@@ -240,11 +247,12 @@ def test_the_source_and_the_sink_are_on_hosts() -> None:
 
 def test_the_gpu_and_the_watch_are_handed_on() -> None:
     gpu: Any = object()
-    watch: Any = object()
     ranks, context = Ranks(1), DeviceContext(contexts("g").devices, gpu)
     plan = plan_of(("x", "a"), outputs="a")
-    wire_up(ranks.world(0), plan, Placement(Ends.of_script(), (0,)), 1, context, watch)
-    assert ranks.given == {0: (gpu, watch)}
+    for keeps_spans in (True, False):
+        run = run_of(ranks.world(0), context, keeps_spans)
+        wire_up(run, plan, Placement(Ends.of_script(), (0,)), 1)
+        assert ranks.given == {0: (gpu, run.tracer.record_beside if keeps_spans else None)}
 
 
 def test_all_channels_of_a_stage_are_closed_those_it_sends_by_first() -> None:

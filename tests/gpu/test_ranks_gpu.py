@@ -52,7 +52,7 @@ def env_for(ranks: int) -> Mapping[str, str]:
 
 
 def run(ranks: int, tests: str, env: Mapping[str, str], tmp_path: Path) -> None:
-    ended = run_files([FILE], ranks, tmp_path, SECONDS, tests=tests, env=env)
+    ended = run_files([FILE], ranks, tmp_path, SECONDS, ["-k", tests], env)
     assert ended.status == 0, f"{ranks} ranks, {tests}, {env}:\n{ended.output[-12000:]}"
     if not passed(ended):
         reasons = sorted(set(re.findall(r"SKIPPED \[\d+\] \S+ (.+)", ended.output)))

@@ -19,7 +19,7 @@ from pipepar.pipeline import Pipeline
 
 def reference(model: nn.Module, pipe: Pipeline) -> Callable[..., Any]:
     """Computes one micro-batch; arguments and results lie on the host."""
-    places = [place(kind) for kind in pipe._assembly.context.devices.by_rank]
+    places = [place(kind) for kind in pipe._assembly.run.device_context.devices.by_rank]
     whole = _alike(model, places[0]) if len(set(places)) == 1 else _in_a_row(model, pipe, places)
 
     def compute(*args: Any) -> Any:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipepar.errors import PlanError
 from pipepar.plan.costs import DeviceCost, LayerCost, LinkCost
-from pipepar.plan.partition import Links, Partition, partition
+from pipepar.plan.partition import DeviceUse, Links, Partition, partition
 
 # Powers of two divide without rounding, so that equal is equal.
 powers = st.sampled_from([0.5, 1.0, 2.0, 4.0])
@@ -40,10 +40,9 @@ class Problem:
             self.layers,
             self.devices,
             self.links,
+            DeviceUse(self.free_order, self.fewer),
             depth=self.depth,
             slack=self.slack,
-            free_order=self.free_order,
-            fewer=self.fewer,
         )
 
 
@@ -202,22 +201,22 @@ def test_any_order_puts_the_large_device_where_the_weights_are() -> None:
     devices = [DeviceCost(1.0, memory=9.0), DeviceCost(1.0, memory=1.0)]
     with pytest.raises(PlanError, match="another order"):
         partition(layers, devices, [FREE])
-    assert partition(layers, devices, [FREE], free_order=True).devices == (1, 0)
+    assert partition(layers, devices, [FREE], DeviceUse(free_order=True)).devices == (1, 0)
 
 
 def test_a_device_that_would_only_slow_down_is_left_out() -> None:
     devices = [DeviceCost(4.0), DeviceCost(0.1), DeviceCost(4.0)]
-    found = partition(even(4), devices, [FREE] * 2, free_order=True, fewer=True)
+    found = partition(even(4), devices, [FREE] * 2, DeviceUse(free_order=True, fewer=True))
     assert found == Partition(cuts=(2,), devices=(0, 2), bottleneck=0.5)
     # In a given order stages take neighbours, since no link joins the first and the last.
-    assert partition(even(4), devices, [FREE] * 2, fewer=True).devices == (0,)
+    assert partition(even(4), devices, [FREE] * 2, DeviceUse(fewer=True)).devices == (0,)
 
 
 def test_fewer_stages_than_devices_where_cuts_are_few() -> None:
     layers = [LayerCost(1.0), LayerCost(1.0, crossing=1.0)]
     with pytest.raises(PlanError, match="start at most 2 ranks"):
         partition(layers, [DeviceCost(1.0)] * 3, [FREE] * 2)
-    assert partition(layers, [DeviceCost(1.0)] * 3, [FREE] * 2, fewer=True).cuts == (1,)
+    assert partition(layers, [DeviceCost(1.0)] * 3, [FREE] * 2, DeviceUse(fewer=True)).cuts == (1,)
 
 
 def test_a_layer_too_large_for_every_device_is_named() -> None:
@@ -240,14 +239,14 @@ def test_memory_that_only_just_lacks_names_the_tightest_stage() -> None:
 
 def test_links_that_differ_have_no_free_order() -> None:
     with pytest.raises(PlanError, match="found 2 links that differ"):
-        partition(even(4), [DeviceCost(1.0)] * 3, [FREE, LinkCost(1.0)], free_order=True)
+        partition(even(4), [DeviceCost(1.0)] * 3, [FREE, LinkCost(1.0)], DeviceUse(free_order=True))
 
 
 def test_too_many_kinds_have_no_free_order() -> None:
     devices = [DeviceCost(1.0 + index) for index in range(20)]
     layers = even(200)
     with pytest.raises(PlanError, match=r"found 1,048,576 sets .* same speed and memory"):
-        partition(layers, devices, [FREE] * 19, free_order=True)
+        partition(layers, devices, [FREE] * 19, DeviceUse(free_order=True))
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, math.inf, math.nan])
@@ -272,7 +271,7 @@ def test_any_order_keeps_slow_links_between_kinds_few() -> None:
     links = {frozenset("a"): fast, frozenset("b"): fast, frozenset("ab"): slow}
     layers = [LayerCost(1.0, crossing=size) for size in (0.0, 5.0, 0.0, 5.0)]
     # Only the cut between the kinds may be at layer 2, where nothing crosses.
-    found = partition(layers, devices, links, free_order=True)
+    found = partition(layers, devices, links, DeviceUse(free_order=True))
     assert "".join(devices[index].kind for index in found.devices) in ("aabb", "bbaa")
     assert found.bottleneck == 1.0
     assert partition(layers, devices, links).bottleneck == 6.0
@@ -282,5 +281,5 @@ def test_any_order_of_equal_devices_is_their_order() -> None:
     layers = [LayerCost(1.0 + i * 7919 % 13, 2.0, 3.0, 1.0 + i % 3) for i in range(200)]
     devices, links = [DeviceCost(2.0, memory=100.0)] * 12, [LinkCost(0.5, bandwidth=4.0)] * 11
     ordered = partition(layers, devices, links)
-    assert partition(layers, devices, links, free_order=True) == ordered
-    assert partition(layers, devices, links, free_order=True, fewer=True) == ordered
+    assert partition(layers, devices, links, DeviceUse(free_order=True)) == ordered
+    assert partition(layers, devices, links, DeviceUse(free_order=True, fewer=True)) == ordered

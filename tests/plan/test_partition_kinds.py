@@ -7,7 +7,7 @@ import pytest
 
 from pipepar.errors import PlanError
 from pipepar.plan.costs import DeviceCost, LayerCost, LinkCost
-from pipepar.plan.partition import Partition, partition
+from pipepar.plan.partition import DeviceUse, Partition, partition
 
 GPU, CPU = DeviceCost(1.0, kind="gpu"), DeviceCost(1.0, kind="cpu")
 FREE = LinkCost()
@@ -27,7 +27,7 @@ def by_kind(gpu: float, cpu: float) -> Mapping[str, float]:
 
 def test_each_kind_takes_what_it_is_better_at() -> None:
     layers = row(*[by_kind(gpu=4.0, cpu=1.0)] * 3, *[by_kind(gpu=1.0, cpu=9.0)] * 3)
-    found = partition(layers, [GPU, CPU], [FREE], free_order=True)
+    found = partition(layers, [GPU, CPU], [FREE], DeviceUse(free_order=True))
     assert found == Partition(cuts=(3,), devices=(1, 0), bottleneck=3.0)
     # In the order given the GPU is stuck with what the CPU would do faster.
     assert partition(layers, [GPU, CPU], [FREE]).bottleneck == 14.0

@@ -14,7 +14,8 @@ from pipepar.plan.costs import DeviceCost, LinkCost
 from pipepar.plan.hardware import Neighbours
 from pipepar.planner import advice as module
 from pipepar.planner.advice import advice
-from pipepar.planner.choice import Choice, PlanRequest, choose
+from pipepar.planner.choice import Choice, choose
+from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.prediction import model_cost
 
 # 80 bytes of weights a layer; each reads 16 bytes a sample and makes as many.

@@ -19,7 +19,8 @@ from pipepar.model.split.crossing import cut_table
 from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LinkCost
 from pipepar.plan.hardware import Hardware, Neighbours
-from pipepar.planner.choice import Choice, PlanRequest, choose
+from pipepar.planner.choice import Choice, choose
+from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.prediction import ModelCost, model_cost
 
 GRAPH = capture(

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from pipepar.comm.world import World
-from pipepar.host.device_context import DeviceContext
 from pipepar.model.capture.capture import capture
 from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import cut_table
 from pipepar.planner.profile import take_profile
 from pipepar.planner.profile_cache import ProfileCache, Times
+from tests.helpers.run_contexts import run_on_hosts
 
 TIMES: Times = [0.25, None, 1e-7]
 
@@ -186,9 +186,8 @@ def test_a_folder_that_cannot_be_made(folder: Path) -> None:
 def profiled(
     graph: Graph, sizes: Iterable[int], note: Callable[[str], None], **options: Any
 ) -> None:
-    world = World.start()
-    context = DeviceContext.on_hosts(world)
-    profile = take_profile(world, graph, cut_table(graph), sizes, context, note=note, **options)
+    run = run_on_hosts(World.start(), note)
+    profile = take_profile(run, graph, cut_table(graph), sizes, **options)
     assert profile.curve
 
 

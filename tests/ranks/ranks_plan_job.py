@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,21 +11,22 @@ import torch
 from torch import nn
 
 from pipepar.comm.world import World
-from pipepar.engine.assembly import assemble
+from pipepar.engine.assembly import assemble, capture_together
+from pipepar.engine.shared_source import SharedSource
 from pipepar.errors import PipeparError
-from pipepar.host.device_context import DeviceContext
 from pipepar.model.capture.graph import Graph
 from pipepar.model.source.open_source import from_module
 from pipepar.pipeline import Pipeline
 from pipepar.plan.placement import Ends
 from pipepar.plan.plan import Plan
 from pipepar.planner import profile as profiling
-from pipepar.planner.choice import DEPTH, MICRO_BATCH, PlanRequest
 from pipepar.planner.plan_job import agree_on_plan
 from pipepar.planner.plan_offline import make_plan
+from pipepar.planner.plan_request import DEPTH, MICRO_BATCH, PlanRequest
 from pipepar.planner.static_shapes import fixed_batch
 from tests.helpers.models import six_layers as model
 from tests.helpers.rank_fixtures import on_ranks
+from tests.helpers.run_contexts import run_on_hosts
 from tests.helpers.zoo import ByRow
 
 pytestmark = [pytest.mark.mpi, on_ranks(1, 2, 4)]
@@ -72,16 +74,11 @@ def test_a_model_of_one_batch_gets_that(world: World) -> None:
 
 
 def test_the_assembly_has_the_plan_of_rank_0(world: World) -> None:
-    source = from_module(model())
-    request, context = PlanRequest(samples=100), DeviceContext.on_hosts(world)
+    shared, run = SharedSource(from_module(model()), from_root=False), run_on_hosts(world)
+    request = PlanRequest(samples=100)
+    graph = capture_together(run, shared, (torch.randn(4, 8),), {})
     assembly = assemble(
-        world,
-        source,
-        (torch.randn(4, 8),),
-        {},
-        ends=Ends.of_files(world.size),
-        context=context,
-        request=request,
+        run, shared, graph, agree_on_plan(run, graph, request), Ends.of_files(world.size)
     )
     assembly.wiring.close()
     agreed = assembly.agreed
@@ -93,7 +90,7 @@ def test_the_assembly_has_the_plan_of_rank_0(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("planned", "asked", "expected"),
+    ("planned", "wanted", "expected"),
     [
         ((3, 5), PlanRequest(), (3, 5)),
         ((3, None), PlanRequest(), (3, DEPTH)),
@@ -106,7 +103,7 @@ def test_a_plan_that_is_given_is_used(
     world: World,
     graph: Graph,
     planned: tuple[int | None, int | None],
-    asked: PlanRequest,
+    wanted: PlanRequest,
     expected: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -118,25 +115,18 @@ def test_a_plan_that_is_given_is_used(
     content |= {"micro_batch": planned[0], "depth": planned[1]}
     given = Plan.from_json(json.dumps(content))
     # Ranks other than 0 have not read it.
-    agreed = agree_on_plan(
-        world,
-        graph,
-        given if world.rank == 0 else None,
-        asked,
-        print,
-        DeviceContext.on_hosts(world),
-    )
+    wanted = replace(wanted, given=given if world.rank == 0 else None)
+    agreed = agree_on_plan(run_on_hosts(world, print), graph, wanted)
     assert (agreed.micro_batch, agreed.depth) == expected
     assert agreed.plan.stages == given.stages
     assert agreed.choice is None
 
 
 def test_a_plan_for_another_number_of_ranks_is_refused_on_all(world: World, graph: Graph) -> None:
-    given, context = make_plan(graph, world.size + 1), DeviceContext.on_hosts(world)
+    given = make_plan(graph, world.size + 1)
+    request = PlanRequest(given=given if world.rank == 0 else None)
     with pytest.raises(PipeparError, match=f"the job has {world.size}"):
-        agree_on_plan(
-            world, graph, given if world.rank == 0 else None, PlanRequest(), print, context
-        )
+        agree_on_plan(run_on_hosts(world, print), graph, request)
 
 
 class Total(nn.Module):

@@ -14,11 +14,12 @@ from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import cut_table
 from pipepar.model.split.operations import distinct, operations_of
 from pipepar.planner import profile as profiling
-from pipepar.planner.choice import PlanRequest
 from pipepar.planner.plan_job import measured_choice
+from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.profile import Profile, take_profile
 from pipepar.planner.profile_cache import ProfileCache
 from tests.helpers.rank_fixtures import on_ranks
+from tests.helpers.run_contexts import run_on_hosts
 
 pytestmark = [pytest.mark.mpi, on_ranks(1, 3)]
 
@@ -29,10 +30,8 @@ def profiled(
     world: World, graph: Graph, sizes: Sequence[int] = (1, 2), *, fresh: bool = False
 ) -> tuple[Profile, list[str]]:
     notes: list[str] = []
-    table = cut_table(graph)
-    found = take_profile(
-        world, graph, table, sizes, DeviceContext.on_hosts(world), fresh=fresh, note=notes.append
-    )
+    run = run_on_hosts(world, notes.append)
+    found = take_profile(run, graph, cut_table(graph), sizes, fresh=fresh)
     return found, notes
 
 
@@ -138,14 +137,8 @@ def test_each_kind_of_device_has_its_own_times(
     for by_kind in profile.curve.values():
         assert set(by_kind) == set(kinds)
     assert len(list(cache.iterdir())) == len(set(kinds))
-    choice = measured_choice(
-        world,
-        graph,
-        cut_table(graph),
-        PlanRequest(samples=8),
-        lambda text: None,
-        context=DeviceContext.on_hosts(world),
-    )
+    request = PlanRequest(samples=8)
+    choice = measured_choice(run_on_hosts(world), graph, cut_table(graph), request)
     assert (choice is not None) == (world.rank == 0)
 
 
@@ -176,14 +169,7 @@ def test_what_fits_no_rank_is_refused_on_all(
 ) -> None:
     monkeypatch.setattr(seating, "free_memory", lambda: 100.0)
     with pytest.raises(PipeparError, match="memory of the largest device"):
-        measured_choice(
-            world,
-            graph,
-            cut_table(graph),
-            PlanRequest(),
-            print,
-            context=DeviceContext.on_hosts(world),
-        )
+        measured_choice(run_on_hosts(world, print), graph, cut_table(graph), PlanRequest())
 
 
 def test_measuring_leaves_random_numbers_alone(world: World, graph: Graph) -> None:
@@ -200,13 +186,6 @@ def test_weights_that_are_here_already_need_no_room(
     weights = sum(spec.nbytes for spec in graph.weights.values())
     # Room for what a micro-batch takes, and for nothing else.
     monkeypatch.setattr(seating, "free_memory", lambda: 1000.0 * world.size)
-    whole = measured_choice(
-        world,
-        graph,
-        cut_table(graph),
-        PlanRequest(micro_batch=1),
-        print,
-        held=weights,
-        context=DeviceContext.on_hosts(world),
-    )
+    run, request = run_on_hosts(world, print), PlanRequest(micro_batch=1)
+    whole = measured_choice(run, graph, cut_table(graph), request, held=weights)
     assert (whole is None) == (world.rank > 0)

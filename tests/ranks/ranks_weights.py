@@ -12,16 +12,18 @@ from torch import nn
 
 import pipepar
 from pipepar.comm.world import World
-from pipepar.engine.assembly import assemble
+from pipepar.engine.assembly import assemble, capture_together
+from pipepar.engine.shared_source import SharedSource
 from pipepar.errors import PipeparError, WeightsError
-from pipepar.host.device_context import DeviceContext
 from pipepar.jobs.shared_folder import replica
 from pipepar.model.source.open_source import from_factory
 from pipepar.model.weights.checkpoint import TensorFiles
 from pipepar.pipeline import Pipeline
 from pipepar.plan.placement import Ends
-from pipepar.planner.choice import PlanRequest
+from pipepar.planner.plan_job import agree_on_plan
+from pipepar.planner.plan_request import PlanRequest
 from tests.helpers.rank_fixtures import on_ranks
+from tests.helpers.run_contexts import run_on_hosts
 
 pytestmark = [pytest.mark.mpi, on_ranks(1, 2, 3)]
 
@@ -148,18 +150,10 @@ def _no_memory(*args: Any) -> Any:
 
 def load_from_root(world: World, path: Path) -> Any:
     source = from_factory("tests.helpers.factories:mlp", path)
-    example = (torch.randn(2, 4),)
-    request, context = PlanRequest(2, 2, 1), DeviceContext.on_hosts(world)
-    assembly = assemble(
-        world,
-        source,
-        example,
-        {},
-        ends=Ends.of_script(),
-        context=context,
-        request=request,
-        weights_from_root=True,
-    )
+    shared, run = SharedSource(source, from_root=True), run_on_hosts(world)
+    graph = capture_together(run, shared, (torch.randn(2, 4),), {})
+    agreed = agree_on_plan(run, graph, PlanRequest(2, 2, 1))
+    assembly = assemble(run, shared, graph, agreed, Ends.of_script())
     assembly.wiring.close()
     return assembly.stage
 

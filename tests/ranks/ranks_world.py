@@ -25,6 +25,13 @@ def test_everybody_hears_everybody(world: World) -> None:
     assert texts == ["é" * rank for rank in range(world.size)]
 
 
+def test_one_rank_hears_everybody(world: World) -> None:
+    for root in range(world.size):
+        texts = world.gather("é" * world.rank, root)
+        expected = ["é" * rank for rank in range(world.size)]
+        assert texts == (expected if world.rank == root else None)
+
+
 def test_a_rank_that_differs_is_named(world: World) -> None:
     world.agree("plans", "same")
     if world.size == 1:

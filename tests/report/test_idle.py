@@ -12,7 +12,8 @@ from rich.console import Console
 from pipepar.plan.plan import Edge
 from pipepar.plan.simulate import Timeline, simulate
 from pipepar.report.idle import Idle, idle_shares
-from pipepar.report.summary import RunSummary, StageSummary, print_summary
+from pipepar.report.run_record import RunRecord, StageRecord
+from pipepar.report.summary import print_summary
 from pipepar.trace import Totals, Tracer
 
 
@@ -169,10 +170,10 @@ def test_all_time_is_accounted_for(
     assert whole * idle.sink >= count * sink - 1e-9
 
 
-def summary_of(times: Sequence[float], edges: Mapping[Edge, float], count: int) -> RunSummary:
+def summary_of(times: Sequence[float], edges: Mapping[Edge, float], count: int) -> RunRecord:
     timeline = simulate(times, edges, count)
     stages = [
-        StageSummary(
+        StageRecord(
             rank=tracer.stage,
             host="node",
             threads=1,
@@ -184,10 +185,10 @@ def summary_of(times: Sequence[float], edges: Mapping[Edge, float], count: int) 
         )
         for tracer in traced(timeline)
     ]
-    return RunSummary(count, timeline.seconds, tuple(stages))
+    return RunRecord(count, timeline.seconds, tuple(stages))
 
 
-def printed(summary: RunSummary) -> str:
+def printed(summary: RunRecord) -> str:
     text = io.StringIO()
     print_summary(summary, Console(width=200, file=text))
     return text.getvalue()
@@ -222,4 +223,4 @@ def test_the_busiest_stage_is_named() -> None:
 
 def test_a_run_without_samples_has_no_idle_time() -> None:
     summary = summary_of([1.0], {}, 1)
-    assert "idle" not in printed(RunSummary(0, 0.1, summary.stages))
+    assert "idle" not in printed(RunRecord(0, 0.1, summary.stages))

@@ -1,16 +1,20 @@
 """The summary at the end of a run: every number in it."""
 
 import io
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from rich.console import Console
 
 from pipepar.comm.world import World
 from pipepar.host.device_context import DeviceContext
+from pipepar.host.run_context import RunContext
 from pipepar.report.confusion import Confusion
-from pipepar.report.summary import RunSummary, StageSummary, print_summary, summarise
-from pipepar.trace import Totals, Tracer
+from pipepar.report.gather_record import gather_record, stage_record
+from pipepar.report.run_record import RunRecord, StageRecord
+from pipepar.report.summary import print_summary
+from pipepar.supervision.stopping import Stopped
+from pipepar.trace import Totals
 from tests.helpers.jobs.threads import in_threads
 
 KINDS = ("source", "receive", "compute", "send", "sink")
@@ -21,9 +25,9 @@ def totals(**seconds: float) -> Totals:
     return Totals(10, seconds["all"], seconds["all"] / 10, seconds["all"] / 10, seconds["all"] / 10)
 
 
-def stage(rank: int, *, threads: int, device: str = "cpu", **kinds: float) -> StageSummary:
+def stage(rank: int, *, threads: int, device: str = "cpu", **kinds: float) -> StageRecord:
     """One that was at work for so many of 20 seconds."""
-    return StageSummary(
+    return StageRecord(
         rank=rank,
         host=f"node{rank}",
         threads=threads,
@@ -43,14 +47,14 @@ STAGES = (
 )
 
 
-def shown(summary: RunSummary) -> list[str]:
+def shown(summary: RunRecord) -> list[str]:
     text = io.StringIO()
     print_summary(summary, Console(file=text, width=200, highlight=False))
     return [" ".join(line.split()) for line in text.getvalue().splitlines()]
 
 
 def test_every_number_of_a_run() -> None:
-    lines = shown(RunSummary(12345, 20.0, STAGES, predicted=1000.0))
+    lines = shown(RunRecord(12345, 20.0, STAGES, predicted=1000.0))
     # The bound: 1 s of the first micro-batch on stage 0, 15 s on stage 1, 0.2 s out of stage 2.
     assert lines[0] == (
         "12,345 samples in 20.0 s, 617.2 samples/s (predicted 1,000.0) · 81% of the perfect "
@@ -65,7 +69,7 @@ def test_every_number_of_a_run() -> None:
 
 
 def test_shares_of_the_whole_run() -> None:
-    summary = RunSummary(100, 20.0, STAGES)
+    summary = RunRecord(100, 20.0, STAGES)
     assert summary.bound == pytest.approx(16.2)
     assert summary.efficiency == pytest.approx(16.2 / 20)
     assert [each.work for each in STAGES] == [12.0, 15.0, 6.0]
@@ -79,7 +83,7 @@ def test_shares_of_the_whole_run() -> None:
 def test_what_the_last_stage_did_after_its_records_is_other() -> None:
     """As completing the output file."""
     busy = stage(0, threads=1, source=1.0, compute=12.0, sink=3.0)
-    summary = RunSummary(10, 20.0, (busy,))
+    summary = RunRecord(10, 20.0, (busy,))
     assert summary.idle.other == pytest.approx(4 / 20)
     assert summary.idle.source == pytest.approx(1 / 20)
     assert summary.idle.sink == pytest.approx(3 / 20)
@@ -88,19 +92,19 @@ def test_what_the_last_stage_did_after_its_records_is_other() -> None:
 def test_time_between_records_counts_once() -> None:
     """This rank was ready 2 s before the last one, and paused for 1 s between micro-batches."""
     busy = replace(stage(0, threads=1, compute=16.0), gaps=1.0)
-    assert RunSummary(10, 22.0, (busy,)).idle.other == pytest.approx(4 / 22)
+    assert RunRecord(10, 22.0, (busy,)).idle.other == pytest.approx(4 / 22)
 
 
 def test_the_busiest_stage_is_the_one_at_work_the_longest() -> None:
     writes = stage(1, threads=1, compute=8.0, sink=9.0, receive=3.0)
-    summary = RunSummary(10, 20.0, (STAGES[0], writes))
+    summary = RunRecord(10, 20.0, (STAGES[0], writes))
     assert summary.busiest is writes
     assert "busiest: stage 1 on node1, at work 85% of the time" in shown(summary)
-    assert RunSummary(10, 20.0, (STAGES[0], STAGES[0])).busiest is STAGES[0]
+    assert RunRecord(10, 20.0, (STAGES[0], STAGES[0])).busiest is STAGES[0]
 
 
 def test_a_run_without_samples_or_time() -> None:
-    lines = shown(RunSummary(0, 0.0, STAGES[:1], predicted=5.0))
+    lines = shown(RunRecord(0, 0.0, STAGES[:1], predicted=5.0))
     assert lines[0] == (
         "0 samples in 0.0 s, 0.0 samples/s · 0% of the perfect pipeline's speed (bound 10.0 s)"
     )
@@ -109,35 +113,32 @@ def test_a_run_without_samples_or_time() -> None:
 
 
 def test_nothing_is_predicted_where_nothing_was_measured() -> None:
-    assert "predicted" not in shown(RunSummary(5, 1.0, STAGES))[0]
+    assert "predicted" not in shown(RunRecord(5, 1.0, STAGES))[0]
 
 
 def test_classes_are_told_where_they_are_known() -> None:
     confusion = Confusion(("cat", "dog"), ((0, 0, 3), (1, 0, 1)))
-    text = " ".join(shown(RunSummary(4, 20.0, STAGES, confusion)))
+    text = " ".join(shown(RunRecord(4, 20.0, STAGES, confusion)))
     assert "accuracy 75.00% of 4 samples in 2 classes" in text
-    assert "accuracy" not in " ".join(shown(RunSummary(4, 20.0, STAGES)))
+    assert "accuracy" not in " ".join(shown(RunRecord(4, 20.0, STAGES)))
 
 
 def test_it_is_put_together_of_what_each_rank_knows() -> None:
     """Rank 0 knows of the samples and the plan, the last one of results; the slowest one's time."""
     confusion = Confusion(("a", "b"), ((0, 1, 2),))
 
-    def work(world: World) -> RunSummary:
-        tracer = Tracer(world.rank)
+    def work(world: World) -> RunRecord:
+        run = RunContext.begin(world, DeviceContext.on_hosts(world))
+        run = replace(run, threads=2 + world.rank)
         for index in range(3):
-            tracer.record("compute", index, index, index + 0.25 * (1 + world.rank))
-        return summarise(
+            run.tracer.record("compute", index, index, index + 0.25 * (1 + world.rank))
+        return gather_record(
             world,
-            tracer,
-            100 + world.rank,
-            2 + world.rank,
+            stage_record(run, 100 + world.rank, seconds=(4.0, 6.0, 5.0)[world.rank]),
             samples=50 + world.rank,
-            seconds=(4.0, 6.0, 5.0)[world.rank],
             confusion=confusion if world.rank == 2 else None,
             predicted=7.0 if world.rank == 0 else None,
             failed=world.rank,
-            context=DeviceContext.on_hosts(world),
         )
 
     first, *others = in_threads(3, work, hosts=["x", "y", "x"])
@@ -153,3 +154,20 @@ def test_it_is_put_together_of_what_each_rank_knows() -> None:
     assert [each.totals["compute"].seconds for each in first.stages] == [0.75, 1.5, 2.25]
     assert all(each.device == "cpu" for each in first.stages)
     assert all(2**20 < each.peak_bytes < 2**40 for each in first.stages)
+
+
+def test_a_record_is_a_plain_value() -> None:
+    confusion = Confusion(("cat", "dog"), ((0, 0, 3), (1, 0, 1)))
+    whole = RunRecord(7, 20.1, STAGES, confusion, 1 / 3, 2, Stopped("SIGTERM", 5, 9))
+    for record in (whole, RunRecord(4, 20.0, STAGES), RunRecord(0, 0.0, ())):
+        again = RunRecord.from_json(record.to_json())
+        assert again == record
+        assert again.to_json() == record.to_json()
+        assert "\n" not in record.to_json()
+    assert shown(RunRecord.from_json(whole.to_json())) == shown(whole)
+
+
+def test_a_record_does_not_change() -> None:
+    record = RunRecord(4, 20.0, STAGES)
+    with pytest.raises(FrozenInstanceError):
+        record.samples = 5  # type: ignore[misc]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import platform
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
@@ -81,11 +81,29 @@ class Group:
             self._comm.Allgather(array("q", [len(data)]), lengths)
             gathered = bytearray(sum(lengths))
             self._comm.Allgatherv(data, [gathered, lengths.tolist()])
-        ends = list(itertools.accumulate(lengths))
-        return [gathered[end - n : end].decode() for end, n in zip(ends, lengths, strict=True)]
+        return _texts(gathered, lengths)
 
-    def agree(self, what: str, digest: str) -> None:
+    def gather(self, text: str, root: int) -> list[str] | None:
+        """Every rank's text, by rank, on rank `root`; None on the others. *Collective.*"""
+        if self._comm is None:
+            return [text]
+        data = text.encode()
+        lengths = array("q", bytes(8 * self.size)) if self.rank == root else None
+        with self._waiting():
+            self._comm.Gather(array("q", [len(data)]), lengths, root)
+            if lengths is None:
+                self._comm.Gatherv(data, None, root)
+                return None
+            gathered = bytearray(sum(lengths))
+            self._comm.Gatherv(data, [gathered, lengths.tolist()], root)
+        return _texts(gathered, lengths)
+
+    def agree(self, results: str, digest: str) -> None:
         """Check that every rank has come to the same result. *Collective.*
+
+        Args:
+            results: what they are called in the message, a plural.
+            digest: of this rank's.
 
         Raises:
             PlanError: on every rank, naming the ranks that differ from rank 0.
@@ -94,8 +112,8 @@ class Group:
         other = [rank for rank, found in enumerate(digests) if found != digests[0]]
         if other:
             raise PlanError(
-                f"rank 0 and {_ranks(other)} have made different {what}: give every rank the same "
-                "model, inputs and versions of torch, transformers and pipepar"
+                f"rank 0 and {_ranks(other)} have made different {results}: give every rank the "
+                "same model, inputs and versions of torch, transformers and pipepar"
             )
 
     def together(self, action: Callable[[], T]) -> T:
@@ -120,6 +138,12 @@ class Group:
         if first == self.rank:
             raise failure
         raise PeerError(f"rank {first} on {self.hosts[first]}: {problems[first]}")
+
+
+def _texts(gathered: bytearray, lengths: Sequence[int]) -> list[str]:
+    """Texts that lie one after another in memory."""
+    ends = itertools.accumulate(lengths)
+    return [gathered[end - n : end].decode() for end, n in zip(ends, lengths, strict=True)]
 
 
 def _ranks(ranks: list[int]) -> str:

@@ -104,11 +104,7 @@ class _OtherNumbers(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._seeds = itertools.count(torch.initial_seed() % 2**31 + 1)
-
-    def __enter__(self) -> _OtherNumbers:
         self._state = torch.get_rng_state()
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]

@@ -14,8 +14,8 @@ from pipepar.model.split.crossing import cut_table
 from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LinkCost
 from pipepar.plan.plan import Plan
-from pipepar.planner.choice import PlanRequest
 from pipepar.planner.plan_offline import Planning, plan_model
+from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.prediction import Prediction, model_cost
 from tests.helpers.jobs.command import MLP, pipepar
 

@@ -21,8 +21,9 @@ from torch import nn
 from pipepar.cli.predicted import print_prediction, print_shares
 from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LinkCost
-from pipepar.planner.choice import Choice, PlanRequest
+from pipepar.planner.choice import Choice
 from pipepar.planner.plan_offline import plan_model
+from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.prediction import StagePrediction
 from tests.helpers.cluster.mpirun import environment, mpirun
 from tests.helpers.jobs.command import MLP, pipepar

@@ -117,7 +117,7 @@ def test_spans_take_the_compute_streams_time_apart(seed: int) -> None:
     edges = [Edge.between(one, two) for one, two in pairwise(gpus)]
     clocks = [GpuClock(gpu) for gpu in gpus]
     zeros = [zero_of(gpu, clock) for gpu, clock in zip(gpus, clocks, strict=True)]
-    tracers = [Tracer(k, keep=True, clock=clock) for k, clock in enumerate(clocks)]
+    tracers = [Tracer(k, keeps_spans=True, clock=clock) for k, clock in enumerate(clocks)]
     work: list[list[Work]] = [[], [], []]
 
     def source() -> Iterator[MicroBatch]:
@@ -153,7 +153,7 @@ def test_transfers_are_told_beside_what_a_stage_does() -> None:
     scheduler = Scheduler(1)
     a, b = SimulatedGpu(scheduler, "a"), SimulatedGpu(scheduler, "b")
     clocks = GpuClock(a), GpuClock(b)
-    tracers = [Tracer(k, keep=True, clock=clock) for k, clock in enumerate(clocks)]
+    tracers = [Tracer(k, keeps_spans=True, clock=clock) for k, clock in enumerate(clocks)]
     edge = Edge.between(a, b, watches=[tracer.record_beside for tracer in tracers], depth=9)
 
     def source() -> Iterator[MicroBatch]:

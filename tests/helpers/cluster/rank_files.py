@@ -16,9 +16,7 @@ def run_files(
     ranks: int,
     tmp_path: Path,
     seconds: float,
-    *,
-    tests: str = "",
-    marks: str | None = None,
+    options: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
 ) -> Finished:
     """Run test files under one mpirun to their end.
@@ -31,16 +29,14 @@ def run_files(
         ranks: how many.
         tmp_path: below it each rank gets a temporary folder.
         seconds: for all of it.
-        tests: which of them, an expression as for pytest's `-k`; all if empty.
-        marks: which of them, an expression as for pytest's `-m`; None for the usual.
+        options: of pytest, such as `-k` and `-m` with what selects tests.
         env: further environment variables.
     """
     # Nothing is captured: what a rank says that ends the job would be lost with its process.
-    options = ["--only-mpi", "-x", "-v", "-rs", "--color=no", "--capture=no", "-k", tests]
-    options += [] if marks is None else ["-m", marks]
-    options += ["-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={tmp_path}/rank"]
-    options += ["-o", f"faulthandler_timeout={seconds - 20}"]
-    python = [sys.executable, "-m", "mpi4py", "-m", "pytest", *map(str, files), *options]
+    usual = ["--only-mpi", "-x", "-v", "-rs", "--color=no", "--capture=no"]
+    usual += ["-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={tmp_path}/rank"]
+    usual += ["-o", f"faulthandler_timeout={seconds - 20}"]
+    python = [sys.executable, "-m", "mpi4py", "-m", "pytest", *map(str, files), *usual, *options]
     # Ranks tag their lines, so that a report says which of them failed.
     return finish(start([*mpirun(ranks, "--output", "tag"), *python], env), seconds)
 
@@ -53,13 +49,14 @@ def failures(
     After a failure each file runs by itself, so that the report has every file that fails, not only
     the first.
     """
-    together = run_files(files, ranks, tmp_path, seconds, marks=marks)
+    options = [] if marks is None else ["-m", marks]
+    together = run_files(files, ranks, tmp_path, seconds, options)
     if together.status == 0 and passed(together):
         return ""
     reports = [f"together, {ranks} ranks:\n{together.output[-6000:]}"]
     for file in files:
         (folder := tmp_path / file.stem).mkdir()
-        alone = run_files([file], ranks, folder, seconds, marks=marks)
+        alone = run_files([file], ranks, folder, seconds, options)
         if alone.status not in (0, NOTHING):
             reports.append(f"{file.name} alone, {ranks} ranks:\n{alone.output[-6000:]}")
     return "\n\n".join(reports)

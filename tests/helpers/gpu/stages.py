@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -210,11 +210,10 @@ class Edge:
         eager: int = 0,
         watches: Sequence[gpu_channel.Watch | None] = (None, None),
         slots: int | None = None,
-        ends: Any = gpu_channel,
     ) -> Edge:
         told, (left, right) = Told(depth), link(a, b, eager)
-        sender = ends.GpuSender(told.sender, left, a, slots or depth, watches[0])
-        receiver = ends.GpuReceiver(told.receiver, right, b, watches[1])
+        sender = gpu_channel.GpuSender(told.sender, left, a, slots or depth, watches[0])
+        receiver = gpu_channel.GpuReceiver(told.receiver, right, b, watches[1])
         return Edge(told, (left, right), sender, receiver)
 
     def is_ready(self) -> bool:

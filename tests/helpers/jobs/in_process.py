@@ -12,15 +12,15 @@ import torch
 from pipepar.comm.world import World
 from pipepar.jobs.quarantine import errors_of
 from pipepar.jobs.run import Job, run_job
-from pipepar.report.summary import RunSummary
+from pipepar.report.run_record import RunRecord
 from tests.helpers.jobs.command import after
 
 
-def run(job: Job, micro_batches: int = 10_000) -> RunSummary:
+def run(job: Job, micro_batches: int = 10_000) -> RunRecord:
     return run_job(World.start(), job, asked_to_stop=after(micro_batches))
 
 
-def go_on(job: Job) -> RunSummary:
+def go_on(job: Job) -> RunRecord:
     """Resume a job; its journal gives the micro-batch."""
     return run(replace(job, resume=True, micro_batch=None))
 

@@ -139,6 +139,10 @@ class ThreadWorld(World):
     def all_gather(self, text: str) -> list[str]:
         return self.group.all_gather(self.rank, text)
 
+    def gather(self, text: str, root: int) -> list[str] | None:
+        texts = self.all_gather(text)
+        return texts if self.rank == root else None
+
     def together(self, action: Callable[[], T]) -> T:
         def alone() -> T:
             with self.group.turn.taken():

@@ -1,0 +1,24 @@
+"""Circumstances of runs that compute on hosts."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from pipepar.comm.world import World
+from pipepar.host.device_context import DeviceContext
+from pipepar.host.run_context import RunContext
+from pipepar.progress import NOBODY
+from pipepar.trace import Tracer
+
+
+def run_on_hosts(world: World, note: Callable[[str], None] = lambda text: None) -> RunContext:
+    """Every rank computes on its host, with the threads that it has. *Collective.*"""
+    return RunContext(
+        world=world,
+        device_context=DeviceContext.on_hosts(world),
+        threads=torch.get_num_threads(),
+        tracer=Tracer(world.rank),
+        display=replace(NOBODY, note=note),
+        asked_to_stop=lambda: "",
+    )
