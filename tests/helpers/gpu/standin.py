@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
+from pipepar.comm.gpu.communicators import Abort
 from pipepar.comm.gpu.device import Event, Gpu, Stream
 from pipepar.comm.world import World
 from pipepar.host.device_context import DeviceContext
@@ -113,7 +114,7 @@ class CouriersOverMpi(dict[tuple[int, int], OverMpi]):
 
     @classmethod
     def start(
-        cls, world: World, pairs: Sequence[tuple[int, int]], gpu: Gpu | None
+        cls, world: World, pairs: Sequence[tuple[int, int]], gpu: Gpu | None, abort: Abort
     ) -> Mapping[tuple[int, int], OverMpi]:
         made = cls()
         for pair in sorted(pairs):
