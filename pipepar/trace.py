@@ -126,7 +126,7 @@ class Tracer:
         stage: int,
         keeps_spans: bool = False,
         clock: Clock | None = None,
-        enter: Callable[..., None] = lambda *what: None,
+        enter: Callable[..., None] = lambda *_: None,
     ) -> None:
         self.stage = stage
         self.keeps_spans = keeps_spans

@@ -12,7 +12,7 @@ import typer
 from pipepar.cli.doctor import doctor
 from pipepar.cli.plan import plan
 from pipepar.cli.run import run
-from pipepar.comm.group.launcher import launcher_rank
+from pipepar.comm.group.launcher import is_launched_root
 
 # Of click, which typer may bring or import; this name serves for both.
 _UsageError: Final[type[Exception]] = cast("Any", typer.BadParameter).__bases__[0]
@@ -52,7 +52,7 @@ def _options(
 
 def main() -> None:
     """Entry point of the command `pipepar`; of a job's ranks, the first tells a usage error."""
-    if launcher_rank() == 0:
+    if is_launched_root():
         app(prog_name="pipepar")
     try:
         sys.exit(app(prog_name="pipepar", standalone_mode=False))

@@ -116,8 +116,8 @@ def loading(console: Console, total: int) -> Iterator[Callable[[int], None]]:
         A function to call with the number of bytes that have just been loaded.
     """
     if not console.is_terminal:
-        what = "{:,.1f} of {:,.1f} MiB of weights"
-        advance = _lines(console, total / 2**20, what, "{:,.0f} MiB/s")
+        amount = "{:,.1f} of {:,.1f} MiB of weights"
+        advance = _lines(console, total / 2**20, amount, "{:,.0f} MiB/s")
         yield lambda size: advance(size / 2**20)
         return
     columns = (
@@ -132,8 +132,8 @@ def loading(console: Console, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda size: bar.update(task, advance=size)
 
 
-def _lines(console: Console, total: float, what: str, speed: str) -> Callable[[float], None]:
-    """A line every few seconds and one at the end; `what` takes how much is done and the total."""
+def _lines(console: Console, total: float, amount: str, speed: str) -> Callable[[float], None]:
+    """Print a line every few seconds and one at the end; `amount` formats what is done of all."""
     begin = shown = time.monotonic()
     done = 0.0
 
@@ -148,7 +148,7 @@ def _lines(console: Console, total: float, what: str, speed: str) -> Callable[[f
         shown = now
         rate = done / max(now - begin, 1e-9)
         console.print(
-            f"pipepar: {what.format(done, total)} ({done / total:.0%}), {speed.format(rate)}, "
+            f"pipepar: {amount.format(done, total)} ({done / total:.0%}), {speed.format(rate)}, "
             f"{(total - done) / rate:,.0f} s left"
         )
 

@@ -20,7 +20,7 @@ from pipepar.comm.channels.channel import Receiver, Sender
 from pipepar.comm.channels.link import Link
 from pipepar.comm.group.group import Group
 from pipepar.comm.group.launcher import launched, refusal, torchrun_below_a_rank
-from pipepar.comm.group.rank0_mailbox import Rank0Mailbox
+from pipepar.comm.group.root_mailbox import RootMailbox
 from pipepar.comm.liveness.heartbeat import Heartbeat
 from pipepar.errors import PipeparError
 
@@ -149,9 +149,9 @@ class World(Group):
             self._next_tag += MpiEndpoint.tags(link.depth)
         return receivers, senders
 
-    def mailbox(self) -> Rank0Mailbox:
-        """A way for any rank to tell rank 0 a number at any time. *Collective.*"""
-        return Rank0Mailbox(self._comm and self._comm.Dup())
+    def mailbox(self) -> RootMailbox:
+        """A mailbox to which any rank can send a number at any time. *Collective.*"""
+        return RootMailbox(self._comm and self._comm.Dup(), self.root)
 
     def _transports(self, links: Sequence[Link], gpu: Gpu | None) -> Mapping[int, P2PTransport]:
         pairs = {

@@ -1,4 +1,4 @@
-"""Who is to blame: an exception on a micro-batch names the sample, where one alone raises it."""
+"""Which sample of a micro-batch fails: the first that raises an exception by itself."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ _ALLOCATOR: Final = "DefaultCPUAllocator"
 
 
 @contextmanager
-def blame(what: str, samples: torch.Tensor, again: Callable[[slice], object]) -> Iterator[None]:
-    """Let what the body raises name the function and the samples it was given. *Local.*
+def naming_samples(
+    name: str, samples: torch.Tensor, again: Callable[[slice], object]
+) -> Iterator[None]:
+    """Raise what the body raises with the name of the function and the samples that failed.
 
     Args:
-        what: the function, as the user knows it.
+        name: of the function that the body calls, as the user knows it.
         samples: int64 [B], positions in the user's input.
-        again: does what the body does for some rows alone.
+        again: computes what the body computes, for some rows alone.
 
     Raises:
         StageError: the body raised something that pipepar does not explain itself; it is chained.
@@ -36,8 +38,8 @@ def blame(what: str, samples: torch.Tensor, again: Callable[[slice], object]) ->
     except PipeparError:
         raise
     except Exception as error:
-        told = blamed(samples.tolist(), again if is_of_samples(error) else None)
-        raise StageError(f"{what} failed on {told}: {type(error).__name__}: {error}") from error
+        found = failing_samples(samples.tolist(), again if is_of_samples(error) else None)
+        raise StageError(f"{name} failed on {found}: {type(error).__name__}: {error}") from error
 
 
 def is_of_samples(error: BaseException) -> bool:
@@ -51,15 +53,15 @@ def is_of_samples(error: BaseException) -> bool:
     return not (lacks_memory or isinstance(error, torch.AcceleratorError))
 
 
-def blamed(samples: Sequence[int], again: Callable[[slice], object] | None) -> str:
-    """The samples of a micro-batch that failed, or the first that fails alone, in words. *Local.*
+def failing_samples(samples: Sequence[int], again: Callable[[slice], object] | None) -> str:
+    """The first sample that fails alone, or else all of the micro-batch, in words.
 
     Args:
         samples: their positions in the user's input.
-        again: does for some rows of the micro-batch what failed for all of them; None if no row is
-            to blame.
+        again: computes for some rows of the micro-batch what failed for all of them; None if the
+            error is not that of a row.
     """
-    row = None if again is None else _culprit(len(samples), _Timed(again))
+    row = None if again is None else _first_failing(len(samples), _Timed(again))
     if row is not None:
         return f"sample {samples[row]}"
     return f"samples {', '.join(map(str, samples[:_SHOWN]))}" + ", ..." * (len(samples) > _SHOWN)
@@ -101,7 +103,7 @@ class _Timed:
         return False
 
 
-def _culprit(count: int, timed: _Timed) -> int | None:
+def _first_failing(count: int, timed: _Timed) -> int | None:
     """The first row that fails alone, by halves; None where it is not the row that decides."""
     begin, end = 0, count
     while end - begin > 1:
@@ -116,5 +118,5 @@ def _culprit(count: int, timed: _Timed) -> int | None:
             return None
     # Rows that all fail alone say nothing: they may need one another, or the fault is no row's.
     others = [slice(0, 1)] if begin else [slice(at, at + 1) for at in range(1, count)]
-    blameless = any(not timed.is_over and not timed.fails(other) for other in others)
-    return begin if count == 1 or blameless else None
+    others_pass = any(not timed.is_over and not timed.fails(other) for other in others)
+    return begin if count == 1 or others_pass else None

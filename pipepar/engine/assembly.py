@@ -74,7 +74,7 @@ def capture_together(
     """
     world, module = run.world, shared.source.module
     # A file that is not there is told at once, not after the capture.
-    world.together(lambda: shared.check(world.rank))
+    world.together(lambda: shared.check(world.is_root))
     if shared.from_root:
         share_buffers(world, module)
     graph = world.together(lambda: capture(module, tuple(args), dict(kwargs)))

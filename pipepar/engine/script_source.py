@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from pipepar.comm.group.launcher import launcher_rank
+from pipepar.comm.group.launcher import is_launched_root
 from pipepar.comm.world import World
 from pipepar.engine.shared_source import SharedSource
 from pipepar.errors import InputError, WeightsError
@@ -30,7 +30,7 @@ def values_on_root() -> Iterator[None]:
 
     What it holds reaches the others when a Pipeline is made, outside of this context.
     """
-    if launcher_rank() == 0:
+    if is_launched_root():
         yield
         return
     with params_on_meta():

@@ -19,13 +19,16 @@ class SharedSource:
     from_root: bool
     """Whether only rank 0's weights can be read, and it sends the others theirs."""
 
-    def check(self, rank: int) -> None:
+    def check(self, is_root: bool) -> None:
         """Refuse weights that a rank has to read and that are not there. *Local.*
+
+        Args:
+            is_root: whether the rank is the root.
 
         Raises:
             WeightsError: a file is missing or damaged.
         """
-        if rank == 0 or not self.from_root:
+        if is_root or not self.from_root:
             self.source.weights.check(())
 
     def held(self, device: torch.device) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipepar.data.failing_sample import blamed, is_of_samples, part
+from pipepar.data.failing_sample import failing_samples, is_of_samples, part
 from pipepar.engine.loop import Compute, FailurePolicy
 from pipepar.microbatch import MicroBatch, Value
 
@@ -28,5 +28,5 @@ def _failed_samples(
     if samples is None or not is_of_samples(error):
         return ""
     count = len(samples)
-    told = blamed(samples.tolist(), lambda rows: compute(part(values, rows, count)))
-    return f", {told}"
+    found = failing_samples(samples.tolist(), lambda rows: compute(part(values, rows, count)))
+    return f", {found}"

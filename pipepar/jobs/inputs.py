@@ -23,7 +23,7 @@ from pipepar.errors import InputError, PipeparError
 from pipepar.jobs.options import Job
 from pipepar.microbatch import SOURCE, Fault, MicroBatch, Value
 from pipepar.model.capture.graph import Graph
-from pipepar.model.source.import_path import import_path
+from pipepar.model.source.import_path import UserFunction, import_path
 from pipepar.tasks.model_folder import ModelFolder, classes_of
 from pipepar.trace import Tracer
 
@@ -155,7 +155,7 @@ def _microbatch(index: int, feed: Feed, graph: Graph, lenient: bool) -> MicroBat
 def _open(job: Job) -> Reader:
     kind = find_input_format(job.input).kind
     if job.preprocess is not None:
-        prepare = import_path(job.preprocess, "a function that makes the model's arguments")
+        prepare = import_path(job.preprocess, UserFunction.PREPROCESS)
         return open_prepared(job.input, prepare, f"--preprocess {job.preprocess}", job.lenient)
     if kind == "arrays":
         return _open_arrays(job)

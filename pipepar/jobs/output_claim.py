@@ -11,7 +11,7 @@ from pipepar.data.writers.open_output import check_output, target_of
 from pipepar.data.writers.partial import Partial, naming
 from pipepar.data.writers.unfinished import Unfinished, find_unfinished, is_unfinished
 from pipepar.jobs.options import Job
-from pipepar.model.source.import_path import import_path
+from pipepar.model.source.import_path import UserFunction, import_path
 from pipepar.tasks.answers import Answer, answered_by, as_tensors
 from pipepar.tasks.model_folder import classes_of
 
@@ -86,7 +86,7 @@ def claim_output(job: Job) -> Iterator[OutputClaim]:
 
 def _open_answer(job: Job, answered: str) -> Answer:
     if job.postprocess is not None:
-        function = import_path(job.postprocess, "a function that makes rows of the output")
+        function = import_path(job.postprocess, UserFunction.POSTPROCESS)
         return answered_by(function, answered)
     if not job.writes_answers:
         return as_tensors

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from pipepar.data.failing_sample import blame, is_of_samples, part
+from pipepar.data.failing_sample import is_of_samples, naming_samples, part
 from pipepar.data.sample_set import SampleSet
 from pipepar.data.writers.journal import Fields
 from pipepar.data.writers.open_output import open_output
@@ -147,7 +147,7 @@ class Sink:
         def again(rows: slice) -> object:
             return self._answer(*part((output, extras), rows, len(samples)))
 
-        with blame(self._what, samples, again):
+        with naming_samples(self._what, samples, again):
             rows = self._answer(output, extras)
         if self._tally is None:
             self._opened().write(samples, rows)

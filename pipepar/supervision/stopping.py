@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final, TypeAlias
 
-from pipepar.comm.group.rank0_mailbox import Rank0Mailbox
+from pipepar.comm.group.root_mailbox import RootMailbox
 from pipepar.comm.world import World
 from pipepar.errors import PipeparError
 from pipepar.supervision.signals import SIGNALS, ignore, release
@@ -119,7 +119,7 @@ class Stop:
     def __init__(
         self,
         world: World,
-        mailbox: Rank0Mailbox,
+        mailbox: RootMailbox,
         note: Callable[[str], None],
         leave: Callable[[str], None],
     ) -> None:

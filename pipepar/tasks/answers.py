@@ -81,13 +81,13 @@ def full_precision(logits: torch.Tensor) -> torch.Tensor:
     return logits.detach().to("cpu", torch.promote_types(logits.dtype, torch.float32))
 
 
-def answered_by(function: Callable[[Any], Any], what: str) -> Answer:
+def answered_by(function: Callable[[Any], Any], name: str) -> Answer:
     """Let a function of the user's make the rows. *Local.*
 
     Args:
         function: given the model's own output, returns a tensor, a dict of tensors, or a list of
             one JSON value a sample.
-        what: the function, as a message shall call it.
+        name: of that function, as the user knows it.
 
     Returns:
         An answer; it raises InputError for anything else that the function returns.
@@ -101,13 +101,13 @@ def answered_by(function: Callable[[Any], Any], what: str) -> Answer:
             return made
         if not isinstance(made, Mapping):
             raise InputError(
-                f"{what} returned a {type(made).__name__}; expected a tensor, a dict of tensors, "
+                f"{name} returned a {type(made).__name__}; expected a tensor, a dict of tensors, "
                 "or a list with one JSON value a sample. Return one of them."
             )
-        for name, value in made.items():
+        for key, value in made.items():
             if not isinstance(value, torch.Tensor):
                 raise InputError(
-                    f"{what} returned a {type(value).__name__} as {name!r}; expected a tensor. "
+                    f"{name} returned a {type(value).__name__} as {key!r}; expected a tensor. "
                     "Convert it with torch.as_tensor, or return a list with one value a sample."
                 )
         return made

@@ -27,7 +27,8 @@ def configure(config: pytest.Config) -> None:
     from mpi4py import MPI
 
     config.addinivalue_line("markers", "usual: every run has it, on this number of ranks")
-    config.option.basetemp = Path(f"{config.option.basetemp}{MPI.COMM_WORLD.rank}")
+    if config.option.basetemp:  # else pytest gives each process a folder of its own
+        config.option.basetemp = Path(f"{config.option.basetemp}{MPI.COMM_WORLD.rank}")
     torch.set_num_threads(1)
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as some
 
-from pipepar.data.failing_sample import blame, blamed, is_of_samples, part
+from pipepar.data.failing_sample import failing_samples, is_of_samples, naming_samples, part
 from pipepar.errors import InputError, StageError, WireError
 
 
@@ -22,7 +22,7 @@ def test_the_first_that_fails_alone(count: int, data: Any) -> None:
         if bad & set(range(count)[rows]):
             raise ValueError
 
-    told = blamed([100 + at for at in range(count)], again)
+    told = failing_samples([100 + at for at in range(count)], again)
     if len(bad) < count or count == 1:
         assert told == f"sample {100 + min(bad)}"
     else:
@@ -35,7 +35,7 @@ def test_samples_that_fail_only_together() -> None:
         if rows == slice(0, 12):
             raise ValueError
 
-    assert blamed(range(12), again) == "samples 0, 1, 2, 3, 4, 5, 6, 7, ..."
+    assert failing_samples(range(12), again) == "samples 0, 1, 2, 3, 4, 5, 6, 7, ..."
 
 
 def test_who_waits_is_told_soon() -> None:
@@ -46,7 +46,7 @@ def test_who_waits_is_told_soon() -> None:
         time.sleep(0.6)
         raise ValueError
 
-    assert blamed(range(12), again).startswith("samples 0, 1")
+    assert failing_samples(range(12), again).startswith("samples 0, 1")
     assert len(tries) <= 3
 
 
@@ -64,10 +64,13 @@ def test_lack_of_memory_is_nobodys(error: Exception) -> None:
 
 
 def test_what_pipepar_explains_itself_is_not_explained_again() -> None:
-    with pytest.raises(InputError, match="so"), blame("it", torch.arange(2), lambda rows: 0):
+    with (
+        pytest.raises(InputError, match="so"),
+        naming_samples("it", torch.arange(2), lambda rows: 0),
+    ):
         raise InputError("so")
     told = pytest.raises(StageError, match="it failed on samples 0, 1: KeyError: 'so'")
-    with told as found, blame("it", torch.arange(2), lambda rows: 0):
+    with told as found, naming_samples("it", torch.arange(2), lambda rows: 0):
         raise KeyError("so")
     assert isinstance(found.value.__cause__, KeyError)
 

@@ -37,6 +37,7 @@ from pipepar.comm.channels.memory import (
     tensor_layouts,
 )
 from pipepar.comm.channels.mpi_endpoint import (
+    Direction,
     Message,
     MpiEndpoint,
     Outgoing,
@@ -269,7 +270,7 @@ class MpiReceiver:
         if not self._open:
             raise WireError(f"the channel from rank {self._endpoint.peer} is closed")
         lane = self._header_lane
-        wait_for(lane, lane.pushed - len(self._headers) + 1, self._endpoint, "receiving from")
+        wait_for(lane, lane.pushed - len(self._headers) + 1, self._endpoint, Direction.IN)
         _, data = self._headers.popleft()
         try:
             return Header.unpack(data)
@@ -280,7 +281,7 @@ class MpiReceiver:
         endpoint, data = self._endpoint, bytearray(header.spec_bytes)
         request = endpoint.comm.Irecv([data, MPI.BYTE], endpoint.peer, endpoint.spec_tag)
         self._spec_lane.push([MPI._addressof(request)])
-        wait_for(self._spec_lane, self._spec_lane.pushed, endpoint, "receiving from")
+        wait_for(self._spec_lane, self._spec_lane.pushed, endpoint, Direction.IN)
         try:
             self._spec = wire.unpack_spec(header.checked(data))
         except WireError as error:
@@ -321,7 +322,7 @@ class MpiReceiver:
         if not self._payloads:
             return [self._allocate(0) for _ in self._tensors]
         lane = self._payload_lane
-        wait_for(lane, lane.pushed - len(self._payloads) + 1, self._endpoint, "receiving from")
+        wait_for(lane, lane.pushed - len(self._payloads) + 1, self._endpoint, Direction.IN)
         return self._payloads.popleft().buffers
 
     def _error(self, message: str) -> WireError:

@@ -6,6 +6,7 @@ import ctypes
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final, TypeAlias
 
 from mpi4py import MPI
@@ -62,7 +63,14 @@ def messages_of(address: int, nbytes: int, tag: int) -> Iterator[Message]:
         yield [MPI.buffer.fromaddress(begin, size), MPI.BYTE], tag
 
 
-def wait_for(lane: Lane, count: int, endpoint: MpiEndpoint, what: str) -> None:
+class Direction(Enum):
+    """Where the messages of a lane go; the value stands before the peer's rank in an error."""
+
+    OUT = "sending to"
+    IN = "receiving from"
+
+
+def wait_for(lane: Lane, count: int, endpoint: MpiEndpoint, direction: Direction) -> None:
     """Wait until a lane has completed that many tickets. *Local.*
 
     Raises:
@@ -71,18 +79,19 @@ def wait_for(lane: Lane, count: int, endpoint: MpiEndpoint, what: str) -> None:
     """
     while not lane.wait(count, _WAIT_SECONDS):
         endpoint.waited()
+    transfer = f"{direction.value} rank {endpoint.peer}"
     if lane.error:
         raise WireError(
-            f"{what} rank {endpoint.peer} failed: {MPI.Get_error_string(lane.error)}; "
+            f"{transfer} failed: {MPI.Get_error_string(lane.error)}; "
             "look for the first error of that rank"
         )
     if lane.gate_error:
         raise WireError(
-            f"{what} rank {endpoint.peer} failed: the GPU did not deliver the tensors, CUDA error "
+            f"{transfer} failed: the GPU did not deliver the tensors, CUDA error "
             f"{lane.gate_error}; look for the first CUDA error of this rank"
         )
     if lane.completed < count:
-        raise WireError(f"{what} rank {endpoint.peer} was given up: the channel is closed")
+        raise WireError(f"{transfer} was given up: the channel is closed")
 
 
 def cancel(request: MPI.Request) -> None:
@@ -128,7 +137,7 @@ class Outgoing:
             raise WireError(f"the channel to rank {self._endpoint.peer} is closed")
         room = self._lane.pushed - self._endpoint.depth + 1
         if self._lane.completed < room:
-            wait_for(self._lane, room, self._endpoint, "sending to")
+            wait_for(self._lane, room, self._endpoint, Direction.OUT)
         self._let_go()
 
     def has_room(self) -> bool:
@@ -159,7 +168,7 @@ class Outgoing:
     def close(self) -> None:
         """Wait until everything has left; may be called twice."""
         if self._open:
-            wait_for(self._lane, self._lane.pushed, self._endpoint, "sending to")
+            wait_for(self._lane, self._lane.pushed, self._endpoint, Direction.OUT)
             self._open = False
             self._let_go()
 

@@ -72,9 +72,9 @@ class Communicators(Mapping[int, "Held"]):
             for at in mine:
                 pair = own[at]
                 with _patiently(group, pair, abort):
-                    what = f"edge rank {pair[0]} -> rank {pair[1]}"
+                    edge = f"edge rank {pair[0]} -> rank {pair[1]}"
                     place = pair.index(group.rank)
-                    started[at] = Communicator.start(nccl, ids[at], place, 2, what)
+                    started[at] = Communicator.start(nccl, ids[at], place, 2, edge)
                     _warm(started[at], gpu, stream, sends=place == 0)
         return cls(started, own)
 

@@ -112,12 +112,12 @@ class Nccl:
         finally:
             self.call("ncclGroupEnd", "a group of transfers")
 
-    def call(self, function: str, what: str, *arguments: object) -> None:
+    def call(self, function: str, name: str, *arguments: object) -> None:
         """Call one of NCCL's functions. *Local.*
 
         Args:
             function: its name.
-            what: whom it is for, at the head of an error.
+            name: of the edge or the object that it is for; an error begins with it.
             arguments: as in nccl.h.
 
         Raises:
@@ -130,7 +130,7 @@ class Nccl:
         shared = any(sign in words for sign in _SHARED_GPU)
         found = ".".join(map(str, self.version))
         remedy = _SHARED_GPU_REMEDY.format(found) if shared else _REMEDIES.get(result, _WARNINGS)
-        raise WireError(f"{what}: {function} gave {result}, {words}; {remedy}")
+        raise WireError(f"{name}: {function} gave {result}, {words}; {remedy}")
 
     def words(self, result: int) -> str:
         """NCCL's own words for a result, and what it last warned of, if anything. *Local.*
@@ -149,16 +149,16 @@ class Communicator:
     One thread sends, receives and closes; `problem` and `abort` may come from any other.
     """
 
-    def __init__(self, nccl: Nccl, handle: int, peer: int, what: str) -> None:
+    def __init__(self, nccl: Nccl, handle: int, peer: int, edge: str) -> None:
         self._nccl = nccl
         self._handle: int | None = handle
         self._peer = peer
-        self._what = what
+        self._edge = edge
         self._taking = threading.Lock()
 
     @classmethod
     def start(
-        cls, nccl: Nccl, unique_id: bytes, rank: int, size: int, what: str, max_ctas: int = MAX_CTAS
+        cls, nccl: Nccl, unique_id: bytes, rank: int, size: int, edge: str, max_ctas: int = MAX_CTAS
     ) -> Communicator:
         """Meet the other rank, and wait for it. *Collective* over the two.
 
@@ -167,7 +167,7 @@ class Communicator:
             unique_id: the same on both ranks, used once.
             rank: 0 for the producer, 1 for the consumer.
             size: 2; or 1, for a rank that sends to itself, in a group.
-            what: the edge, such as "edge rank 0 -> rank 1"; at the head of every error.
+            edge: its name, such as "edge rank 0 -> rank 1"; every error begins with it.
             max_ctas: how many of the GPU's multiprocessors a transfer may take. It keeps them for
                 as long as it waits for the other rank, and a GPU has a communicator for each of
                 its edges: without a limit, waiting would take from computing. The environment's
@@ -182,9 +182,9 @@ class Communicator:
         """
         handle = c_void_p()
         name, config = UniqueId.from_buffer_copy(unique_id), Config.of(max_ctas)
-        nccl.call("ncclCommInitRankConfig", what, byref(handle), size, name, rank, byref(config))
+        nccl.call("ncclCommInitRankConfig", edge, byref(handle), size, name, rank, byref(config))
         assert handle.value is not None
-        return cls(nccl, handle.value, size - 1 - rank, what)
+        return cls(nccl, handle.value, size - 1 - rank, edge)
 
     def send(self, address: int, nbytes: int, stream: int) -> None:
         """Send to the other rank, which receives as many bytes. *Local*; returns at once.
@@ -251,11 +251,11 @@ class Communicator:
     def _transfer(self, function: str, address: int, nbytes: int, stream: int) -> None:
         handle = self._handle
         if handle is None:
-            raise WireError(f"{self._what}: {function} on a communicator that is closed")
+            raise WireError(f"{self._edge}: {function} on a communicator that is closed")
         self._call(function, address, nbytes, UINT8, self._peer, handle, stream)
 
     def _call(self, function: str, *arguments: object) -> None:
-        self._nccl.call(function, self._what, *arguments)
+        self._nccl.call(function, self._edge, *arguments)
 
     def _take(self) -> int | None:
         """The handle, for the one that frees it."""

@@ -7,16 +7,15 @@ import platform
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
+from pipepar.comm.group.launcher import ROOT
 from pipepar.errors import PeerError, PlanError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 T = TypeVar("T")
-
-_ROOT: Final = 0
 
 
 class Group:
@@ -48,17 +47,17 @@ class Group:
     @property
     def root(self) -> int:
         """The rank whose text `broadcast` gives to all, and which decides where one must."""
-        return _ROOT
+        return ROOT
 
     @property
     def is_root(self) -> bool:
         """Whether this is that rank."""
-        return self.rank == _ROOT
+        return self.rank == ROOT
 
     @property
     def others(self) -> list[int]:
         """All ranks but the root."""
-        return [rank for rank in range(self.size) if rank != _ROOT]
+        return [rank for rank in range(self.size) if rank != ROOT]
 
     def broadcast(self, text: str) -> str:
         """The root's text, on every rank. *Collective.*"""
@@ -98,12 +97,12 @@ class Group:
             self._comm.Gatherv(data, [gathered, lengths.tolist()], root)
         return _texts(gathered, lengths)
 
-    def agree(self, results: str, digest: str) -> None:
+    def agree(self, results: Literal["graphs of the model", "plans"], digest: str) -> None:
         """Check that every rank has come to the same result. *Collective.*
 
         Args:
-            results: what they are called in the message, a plural.
-            digest: of this rank's.
+            results: the kind of result.
+            digest: of this rank's result.
 
         Raises:
             PlanError: on every rank, naming the ranks that differ from rank 0.

@@ -9,6 +9,9 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
+ROOT: Final = 0
+"""The rank that decides where one must; see `Group.root`. A process knows its rank before MPI."""
+
 # Of Open MPI and PMIx launchers; of MPICH's, Intel's, PALS's and Flux's, and srun's PMI-2; of
 # MVAPICH2's.
 RANK_VARIABLES: Final = ("PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
@@ -56,6 +59,11 @@ def launched() -> bool:
 def launcher_rank() -> int:
     """This process's number by its launcher, 0 where there is none; starts no MPI. *Local.*"""
     return _first_number((*_RANK, "RANK") if _torch_size() else _RANK) or 0
+
+
+def is_launched_root() -> bool:
+    """Whether this process is the root by its launcher's number; starts no MPI."""
+    return launcher_rank() == ROOT
 
 
 def launcher_local_rank() -> int | None:

@@ -1,4 +1,4 @@
-"""The ranks' watch over one another, beside MPI; nothing happens before it begins."""
+"""The heartbeat between ranks, beside MPI: each rank monitors some others once it has begun."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Heartbeat:
         pulse = Pulse(group.rank, group.hosts, cookie, limits)
         mine = _Place(*_here(), os.getpid(), pulse.port, addresses())
         places = [_Place(**json.loads(text)) for text in group.all_gather(json.dumps(asdict(mine)))]
-        for rank in _watched(group.rank, group.size):
+        for rank in _monitored(group):
             place = places[rank]
             near = place.network == mine.network
             process = place.process if place.processes == mine.processes else 0
@@ -144,8 +144,12 @@ def _here() -> tuple[str, str]:
     return (found[0] or f"{os.getpid()}", found[1] or f"{os.getpid()}")
 
 
-def _watched(rank: int, size: int) -> list[int]:
-    """Whom a rank exchanges beats with: its neighbours in the ring, and rank 0, which hears all."""
-    if rank == 0:
-        return list(range(1, size))
-    return sorted({0, rank - 1, (rank + 1) % size} - {rank})
+def _monitored(group: Group) -> list[int]:
+    """The ranks that this one exchanges beats with: the root and the neighbours in the ring.
+
+    The root exchanges beats with all ranks, so it can report for all of them.
+    """
+    if group.is_root:
+        return group.others
+    neighbours = {(group.rank + step) % group.size for step in (-1, 1)}
+    return sorted({group.root, *neighbours} - {group.rank})

@@ -34,6 +34,10 @@ namespace pulse {
 
 using Clock = std::chrono::steady_clock;
 
+// The rank that reports; as in comm/group/launcher.py.
+constexpr int kRoot = 0;
+constexpr int kHeirOfRoot = kRoot + 1;
+
 // Seconds.
 constexpr double kGather = 1.2;      // for the others' stacks
 constexpr double kCutOff = 0.5;      // for those of who is silent and cannot be woken from here
@@ -162,9 +166,9 @@ class Pulse {
   // Rank 0 speaks. Where it is silent, rank 1 does; where a cut leaves that one on the other side, too,
   // the first one on this side, by the order of the ring.
   double patience() const {
-    const bool headless = verdict_.cause == kSilent && verdict_.rank == 0;
-    if (rank_ == 0 && !headless) return 0;
-    const bool heir = (rank_ == 1 && headless) || (silent(0) && silent(rank_ - 1));
+    const bool headless = verdict_.cause == kSilent && verdict_.rank == kRoot;
+    if (rank_ == kRoot && !headless) return 0;
+    const bool heir = (rank_ == kHeirOfRoot && headless) || (silent(kRoot) && silent(rank_ - 1));
     return heir ? kHeir : kAnybody;
   }
 
@@ -189,11 +193,11 @@ class Pulse {
       verdict.doing = ranks_[peer.rank].doing, verdict.doing.seconds = silence(peer);
       return verdict;
     }
-    if (rank_ == 0 && nobody_moves(deadline)) {
+    if (rank_ == kRoot && nobody_moves(deadline)) {
       const auto begin = ranks_.begin();
       const auto blocked = std::find_if(begin, ranks_.end() - 1, [](const Last &r) { return r.doing.kind != kSend; });
       verdict.cause = kStuck, verdict.rank = static_cast<int>(blocked - begin), verdict.limit = deadline;
-      verdict.doing = verdict.rank == 0 ? doing_ : blocked->doing;
+      verdict.doing = verdict.rank == rank_ ? doing_ : blocked->doing;
     }
     return verdict;
   }

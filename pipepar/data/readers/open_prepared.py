@@ -11,14 +11,14 @@ from pipepar.data.readers.registry import find_input_format
 from pipepar.data.readers.text_samples import TextRules
 
 
-def open_prepared(path: Path, prepare: Prepare, what: str, lenient: bool = False) -> Reader:
+def open_prepared(path: Path, prepare: Prepare, name: str, lenient: bool = False) -> Reader:
     """Open an input of any format, whose samples a function makes the model's arguments of.
 
     Args:
         path: the input.
         prepare: given a micro-batch's samples (a list of texts, a list of RGB pictures, a tensor
             [B, ...] of a positional array, or tensors by name), returns the arguments.
-        what: that function, as a message shall call it.
+        name: of that function, as the user knows it.
         lenient: whether a text that cannot be read is the fault of its micro-batch; if not, the
             input is refused.
 
@@ -29,7 +29,7 @@ def open_prepared(path: Path, prepare: Prepare, what: str, lenient: bool = False
         InputError: the input is missing or damaged, or no format has its suffix.
     """
     samples = find_input_format(path).open(path, TextRules(lenient=lenient))
-    return Prepared(samples, prepare, what)
+    return Prepared(samples, prepare, name)
 
 
 def open_arrays(path: Path) -> Reader:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from pipepar.data.failing_sample import blame, part
+from pipepar.data.failing_sample import naming_samples, part
 from pipepar.data.readers.reader import Feed, require_micro_batch
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError, PipeparError
@@ -54,17 +54,17 @@ class Samples(Protocol):
 class Prepared:
     """Reads samples and hands each batch to a function, which returns the arguments. Local."""
 
-    def __init__(self, samples: Samples, prepare: Prepare, what: str) -> None:
+    def __init__(self, samples: Samples, prepare: Prepare, name: str) -> None:
         """Take note of both; nothing is read yet.
 
         Args:
             samples: what the input holds.
             prepare: makes the model's arguments of a batch's content.
-            what: the function, as a message shall call it.
+            name: of that function, as the user knows it.
         """
         self._samples = samples
         self._prepare = prepare
-        self._what = what
+        self._name = name
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -97,7 +97,7 @@ class Prepared:
     ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
         if batch.fault is not None:
             raise batch.fault
-        with blame(self._what, samples, lambda rows: self._prepare(batch.part(rows))):
+        with naming_samples(self._name, samples, lambda rows: self._prepare(batch.part(rows))):
             made = self._prepare(batch.content)
         args, kwargs = self._arguments(made)
         for name, tensor in [*((f"value {at}", t) for at, t in enumerate(args)), *kwargs.items()]:
@@ -113,18 +113,18 @@ class Prepared:
             return (), dict(made)
         size = " of nothing" if isinstance(made, tuple | Mapping) else ""
         raise InputError(
-            f"{self._what} returned a {type(made).__name__}{size}; expected a tensor, a tuple of "
+            f"{self._name} returned a {type(made).__name__}{size}; expected a tensor, a tuple of "
             "tensors or a dict of tensors, the model's arguments. Return one of them."
         )
 
     def _check(self, name: str, tensor: object, count: int) -> None:
         if not isinstance(tensor, torch.Tensor):
             raise InputError(
-                f"{self._what} returned a {type(tensor).__name__} as {name}; expected a tensor. "
+                f"{self._name} returned a {type(tensor).__name__} as {name}; expected a tensor. "
                 "Convert it, for example with torch.as_tensor."
             )
         if not tensor.dim() or len(tensor) != count:
             raise InputError(
-                f"{self._what} returned shape {tuple(tensor.shape)} as {name} for {count} samples; "
+                f"{self._name} returned shape {tuple(tensor.shape)} as {name} for {count} samples; "
                 "expected one row a sample along dimension 0. Stack the samples first."
             )

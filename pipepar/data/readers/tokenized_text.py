@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from pipepar.data.failing_sample import blame
+from pipepar.data.failing_sample import naming_samples
 from pipepar.data.packed_strings import pack_strings
 from pipepar.data.readers.prepared import Samples
 from pipepar.data.readers.reader import Feed, Reader, require_micro_batch
@@ -181,7 +181,9 @@ class _TokenizedReader:
 
     def _row(self, text: str, sample: int) -> Row | StageError:
         try:
-            with blame("the tokenizer", torch.tensor([sample]), lambda _: self._tokenise([text])):
+            with naming_samples(
+                "the tokenizer", torch.tensor([sample]), lambda _: self._tokenise([text])
+            ):
                 return self._tokenise([text])[0]
         except StageError as error:
             return error

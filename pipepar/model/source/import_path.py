@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
+from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,14 @@ from typing import Any, Final
 from pipepar.errors import InputError
 
 _INSTALLED: Final = {"site-packages", "dist-packages"}
+
+
+class UserFunction(Enum):
+    """A function that the user names; the value is how a message describes it."""
+
+    FACTORY = "a function that makes the model"
+    PREPROCESS = "a function that makes the model's arguments"
+    POSTPROCESS = "a function that makes rows of the output"
 
 
 def source_file(name: str) -> Path | None:
@@ -80,22 +89,23 @@ def _imported(file: Path, name: str) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def import_path(name: str, what: str) -> Any:
-    """Import what a name stands for. *Local.*
+def import_path(name: str, function: UserFunction) -> Any:
+    """The function that a name stands for, imported. *Local.*
 
     Args:
         name: package.module:attribute; modules in the working directory can be imported.
-        what: what it should be, for messages: "a function that makes the model".
+        function: which one the user names.
 
     Returns:
-        The object; it can be called.
+        A function, or another object that can be called.
 
     Raises:
         InputError: there is no such module or attribute, or it cannot be called.
     """
+    expected = function.value
     path, separator, attribute = name.partition(":")
     if not (path and separator and attribute):
-        raise InputError(f"found {name!r}, expected package.module:name of {what}; name both")
+        raise InputError(f"found {name!r}, expected package.module:name of {expected}; name both")
     _search_here()
     try:
         found: Any = importlib.import_module(path)
@@ -107,12 +117,12 @@ def import_path(name: str, what: str) -> Any:
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise InputError(
-                f"no {attribute!r} in module {path!r}, expected {what}; "
+                f"no {attribute!r} in module {path!r}, expected {expected}; "
                 f"check the name after the colon"
             )
         found = getattr(found, part)
     if not callable(found):
-        raise InputError(f"{name} is a {type(found).__name__}, expected {what}")
+        raise InputError(f"{name} is a {type(found).__name__}, expected {expected}")
     return found
 
 

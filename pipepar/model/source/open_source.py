@@ -15,7 +15,7 @@ from pipepar.model.module_tensors import named_tensors
 from pipepar.model.source.exported_program import open_exported
 from pipepar.model.source.heads import EMBEDDING, Head
 from pipepar.model.source.huggingface import build, stored_weights
-from pipepar.model.source.import_path import import_path
+from pipepar.model.source.import_path import UserFunction, import_path
 from pipepar.model.source.on_meta import build_on_meta
 from pipepar.model.to_meta import to_meta
 from pipepar.model.weights.recipes import SameNames
@@ -120,7 +120,7 @@ def from_factory(
         InputError: the factory does not exist, cannot be called or returns no module.
         WeightsError: the checkpoint is missing or damaged.
     """
-    factory = partial(_made, import_path(name, "a function that makes the model"), name, dtype)
+    factory = partial(_made, import_path(name, UserFunction.FACTORY), name, dtype)
     if weights is None and values:
         made = factory()
         return Source(name, to_meta(made).eval(), ModuleWeights(made))

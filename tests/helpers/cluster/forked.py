@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias, cast
+from typing import NoReturn, TypeAlias, cast
 
+from pipepar.comm.group.group import Group, T
 from pipepar.comm.liveness.heartbeat import Heartbeat
 from pipepar.comm.world import World
 from pipepar.supervision.watchdog import keep_watch
@@ -28,7 +29,7 @@ Part: TypeAlias = Callable[["Forked"], None]
 _LOOK_SECONDS = 0.002
 
 
-class Forked:
+class Forked(Group):
     """In the place of `World`, as far as the watchdog needs one."""
 
     def __init__(self, rank: int, size: int, folder: Path) -> None:
@@ -54,7 +55,7 @@ class Forked:
     def broadcast(self, text: str) -> str:
         return self.all_gather(text)[0]
 
-    def together(self, action: Callable[[], Any]) -> Any:
+    def together(self, action: Callable[[], T]) -> T:
         result = action()
         self.all_gather("")
         return result

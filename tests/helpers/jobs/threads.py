@@ -13,7 +13,7 @@ import pytest
 from pipepar.comm.channels.channel import Receiver, Sender
 from pipepar.comm.channels.inproc import InprocChannel
 from pipepar.comm.channels.link import Link
-from pipepar.comm.group.rank0_mailbox import Rank0Mailbox
+from pipepar.comm.group.root_mailbox import RootMailbox
 from pipepar.comm.liveness.heartbeat import Heartbeat
 from pipepar.comm.world import World
 from pipepar.microbatch import MicroBatch
@@ -170,8 +170,8 @@ class ThreadWorld(World):
                 senders[number] = self.group.channel(number, link).sender
         return receivers, senders
 
-    def mailbox(self) -> Rank0Mailbox:
-        return Rank0Mailbox(None)
+    def mailbox(self) -> RootMailbox:
+        return RootMailbox(None, self.root)
 
     def close(self) -> None:
         self.all_gather("")
