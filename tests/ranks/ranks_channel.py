@@ -11,11 +11,13 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from pipepar.comm.channels import memory, wire
+from pipepar.comm.channels import memory
 from pipepar.comm.channels.channel import Receiver, Sender
 from pipepar.comm.channels.link import Link
-from pipepar.comm.channels.mpi import MpiReceiver, MpiSender
 from pipepar.comm.channels.mpi_endpoint import MpiEndpoint
+from pipepar.comm.channels.mpi_receiver import MpiReceiver
+from pipepar.comm.channels.mpi_sender import MpiSender
+from pipepar.comm.channels.spec import DTYPES
 from pipepar.comm.world import World
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, TensorSpec, Value
@@ -76,7 +78,7 @@ def check(world: World, values: Sequence[tuple[Value, ...]], depth: int = 3) -> 
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_every_dtype(world: World) -> None:
     values: list[tuple[Value, ...]] = []
-    for dtype in wire.DTYPES:
+    for dtype in DTYPES:
         raw, count = torch.arange(96, dtype=torch.uint8), 96 // dtype.itemsize
         tensor = torch.empty(0, dtype=dtype).set_(raw.untyped_storage(), 0, (count,), (1,))
         values.append((tensor, tensor.as_strided((2, count // 4), (count // 2, 2))))

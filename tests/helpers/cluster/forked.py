@@ -34,6 +34,7 @@ class Forked:
     def __init__(self, rank: int, size: int, folder: Path) -> None:
         self.rank = rank
         self.size = size
+        self.root, self.is_root = 0, rank == 0
         self.host = platform.node()
         self.hosts = [self.host] * size
         self.heartbeat = Heartbeat()
@@ -98,6 +99,7 @@ class Job:
         """How long ago a rank came as far as `Forked.mark` says; it waits for that."""
         path = self.folder / f"{name}-{rank}"
         while not path.exists() or not (text := path.read_text()):
+            assert rank not in self.status, f"rank {rank} has ended: {self.said(rank)}"
             self.look()
             time.sleep(_LOOK_SECONDS)
         return time.monotonic() - float(text)
