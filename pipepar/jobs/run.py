@@ -20,10 +20,10 @@ from pipepar.host.device_context import open_device_context
 from pipepar.host.run_context import RunContext
 from pipepar.jobs.inputs import agree_on_input, open_input
 from pipepar.jobs.options import Job, check_options
-from pipepar.jobs.output_checks import check_outputs
-from pipepar.jobs.output_claim import OutputClaim, claim_output
-from pipepar.jobs.quarantine import errors_of
-from pipepar.jobs.resuming import Resuming
+from pipepar.jobs.output.checks import check_outputs
+from pipepar.jobs.output.claim import OutputClaim, claim_output
+from pipepar.jobs.output.quarantine import errors_of
+from pipepar.jobs.output.resuming import Resuming
 from pipepar.jobs.shared_folder import replica
 from pipepar.jobs.work import Work
 from pipepar.model.capture.graph import Graph

@@ -16,7 +16,7 @@ from pipepar.engine.device_to_host import copied_to_host
 from pipepar.engine.loop import Outlet, Schedule, arrivals, outputs_of, run
 from pipepar.jobs.failure_policy import failure_policy
 from pipepar.jobs.inputs import feed_all
-from pipepar.jobs.outputs import Sink
+from pipepar.jobs.output.sink import Sink
 from pipepar.microbatch import MicroBatch, samples_of
 from pipepar.trace import Tracer
 

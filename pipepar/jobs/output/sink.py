@@ -16,8 +16,8 @@ from pipepar.data.writers.partial import naming
 from pipepar.data.writers.row_writer import Writer
 from pipepar.data.writers.unfinished import Resumable
 from pipepar.errors import InputError, StageError
-from pipepar.jobs.output_claim import OutputClaim
-from pipepar.jobs.quarantine import Quarantine
+from pipepar.jobs.output.claim import OutputClaim
+from pipepar.jobs.output.quarantine import Quarantine
 from pipepar.microbatch import SINK, Fault, MicroBatch, samples_of
 from pipepar.model.capture.graph import Graph
 from pipepar.report.confusion import Confusion, Tally
