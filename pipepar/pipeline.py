@@ -33,7 +33,7 @@ from pipepar.plan.placement import Ends
 from pipepar.planner.plan_job import agree_on_plan
 from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.static_shapes import require_batches
-from pipepar.report.gather_record import gather_record, stage_record
+from pipepar.report.gather_record import Findings, gather_record, stage_record
 from pipepar.report.run_record import RunRecord
 from pipepar.supervision.failure import FailTogether
 from pipepar.trace import Tracer
@@ -203,7 +203,8 @@ class Pipeline:
         """
         self._settle()
         stage = stage_record(self._context, self._assembly.weight_bytes, self._seconds)
-        record = gather_record(self._world, stage, self._samples)
+        placement = self._assembly.placement
+        record = gather_record(self._world, placement, stage, Findings(self._samples))
         self._context = self._context.with_new_times()
         self._samples, self._seconds = 0, 0.0
         return record

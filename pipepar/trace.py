@@ -110,6 +110,16 @@ class Totals:
         self.last += seconds
         self.latest = seconds
 
+    def joined(self, later: Totals) -> Totals:
+        """These, and those of streams that followed."""
+        return Totals(
+            self.count + later.count,
+            self.seconds + later.seconds,
+            self.first + later.first,
+            self.last + later.last,
+            later.latest,
+        )
+
 
 class Tracer:
     """Keeps the time of one stage: totals always, every single span only when asked to. *Local.*
@@ -157,6 +167,14 @@ class Tracer:
             self._settle()
             if self._pending or self._beside:
                 time.sleep(_LOOK_SECONDS)
+
+    def add_totals(self, other: Tracer) -> None:
+        """Take over the sums of another tracer of the same rank, whose thread has ended."""
+        other.finish()
+        for kind, totals in other.totals.items():
+            if totals.count:
+                self.totals[kind] = self.totals[kind].joined(totals)
+        self.spans += other.spans
 
     def _settle(self) -> None:
         """Count what has come to pass: a mark is coarse once it is long ago, and holds an event."""

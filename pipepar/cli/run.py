@@ -158,7 +158,7 @@ def run(  # noqa: PLR0913 - the options of a command
     from pipepar.comm.world import World
     from pipepar.errors import PipeparError
     from pipepar.host.threads import crowded
-    from pipepar.jobs.quarantine import errors_of
+    from pipepar.jobs.output.quarantine import errors_of
     from pipepar.jobs.run import Job, run_job
     from pipepar.progress import Display
     from pipepar.report.summary import print_summary

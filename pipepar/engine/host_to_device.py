@@ -8,7 +8,7 @@ from typing import Final
 import torch
 
 from pipepar.comm.channels.memory import plain
-from pipepar.comm.channels.wire import describe
+from pipepar.comm.channels.spec import describe
 from pipepar.comm.gpu.device import Gpu, Stream
 from pipepar.comm.gpu.packing import Packing
 from pipepar.comm.gpu.slots import Inbox, Part, place_of

@@ -55,7 +55,7 @@ def plan_measured(
     world.agree("graphs of the model", graph.digest)
     world.together(lambda: _check_size(graph, request))
     several = stages if world.size == 1 else None
-    request = replace(request, samples=samples or None)
+    request = replace(request, samples=samples or None, reorder=True)
     table = world.together(lambda: cut_table(graph))
     choice = measured_choice(run, graph, table, request, several)
     if choice is None:

@@ -20,10 +20,10 @@ from pipepar.host.device_context import open_device_context
 from pipepar.host.run_context import RunContext
 from pipepar.jobs.inputs import agree_on_input, open_input
 from pipepar.jobs.options import Job, check_options
-from pipepar.jobs.output_checks import check_outputs
-from pipepar.jobs.output_claim import OutputClaim, claim_output
-from pipepar.jobs.quarantine import errors_of
-from pipepar.jobs.resuming import Resuming
+from pipepar.jobs.output.checks import check_outputs
+from pipepar.jobs.output.claim import OutputClaim, claim_output
+from pipepar.jobs.output.quarantine import errors_of
+from pipepar.jobs.output.resuming import Resuming
 from pipepar.jobs.shared_folder import replica
 from pipepar.jobs.work import Work
 from pipepar.model.capture.graph import Graph
@@ -37,7 +37,7 @@ from pipepar.planner.plan_job import agree_on_plan
 from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.static_shapes import require_alone, require_batches, require_one_length
 from pipepar.progress import NOBODY, Display
-from pipepar.report.gather_record import gather_record, stage_record
+from pipepar.report.gather_record import Findings, gather_record, stage_record
 from pipepar.report.run_record import RunRecord
 from pipepar.report.timeline import write_timeline
 from pipepar.supervision.stopping import Asked, Halt, Stopped, halt_if_asked, nobody_asked, reached
@@ -128,7 +128,7 @@ def _open(world: World, job: Job, claim: OutputClaim | None, resuming: Resuming)
     source = Ends.of_files(world.size).source
     reader = world.together(lambda: open_input(job) if world.rank == source else None)
     given = world.together(lambda: _read_plan(world, job))
-    request = PlanRequest(None, job.micro_batch, job.depth, given=given)
+    request = PlanRequest(None, job.micro_batch, job.depth, reorder=True, given=given)
     count, example = agree_on_input(world, reader, request.example_rows, job.lenient)
     return _Opened(reader, claim, replace(request, samples=count), count, example, resuming)
 
@@ -160,6 +160,9 @@ def _tell(choice: Choice, job: Job, display: Display) -> None:
         f"micro-batches of {target.micro_batch}, depth {target.depth}, predicted "
         f"{prediction.samples_per_second:,.1f} samples/s{'' if job.micro_batch else again}"
     )
+    if choice.plan.ranks is not None:
+        placed = ", ".join(map(str, choice.plan.ranks))
+        display.note(f"the stages run, in order, on ranks {placed}: faster than in their order")
     better = advice(choice, target.hardware.devices)
     if better is not None:
         display.note(better)
@@ -181,14 +184,14 @@ def _run(job: Job, opened: _Opened, identity: Fields, assembly: Assembly) -> Run
     by = run.asked_to_stop() if world.is_root else ""
     stopped = reached(world, assembly.placement.ends.sink, by, written, count)
     choice = assembly.agreed.choice
-    record = gather_record(
-        world,
-        stage_record(run, assembly.weight_bytes, seconds),
+    findings = Findings(
         (stopped.done if stopped else count) - len(done),
-        confusion=sink.confusion() if sink else None,
-        predicted=choice.prediction.samples_per_second if choice else None,
-        failed=sink.failed if sink else 0,
+        sink.confusion() if sink else None,
+        choice.prediction.samples_per_second if choice else None,
+        sink.failed if sink else 0,
     )
+    share = stage_record(run, assembly.weight_bytes, seconds)
+    record = gather_record(world, assembly.placement, share, findings)
     if job.trace is not None:
         write_timeline(world, job.trace, run.tracer, begin)
     return replace(record, stopped=stopped)

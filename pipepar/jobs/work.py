@@ -16,8 +16,9 @@ from pipepar.engine.device_to_host import copied_to_host
 from pipepar.engine.loop import Outlet, Schedule, arrivals, outputs_of, run
 from pipepar.jobs.failure_policy import failure_policy
 from pipepar.jobs.inputs import feed_all
-from pipepar.jobs.outputs import Sink
+from pipepar.jobs.output.sink import Sink
 from pipepar.microbatch import MicroBatch, samples_of
+from pipepar.trace import Tracer
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,41 +67,41 @@ class Work:
         self._stream(1, left)
 
     def _stream(self, micro_batch: int, done: SampleSet) -> None:
-        """Run this rank's roles for one stream, each role but the last in a thread of its own.
+        """Run this rank's roles for one stream, each role but one in a thread of its own.
 
-        Only a rank whose stage is neither first nor last, or that has none, has several: usually
-        the source feeds the first stage of its own rank, and the sink writes what the last stage of
-        its own rank makes, in one loop.
+        Usually a rank has one role: the source feeds the first stage of its own rank, and the sink
+        writes what the last stage of its own rank makes, in one loop. A rank has several only where
+        the plan puts these stages elsewhere; then none of them may block another.
         """
-        wiring, tracer = self.assembly.wiring, self.assembly.run.tracer
+        wiring, run = self.assembly.wiring, self.assembly.run
+        beside = Tracer(run.tracer.stage) if wiring.known else run.tracer
         roles: list[Iterable[object]] = []
-        schedule: Schedule | None = arrivals(wiring.inlets, tracer) if wiring.inlets else None
-        if self.reader is not None:
-            samples = self._samples(self.reader, micro_batch, done)
-            if wiring.entry is not None:
-                roles.append(_sent(samples, wiring.entry))
-            else:
-                schedule = samples
-        results = self._results(schedule) if schedule is not None else None
+        schedule: Schedule | None = arrivals(wiring.inlets, run.tracer) if wiring.inlets else None
+        if self.reader is not None and wiring.entry is not None:
+            roles.append(_sent(self._samples(self.reader, micro_batch, done, beside), wiring.entry))
+        elif self.reader is not None:
+            schedule = self._samples(self.reader, micro_batch, done, run.tracer)
         if self.sink is not None and wiring.exit is not None:
-            roles += [results] if results is not None else []
-            results = wiring.exit.receive()
-        if self.sink is not None and results is not None:
-            results = self.sink.take(results, self.assembly, tracer)
-        roles += [results] if results is not None else []
+            roles.append(self.sink.take(wiring.exit.receive(), self.assembly.graph, beside))
+        if schedule is not None:
+            roles.append(self._results(schedule))
         _run_together(roles)
+        if beside is not run.tracer:
+            run.tracer.add_totals(beside)
 
-    def _samples(self, reader: Reader, micro_batch: int, done: SampleSet) -> Iterator[MicroBatch]:
+    def _samples(
+        self, reader: Reader, micro_batch: int, done: SampleSet, tracer: Tracer
+    ) -> Iterator[MicroBatch]:
         """The input's micro-batches; one counts as shown once the next is asked for."""
         run, graph = self.assembly.run, self.assembly.graph
-        feed = feed_all(reader, micro_batch, graph, run.tracer, done, self.lenient)
+        feed = feed_all(reader, micro_batch, graph, tracer, done, self.lenient)
         with run.display.samples(done.missing) as advance:
             for microbatch in takewhile(lambda _: not run.asked_to_stop(), feed):
                 yield microbatch
                 advance(len(samples_of(microbatch)))
 
     def _results(self, schedule: Schedule) -> Iterator[MicroBatch]:
-        """What the stage makes; at the last one, the model's outputs on the host."""
+        """What the stage makes; at the last one, the sink writes the model's outputs."""
         assembly, tracer = self.assembly, self.assembly.run.tracer
         policy = failure_policy(self.lenient)
         outlets = assembly.wiring.outlets
@@ -109,9 +110,9 @@ class Work:
             return results
         results = outputs_of(results, assembly.wiring.positions(assembly.plan.outputs))
         gpu = assembly.run.device_context.gpu
-        if gpu is None:
-            return results
-        return copied_to_host(results, gpu, assembly.agreed.depth, tracer)
+        if gpu is not None:
+            results = copied_to_host(results, gpu, assembly.agreed.depth, tracer)
+        return self.sink.take(results, assembly.graph, tracer)
 
 
 def _sent(samples: Iterable[MicroBatch], entry: Outlet) -> Iterator[MicroBatch]:
@@ -123,7 +124,7 @@ def _sent(samples: Iterable[MicroBatch], entry: Outlet) -> Iterator[MicroBatch]:
 
 
 def _run_together(roles: list[Iterable[object]]) -> None:
-    """Exhaust all of these, the last in this thread.
+    """Exhaust all of these, the last of them in this thread: that of the stage, if there is one.
 
     What another thread raises ends the job by `threading.excepthook`, as `FailTogether` sets it:
     this thread may wait for that one's results.

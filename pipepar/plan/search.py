@@ -92,7 +92,7 @@ class _Reach:
     """
 
     def __init__(self, sums: PrefixSums, device_states: DeviceStates) -> None:
-        self._row, self._count = sums, len(device_states.stages)
+        self._sums, self._count = sums, len(device_states.stages)
         self.devices = list(dict.fromkeys(step.device for step in device_states.steps))
         number = {device: index for index, device in enumerate(self.devices)}
         device = [np.full(len(step.source), number[step.device]) for step in device_states.steps]
@@ -106,9 +106,9 @@ class _Reach:
 
     def first(self, limit: float) -> Integers:
         """[D, P] where a stage that ends at a place may begin at the earliest, by device."""
-        weights, firsts = self._row.weights, []
+        weights, firsts = self._sums.weights, []
         for device in self.devices:
-            work = self._row.work[device.kind]
+            work = self._sums.work[device.kind]
             farthest = work - limit * device.speed - work[-1] * ROUNDING
             fullest = weights - device.memory
             first = np.searchsorted(work, farthest), np.searchsorted(weights, fullest)
@@ -153,7 +153,7 @@ class _Move:
         earliest: Integers,
         latest: Integers,
     ) -> None:
-        self.step, self._row, self._limit = step, sums, limit
+        self.step, self._sums, self._limit = step, sums, limit
         self._work, self._transfer = sums.work[step.device.kind], _transfer(sums, step)
         # A stage needs work of its own, unless it is the whole model.
         self._past = np.searchsorted(sums.done, sums.done)
@@ -172,7 +172,7 @@ class _Move:
             return np.array([], dtype=np.intp), np.array([])
         work = self._work[place] - self._work[first:past]
         seconds = np.maximum(work / self.step.device.speed, self._transfer[first:past])
-        memory = self._row.memory(first, place)[: past - first]
+        memory = self._sums.memory(first, place)[: past - first]
         fits = (seconds <= self._limit) & (memory <= self.step.device.memory)
         begins = np.flatnonzero(fits)
         return first + begins, seconds[begins]
@@ -202,7 +202,7 @@ class Table:
     def __init__(
         self, sums: PrefixSums, device_states: DeviceStates, price: Floats, limit: float
     ) -> None:
-        self._row, self._takers, self._price, self._limit = sums, device_states, price, limit
+        self._sums, self._takers, self._price, self._limit = sums, device_states, price, limit
         shape = (len(sums.done), len(device_states.stages))
         self.total = np.full(shape, np.inf)
         """[P, S] price of the best partition; infinite where there is none."""
@@ -244,13 +244,13 @@ class Table:
             Its cuts, the devices of its stages, and its bottleneck in seconds.
         """
         state = int(ends[np.lexsort((self.worst[-1, ends], self.total[-1, ends]))[0]])
-        place, bottleneck = len(self._row.done) - 1, float(self.worst[-1, state])
+        place, bottleneck = len(self._sums.done) - 1, float(self.worst[-1, state])
         begins, devices = [], []
         while place > 0:
             step = self._takers.steps[self._step[place, state]]
             place = int(self._begin[place, state])
             edge = int(np.searchsorted(step.target, state))
             state = int(step.source[edge])
-            begins.append(int(self._row.position[place]))
+            begins.append(int(self._sums.position[place]))
             devices.append(int(step.taken[edge]))
         return tuple(begins[:-1][::-1]), tuple(devices[::-1]), bottleneck

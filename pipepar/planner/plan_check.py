@@ -26,16 +26,28 @@ def require_fit(plan: Plan, graph: Graph, ranks: int) -> None:
     Raises:
         PlanError: they do not fit; it lists the differences, the most telling first.
     """
-    stages = len(plan.stages)
-    about_ranks = [] if stages == ranks else [f"it has {stages} stages, the job has {ranks}"]
+    about_ranks = list(_ranks(plan, ranks))
     about_model = list(_edited(plan, graph) if plan.model == graph.digest else _other(plan, graph))
     if about_model:
         again = f"mpirun -n {ranks} pipepar plan MODEL --input INPUT -o plan.json"
         remedy = f"plan again with this job's model, input, --task and --dtype: {again}"
     else:
-        remedy = f"start it with mpirun -n {stages}, or plan again with --stages {ranks}"
+        remedy = f"start it with mpirun -n {_needed(plan)}, or plan again with --stages {ranks}"
     if about_ranks or about_model:
         raise PlanError(f"the plan does not fit:{_told(about_ranks + about_model, remedy)}")
+
+
+def _needed(plan: Plan) -> int:
+    """Ranks that a job needs for the plan."""
+    return len(plan.stages) if plan.ranks is None else max(plan.ranks) + 1
+
+
+def _ranks(plan: Plan, ranks: int) -> Iterator[str]:
+    """Where the plan and the number of ranks differ."""
+    if plan.ranks is None and len(plan.stages) != ranks:
+        yield f"it has {len(plan.stages)} stages, the job has {ranks}"
+    elif _needed(plan) > ranks:
+        yield f"it has a stage on rank {max(plan.ranks or ())}, the job has ranks 0 to {ranks - 1}"
 
 
 def _other(plan: Plan, graph: Graph) -> Iterator[str]:

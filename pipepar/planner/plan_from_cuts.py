@@ -16,6 +16,7 @@ def plan_of(
     cuts: Sequence[int],
     micro_batch: int | None = None,
     depth: int | None = None,
+    ranks: tuple[int, ...] | None = None,
 ) -> Plan:
     """The plan that cuts a model there. *Local.*
 
@@ -25,6 +26,7 @@ def plan_of(
         cuts: positions of the first node of each stage but the first, ascending; all legal.
         micro_batch: samples that it is made for; None to leave that to the run.
         depth: micro-batches that may wait on each end of a channel; None likewise.
+        ranks: the rank that runs each stage; None for stage k on rank k.
     """
     return Plan(
         model=graph.digest,
@@ -32,6 +34,7 @@ def plan_of(
         outputs=graph.outputs,
         micro_batch=micro_batch,
         depth=depth,
+        ranks=ranks,
         stages=tuple(
             StagePlan(
                 index=index,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipepar.comm.world import World
 from pipepar.host.run_context import RunContext
@@ -12,9 +12,9 @@ from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import CutTable, cut_table
 from pipepar.model.split.operations import example_rows, takes_rows
 from pipepar.plan.costs import LinkCost
-from pipepar.plan.hardware import Neighbours
+from pipepar.plan.hardware import Interchangeable, Neighbours, several_kinds
 from pipepar.plan.plan import Plan
-from pipepar.planner.choice import Choice, choose
+from pipepar.planner.choice import Choice, choose, faster
 from pipepar.planner.plan_check import require_fit
 from pipepar.planner.plan_from_cuts import plan_of
 from pipepar.planner.plan_offline import make_plan
@@ -44,7 +44,7 @@ def agree_on_plan(run: RunContext, graph: Graph, request: PlanRequest, held: flo
     """Take the plan that the user gave, or measure and make one. *Collective.*
 
     Args:
-        run: rank k will own stage k. Rank 0 is told what is worth knowing of the measuring.
+        run: all ranks. Rank 0 is told what is worth knowing of the measuring.
         graph: the captured model.
         request: what the user wants of a plan, and on rank 0 the plan that was given.
         held: bytes of the model's weights that this rank has in memory already.
@@ -85,7 +85,7 @@ def measured_choice(
     """Measure what the ranks can do, and make the plan for that. *Collective.*
 
     Args:
-        run: a stage for each rank. Rank 0 is told what is worth knowing of the measuring.
+        run: all ranks. Rank 0 is told what is worth knowing of the measuring.
         graph: the captured model.
         table: its legal cuts and counted costs.
         request: what the user wants of a plan.
@@ -110,7 +110,13 @@ def measured_choice(
     def make() -> Choice | None:
         if not world.is_root:
             return None
-        return choose(graph, table, hardware, costs, list(profile.curve), request)
+        sizes = list(profile.curve)
+        choice = choose(graph, table, hardware, costs, sizes, request)
+        if not (request.reorder and several_kinds(hardware)):
+            return choice
+        pooled = Interchangeable.of(hardware)
+        other = replace(request, free_order=True)
+        return faster(choice, lambda: choose(graph, table, pooled, costs, sizes, other))
 
     return world.together(make)
 

@@ -34,6 +34,8 @@ class PlanRequest:
     """Whether any device may take any stage; links must then depend on kinds of devices alone."""
     fewer: bool = False
     """Whether devices may be left out."""
+    reorder: bool = False
+    """Whether a plan by measured times may give stages to ranks of several kinds in any order."""
     fresh: bool = False
     """Whether to measure again what earlier jobs have kept."""
     given: Plan | None = None

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from dataclasses import asdict
-from typing import Final
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from pipepar.comm.world import World
 from pipepar.host.run_context import RunContext
+from pipepar.plan.placement import Placement
 from pipepar.report.confusion import Confusion
 from pipepar.report.run_record import RunRecord, StageRecord
-
-REPORTING: Final = 0
-"""The rank that reports."""
+from pipepar.trace import Kind, Totals
 
 
 def stage_record(run: RunContext, weight_bytes: int, seconds: float) -> StageRecord:
@@ -42,30 +40,34 @@ def stage_record(run: RunContext, weight_bytes: int, seconds: float) -> StageRec
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What one rank knows of the whole run, besides its own share."""
+
+    samples: int
+    """Rows done; the source's number counts."""
+    confusion: Confusion | None = None
+    """What the sink counted."""
+    predicted: float | None = None
+    """Samples a second; the number of the rank that reports counts."""
+    failed: int = 0
+    """Samples without results; the sink's number counts."""
+
+
 def gather_record(
-    world: World,
-    stage: StageRecord,
-    samples: int,
-    confusion: Confusion | None = None,
-    predicted: float | None = None,
-    failed: int = 0,
+    world: World, placement: Placement, stage: StageRecord, findings: Findings
 ) -> RunRecord:
-    """The record of a whole run. *Collective.*
+    """The record of a whole run, the same on every rank. *Collective.*
 
     Args:
         world: all ranks.
+        placement: which rank ran which stage.
         stage: this rank's share; the run took as long as the longest of them.
-        samples: rows done; rank 0's number counts.
-        confusion: what the last rank counted, None elsewhere.
-        predicted: samples a second; rank 0's number counts.
-        failed: samples without results; the last rank's number counts.
-
-    Returns:
-        The same on every rank.
+        findings: what this rank knows of the whole run.
     """
-    own = [samples, asdict(stage), confusion and asdict(confusion), predicted, failed]
-    texts = world.gather(json.dumps(own), REPORTING)
-    record = None if texts is None else _joined(texts)
+    own = json.dumps([asdict(stage), asdict(findings)])
+    texts = world.gather(own, world.root)
+    record = None if texts is None else _joined(texts, placement, world.root)
     return RunRecord.from_json(world.broadcast(record.to_json() if record else ""))
 
 
@@ -77,12 +79,32 @@ def peak_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _joined(texts: list[str]) -> RunRecord:
-    """What each rank told, in order."""
-    parts = [json.loads(text) for text in texts]
-    samples, _, _, predicted, _ = parts[0]
-    _, _, counted, _, failed = parts[-1]
-    stages = tuple(StageRecord.from_fields(stage) for _, stage, *_ in parts)
-    longest = max(stage.seconds for stage in stages)
-    confusion = counted and Confusion.from_fields(counted)
-    return RunRecord(samples, longest, stages, confusion, predicted, failed)
+def _joined(texts: list[str], placement: Placement, root: int) -> RunRecord:
+    """One record of the shares by rank; a rank without a stage counts as source or sink only."""
+    shares = [StageRecord.from_fields(json.loads(text)[0]) for text in texts]
+    findings = [json.loads(text)[1] for text in texts]
+    source, sink = placement.ends.source, placement.ends.sink
+    counted = findings[sink]["confusion"]
+    return RunRecord(
+        samples=findings[source]["samples"],
+        seconds=max(share.seconds for share in shares),
+        stages=tuple(
+            replace(
+                shares[rank],
+                totals={
+                    **shares[rank].totals,
+                    "source": _at_end(shares[source], "source", at == 0),
+                    "sink": _at_end(shares[sink], "sink", rank == placement.ranks[-1]),
+                },
+            )
+            for at, rank in enumerate(placement.ranks)
+        ),
+        confusion=counted and Confusion.from_fields(counted),
+        predicted=findings[root]["predicted"],
+        failed=findings[sink]["failed"],
+    )
+
+
+def _at_end(share: StageRecord, kind: Kind, own: bool) -> Totals:
+    """Reading counts for the first stage and writing for the last, whichever rank does it."""
+    return share.totals[kind] if own else Totals()

@@ -59,8 +59,9 @@ def print_summary(record: RunRecord, console: Console) -> None:
 
 def _print_idle(record: RunRecord, console: Console) -> None:
     busiest = record.busiest
+    number = record.stages.index(busiest)
     console.print(
-        f"busiest: stage {busiest.rank} on {busiest.host}, at work "
+        f"busiest: stage {number} on {busiest.host}, at work "
         f"{busiest.work / record.seconds:.0%} of the time"
     )
     shares = dataclasses.asdict(record.idle)

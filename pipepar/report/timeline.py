@@ -7,7 +7,6 @@ from dataclasses import astuple, replace
 from pathlib import Path
 
 from pipepar.comm.world import World
-from pipepar.report.gather_record import REPORTING
 from pipepar.trace import Span, Tracer, write_chrome_trace
 
 
@@ -24,6 +23,6 @@ def write_timeline(world: World, path: Path, tracer: Tracer, begin: float) -> No
         OSError: the file system refuses.
     """
     own = (replace(span, begin=span.begin - begin, end=span.end - begin) for span in tracer.spans)
-    texts = world.gather(json.dumps(list(map(astuple, own))), REPORTING)
+    texts = world.gather(json.dumps(list(map(astuple, own))), world.root)
     if texts is not None:
         write_chrome_trace(path, [Span(*fields) for text in texts for fields in json.loads(text)])

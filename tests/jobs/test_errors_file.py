@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipepar.data.writers.journal import journal_of
-from pipepar.jobs.quarantine import Quarantine, errors_of
+from pipepar.jobs.output.quarantine import Quarantine, errors_of
 from pipepar.jobs.run import Job
 from pipepar.microbatch import Fault
 from tests.helpers.jobs.disk import Disk

@@ -162,7 +162,7 @@ def test_other_lengths_of_texts(tmp_path: Path) -> None:
 
 def test_other_versions(package: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     run(job, 2)
-    monkeypatch.setattr("pipepar.jobs.identity.version", lambda package: "99")
+    monkeypatch.setattr("pipepar.jobs.output.identity.version", lambda package: "99")
     with pytest.raises(InputError, match=r"another job: versions pipepar .* torch 99"):
         run(replace(job, resume=True), 10)
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipepar.errors import InputError, StageError
-from pipepar.jobs.quarantine import errors_of
+from pipepar.jobs.output.quarantine import errors_of
 from pipepar.jobs.run import Job
 from tests.helpers import factories
 from tests.helpers.cluster.mpirun import run_ranks
@@ -128,7 +128,7 @@ def test_ended_between_the_last_row_and_the_name(job: Job, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr("pipepar.data.writers.partial.put_under", gone)
-        patch.setattr("pipepar.jobs.quarantine.put_under", lambda *_: None)
+        patch.setattr("pipepar.jobs.output.quarantine.put_under", lambda *_: None)
         with pytest.raises(OSError, match="gone"):
             run(job)
     summary = run(replace(job, resume=True))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipepar.errors import InputError, StageError
-from pipepar.jobs.quarantine import errors_of
+from pipepar.jobs.output.quarantine import errors_of
 from pipepar.jobs.run import Job
 from tests.helpers.folders import picture_folder, save_pictures, text_folder
 from tests.helpers.functions import lengths

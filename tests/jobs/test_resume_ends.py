@@ -14,7 +14,7 @@ from pipepar.comm.world import World
 from pipepar.data.writers.journal import journal_of
 from pipepar.data.writers.partial import Partial, read_at
 from pipepar.errors import InputError, PipeparError
-from pipepar.jobs.quarantine import errors_of
+from pipepar.jobs.output.quarantine import errors_of
 from pipepar.jobs.run import Job, run_job
 from pipepar.progress import NOBODY
 from tests.helpers.jobs.command import MLP, pipepar

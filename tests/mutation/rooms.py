@@ -43,7 +43,7 @@ ROOMS: Final = {
         ),
     ),
     "wire": Room(
-        (*_modules("comm.channels", "wire memory"), "pipepar.comm.gpu.packing"),
+        (*_modules("comm.channels", "header spec entries memory"), "pipepar.comm.gpu.packing"),
         ("tests/comm/channels", "tests/comm/gpu/test_packing.py"),
     ),
     "slots": Room(
@@ -58,7 +58,7 @@ ROOMS: Final = {
         ("pipepar.microbatch",), ("tests/leaves/test_microbatch.py", "tests/comm/channels")
     ),
     "mpi channel": Room(
-        _modules("comm.channels", "mpi mpi_endpoint"),
+        _modules("comm.channels", "mpi_sender mpi_receiver mpi_endpoint"),
         tuple(f"tests/ranks/ranks_channel{part}.py" for part in ("", "_refusals", "_abort")),
         ranks=2,
         seconds=60,

@@ -2,7 +2,7 @@
 
 from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LinkCost
-from pipepar.plan.hardware import DeviceSubset, Hardware, Neighbours
+from pipepar.plan.hardware import DeviceSubset, Hardware, Interchangeable, Neighbours, several_kinds
 
 A, B, C, D = (DeviceCost(speed, memory=speed, kind=f"{speed:g}") for speed in (1.0, 2.0, 3.0, 4.0))
 LINKS = (LinkCost(1e-6, 30.0), LinkCost(3e-6, 20.0), LinkCost(2e-6, 10.0))
@@ -47,3 +47,22 @@ def test_devices_of_a_cluster_can_be_taken() -> None:
     links = {frozenset((A.kind,)): near, frozenset((A.kind, B.kind)): far}
     taken = DeviceSubset(Cluster((A, B, A), links), (0, 2, 1))
     assert [taken.link(0, 1), taken.link(1, 2)] == [near, far]
+
+
+def test_devices_whose_order_is_free_are_alike_within_their_kind() -> None:
+    """Each is as slow and as small as the worst of its kind, each link as slow as measured."""
+    fast, slow = DeviceCost(3.0, 10.0, "a"), DeviceCost(2.0, 20.0, "a")
+    other = DeviceCost(1.0, 5.0, "b")
+    measured = Neighbours((fast, other, slow, fast), LINKS)
+    free = Interchangeable.of(measured)
+    assert free.devices == (*(DeviceCost(2.0, 10.0, "a"), other), *[DeviceCost(2.0, 10.0, "a")] * 2)
+    assert free.link(0, 1) == free.link(2, 1) == LinkCost(3e-6, 20.0)
+    assert free.link(0, 2) == LINKS[2]
+    assert several_kinds(free)
+
+
+def test_kinds_whose_link_was_not_measured_are_joined_by_the_slowest() -> None:
+    free = Interchangeable.of(ROW)
+    assert free.link(0, 1) == LINKS[0]
+    assert free.link(0, 3) == ROW.link(0, 3)
+    assert not several_kinds(Neighbours((A, A), LINKS[:1]))

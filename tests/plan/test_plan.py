@@ -1,6 +1,7 @@
 """A plan as text, and what it says of the edges."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,6 +57,9 @@ def test_json_round_trip_keeps_everything() -> None:
     plan = skipping_plan()
     assert Plan.from_json(plan.to_json()) == plan
     assert Plan.from_json(plan.to_json()).digest == plan.digest
+    placed = replace(plan, ranks=(4, 0, 2))
+    assert Plan.from_json(placed.to_json()) == placed
+    assert placed.digest != plan.digest
 
 
 def test_a_stage_that_needs_no_value_is_told_by_its_neighbour() -> None:
@@ -71,7 +75,7 @@ def test_digest_tells_plans_apart() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["version"], 3, "plan.version is 3, expected 2"),
+        (["version"], 2, "plan.version is 2, expected 3"),
         (["model"], None, "plan.model is missing"),
         (["model"], 7, "plan.model is 7, expected a string"),
         (["extra"], 7, "plan.extra is not a field"),
@@ -89,6 +93,10 @@ def test_digest_tells_plans_apart() -> None:
         (["stages", 1, "inputs"], ["b"], r"plan.stages\[1\].inputs names 'b'"),
         (["stages", 1, "outputs"], ["a"], r"names 'a', which stage 0 already provides"),
         (["outputs"], ["z"], "plan.outputs names 'z', which no stage makes"),
+        (["ranks"], 3, "plan.ranks is 3, expected a list of ranks, or null"),
+        (["ranks"], [0, 1, -1], r"plan.ranks\[2\] is -1, expected a whole number"),
+        (["ranks"], [0, 1], "plan.ranks is \\[0, 1\\], expected another rank for each of 3"),
+        (["ranks"], [0, 2, 2], "plan.ranks is \\[0, 2, 2\\], expected another rank for each"),
     ],
 )
 def test_a_wrong_field_is_named(path: list[str | int], value: object, message: str) -> None:

@@ -19,7 +19,7 @@ from pipepar.model.split.crossing import cut_table
 from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LinkCost
 from pipepar.plan.hardware import Hardware, Neighbours
-from pipepar.planner.choice import Choice, choose
+from pipepar.planner.choice import Choice, choose, faster
 from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.prediction import ModelCost, model_cost
 
@@ -220,6 +220,7 @@ def test_in_any_order_a_device_comes_where_its_work_is() -> None:
     assert fixed.prediction.bottleneck == 4.0
     free = chosen(cost, hardware, [1], PlanRequest(free_order=True))
     assert taken_by(free) == ["even", "even", "odd"]
+    assert (fixed.plan.ranks, free.plan.ranks) == (None, (1, 2, 0))
     assert layers_of(free) == [3, 3, 2]
     assert [stage.device.kind for stage in free.prediction.stages] == taken_by(free)
     assert [stage.compute for stage in free.prediction.stages] == [3.0, 3.0, 1.0]
@@ -287,3 +288,15 @@ def test_a_weight_that_layers_share_needs_room_once() -> None:
         choose(
             graph, table, row(2, memory=79), partial(model_cost, graph, table), [2], PlanRequest()
         )
+
+
+def test_another_order_is_taken_where_it_is_clearly_faster() -> None:
+    slow, fast = (chosen(costs(*[seconds] * 8), sizes=[1]) for seconds in (1.0, 0.9))
+    alike = chosen(costs(*[0.97] * 8), sizes=[1])
+
+    def none() -> Choice:
+        raise PlanError("too many sets of devices")
+
+    assert faster(slow, lambda: fast) is fast
+    assert faster(slow, lambda: alike) is slow
+    assert faster(slow, none) is slow

@@ -11,11 +11,13 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from pipepar.comm.channels import memory, wire
+from pipepar.comm.channels import memory
 from pipepar.comm.channels.channel import Receiver, Sender
 from pipepar.comm.channels.link import Link
-from pipepar.comm.channels.mpi import MpiReceiver, MpiSender
 from pipepar.comm.channels.mpi_endpoint import MpiEndpoint
+from pipepar.comm.channels.mpi_receiver import MpiReceiver
+from pipepar.comm.channels.mpi_sender import MpiSender
+from pipepar.comm.channels.spec import DTYPES
 from pipepar.comm.world import World
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, TensorSpec, Value
@@ -76,7 +78,7 @@ def check(world: World, values: Sequence[tuple[Value, ...]], depth: int = 3) -> 
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_every_dtype(world: World) -> None:
     values: list[tuple[Value, ...]] = []
-    for dtype in wire.DTYPES:
+    for dtype in DTYPES:
         raw, count = torch.arange(96, dtype=torch.uint8), 96 // dtype.itemsize
         tensor = torch.empty(0, dtype=dtype).set_(raw.untyped_storage(), 0, (count,), (1,))
         values.append((tensor, tensor.as_strided((2, count // 4), (count // 2, 2))))
@@ -249,6 +251,56 @@ def test_ready_tells_without_waiting(world: World) -> None:
             while not receiver.ready():
                 time.sleep(0.001)
             assert [microbatch.values for microbatch in receiver.receive()] == [(1,)]
+
+
+def test_a_sender_is_ready_while_it_has_room(world: World) -> None:
+    with ends(world, depth=2) as (receiver, sender):
+        if sender is not None:
+            sent = 0
+            while sender.ready():
+                sender.send(MicroBatch(sent, (torch.zeros(1_000_000),)))
+                sent += 1
+                time.sleep(0.05)
+            assert 2 <= sent <= 4  # both ends hold as many as the depth
+            MPI.COMM_WORLD.send(sent, 1, tag=98)
+            while not sender.ready():
+                time.sleep(0.001)
+            sender.end()
+        if receiver is not None:
+            sent = MPI.COMM_WORLD.recv(source=0, tag=98)
+            assert [microbatch.index for microbatch in receiver.receive()] == list(range(sent))
+
+
+def test_two_channels_between_the_same_ranks(world: World) -> None:
+    """Each has its own order, depth and streams, whichever is read first."""
+    links = [Link(0, 1, 1), Link(1, 0, 2), Link(0, 1, 3)]
+    receivers, senders = world.connect(links)
+    for channel, sender in senders.items():
+        for index in range(links[channel].depth):
+            sender.send(MicroBatch(index, (torch.full((5,), float(channel)), channel)))
+    streams = {channel: receiver.receive() for channel, receiver in receivers.items()}
+    for channel in sorted(streams, reverse=True):
+        stream = streams[channel]
+        for index in range(links[channel].depth):
+            found = next(stream)
+            assert (found.index, found.values[1]) == (index, channel)
+            assert_same(found.values[0], torch.full((5,), float(channel)))
+    for sender in senders.values():
+        sender.end()
+    for stream in streams.values():
+        assert list(stream) == []
+    for sender in senders.values():
+        sender.close()
+    for receiver in receivers.values():
+        receiver.close()
+
+
+def test_what_was_received_stays_as_long_as_it_is_referenced(world: World) -> None:
+    """Memory on the host is the receiver's own: later micro-batches do not touch it."""
+    sent = [torch.full((1000,), float(index)) for index in range(12)]
+    found = cross(world, [(each,) for each in sent], depth=2)
+    for microbatch, expected in zip(found, sent if found else [], strict=True):
+        assert_same(microbatch.values[0], expected)
 
 
 def test_what_cannot_cross_is_refused(world: World) -> None:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from pipepar.comm.channels import wire
 from pipepar.comm.channels.entries import entries_of
-from pipepar.comm.channels.mpi import MpiReceiver
+from pipepar.comm.channels.header import HEADER_BYTES, Header, Kind
 from pipepar.comm.channels.mpi_endpoint import MpiEndpoint
-from pipepar.comm.channels.wire import Header, Kind
+from pipepar.comm.channels.mpi_receiver import MpiReceiver
+from pipepar.comm.channels.spec import pack_spec
 from pipepar.comm.world import World
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, TensorSpec
@@ -42,13 +42,13 @@ def announced(index: int, spec: bytes = b"") -> bytes:
 
 
 def test_garbage_is_an_error_that_names_the_sender(world: World) -> None:
-    refused(world, "0: .*expected b'PPAR'", [b"garbage!" * (wire.HEADER_BYTES // 8)])
+    refused(world, "0: .*expected b'PPAR'", [b"garbage!" * (HEADER_BYTES // 8)])
 
 
 @pytest.mark.parametrize(("sent", "counted"), [(2, 3), (2, 1), (0, 1)])
 def test_a_stream_that_is_not_whole_is_an_error(world: World, sent: int, counted: int) -> None:
     """Whoever takes the end for the end loses the last micro-batches unseen."""
-    spec = wire.pack_spec(entries_of(MicroBatch(0, ())))  # type: ignore[arg-type]
+    spec = pack_spec(entries_of(MicroBatch(0, ())))  # type: ignore[arg-type]
     headers = [announced(index, b"" if index else spec) for index in range(sent)]
     end = Header.announcing(Kind.END, counted, 0, b"").pack()
     message = f"{sent}: the stream ends here, but {counted} micro-batches were sent"
@@ -56,15 +56,15 @@ def test_a_stream_that_is_not_whole_is_an_error(world: World, sent: int, counted
 
 
 def test_a_spec_that_was_damaged_is_an_error(world: World) -> None:
-    sent = wire.pack_spec((1,))
-    refused(world, "0: a spec's checksum", [announced(0, sent)], wire.pack_spec((2,)))
+    sent = pack_spec((1,))
+    refused(world, "0: a spec's checksum", [announced(0, sent)], pack_spec((2,)))
 
 
 def test_tensors_that_were_not_given_room_are_an_error(world: World) -> None:
-    spec = wire.pack_spec((TensorSpec.of(torch.zeros(2)),))
+    spec = pack_spec((TensorSpec.of(torch.zeros(2)),))
     refused(world, r"0: tensors of \(8,\) bytes do not fit", [announced(0, spec)], spec)
 
 
 def test_entries_that_are_no_micro_batch_are_an_error(world: World) -> None:
-    spec = wire.pack_spec((None, None))
+    spec = pack_spec((None, None))
     refused(world, "0: a micro-batch of 2 entries arrived", [announced(0, spec)], spec)

@@ -13,8 +13,9 @@ import torch
 from mpi4py import MPI
 
 from pipepar.comm.channels.entries import entries_of
-from pipepar.comm.channels.mpi import MpiReceiver, MpiSender
 from pipepar.comm.channels.mpi_endpoint import MpiEndpoint
+from pipepar.comm.channels.mpi_receiver import MpiReceiver
+from pipepar.comm.channels.mpi_sender import MpiSender
 from pipepar.comm.world import World
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch

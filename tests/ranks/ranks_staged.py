@@ -13,8 +13,8 @@ import torch
 from mpi4py import MPI
 
 from pipepar.comm.channels.memory import core
-from pipepar.comm.channels.mpi import MpiReceiver
 from pipepar.comm.channels.mpi_endpoint import MpiEndpoint
+from pipepar.comm.channels.mpi_receiver import MpiReceiver
 from pipepar.comm.gpu.staged import StagedSender
 from pipepar.comm.world import World
 from pipepar.errors import WireError

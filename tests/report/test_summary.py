@@ -9,8 +9,9 @@ from rich.console import Console
 from pipepar.comm.world import World
 from pipepar.host.device_context import DeviceContext
 from pipepar.host.run_context import RunContext
+from pipepar.plan.placement import Ends, Placement
 from pipepar.report.confusion import Confusion
-from pipepar.report.gather_record import gather_record, stage_record
+from pipepar.report.gather_record import Findings, gather_record, stage_record
 from pipepar.report.run_record import RunRecord, StageRecord
 from pipepar.report.summary import print_summary
 from pipepar.supervision.stopping import Stopped
@@ -134,11 +135,14 @@ def test_it_is_put_together_of_what_each_rank_knows() -> None:
             run.tracer.record("compute", index, index, index + 0.25 * (1 + world.rank))
         return gather_record(
             world,
+            Placement(Ends.of_files(3), (0, 1, 2)),
             stage_record(run, 100 + world.rank, seconds=(4.0, 6.0, 5.0)[world.rank]),
-            samples=50 + world.rank,
-            confusion=confusion if world.rank == 2 else None,
-            predicted=7.0 if world.rank == 0 else None,
-            failed=world.rank,
+            Findings(
+                samples=50 + world.rank,
+                confusion=confusion if world.rank == 2 else None,
+                predicted=7.0 if world.rank == 0 else None,
+                failed=world.rank,
+            ),
         )
 
     first, *others = in_threads(3, work, hosts=["x", "y", "x"])

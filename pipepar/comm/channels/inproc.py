@@ -6,8 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 
-from pipepar.comm.channels import wire
 from pipepar.comm.channels.entries import entries_of
+from pipepar.comm.channels.spec import describe
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch
 
@@ -72,7 +72,7 @@ class InprocSender:
     def send(self, microbatch: MicroBatch) -> None:
         """See `Sender.send`."""
         for value in entries_of(microbatch):
-            wire.describe(value)
+            describe(value)
         self._channel.put(microbatch)
 
     def ready(self) -> bool:

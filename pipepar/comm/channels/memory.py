@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 import torch
 
-from pipepar.comm.channels.wire import Spec
+from pipepar.comm.channels.spec import Spec
 from pipepar.microbatch import TensorSpec, Value
 
 Envelope: TypeAlias = tuple[int, ...]

@@ -18,10 +18,9 @@ from typing import Final, Protocol, TypeAlias
 
 import torch
 
-from pipepar.comm.channels import wire
 from pipepar.comm.channels.channel import Receiver, Sender
 from pipepar.comm.channels.memory import plain
-from pipepar.comm.channels.wire import Spec
+from pipepar.comm.channels.spec import Spec, describe, pack_spec, tells, unpack_spec
 from pipepar.comm.gpu.device import Gpu, Stream, wait_for_event
 from pipepar.comm.gpu.packing import Packing
 from pipepar.comm.gpu.slots import Carry, Inbox, Outbox
@@ -116,8 +115,8 @@ class GpuSender:
         return value if isinstance(value, torch.Tensor) and self._gpu.holds(value) else None
 
     def _describe(self, resident: tuple[torch.Tensor | None, ...]) -> None:
-        if not wire.tells(self._spec, resident):
-            self._spec = tuple(map(wire.describe, resident))
+        if not tells(self._spec, resident):
+            self._spec = tuple(map(describe, resident))
             self._text, self._packing = _text_of(self._spec), Packing.of(self._spec)
 
     def _carry(self, memory: torch.Tensor, stream: Stream) -> None:
@@ -233,7 +232,7 @@ def _watched(carry: Carry, kind: Kind, index: int, gpu: Gpu, watch: Watch | None
 
 def _text_of(spec: Spec) -> str:
     """A spec as a value that a channel between hosts takes; each byte is a character."""
-    return wire.pack_spec(spec).decode("latin-1")
+    return pack_spec(spec).decode("latin-1")
 
 
 def _spec_of(text: Value) -> Spec:
@@ -243,6 +242,6 @@ def _spec_of(text: Value) -> Spec:
         WireError: it is none.
     """
     try:
-        return wire.unpack_spec(str(text).encode("latin-1"))
+        return unpack_spec(str(text).encode("latin-1"))
     except UnicodeEncodeError as error:
         raise WireError(f"a micro-batch is announced by {text!r}, not by a spec") from error

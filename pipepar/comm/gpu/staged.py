@@ -17,8 +17,8 @@ import torch
 
 from pipepar.comm.channels.entries import entries_of
 from pipepar.comm.channels.memory import TensorLayout, dense, packed, plain, whole
-from pipepar.comm.channels.mpi import MpiSender
 from pipepar.comm.channels.mpi_endpoint import MpiEndpoint
+from pipepar.comm.channels.mpi_sender import MpiSender
 from pipepar.comm.gpu.device import Gpu, Stream
 from pipepar.comm.gpu.slots import Outbox, Part
 from pipepar.comm.native._progress import Engine

@@ -10,8 +10,18 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipepar.comm.channels import wire
-from pipepar.comm.channels.wire import Header, Kind, Spec
+from pipepar.comm.channels.header import HEADER_BYTES, MAGIC, MAX_SPEC_BYTES, VERSION, Header, Kind
+from pipepar.comm.channels.spec import (
+    DTYPES,
+    MAX_DIMENSIONS,
+    MAX_TENSOR_BYTES,
+    Spec,
+    Tag,
+    describe,
+    pack_spec,
+    tells,
+    unpack_spec,
+)
 from pipepar.errors import WireError
 from pipepar.microbatch import TensorSpec
 
@@ -19,7 +29,7 @@ sizes = st.integers(0, 2**20)
 tensors = st.integers(0, 4).flatmap(
     lambda n: st.builds(
         TensorSpec,
-        st.sampled_from(wire.DTYPES),
+        st.sampled_from(DTYPES),
         st.tuples(*[st.integers(0, 64)] * n),
         st.tuples(*[st.integers(0, 64)] * n),
     )
@@ -40,13 +50,13 @@ specs = st.lists(entries, max_size=8).map(tuple)
 def test_a_header_survives_the_wire(kind: Kind, index: int, generation: int, spec: bytes) -> None:
     header = Header.announcing(kind, index, generation, b"" if kind is Kind.END else spec)
     data = header.pack()
-    assert len(data) == wire.HEADER_BYTES
+    assert len(data) == HEADER_BYTES
     assert Header.unpack(data) == header
 
 
 @given(specs)
 def test_a_spec_survives_the_wire(spec: Spec) -> None:
-    assert repr(wire.unpack_spec(wire.pack_spec(spec))) == repr(spec)
+    assert repr(unpack_spec(pack_spec(spec))) == repr(spec)
 
 
 @given(st.binary(max_size=200))
@@ -55,9 +65,9 @@ def test_any_garbage_is_an_error_as_a_header(data: bytes) -> None:
         Header.unpack(data)
 
 
-@given(st.binary(min_size=wire.HEADER_BYTES, max_size=wire.HEADER_BYTES))
+@given(st.binary(min_size=HEADER_BYTES, max_size=HEADER_BYTES))
 def test_garbage_behind_a_right_beginning_is_an_error(data: bytes) -> None:
-    begin = struct.pack("<4sH", wire.MAGIC, wire.VERSION)
+    begin = struct.pack("<4sH", MAGIC, VERSION)
     with pytest.raises(WireError):
         Header.unpack(begin + data[len(begin) :])
 
@@ -69,16 +79,16 @@ def test_garbage_behind_a_right_beginning_is_an_error(data: bytes) -> None:
     st.integers(0, 2**64 - 1),
 )
 @example(Kind.END, 0, 1, 5)
-@example(Kind.MICROBATCH, 0, wire.MAX_SPEC_BYTES, 5)
-@example(Kind.MICROBATCH, 0, wire.MAX_SPEC_BYTES + 1, 5)
+@example(Kind.MICROBATCH, 0, MAX_SPEC_BYTES, 5)
+@example(Kind.MICROBATCH, 0, MAX_SPEC_BYTES + 1, 5)
 @example(0, 0, 0, 5)
 @example(3, 0, 0, 5)
 def test_fields_are_checked_even_when_the_checksum_is_right(
     kind: int, generation: int, spec_bytes: int, index: int
 ) -> None:
-    fields = struct.pack("<4sHBxIIQ", wire.MAGIC, wire.VERSION, kind, generation, spec_bytes, index)
+    fields = struct.pack("<4sHBxIIQ", MAGIC, VERSION, kind, generation, spec_bytes, index)
     data = fields + struct.pack("<II", zlib.crc32(fields), 0)
-    allowed = (kind == Kind.MICROBATCH and spec_bytes <= wire.MAX_SPEC_BYTES) or (
+    allowed = (kind == Kind.MICROBATCH and spec_bytes <= MAX_SPEC_BYTES) or (
         kind == Kind.END and spec_bytes == 0
     )
     if allowed:
@@ -93,7 +103,7 @@ def test_garbage_as_a_spec_is_an_error_or_a_spec_of_its_size(data: bytes) -> Non
     """Whatever is accepted encodes to the same bytes again; nothing large is allocated."""
     tracemalloc.start()
     try:
-        spec = wire.unpack_spec(data)
+        spec = unpack_spec(data)
     except WireError:
         spec = None
     finally:
@@ -101,13 +111,13 @@ def test_garbage_as_a_spec_is_an_error_or_a_spec_of_its_size(data: bytes) -> Non
         tracemalloc.stop()
     assert peak < 1 << 20
     if spec is not None:
-        again = wire.unpack_spec(wire.pack_spec(spec))
+        again = unpack_spec(pack_spec(spec))
         assert len(again) == len(spec)
 
 
 @given(specs, st.data())
 def test_a_damaged_spec_is_noticed(spec: Spec, data: st.DataObject) -> None:
-    packed = bytearray(wire.pack_spec(spec))
+    packed = bytearray(pack_spec(spec))
     header = Header.announcing(Kind.MICROBATCH, 0, 0, bytes(packed))
     where = data.draw(st.integers(0, len(packed) - 1))
     packed[where] ^= data.draw(st.integers(1, 255))
@@ -135,14 +145,14 @@ def accepts(dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...])
     """Whether a receiver takes memory for a tensor like that."""
     spec = (TensorSpec(dtype, shape, stride),)
     try:
-        found = wire.unpack_spec(wire.pack_spec(spec))
+        found = unpack_spec(pack_spec(spec))
     except WireError:
         return False
     assert found == spec
     return True
 
 
-MOST = wire.MAX_TENSOR_BYTES // 8
+MOST = MAX_TENSOR_BYTES // 8
 
 
 @pytest.mark.parametrize(
@@ -170,8 +180,8 @@ def test_the_largest_tensor_is_so_many_bytes() -> None:
 
 
 def test_a_tensor_has_so_many_dimensions_at_most() -> None:
-    assert accepts(torch.float32, (1,) * wire.MAX_DIMENSIONS, (1,) * wire.MAX_DIMENSIONS)
-    more = (1,) * (wire.MAX_DIMENSIONS + 1)
+    assert accepts(torch.float32, (1,) * MAX_DIMENSIONS, (1,) * MAX_DIMENSIONS)
+    more = (1,) * (MAX_DIMENSIONS + 1)
     assert not accepts(torch.float32, more, more)
 
 
@@ -183,53 +193,53 @@ def test_a_header_of_another_version_says_what_to_do() -> None:
 
 
 def test_a_spec_too_long_for_the_wire_is_refused() -> None:
-    room = wire.MAX_SPEC_BYTES - len(wire.pack_spec(("",)))
-    longest = wire.pack_spec(("x" * room,))
+    room = MAX_SPEC_BYTES - len(pack_spec(("",)))
+    longest = pack_spec(("x" * room,))
     Header.unpack(Header.announcing(Kind.MICROBATCH, 0, 0, longest).pack())
     with pytest.raises(WireError, match="uint8 tensors"):
-        wire.pack_spec(("x" * (room + 1),))
+        pack_spec(("x" * (room + 1),))
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (struct.pack("<I", 2**32 - 1) + b"\2" * 8, "of 12 bytes announces 4294967295 values"),
-        (wire.pack_spec((None,)) + b"\2", "1 bytes are left over"),
-        (wire.pack_spec(("four",))[:-1], "ends 1 bytes too early"),
+        (pack_spec((None,)) + b"\2", "1 bytes are left over"),
+        (pack_spec(("four",))[:-1], "ends 1 bytes too early"),
         (struct.pack("<IB", 1, 0), "unknown tag 0"),
-        (struct.pack("<IBI", 1, wire.Tag.STR, 1) + b"\xff", "not UTF-8"),
-        (struct.pack("<IBBB", 1, wire.Tag.TENSOR, len(wire.DTYPES), 0), "unknown dtype code"),
+        (struct.pack("<IBI", 1, Tag.STR, 1) + b"\xff", "not UTF-8"),
+        (struct.pack("<IBBB", 1, Tag.TENSOR, len(DTYPES), 0), "unknown dtype code"),
     ],
 )
 def test_what_is_wrong_with_a_spec_is_told(data: bytes, message: str) -> None:
     with pytest.raises(WireError, match=message):
-        wire.unpack_spec(data)
+        unpack_spec(data)
 
 
 @pytest.mark.parametrize(
     ("one", "other"), [(1, True), (0, False), (1, 1.0), (0.0, -0.0), (1.0, 1 + 0j), ("", None)]
 )
 def test_values_that_python_calls_equal_are_told_apart(one: object, other: object) -> None:
-    assert not wire.tells((one,), (other,))  # type: ignore[arg-type]
+    assert not tells((one,), (other,))  # type: ignore[arg-type]
 
 
 def test_a_spec_tells_the_values_it_was_made_of_and_no_others() -> None:
     tensor = torch.zeros(4, 6)
-    spec = (wire.describe(tensor), 1, None, "text")
-    assert wire.tells(spec, (torch.ones(4, 6), 1, None, "text"))
+    spec = (describe(tensor), 1, None, "text")
+    assert tells(spec, (torch.ones(4, 6), 1, None, "text"))
     others = [
         *(torch.zeros(6, 4), torch.zeros(6, 4).t(), torch.zeros(4, 6).double(), None, 1),
         *(torch.zeros(4, 6, device="meta"), torch.zeros(4, 6).to_sparse()),
     ]
     for other in others:
-        assert not wire.tells(spec, (other, 1, None, "text"))
-    assert not wire.tells(spec, (tensor, 1, None))
-    assert not wire.tells((None,), (tensor,))
+        assert not tells(spec, (other, 1, None, "text"))
+    assert not tells(spec, (tensor, 1, None))
+    assert not tells((None,), (tensor,))
 
 
 def test_nan_does_not_change() -> None:
-    assert wire.tells((1, math.nan), (1, float("nan")))
-    (found,) = wire.unpack_spec(wire.pack_spec((math.nan,)))
+    assert tells((1, math.nan), (1, float("nan")))
+    (found,) = unpack_spec(pack_spec((math.nan,)))
     assert isinstance(found, float)
     assert math.isnan(found)
 
@@ -240,8 +250,8 @@ def test_every_plain_dtype_of_torch_has_a_code() -> None:
         for value in vars(torch).values()
         if isinstance(value, torch.dtype) and not str(value).startswith(("torch.q", "torch.quint"))
     }
-    assert plain <= set(wire.DTYPES)
-    assert len(set(wire.DTYPES)) == len(wire.DTYPES)
+    assert plain <= set(DTYPES)
+    assert len(set(DTYPES)) == len(DTYPES)
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize")
@@ -249,6 +259,6 @@ def test_what_cannot_cross_says_what_can() -> None:
     eighths = torch._empty_affine_quantized([2], scale=0.125, zero_point=0, dtype=torch.qint8)
     for value in (torch.eye(2).to_sparse(), torch.empty(1, device="meta"), eighths):
         with pytest.raises(WireError, match="dense, unquantized"):
-            wire.describe(value)
+            describe(value)
     with pytest.raises(WireError, match="type list cannot cross"):
-        wire.describe([])  # type: ignore[arg-type]
+        describe([])  # type: ignore[arg-type]

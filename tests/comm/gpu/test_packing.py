@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from pipepar.comm.channels import wire
 from pipepar.comm.channels.memory import flat, laid_out, packed, tensor_layouts, whole
+from pipepar.comm.channels.spec import describe
 from pipepar.comm.gpu.packing import Packing
 from pipepar.microbatch import TensorSpec, Value
 from tests.helpers.simulated.gpu import SimulatedGpu
@@ -76,7 +76,7 @@ def test_values_are_packed_and_unpacked_at_their_positions() -> None:
     scheduler = Scheduler(eagerness=0)
     gpu = SimulatedGpu(scheduler, "a")
     sent: list[Value] = [None, *tensors(), "text", torch.arange(7), 1.5]
-    packing = Packing.of(tuple(map(wire.describe, sent)))
+    packing = Packing.of(tuple(map(describe, sent)))
     memory = gpu.empty(packing.nbytes)
     values: list[Value] = []
     for value in sent:

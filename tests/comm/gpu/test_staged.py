@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipepar.comm.channels import wire
 from pipepar.comm.channels.entries import microbatch_of
 from pipepar.comm.channels.memory import Layout, flat, laid_out
+from pipepar.comm.channels.spec import describe
 from pipepar.comm.gpu import staged
 from pipepar.microbatch import MicroBatch, Value
 from tests.helpers.gpu.exchange import POLICIES
@@ -49,7 +49,7 @@ class Asking:
         self.seen = Seen()
 
     def layout(self, values: tuple[Value, ...]) -> Layout:
-        return Layout.of(tuple(map(wire.describe, values)))
+        return Layout.of(tuple(map(describe, values)))
 
     def admit(self) -> None:
         self._go_on(self._random.randrange(3))

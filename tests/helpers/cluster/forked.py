@@ -99,6 +99,7 @@ class Job:
         """How long ago a rank came as far as `Forked.mark` says; it waits for that."""
         path = self.folder / f"{name}-{rank}"
         while not path.exists() or not (text := path.read_text()):
+            assert rank not in self.status, f"rank {rank} has ended: {self.said(rank)}"
             self.look()
             time.sleep(_LOOK_SECONDS)
         return time.monotonic() - float(text)

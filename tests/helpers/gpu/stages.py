@@ -13,9 +13,9 @@ from typing import Final
 
 import torch
 
-from pipepar.comm.channels import wire
 from pipepar.comm.channels.inproc import InprocChannel
 from pipepar.comm.channels.memory import core, flat, plain
+from pipepar.comm.channels.spec import Spec, describe, tells
 from pipepar.comm.gpu import nccl_channel as gpu_channel
 from pipepar.microbatch import MicroBatch, TensorSpec, Value
 from tests.helpers.simulated.gpu import SimulatedGpu
@@ -170,7 +170,7 @@ class Told(InprocChannel):
 
     def __init__(self, depth: int) -> None:
         super().__init__(depth)
-        self.specs: list[wire.Spec] = []
+        self.specs: list[Spec] = []
         """Every one that differs from the one before."""
         self.sent = 0
         self.ends = 0
@@ -179,8 +179,8 @@ class Told(InprocChannel):
     def put(self, item: MicroBatch | None) -> None:
         if item is not None:
             assert self.has_room(), "a host would wait"
-            if not self.specs or not wire.tells(self.specs[-1], item.values):
-                self.specs.append(tuple(map(wire.describe, item.values)))
+            if not self.specs or not tells(self.specs[-1], item.values):
+                self.specs.append(tuple(map(describe, item.values)))
             self.sent += 1
         super().put(item)
 

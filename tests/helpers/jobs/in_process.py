@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipepar.comm.world import World
-from pipepar.jobs.quarantine import errors_of
+from pipepar.jobs.output.quarantine import errors_of
 from pipepar.jobs.run import Job, run_job
 from pipepar.report.run_record import RunRecord
 from tests.helpers.jobs.command import after

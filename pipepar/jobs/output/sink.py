@@ -15,11 +15,11 @@ from pipepar.data.writers.open_output import open_output
 from pipepar.data.writers.partial import naming
 from pipepar.data.writers.row_writer import Writer
 from pipepar.data.writers.unfinished import Resumable
-from pipepar.engine.assembly import Assembly
 from pipepar.errors import InputError, StageError
-from pipepar.jobs.output_claim import OutputClaim
-from pipepar.jobs.quarantine import Quarantine
+from pipepar.jobs.output.claim import OutputClaim
+from pipepar.jobs.output.quarantine import Quarantine
 from pipepar.microbatch import SINK, Fault, MicroBatch, samples_of
+from pipepar.model.capture.graph import Graph
 from pipepar.report.confusion import Confusion, Tally
 from pipepar.tasks.classes import class_logits
 from pipepar.trace import Tracer
@@ -69,14 +69,14 @@ class Sink:
         return list(self._writer.done.runs()), list(apart.runs())
 
     def take(
-        self, results: Iterator[MicroBatch], assembly: Assembly, tracer: Tracer
+        self, results: Iterator[MicroBatch], graph: Graph, tracer: Tracer
     ) -> Iterator[MicroBatch]:
         """Write all results to the output, and pass them on.
 
         Args:
             results: micro-batches of the model's outputs, on the host.
-            assembly: the last stage.
-            tracer: this stage's times.
+            graph: the model.
+            tracer: records the times.
 
         Raises:
             InputError: what was returned cannot be written.
@@ -84,7 +84,7 @@ class Sink:
         """
         for microbatch in results:
             with tracer.span("sink", microbatch.index):
-                self._write(microbatch, assembly)
+                self._write(microbatch, graph)
             tracer.enter("other", microbatch.index)
             yield microbatch
 
@@ -126,13 +126,13 @@ class Sink:
         """What was taken for what; None without labels."""
         return self._tally.confusion() if self._tally else None
 
-    def _write(self, microbatch: MicroBatch, assembly: Assembly) -> None:
+    def _write(self, microbatch: MicroBatch, graph: Graph) -> None:
         samples = samples_of(microbatch)
         if microbatch.error is not None:
             self._fail(samples, microbatch.error)
             return
         try:
-            self._take(samples, microbatch, assembly)
+            self._take(samples, microbatch, graph)
         except (InputError, StageError) as error:
             if not (self._lenient and is_of_samples(error)):
                 raise
@@ -140,8 +140,8 @@ class Sink:
             return
         self._quarantine.discard(samples.tolist())
 
-    def _take(self, samples: torch.Tensor, microbatch: MicroBatch, assembly: Assembly) -> None:
-        output = assembly.graph.unflatten_outputs(microbatch.values)
+    def _take(self, samples: torch.Tensor, microbatch: MicroBatch, graph: Graph) -> None:
+        output = graph.unflatten_outputs(microbatch.values)
         extras = microbatch.columns
 
         def again(rows: slice) -> object:
@@ -150,11 +150,11 @@ class Sink:
         with naming_samples(self._what, samples, again):
             rows = self._answer(output, extras)
         if self._tally is None:
-            self._opened().write(samples, rows)
+            self._writer.write(samples, rows)
             return
         # Counted once the rows are written: they may not fit the output.
         counted = Tally(()).add(class_logits(output), extras["label"])
-        self._opened().write(samples, rows, {"counted": counted})
+        self._writer.write(samples, rows, {"counted": counted})
         self._tally.restore(counted)
 
     def _fail(self, samples: torch.Tensor, fault: Fault) -> None:
@@ -177,6 +177,3 @@ class Sink:
                 f"least that does not. Nothing is written to {self._path}"
             )
         writer.leave_blank(torch.tensor(failed), self._quarantine.to_note())
-
-    def _opened(self) -> Writer:
-        return self._writer

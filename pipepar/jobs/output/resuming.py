@@ -14,10 +14,10 @@ from pipepar.data.sample_set import SampleSet
 from pipepar.data.writers.journal import Fields
 from pipepar.errors import InputError
 from pipepar.host.device_context import DeviceContext
-from pipepar.jobs.identity import FORMAT, identity, require_same
 from pipepar.jobs.options import Job
-from pipepar.jobs.output_claim import OutputClaim
-from pipepar.jobs.outputs import Sink
+from pipepar.jobs.output.claim import OutputClaim
+from pipepar.jobs.output.identity import FORMAT, identity, require_same
+from pipepar.jobs.output.sink import Sink
 from pipepar.model.capture.graph import Graph
 from pipepar.model.source.open_source import Source
 from pipepar.plan.placement import Ends
