@@ -38,8 +38,8 @@ def context(
     if len(kinds) == 1:
         return open_device_context(world, "cuda", print)  # and so does every Pipeline, if told to
     context = mixed_seat(world, by_rank)
-    for door in (pipeline, jobs):
-        monkeypatch.setattr(door, "open_device_context", lambda *_: context)
+    for module in (pipeline, jobs):
+        monkeypatch.setattr(module, "open_device_context", lambda *_: context)
     return context
 
 

@@ -39,8 +39,8 @@ def context(
     if len(request.param) > max(world.size, 1):
         pytest.skip("with so few ranks another pattern is the same")
     context = seat_for(world, request.param)
-    for door in (pipeline, jobs):
-        monkeypatch.setattr(door, "open_device_context", lambda *_: context)
+    for module in (pipeline, jobs):
+        monkeypatch.setattr(module, "open_device_context", lambda *_: context)
     monkeypatch.setattr(communicators, "Communicators", CouriersOverMpi)
     return context
 

@@ -1,4 +1,4 @@
-"""The Python door: the same numbers as the unsplit model, bit for bit, at any number of ranks."""
+"""The Python API: the same numbers as the unsplit model, bit for bit, at any number of ranks."""
 
 from collections.abc import Iterator
 from pathlib import Path

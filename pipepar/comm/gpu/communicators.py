@@ -126,7 +126,7 @@ class Communicators(Mapping[int, "Held"]):
 
 
 class Held:
-    """A communicator in the hands of a channel; see `gpu_channel.P2PTransport`."""
+    """A communicator in the hands of a channel; see `nccl_channel.P2PTransport`."""
 
     def __init__(self, communicator: Communicator, let_go: Callable[[], None]) -> None:
         self.send = communicator.send

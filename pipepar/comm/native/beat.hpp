@@ -21,7 +21,7 @@
 
 namespace pulse {
 
-// What a rank is at; the numbers of comm/pulse.py.
+// What a rank is doing; the numbers of DOINGS in pipepar/trace.py.
 enum Kind : std::int32_t { kOther, kSource, kReceive, kCompute, kSend, kSink, kCaller };
 
 inline bool is_work(std::int32_t kind) { return kind == kSource || kind == kCompute || kind == kSink; }

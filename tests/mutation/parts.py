@@ -7,7 +7,7 @@ from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Part:
     """Some modules and their tests."""
 
     modules: tuple[str, ...]
@@ -24,12 +24,15 @@ def _modules(package: str, names: str) -> tuple[str, ...]:
     return tuple(f"pipepar.{package}.{name}" for name in names.split())
 
 
-ROOMS: Final = {
-    "plan": Room(
-        _modules("plan", "partition search row device_states refusal costs hardware simulate plan"),
+PARTS: Final = {
+    "plan": Part(
+        _modules(
+            "plan",
+            "partition search prefix_sums device_states infeasible costs hardware simulate plan",
+        ),
         ("tests/plan",),
     ),
-    "journal": Room(
+    "journal": Part(
         (
             *_modules("data.writers", "journal partial unfinished array_writer"),
             *_modules("data.writers.formats", "npy safetensors"),
@@ -42,22 +45,22 @@ ROOMS: Final = {
             "tests/jobs/test_resume_ends.py",
         ),
     ),
-    "wire": Room(
+    "wire": Part(
         (*_modules("comm.channels", "header spec entries memory"), "pipepar.comm.gpu.packing"),
         ("tests/comm/channels", "tests/comm/gpu/test_packing.py"),
     ),
-    "slots": Room(
+    "slots": Part(
         _modules("comm.gpu", "slots"),
         ("tests/comm/gpu/test_slots.py", "tests/comm/gpu/test_nccl_channel.py"),
     ),
-    "weights": Room(
+    "weights": Part(
         _modules("model.weights", "weight_source checkpoint checkpoint_formats recipes renaming"),
         ("tests/model/weights",),
     ),
-    "microbatch": Room(
+    "microbatch": Part(
         ("pipepar.microbatch",), ("tests/leaves/test_microbatch.py", "tests/comm/channels")
     ),
-    "mpi channel": Room(
+    "mpi channel": Part(
         _modules("comm.channels", "mpi_sender mpi_receiver mpi_endpoint"),
         tuple(f"tests/ranks/ranks_channel{part}.py" for part in ("", "_refusals", "_abort")),
         ranks=2,
