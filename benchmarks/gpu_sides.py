@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.calls import Counted, profiled
 from pipepar.comm.channels.link import Link
-from pipepar.comm.gpu.device import Gpu, wait_for_event
+from pipepar.comm.gpu.cuda import Gpu, wait_for_event
 from pipepar.comm.gpu.nccl import Communicator, Nccl
 from pipepar.comm.world import World
 from pipepar.engine.assembly import assemble, capture_together

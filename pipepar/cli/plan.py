@@ -268,8 +268,8 @@ def _write(planning: Planning, asked: _Asked) -> None:
 
 
 def _print(planning: Planning, asked: _Asked) -> None:
-    from pipepar.cli.cuts import print_cuts
-    from pipepar.cli.predicted import print_prediction, print_shares
+    from pipepar.cli.show_cuts import print_cuts
+    from pipepar.cli.show_plan import print_prediction, print_shares
     from pipepar.cli.terminal import UNBOUNDED, open_console
 
     console = open_console(stdout=True, width=UNBOUNDED)

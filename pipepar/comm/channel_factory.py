@@ -13,7 +13,7 @@ from pipepar.comm.channels.link import Link
 from pipepar.comm.channels.mpi_endpoint import MpiEndpoint
 from pipepar.comm.channels.mpi_receiver import MpiReceiver
 from pipepar.comm.channels.mpi_sender import MpiSender
-from pipepar.comm.gpu.device import Gpu
+from pipepar.comm.gpu.cuda import Gpu
 from pipepar.comm.gpu.nccl_channel import GpuReceiver, GpuSender, P2PTransport, Watch
 from pipepar.comm.gpu.staged import StagedSender
 from pipepar.comm.native._progress import Engine

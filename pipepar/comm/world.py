@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from pipepar.comm.gpu.communicators import Communicators
-    from pipepar.comm.gpu.device import Gpu
+    from pipepar.comm.gpu.cuda import Gpu
     from pipepar.comm.gpu.nccl_channel import P2PTransport, Watch
     from pipepar.comm.native._progress import Engine
 

@@ -67,7 +67,7 @@ def failing_samples(samples: Sequence[int], again: Callable[[slice], object] | N
     return f"samples {', '.join(map(str, samples[:_SHOWN]))}" + ", ..." * (len(samples) > _SHOWN)
 
 
-def part(tree: Any, rows: slice, count: int) -> Any:
+def select_rows(tree: Any, rows: slice, count: int) -> Any:
     """Some rows of all that has as many as a micro-batch, a list or a tensor. *Local.*
 
     Args:

@@ -16,9 +16,9 @@ LEVELS: Final[tuple[Level, ...]] = ("ok", "warning", "problem")
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Room in one of the places where files are made."""
+    """Free space in one of the places where files are made."""
 
-    what: str
+    use: str
     """Its use: shared memory, temporary files, working directory."""
     path: str
     """The directory."""

@@ -47,7 +47,7 @@ def _speed(links: Sequence[LinkFacts], hosts: Sequence[str]) -> Iterator[Finding
         slow = [(link, why) for link in kind if (why := _slow(link, kind))]
         if slow:
             wrong = True
-            found = [f"{_between(link, hosts)}: {what}" for link, (what, _) in slow]
+            found = [f"{_between(link, hosts)}: {speed}" for link, (speed, _) in slow]
             expected = dict.fromkeys(hoped for _, (_, hoped) in slow)
             yield Finding("links", "warning", "; ".join(found), "; ".join(expected), remedy)
     if not wrong:

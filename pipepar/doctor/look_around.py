@@ -133,8 +133,8 @@ def _spaces() -> Iterator[Space]:
         ("temporary files", tempfile.gettempdir()),
         ("working directory", str(Path.cwd())),
     )
-    for what, path in places:
+    for use, path in places:
         if Path(path).is_dir():  # not every system has /dev/shm
-            room = os.statvfs(path)
-            free = room.f_bavail * room.f_frsize if os.access(path, os.W_OK) else 0
-            yield Space(what, path, free)
+            space = os.statvfs(path)
+            free = space.f_bavail * space.f_frsize if os.access(path, os.W_OK) else 0
+            yield Space(use, path, free)

@@ -217,20 +217,20 @@ def _space(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
     for host, those in by_host(ranks).items():
         least: dict[tuple[str, str], int] = {}
         for space in (space for facts in those for space in facts.spaces):
-            key = space.what, space.path
+            key = space.use, space.path
             least[key] = min(space.free, least.get(key, space.free))
-            lowest[space.what] = min(space.free, lowest.get(space.what, space.free))
-        for (what, path), free in least.items():
-            share = len(those) if what == "shared memory" else 1
-            red, yellow = (share * limit for limit in _LEAST_SPACE[what])
+            lowest[space.use] = min(space.free, lowest.get(space.use, space.free))
+        for (use, path), free in least.items():
+            share = len(those) if use == "shared memory" else 1
+            red, yellow = (share * limit for limit in _LEAST_SPACE[use])
             if free < yellow:
                 wrong = True
                 level: Level = "problem" if free < red else "warning"
-                found = f"{what}: {readable_bytes(free)} free in {path} on {host}"
+                found = f"{use}: {readable_bytes(free)} free in {path} on {host}"
                 needed = f"{readable_bytes(yellow)} or more ({_count(len(those), 'rank')} there)"
-                yield Finding("space", level, found, needed, _SPACE_REMEDY[what])
+                yield Finding("space", level, found, needed, _SPACE_REMEDY[use])
     if not wrong:
-        texts = [f"{what} {readable_bytes(free)}" for what, free in lowest.items()]
+        texts = [f"{use} {readable_bytes(free)}" for use, free in lowest.items()]
         yield Finding("space", "ok", f"free: {', '.join(texts)}")
 
 

@@ -10,7 +10,7 @@ import torch
 
 from pipepar.comm.channels.memory import laid_out, plain
 from pipepar.comm.channels.spec import describe
-from pipepar.comm.gpu.device import Event, Gpu, Stream, wait_for_event
+from pipepar.comm.gpu.cuda import Event, Gpu, Stream, wait_for_event
 from pipepar.comm.gpu.packing import Packing
 from pipepar.comm.gpu.slots import Outbox
 from pipepar.microbatch import MicroBatch, Value

@@ -9,7 +9,7 @@ import torch
 
 from pipepar.comm.channels.memory import plain
 from pipepar.comm.channels.spec import describe
-from pipepar.comm.gpu.device import Gpu, Stream
+from pipepar.comm.gpu.cuda import Gpu, Stream
 from pipepar.comm.gpu.packing import Packing
 from pipepar.comm.gpu.slots import Inbox, Part, place_of
 from pipepar.microbatch import Value

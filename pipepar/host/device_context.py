@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from pipepar.comm.gpu.device import CudaGpu, Gpu
+from pipepar.comm.gpu.cuda import CudaGpu, Gpu
 from pipepar.comm.gpu.event_clock import GpuClock
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PipeparError

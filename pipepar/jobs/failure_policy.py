@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipepar.data.failing_sample import failing_samples, is_of_samples, part
+from pipepar.data.failing_sample import failing_samples, is_of_samples, select_rows
 from pipepar.engine.loop import Compute, FailurePolicy
 from pipepar.microbatch import MicroBatch, Value
 
@@ -28,5 +28,7 @@ def _failed_samples(
     if samples is None or not is_of_samples(error):
         return ""
     count = len(samples)
-    found = failing_samples(samples.tolist(), lambda rows: compute(part(values, rows, count)))
+    found = failing_samples(
+        samples.tolist(), lambda rows: compute(select_rows(values, rows, count))
+    )
     return f", {found}"

@@ -27,10 +27,10 @@ def as_tensors(output: Any, extras: Extras) -> Rows:
         output: what the model returned.
         extras: not looked at.
     """
-    return named_tensors(output)
+    return tensors_by_name(output)
 
 
-def named_tensors(output: Any) -> dict[str, torch.Tensor]:
+def tensors_by_name(output: Any) -> dict[str, torch.Tensor]:
     """Find the tensors of a model's output by name; a single tensor is called "output". *Local.*
 
     Args:
@@ -61,7 +61,7 @@ def logits_of(output: Any) -> torch.Tensor:
     Raises:
         InputError: there are several tensors, and none has that name.
     """
-    named = named_tensors(output)
+    named = tensors_by_name(output)
     if len(named) == 1:
         return next(iter(named.values()))
     if "logits" not in named:

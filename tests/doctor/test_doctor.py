@@ -104,7 +104,7 @@ def test_a_directory_that_may_not_be_written_to_has_no_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: path != str(Path.cwd()))
-    spaces = {space.what: space.free for space in look_around(World.start()).spaces}
+    spaces = {space.use: space.free for space in look_around(World.start()).spaces}
     assert spaces["working directory"] == 0
     assert spaces["temporary files"] > 0
 

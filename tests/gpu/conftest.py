@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipepar.comm.gpu.device import CudaGpu
+from pipepar.comm.gpu.cuda import CudaGpu
 from pipepar.comm.gpu.nccl import Nccl
 from pipepar.comm.group.launcher import launched
 from tests.helpers.cluster.gpus import NO_GPU

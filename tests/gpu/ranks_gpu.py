@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipepar import pipeline
-from pipepar.comm.gpu.device import CudaGpu
+from pipepar.comm.gpu.cuda import CudaGpu
 from pipepar.comm.world import World
 from pipepar.host.device_context import DeviceContext, open_device_context
 from pipepar.host.devices import choose_devices, may_share

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pipepar.comm.gpu.device import CudaGpu, Event, Stream, wait_for_event
+from pipepar.comm.gpu.cuda import CudaGpu, Event, Stream, wait_for_event
 from pipepar.comm.gpu.nccl import Communicator, Nccl
 from pipepar.errors import WireError
 

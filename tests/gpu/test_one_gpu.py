@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from pipepar.comm.gpu.device import CudaGpu, wait_for_event
+from pipepar.comm.gpu.cuda import CudaGpu, wait_for_event
 
 pytestmark = pytest.mark.gpu
 

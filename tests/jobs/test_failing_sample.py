@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as some
 
-from pipepar.data.failing_sample import failing_samples, is_of_samples, naming_samples, part
+from pipepar.data.failing_sample import failing_samples, is_of_samples, naming_samples, select_rows
 from pipepar.errors import InputError, StageError, WireError
 
 
@@ -77,8 +77,8 @@ def test_what_pipepar_explains_itself_is_not_explained_again() -> None:
 
 def test_rows_of_all_that_has_them() -> None:
     tree = ({"a": torch.arange(4), "b": torch.tensor(7)}, torch.ones(3, 4), 4)
-    first, *rest = part(tree, slice(1, 3), 4)
+    first, *rest = select_rows(tree, slice(1, 3), 4)
     assert first["a"].tolist() == [1, 2]
     assert first["b"] == 7
     assert rest[0].shape == (3, 4)
-    assert part(["w", "x", "y"], slice(2, 3), 3) == ["y"]
+    assert select_rows(["w", "x", "y"], slice(2, 3), 3) == ["y"]

@@ -13,13 +13,13 @@ import torch
 
 from pipepar.data.writers.open_output import open_output
 from pipepar.errors import InputError
-from pipepar.tasks.answers import answered_by, as_tensors, logits_of, named_tensors
+from pipepar.tasks.answers import answered_by, as_tensors, logits_of, tensors_by_name
 from pipepar.tasks.classes import Classes
 
 
 def test_tensors_by_name() -> None:
     x, y = torch.randn(2, 3), torch.randn(2)
-    assert named_tensors(x) == {"output": x}
+    assert tensors_by_name(x) == {"output": x}
     found = as_tensors({"a": (x, None, 3), "b": {"c": y}}, {})
     assert isinstance(found, dict)
     assert list(found) == ["a.0", "b.c"]
@@ -116,4 +116,4 @@ def test_fields_and_keys_and_positions_name_tensors() -> None:
     one = torch.ones(1)
     torch.export.register_dataclass(Scores)
     output = {"pair": Pair(one, one), "list": [one, None], "scores": Scores(one)}
-    assert sorted(named_tensors(output)) == ["list.0", "pair.left", "pair.right", "scores.logits"]
+    assert sorted(tensors_by_name(output)) == ["list.0", "pair.left", "pair.right", "scores.logits"]

@@ -61,7 +61,7 @@ def pieces(nbytes: int) -> int:
     return -(-nbytes // PIECE_BYTES)
 
 
-def spans(address: int, nbytes: int) -> Iterator[tuple[int, int]]:
+def message_ranges(address: int, nbytes: int) -> Iterator[tuple[int, int]]:
     """Address and length of each piece of a tensor's memory. *Local.*"""
     for begin in range(0, nbytes, PIECE_BYTES):
         yield address + begin, min(PIECE_BYTES, nbytes - begin)

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 from mpi4py import MPI
 
-from pipepar.comm.channels.memory import spans
+from pipepar.comm.channels.memory import message_ranges
 from pipepar.comm.native._progress import Engine, Lane
 from pipepar.errors import WireError
 
@@ -59,7 +59,7 @@ class MpiEndpoint:
 
 def messages_of(address: int, nbytes: int, tag: int) -> Iterator[Message]:
     """The messages that a tensor's memory travels in, a piece each. *Local.*"""
-    for begin, size in spans(address, nbytes):
+    for begin, size in message_ranges(address, nbytes):
         yield [MPI.buffer.fromaddress(begin, size), MPI.BYTE], tag
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, TypeAlias
 
-from pipepar.comm.gpu.device import Gpu, Stream, wait_for_event
+from pipepar.comm.gpu.cuda import Gpu, Stream, wait_for_event
 from pipepar.comm.gpu.nccl import Communicator, Nccl
 from pipepar.comm.group.group import Group
 from pipepar.comm.group.timeout import deadline

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from pipepar.comm.gpu.device import Event, Gpu, wait_for_event
+from pipepar.comm.gpu.cuda import Event, Gpu, wait_for_event
 from pipepar.trace import Mark
 
 

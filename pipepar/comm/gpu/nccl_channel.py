@@ -21,7 +21,7 @@ import torch
 from pipepar.comm.channels.channel import Receiver, Sender
 from pipepar.comm.channels.memory import plain
 from pipepar.comm.channels.spec import Spec, describe, pack_spec, tells, unpack_spec
-from pipepar.comm.gpu.device import Gpu, Stream, wait_for_event
+from pipepar.comm.gpu.cuda import Gpu, Stream, wait_for_event
 from pipepar.comm.gpu.packing import Packing
 from pipepar.comm.gpu.slots import Carry, Inbox, Outbox
 from pipepar.errors import WireError

@@ -10,7 +10,7 @@ import torch
 
 from pipepar.comm.channels.memory import TensorLayout, laid_out, packed, tensor_layouts, whole
 from pipepar.comm.channels.spec import Spec
-from pipepar.comm.gpu.device import Gpu
+from pipepar.comm.gpu.cuda import Gpu
 from pipepar.comm.gpu.slots import Part
 from pipepar.microbatch import Value
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipepar.comm.gpu.device import Event, Gpu, Stream
+from pipepar.comm.gpu.cuda import Event, Gpu, Stream
 
 Carry = Callable[[torch.Tensor, Stream], None]
 """Moves a slot's memory, uint8 [nbytes], in or out, on a CUDA stream."""

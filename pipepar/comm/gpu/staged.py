@@ -19,7 +19,7 @@ from pipepar.comm.channels.entries import entries_of
 from pipepar.comm.channels.memory import TensorLayout, dense, packed, plain, whole
 from pipepar.comm.channels.mpi_endpoint import MpiEndpoint
 from pipepar.comm.channels.mpi_sender import MpiSender
-from pipepar.comm.gpu.device import Gpu, Stream
+from pipepar.comm.gpu.cuda import Gpu, Stream
 from pipepar.comm.gpu.slots import Outbox, Part
 from pipepar.comm.native._progress import Engine
 from pipepar.microbatch import MicroBatch, Value

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from pipepar.data.failing_sample import naming_samples, part
+from pipepar.data.failing_sample import naming_samples, select_rows
 from pipepar.data.readers.reader import Feed, require_micro_batch
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError, PipeparError
@@ -35,7 +35,7 @@ class Batch:
 
     def part(self, rows: slice) -> Any:
         """The content of some of its samples."""
-        return part(self.content, rows, self.count)
+        return select_rows(self.content, rows, self.count)
 
 
 class Samples(Protocol):

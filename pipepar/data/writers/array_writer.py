@@ -12,11 +12,11 @@ import torch
 from pipepar.data.sample_set import runs
 from pipepar.data.writers.journal import Record, Trail
 from pipepar.data.writers.partial import Partial, write_at
-from pipepar.data.writers.row_writer import Writer
+from pipepar.data.writers.row_writer import RowWriter
 from pipepar.errors import InputError
 
 
-class ArrayWriter(Writer):
+class ArrayWriter(RowWriter):
     """Writes rows straight to their place, which the first micro-batch tells. Local."""
 
     _first: Mapping[str, torch.Tensor] | None = None

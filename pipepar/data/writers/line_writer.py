@@ -14,7 +14,7 @@ import torch
 
 from pipepar.data.writers.journal import Record, Trail
 from pipepar.data.writers.partial import Partial, partial_of, put_under, read_at, write_at
-from pipepar.data.writers.row_writer import Writer
+from pipepar.data.writers.row_writer import RowWriter
 from pipepar.data.writers.unfinished import Resumable
 from pipepar.errors import InputError
 
@@ -22,7 +22,7 @@ from pipepar.errors import InputError
 _PIECE: Final = 16 << 20
 
 
-class LineWriter(Writer):
+class LineWriter(RowWriter):
     """Keeps lines in the order they come, and copies them in the input's order. Local."""
 
     def __init__(self, path: Path, count: int, resumable: Resumable | None = None) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from pipepar.data.writers.registry import find_output_format
-from pipepar.data.writers.row_writer import Writer
+from pipepar.data.writers.row_writer import RowWriter
 from pipepar.data.writers.unfinished import Resumable
 from pipepar.errors import InputError
 from pipepar.files import require_writable
 
-__all__ = ["Writer", "check_output", "open_output", "target_of"]
+__all__ = ["RowWriter", "check_output_path", "open_output", "target_of"]
 
 # Of what is added to an output's name for the files beside it.
 _LONGEST: Final = len(".") + len(".errors.jsonl") + len(".partial")
@@ -23,7 +23,7 @@ def target_of(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def check_output(path: Path) -> None:
+def check_output_path(path: Path) -> None:
     """Refuse an output file that could not be written, before any work is done. Local.
 
     An existing file is no obstacle: it is replaced once the new one is complete.
@@ -46,7 +46,7 @@ def check_output(path: Path) -> None:
         )
 
 
-def open_output(path: Path, count: int, resumable: Resumable | None = None) -> Writer:
+def open_output(path: Path, count: int, resumable: Resumable | None = None) -> RowWriter:
     """Make the writer of an output file, to be used as a context manager. Local.
 
     The file appears under its name complete, when the context is left without an exception; until
@@ -67,8 +67,8 @@ def open_output(path: Path, count: int, resumable: Resumable | None = None) -> W
         A writer; it writes nothing before its context is entered.
 
     Raises:
-        InputError: as for ``check_output``.
+        InputError: as for ``check_output_path``.
     """
-    check_output(path)
+    check_output_path(path)
     target = resumable.partial.path if resumable else target_of(path)
     return find_output_format(path).writer(target, count, resumable)

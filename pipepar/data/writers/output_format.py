@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipepar.data.writers.row_writer import Writer
+from pipepar.data.writers.row_writer import RowWriter
 
 
 def _accept(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -20,8 +20,8 @@ class OutputFormat:
 
     suffix: str
     """In lower case, with its dot."""
-    writer: type[Writer]
-    """Writes a file; made as `Writer` is."""
+    writer: type[RowWriter]
+    """Writes a file; made as `RowWriter` is."""
     holds_answers: bool = False
     """Whether it holds any JSON value for a sample, such as a task's answer, and not only rows of
     tensors."""

@@ -21,7 +21,7 @@ from pipepar.errors import InputError, PipeparError
 _PIECE: Final = 64
 
 
-class Writer(ABC):
+class RowWriter(ABC):
     """Writes one output file; ``open_output`` makes one. Local."""
 
     def __init__(self, path: Path, count: int, resumable: Resumable | None = None) -> None:
@@ -117,7 +117,7 @@ class Writer(ABC):
         """Have the output left to be resumed, not finished, when the context is left."""
         self._suspended = True
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> RowWriter:
         """Open the hidden partial file, and take over what holds of an earlier run's."""
         with naming(self.path):
             self._partial = self._resumable.partial if self._resumable else Partial(self.path)

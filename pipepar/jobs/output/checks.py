@@ -12,7 +12,7 @@ from pipepar.data.writers.registry import find_output_format
 from pipepar.errors import InputError
 from pipepar.jobs.options import Job
 from pipepar.model.capture.graph import Graph
-from pipepar.tasks.answers import named_tensors
+from pipepar.tasks.answers import tensors_by_name
 from pipepar.tasks.classes import class_logits
 
 
@@ -41,7 +41,7 @@ def check_outputs(graph: Graph, job: Job, reader: Reader | None) -> None:
         if isinstance(reader, Labelled) and isinstance(classes, int):
             reader.require(classes)
     if job.postprocess is None and check is None:
-        _check_tensors(named_tensors(output), job)
+        _check_tensors(tensors_by_name(output), job)
 
 
 def _check_tensors(tensors: Mapping[str, torch.Tensor], job: Job) -> None:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipepar.data.writers.open_output import check_output, target_of
+from pipepar.data.writers.open_output import check_output_path, target_of
 from pipepar.data.writers.partial import Partial, naming
 from pipepar.data.writers.unfinished import Unfinished, find_unfinished, is_unfinished
 from pipepar.jobs.options import Job
@@ -58,7 +58,7 @@ def claim_output(job: Job) -> Iterator[OutputClaim]:
             what the task needs is missing.
         OSError: the file system refuses.
     """
-    check_output(job.output)
+    check_output_path(job.output)
     path = target_of(job.output)
     answered = f"--postprocess {job.postprocess}" if job.postprocess else job.task_name
     answer = _open_answer(job, answered)

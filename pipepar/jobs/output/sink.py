@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 
 import torch
 
-from pipepar.data.failing_sample import is_of_samples, naming_samples, part
+from pipepar.data.failing_sample import is_of_samples, naming_samples, select_rows
 from pipepar.data.sample_set import SampleSet
 from pipepar.data.writers.journal import Fields
 from pipepar.data.writers.open_output import open_output
 from pipepar.data.writers.partial import naming
-from pipepar.data.writers.row_writer import Writer
+from pipepar.data.writers.row_writer import RowWriter
 from pipepar.data.writers.unfinished import Resumable
 from pipepar.errors import InputError, StageError
 from pipepar.jobs.output.claim import OutputClaim
@@ -145,7 +145,7 @@ class Sink:
         extras = microbatch.columns
 
         def again(rows: slice) -> object:
-            return self._answer(*part((output, extras), rows, len(samples)))
+            return self._answer(*select_rows((output, extras), rows, len(samples)))
 
         with naming_samples(self._what, samples, again):
             rows = self._answer(output, extras)
@@ -169,7 +169,7 @@ class Sink:
             self._tally.restore(note["counted"])
         self._quarantine.restore(note)
 
-    def _leave_out(self, writer: Writer, failed: list[int]) -> None:
+    def _leave_out(self, writer: RowWriter, failed: list[int]) -> None:
         """Give the samples without results rows that say nothing."""
         if not len(writer.done):
             raise InputError(

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
-from pipepar.cli.predicted import print_prediction, print_shares
+from pipepar.cli.show_plan import print_prediction, print_shares
 from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LinkCost
 from pipepar.planner.choice import Choice

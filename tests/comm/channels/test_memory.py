@@ -11,8 +11,8 @@ from pipepar.comm.channels.memory import (
     fits,
     grow,
     laid_out,
+    message_ranges,
     pieces,
-    spans,
     tensor_layouts,
 )
 from pipepar.microbatch import TensorSpec
@@ -59,7 +59,7 @@ def test_a_grown_envelope_has_room(envelope: tuple[int, ...], sizes: tuple[int, 
 
 @pytest.mark.parametrize("nbytes", [0, 1, PIECE_BYTES, PIECE_BYTES + 1, 5 * PIECE_BYTES - 1])
 def test_pieces_cover_a_tensor_once(nbytes: int) -> None:
-    found = list(spans(1000, nbytes))
+    found = list(message_ranges(1000, nbytes))
     assert len(found) == pieces(nbytes)
     assert sum(size for _, size in found) == nbytes
     at = 1000

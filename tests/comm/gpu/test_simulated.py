@@ -7,7 +7,7 @@ import ctypes
 import pytest
 import torch
 
-from pipepar.comm.gpu.device import wait_for_event
+from pipepar.comm.gpu.cuda import wait_for_event
 from tests.helpers.simulated.gpu import SimulatedGpu
 from tests.helpers.simulated.link import link
 from tests.helpers.simulated.scheduler import Deadlock, Scheduler, newest

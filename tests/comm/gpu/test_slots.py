@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipepar.comm.gpu import slots
-from pipepar.comm.gpu.device import wait_for_event
+from pipepar.comm.gpu.cuda import wait_for_event
 from pipepar.comm.gpu.slots import Inbox, Outbox
 from tests.helpers.gpu.exchange import Batch, Linked, arrive, case, consume, exchange, produce, same
 from tests.helpers.seeds import seeds

@@ -14,7 +14,7 @@ import pytest
 
 from pipepar.data.writers import journal
 from pipepar.data.writers.journal import Journal, Record, read_journal
-from pipepar.data.writers.open_output import Writer
+from pipepar.data.writers.open_output import RowWriter
 from pipepar.data.writers.partial import Partial
 from pipepar.errors import PipeparError
 from tests.helpers.jobs.unfinished import BATCHES, HEADER, crash, fail, finish, opened, write
@@ -151,7 +151,7 @@ def test_rows_are_on_disk_before_their_record(
     assert steps[first - 1] == "sync rows"
 
 
-def stop(output: Writer, batches: list[list[int]]) -> None:
+def stop(output: RowWriter, batches: list[list[int]]) -> None:
     with output as writer:
         writer.suspend()
         write(writer, batches)

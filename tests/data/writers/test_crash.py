@@ -13,7 +13,7 @@ import torch
 
 from pipepar.data.writers import journal
 from pipepar.data.writers.journal import journal_of, read_journal
-from pipepar.data.writers.open_output import Writer, open_output
+from pipepar.data.writers.open_output import RowWriter, open_output
 from pipepar.data.writers.partial import Partial, partial_of
 from pipepar.data.writers.unfinished import Resumable, Unfinished, find_unfinished
 from tests.helpers.jobs.disk import Disk
@@ -22,14 +22,14 @@ from tests.helpers.jobs.unfinished import BATCHES, ROWS, SUFFIXES
 ONE, OTHER = {"sign": 1}, {"sign": -1}
 
 
-def begun(path: Path, header: Mapping[str, Any] = ONE) -> Writer:
+def begun(path: Path, header: Mapping[str, Any] = ONE) -> RowWriter:
     """Of a job, or what is left of whichever job that was."""
     partial = Partial(path)
     left = find_unfinished(partial)
     return open_output(path, 11, Resumable(partial, left.header if left else header, left))
 
 
-def write(writer: Writer, sign: int, batches: list[list[int]]) -> Iterator[list[int]]:
+def write(writer: RowWriter, sign: int, batches: list[list[int]]) -> Iterator[list[int]]:
     """The rows that are still to do; yields the micro-batches that are written or were."""
     for batch in batches:
         if not writer.done.holds(batch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipepar.data.writers.open_output import check_output, open_output
+from pipepar.data.writers.open_output import check_output_path, open_output
 from pipepar.data.writers.partial import Partial
 from pipepar.errors import InputError, PipeparError
 
@@ -48,7 +48,7 @@ def test_writing_outside_the_context(tmp_path: Path) -> None:
         writer.write(torch.tensor([0]), {"y": torch.ones(1)})
 
 
-@pytest.mark.parametrize("check", [check_output, lambda path: open_output(path, 1)])
+@pytest.mark.parametrize("check", [check_output_path, lambda path: open_output(path, 1)])
 def test_output_is_checked_before_the_work(tmp_path: Path, check: object) -> None:
     assert callable(check)
     (tmp_path / "folder.npy").mkdir()
@@ -67,7 +67,7 @@ def test_output_folder_must_be_writable(tmp_path: Path, monkeypatch: pytest.Monk
     # Not by chmod: tests may run as root, who may write anywhere.
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(InputError, match="may not write to the folder"):
-        check_output(tmp_path / "y.npy")
+        check_output_path(tmp_path / "y.npy")
 
 
 def test_a_link_is_written_through(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_link_is_written_through(tmp_path: Path) -> None:
 def test_a_link_into_a_folder_that_is_missing(tmp_path: Path) -> None:
     (tmp_path / "y.npy").symlink_to("missing/y.npy")
     with pytest.raises(InputError, match=r"the folder .*/missing does not exist"):
-        check_output(tmp_path / "y.npy")
+        check_output_path(tmp_path / "y.npy")
 
 
 def test_names_leave_room_for_those_beside_them(tmp_path: Path) -> None:
@@ -93,4 +93,4 @@ def test_names_leave_room_for_those_beside_them(tmp_path: Path) -> None:
     assert len(os.fsencode(longest.name)) == most
     write_one(longest)
     with pytest.raises(InputError, match=rf"has {most + 1} bytes; expected at most {most}, as"):
-        check_output(longest.with_name(f"x{longest.name}"))
+        check_output_path(longest.with_name(f"x{longest.name}"))

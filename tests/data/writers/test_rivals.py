@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipepar.data.writers.journal import Record, journal_of, read_journal
-from pipepar.data.writers.open_output import Writer, open_output
+from pipepar.data.writers.open_output import RowWriter, open_output
 from pipepar.data.writers.partial import Partial
 from pipepar.data.writers.unfinished import Resumable, find_unfinished
 from pipepar.errors import InputError
@@ -47,7 +47,7 @@ def await_journal(path: Path, records: int) -> None:
         time.sleep(0.001)
 
 
-def overtaken(path: Path, later: Writer) -> None:
+def overtaken(path: Path, later: RowWriter) -> None:
     """A run that begins, and goes on when another one has begun."""
     with opened(path) as first:
         write(first, BATCHES[:1])

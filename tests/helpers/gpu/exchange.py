@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 
 from pipepar.comm.gpu import slots
-from pipepar.comm.gpu.device import Stream
+from pipepar.comm.gpu.cuda import Stream
 from tests.helpers.simulated.gpu import SimulatedGpu
 from tests.helpers.simulated.link import link
 from tests.helpers.simulated.scheduler import Policy, Scheduler, anyone, newest, oldest, starving

@@ -13,7 +13,7 @@ import torch
 from mpi4py import MPI
 
 from pipepar.comm.gpu.communicators import Abort
-from pipepar.comm.gpu.device import Event, Gpu, Stream
+from pipepar.comm.gpu.cuda import Event, Gpu, Stream
 from pipepar.comm.world import World
 from pipepar.host.device_context import DeviceContext
 from pipepar.host.devices import Devices

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipepar.data.writers.open_output import Writer, open_output
+from pipepar.data.writers.open_output import RowWriter, open_output
 from pipepar.data.writers.partial import Partial
 from pipepar.data.writers.unfinished import Resumable, find_unfinished
 
@@ -23,7 +23,7 @@ class Crash(Exception):
     """Stands for anything that ends a run."""
 
 
-def write(writer: Writer, batches: list[list[int]]) -> None:
+def write(writer: RowWriter, batches: list[list[int]]) -> None:
     for batch in batches:
         writer.write(torch.tensor(batch), {"y": ROWS[batch]}, note=batch[0])
 
@@ -36,7 +36,7 @@ def crash(path: Path, batches: int) -> None:
 
 def opened(
     path: Path, resume: bool = False, taken: list[tuple[list[int], Any]] | None = None
-) -> Writer:
+) -> RowWriter:
     """The samples and notes that are taken over go into the list."""
     partial = Partial(path)
     left = find_unfinished(partial) if resume else None
@@ -45,7 +45,7 @@ def opened(
     return open_output(path, 11, resumable)
 
 
-def fail(output: Writer, batches: list[list[int]]) -> None:
+def fail(output: RowWriter, batches: list[list[int]]) -> None:
     with output as writer:
         write(writer, batches)
         raise Crash

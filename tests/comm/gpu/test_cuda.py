@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipepar.comm.gpu.device import _driver
+from pipepar.comm.gpu.cuda import _driver
 from pipepar.errors import PipeparError
 
 
