@@ -55,7 +55,8 @@ ROOMS: Final = {
         ("tests/model/weights",),
     ),
     "microbatch": Room(
-        ("pipepar.microbatch",), ("tests/leaves/test_microbatch.py", "tests/comm/channels")
+        ("pipepar.microbatch", *_modules("engine", "batch_split batch_merge")),
+        ("tests/leaves/test_microbatch.py", "tests/engine/test_batches.py", "tests/comm/channels"),
     ),
     "mpi channel": Room(
         _modules("comm.channels", "mpi mpi_endpoint"),
