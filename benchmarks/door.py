@@ -97,19 +97,22 @@ class ModulesSide:
         return timed(self._comm, lambda: deque(map(self._model, batches), maxlen=0))
 
 
-def measure_pipepar(comm: MPI.Intracomm) -> dict[str, list[float]]:
+def measure_pipepar(comm: MPI.Intracomm, depth: int | None) -> dict[str, list[float]]:
     """Seconds a micro-batch of pipepar, and with one rank of the bare modules. *Collective.*"""
     figures: dict[str, list[float]] = {}
     for shape, count, _ in _SIZES:
         load = _load(shape, count)
         x = load.part(0)
-        with Pipeline(_model(load), example_args=(x,), micro_batch=len(x), device="cpu") as pipe:
+        model, size = _model(load), len(x)
+        with Pipeline(
+            model, example_args=(x,), micro_batch=size, depth=depth, device="cpu"
+        ) as pipe:
             alone: list[Side] = [ModulesSide(comm, load)] if comm.size == 1 else []
             _add(figures, [DoorSide(comm, load, pipe), *alone])
     return figures
 
 
-def measure_torch(comm: MPI.Intracomm) -> dict[str, list[float]]:
+def measure_torch(comm: MPI.Intracomm, _depth: int | None) -> dict[str, list[float]]:
     """Seconds a micro-batch of torch's, joining its outputs and not. *Collective*, two ranks."""
     figures: dict[str, list[float]] = {}
     join_gloo(comm, "127.0.0.1", "lo")
@@ -136,12 +139,12 @@ def _add(figures: dict[str, list[float]], sides: Sequence[Side]) -> None:
         figures.setdefault(side.name, []).append(each)
 
 
-def _turn() -> dict[str, list[float]]:
+def _turn(depth: Sequence[str]) -> dict[str, list[float]]:
     """The figures of one job of each kind."""
     job = partial(figures_of, "benchmarks.door", seconds=_SECONDS)
     return {
-        **job(["--job", "pipepar"], ranks=1),
-        **job(["--job", "pipepar"], ranks=2),
+        **job(["--job", "pipepar", *depth], ranks=1),
+        **job(["--job", "pipepar", *depth], ranks=2),
         **job(["--job", "torch"], ranks=2),
     }
 
@@ -178,15 +181,17 @@ def main() -> int:
     """Start the jobs, or be a rank of one."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=5, help="of each side [5]")
+    parser.add_argument("--depth", type=int, help="of the channels [what pipepar chooses]")
     parser.add_argument("--job", choices=["pipepar", "torch"], help="ranks only: what to measure")
     options = parser.parse_args()
     if not launched():
-        _print([_turn() for _ in range(options.repetitions)])
+        depth = [] if options.depth is None else ["--depth", str(options.depth)]
+        _print([_turn(depth) for _ in range(options.repetitions)])
         return 0
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     measure = measure_torch if options.job == "torch" else measure_pipepar
-    figures = measure(MPI.COMM_WORLD)
+    figures = measure(MPI.COMM_WORLD, options.depth)
     if MPI.COMM_WORLD.rank == 0:
         print_figures(figures)
     return 0

@@ -236,14 +236,17 @@ class Pipeline:
                 gather.add(microbatch)
                 yield from gather.finished()
             return
-        stream = self._open = OpenStream(channel.receive())
+        stream, tracer = OpenStream(channel.receive()), self._tracer
+        self._open = stream
         try:
             for fed in work:
                 while gather.taken <= fed.index and (
                     fed.index + 1 - gather.taken >= self._window or channel.ready()
                 ):
-                    with self._tracer.span("receive", fed.index):
-                        gather.add(next(stream.results))
+                    tracer.enter("receive", fed.index)
+                    begin = tracer.clock.now()
+                    gather.add(next(stream.results))
+                    tracer.record("receive", fed.index, begin, tracer.clock.now())
                     yield from gather.finished()
             stream.ended = True
             for microbatch in stream.results:

@@ -33,8 +33,7 @@ class BatchMerge:
 
     def expect(self, total: int, size: int, device: torch.device) -> None:
         """A batch of that many rows has been admitted; its result is to lie on that device."""
-        sizes = [min(size, total - begin) for begin in range(0, max(total, 1), size)]
-        self._expected.append(_Batch(sizes, device))
+        self._expected.append(_Batch(total, size, device))
 
     def add(self, microbatch: MicroBatch) -> None:
         """The next micro-batch of results has come."""
@@ -43,7 +42,7 @@ class BatchMerge:
 
     def finished(self) -> Iterator[Any]:
         """The batch whose last micro-batch has just come, if it has."""
-        if self._expected and len(self._parts) == len(self._expected[0].sizes):
+        if self._expected and len(self._parts) == self._expected[0].parts:
             parts, self._parts = self._parts, []
             batch = self._expected.popleft()
             yield self._unflatten(list(map(batch.whole, zip(*parts, strict=True))))
@@ -53,14 +52,22 @@ class BatchMerge:
 class _Batch:
     """One whose results are awaited."""
 
-    sizes: list[int]
-    """Rows of its micro-batches."""
+    total: int
+    """Its rows."""
+    size: int
+    """Rows of its micro-batches; the last one may have fewer."""
     device: torch.device
     """Where the result is to lie."""
 
+    @property
+    def parts(self) -> int:
+        """Number of its micro-batches."""
+        return max(-(-self.total // self.size), 1)
+
     def whole(self, parts: Sequence[Any]) -> Any:
         """A value of all of its micro-batches as one, where it is to lie."""
-        value = merge(parts, self.sizes)
+        sizes = [min(self.size, self.total - part * self.size) for part in range(self.parts)]
+        value = merge(parts, sizes)
         if isinstance(value, torch.Tensor):
             return self._placed(value)
         return pytree.tree_map_only(torch.Tensor, self._placed, value)

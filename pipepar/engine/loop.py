@@ -159,7 +159,7 @@ def outputs_of(results: Iterable[MicroBatch], positions: Sequence[int]) -> Itera
 
 def select(values: tuple[Value, ...], positions: Sequence[int]) -> tuple[Value, ...]:
     """Some of the values, in the order of their positions."""
-    return tuple(values[position] for position in positions)
+    return tuple(map(values.__getitem__, positions))
 
 
 def _computed(

@@ -1,11 +1,14 @@
 """Whatever nests tensors goes in and comes out as the model's own class."""
 
+from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.utils._pytree as pytree
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from transformers.utils.generic import ModelOutput
 
@@ -107,6 +110,56 @@ def test_a_fixed_field_is_part_of_the_graph() -> None:
     batch = Outer(Inner(batch.inner.x, count=4), batch.both)
     with pytest.raises(InputError, match="batch_inner_count is 4, expected 3"):
         graph.flatten_inputs((batch, answer), kwargs)
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+class Words(dict[str, Any]):
+    """Of a class that torch does not take apart."""
+
+
+X = torch.zeros(1)
+KEYS = st.sampled_from(["a", "b"])
+TREES = st.recursive(
+    st.sampled_from([X, None, 1, True, 1.0, "a", Words(a=X)]),
+    lambda parts: st.one_of(
+        st.lists(parts, max_size=2),
+        st.lists(parts, max_size=2).map(tuple),
+        st.lists(parts, max_size=2).map(deque),
+        st.dictionaries(KEYS, parts),
+        st.dictionaries(KEYS, parts).map(OrderedDict),
+        st.dictionaries(KEYS, parts).map(lambda items: defaultdict(int, items)),
+        st.builds(Both, parts, parts),
+        st.builds(Pair, parts, parts),
+        st.builds(Inner, parts),
+    ),
+    max_leaves=5,
+)
+
+
+@given(TREES, TREES)
+def test_a_structure_is_the_expected_one_where_torch_finds_them_equal(one: Any, other: Any) -> None:
+    flatten((one, other))  # from here on torch knows the dataclass
+    expected = pytree.tree_structure(other)
+    leaves, structure = flatten(one, expected)
+    own, true = pytree.tree_flatten(one)
+    assert len(leaves) == len(own)
+    assert all(leaf is mine for leaf, mine in zip(leaves, own, strict=True))
+    assert structure == true
+    assert (structure is expected) == (true == expected)
+
+
+@given(TREES)
+def test_an_expected_structure_is_found_without_taking_the_value_apart_again(tree: Any) -> None:
+    leaves, expected = flatten(tree)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(pytree, "tree_flatten")
+        found, structure = flatten(tree, expected)
+    assert structure is expected
+    assert all(leaf is own for leaf, own in zip(found, leaves, strict=True))
 
 
 def test_a_registered_dataclass_keeps_its_registration() -> None:
