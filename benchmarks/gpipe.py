@@ -67,13 +67,13 @@ class GpipeSide:
         stage = PipelineStage(load.work, comm.rank, comm.size, torch.device("cpu"))
         self._schedule = ScheduleGPipe(stage, microbatches)
         batch = [load.part(index) for index in range(microbatches)]
-        self._batch = (torch.cat(batch),) if comm.rank == 0 else ()  # [M, rows, width]
+        self._batch = (torch.cat(batch),) if comm.rank == 0 else ()  # [M * rows, ...]
 
     def check(self) -> None:
         """See `peers.Side.check`."""
         outputs = self._schedule.eval(*self._batch)
         if self._comm.rank == 1:
-            self._load.require(self.name, list(outputs.split(1)))
+            self._load.require(self.name, list(outputs.split(len(self._load.part(0)))))
 
     def run(self) -> float:
         """See `peers.Side.run`."""

@@ -9,7 +9,6 @@ torch's users do not have that. The bare loop runs in pipepar's job.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -20,19 +19,17 @@ from mpi4py import MPI
 
 from benchmarks.bare import BareSide
 from benchmarks.gpipe import GpipeSide, join_gloo, leave_gloo
-from benchmarks.launch import rank_command
+from benchmarks.launch import figures_of, print_figures
 from benchmarks.load import Load
 from benchmarks.peers import PipeparSide, Side, alternate
 from benchmarks.report import Figure, Goal, Report, ratio, scaled
 from pipepar.comm.group.launcher import launched
 from pipepar.comm.world import World
-from tests.helpers.cluster.mpirun import finish, mpirun, start
 
 _SECONDS: Final = 120
 _PASSES: Final = 3
 # Bytes, micro-batches of a pass, and of a step of torch's, which holds a buffer for each.
 _SIZES: Final = ((256, 5000, 1000), (1 << 20, 1000, 256))
-_MARK: Final = "hops "
 
 
 def measure_pipepar(comm: MPI.Intracomm, depth: int) -> dict[str, list[float]]:
@@ -63,13 +60,7 @@ def _measure(sides_of: Callable[[Load, int], list[Side]]) -> dict[str, list[floa
 
 
 def _job(job: str, depth: int) -> dict[str, list[float]]:
-    command = rank_command("benchmarks.hop", ["--job", job, "--depth", str(depth)])
-    ended = finish(start([*mpirun(2), *command]), _SECONDS)
-    lines = [line for line in ended.output.splitlines() if line.startswith(_MARK)]
-    if ended.status != 0 or not lines:
-        raise RuntimeError(f"the job {job} ended with status {ended.status}:\n{ended.output}")
-    hops: dict[str, list[float]] = json.loads(lines[0].removeprefix(_MARK))
-    return hops
+    return figures_of("benchmarks.hop", ["--job", job, "--depth", str(depth)], _SECONDS)
 
 
 def _print(turns: list[dict[str, list[float]]], depth: int) -> None:
@@ -116,7 +107,7 @@ def main() -> int:
     measure = measure_torch if options.job == "torch" else measure_pipepar
     hops = measure(MPI.COMM_WORLD, options.depth)
     if MPI.COMM_WORLD.rank == 0:
-        print(_MARK + json.dumps(hops))
+        print_figures(hops)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from tests.helpers.cluster.mpirun import finish, mpirun, start
 
 # Hosts without a name server are not worth a warning of torch's for each connection.
 _QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+_MARK = "figures "
 
 
 def rank_command(module: str, arguments: Sequence[str]) -> list[str]:
@@ -33,6 +35,34 @@ def launch(module: str, arguments: Sequence[str], seconds: float, ranks: int = 2
         An exit status: 0 if everything was measured.
     """
     return watch([*mpirun(ranks), *rank_command(module, arguments)], seconds)
+
+
+def figures_of(
+    module: str, arguments: Sequence[str], seconds: float, ranks: int = 2
+) -> dict[str, list[float]]:
+    """Run a benchmark's ranks on this machine for what rank 0 gives `print_figures`. *Local.*
+
+    Args:
+        module: the benchmark, as python -m names it.
+        arguments: its command line.
+        seconds: after that it is ended, and counts as failed.
+        ranks: how many.
+
+    Raises:
+        RuntimeError: the job failed.
+    """
+    ended = finish(start([*mpirun(ranks), *rank_command(module, arguments)]), seconds)
+    lines = [line for line in ended.output.splitlines() if line.startswith(_MARK)]
+    if ended.status != 0 or not lines:
+        job = " ".join([module, *arguments])
+        raise RuntimeError(f"{job} ended with status {ended.status}:\n{ended.output}")
+    figures: dict[str, list[float]] = json.loads(lines[0].removeprefix(_MARK))
+    return figures
+
+
+def print_figures(figures: Mapping[str, Sequence[float]]) -> None:
+    """Hand a rank's figures to the process that waits for them in `figures_of`. *Local.*"""
+    print(_MARK + json.dumps(figures))
 
 
 def watch(command: Sequence[str], seconds: float, env: Mapping[str, str] | None = None) -> int:

@@ -50,7 +50,7 @@ class Load:
     """A stream of micro-batches through two ranks that both do the same work."""
 
     parts: tuple[torch.Tensor, ...]
-    """A ring of different inputs, float32 [1, rows, width], taken in turn."""
+    """A ring of different inputs, float32 [b, ...], taken in turn."""
     microbatches: int
     """How many are streamed in one pass."""
     work: nn.Module

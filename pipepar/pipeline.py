@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from pipepar.comm.world import World
 from pipepar.engine.assembly import assemble, capture_together
 from pipepar.engine.batch_merge import BatchMerge
+from pipepar.engine.batch_split import rows, split
 from pipepar.engine.device_to_host import copied_to_host
 from pipepar.engine.loop import Schedule, arrivals, outputs_of, run
 from pipepar.engine.script_source import check_given, given_source, values_on_root
@@ -28,7 +29,8 @@ from pipepar.host.device_context import open_device_context
 from pipepar.host.devices import Wanted
 from pipepar.host.run_context import RunContext
 from pipepar.host.threads import crowded
-from pipepar.microbatch import MicroBatch, rows, split
+from pipepar.microbatch import MicroBatch
+from pipepar.model.capture.containers import flatten
 from pipepar.plan.placement import Ends
 from pipepar.planner.plan_job import agree_on_plan
 from pipepar.planner.plan_request import PlanRequest
@@ -101,9 +103,11 @@ class Pipeline:
             given: Any = list(layers or ()) if model is None else model
             shared = given_source(self._world, given, task, path, dtype)
             example = (tuple(example_args), dict(example_kwargs or {}))
-            samples = self._world.together(lambda: rows(pytree.tree_leaves(example)))
+            leaves, structure = flatten(example)
+            samples = self._world.together(lambda: rows(leaves))
             request = PlanRequest.for_calls(samples, micro_batch, depth)
-            args, kwargs = next(split(example, request.example_rows))
+            first = next(split(leaves, samples, request.example_rows))
+            args, kwargs = pytree.tree_unflatten(first, structure)
             note = partial(warnings.warn, stacklevel=3)
             device_context = open_device_context(self._world, device, note)
             context = RunContext.begin(self._world, device_context)
@@ -233,14 +237,17 @@ class Pipeline:
                 gather.add(microbatch)
                 yield from gather.finished()
             return
-        stream = self._open = OpenStream(channel.receive())
+        stream, tracer = OpenStream(channel.receive()), self._tracer
+        self._open = stream
         try:
             for fed in work:
                 while gather.taken <= fed.index and (
                     fed.index + 1 - gather.taken >= self._window or channel.ready()
                 ):
-                    with self._tracer.span("receive", fed.index):
-                        gather.add(next(stream.results))
+                    tracer.enter("receive", fed.index)
+                    begin = tracer.clock.now()
+                    gather.add(next(stream.results))
+                    tracer.record("receive", fed.index, begin, tracer.clock.now())
                     yield from gather.finished()
             stream.ended = True
             for microbatch in stream.results:
@@ -282,13 +289,15 @@ class Pipeline:
         self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]], gather: BatchMerge
     ) -> Iterator[MicroBatch]:
         graph, count = self._assembly.graph, itertools.count()
+        signature, reached = graph.signature, self._context.device_context.reached
         for call in calls:
-            leaves = pytree.tree_leaves(call)
+            leaves, structure = flatten(call, signature.structure)
             total = rows(leaves)
             require_batches(graph, total, self.micro_batch, "micro_batch")
             gather.expect(total, self.micro_batch, device_of(leaves))
             self._samples += total
-            for args, kwargs in split(call, self.micro_batch):
-                values = graph.flatten_inputs(args, kwargs)
-                near = tuple(map(self._context.device_context.reached, values))
-                yield MicroBatch(next(count), near)
+            if structure is not signature.structure:
+                leaves = signature.leaves_of(*call)
+            for part in split(leaves, total, self.micro_batch):
+                values = signature.check(part)
+                yield MicroBatch(next(count), tuple(map(reached, values)))

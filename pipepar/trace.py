@@ -178,21 +178,26 @@ class Tracer:
 
     def _settle(self) -> None:
         """Count what has come to pass: a mark is coarse once it is long ago, and holds an event."""
-        while self._pending and (past := self._past(self._pending)):
-            self._count(*past)
-        while self._beside and (past := self._past(self._beside)):
-            self.spans.append(Span(self.stage, *past, beside=True))
+        self._take(self._pending, self._count)
+        if self._beside:
+            self._take(self._beside, self._keep_beside)
 
-    def _past(
-        self, pending: deque[tuple[Kind, int, Mark, Mark]]
-    ) -> tuple[Kind, int, float, float] | None:
-        """Take off the first, if it has come to pass."""
-        kind, microbatch, *marks = pending[0]
-        begin, end = map(self.clock.seconds, marks)
-        if begin is None or end is None:
-            return None
-        pending.popleft()
-        return kind, microbatch, begin, end
+    def _take(
+        self,
+        pending: deque[tuple[Kind, int, Mark, Mark]],
+        count: Callable[[Kind, int, float, float], None],
+    ) -> None:
+        seconds = self.clock.seconds
+        while pending:
+            kind, microbatch, first, last = pending[0]
+            begin, end = seconds(first), seconds(last)
+            if begin is None or end is None:
+                return
+            pending.popleft()
+            count(kind, microbatch, begin, end)
+
+    def _keep_beside(self, kind: Kind, microbatch: int, begin: float, end: float) -> None:
+        self.spans.append(Span(self.stage, kind, microbatch, begin, end, beside=True))
 
     def _count(self, kind: Kind, microbatch: int, begin: float, end: float) -> None:
         self.totals[kind].add(end - begin, begins=microbatch == 0)

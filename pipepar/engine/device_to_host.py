@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -37,7 +37,7 @@ class _Copy:
         for layout, begin in zip(self.packing.tensors, self.packing.begins, strict=True):
             data = self.memory[begin : begin + layout.nbytes]
             values[layout.position] = laid_out(layout, data)
-        return replace(self.microbatch, values=tuple(values))
+        return self.microbatch.with_values(tuple(values))
 
 
 def copied_to_host(
@@ -89,4 +89,4 @@ def _copy(microbatch: MicroBatch, gpu: Gpu, outbox: Outbox) -> _Copy:
         gpu.copy(memory, slot, stream)
 
     done = outbox.leave(packing.parts(values), packing.nbytes, carry)
-    return _Copy(replace(microbatch, values=here), packing, memory, done)
+    return _Copy(microbatch.with_values(here), packing, memory, done)

@@ -64,7 +64,7 @@ class Outlet:
     def _share(self, microbatch: MicroBatch) -> MicroBatch:
         values = () if microbatch.error else select(microbatch.values, self.positions)
         if self.beside:
-            return replace(microbatch, values=values)
+            return microbatch.with_values(values)
         return MicroBatch(microbatch.index, values, error=microbatch.error, step=microbatch.step)
 
 
@@ -154,12 +154,12 @@ def outputs_of(results: Iterable[MicroBatch], positions: Sequence[int]) -> Itera
         if microbatch.error is not None:
             yield microbatch
         else:
-            yield replace(microbatch, values=select(microbatch.values, positions))
+            yield microbatch.with_values(select(microbatch.values, positions))
 
 
 def select(values: tuple[Value, ...], positions: Sequence[int]) -> tuple[Value, ...]:
     """Some of the values, in the order of their positions."""
-    return tuple(values[position] for position in positions)
+    return tuple(map(values.__getitem__, positions))
 
 
 def _computed(
@@ -179,7 +179,7 @@ def _computed(
             f"stage {stage} failed on micro-batch {microbatch.index}{rows}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    return replace(microbatch, values=(*microbatch.values, *made))
+    return microbatch.with_values((*microbatch.values, *made))
 
 
 def _joined(parts: Sequence[MicroBatch]) -> MicroBatch:

@@ -142,7 +142,8 @@ class Stage:
         """
         # Not inference_mode: the model's results must be ordinary tensors, as without a pipeline.
         with torch.no_grad():
-            results: tuple[Any, ...] = self._module(*values)
+            # Not through __call__: the graph has no hooks, and fx would write its code to stderr.
+            results: tuple[Any, ...] = self._module.forward(*values)
         return results
 
 

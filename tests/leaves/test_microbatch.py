@@ -1,71 +1,13 @@
-"""Splitting a batch and merging it again, and what a tensor's memory is made of."""
+"""What a tensor's memory is made of."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipepar.errors import InputError
-from pipepar.microbatch import TensorSpec, compact, merge, rows, split
-
-
-@given(st.integers(0, 20), st.integers(1, 8))
-def test_split_and_merge_are_inverse(total: int, size: int) -> None:
-    batch: dict[str, Any] = {
-        "x": torch.randn(total, 3),
-        "y": (torch.arange(total), None, "constant", 2.5),
-    }
-    parts = list(split(batch, size))
-    sizes = [len(part["x"]) for part in parts]
-    assert sizes == [min(size, total - begin) for begin in range(0, max(total, 1), size)]
-    merged = merge(parts, sizes)
-    assert torch.equal(merged["x"], batch["x"])
-    assert torch.equal(merged["y"][0], batch["y"][0])
-    assert merged["y"][1:] == batch["y"][1:]
-
-
-def test_what_has_no_rows_repeats() -> None:
-    parts = list(split((torch.arange(4), torch.tensor(7), 1.5), 2))
-    assert [part[1:] for part in parts] == [(torch.tensor(7), 1.5)] * 2
-
-
-def test_a_single_microbatch_comes_back_whatever_it_is() -> None:
-    loss: Any = torch.tensor(1.0)
-    assert merge([loss], [5]) is loss
-
-
-@pytest.mark.parametrize(
-    ("leaves", "message"),
-    [
-        ([1, "a", torch.tensor(2)], "nothing to split"),
-        ([torch.zeros(2), torch.zeros(3, 1)], r"differ: \[2, 3\]"),
-    ],
-)
-def test_inputs_without_a_common_batch_are_refused(leaves: list[Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        rows(leaves)
-
-
-@pytest.mark.parametrize(
-    "outputs",
-    [
-        [torch.tensor(1.0), torch.tensor(2.0)],
-        [torch.zeros(5, 2), torch.zeros(5, 2)],
-        [1.0, 2.0],
-    ],
-)
-def test_outputs_without_a_row_a_sample_cannot_be_joined(outputs: list[Any]) -> None:
-    with pytest.raises(InputError, match="no row for every sample"):
-        merge(outputs, [2, 2])
-
-
-def test_outputs_nested_differently_cannot_be_joined() -> None:
-    with pytest.raises(InputError, match="nested differently"):
-        merge([(torch.zeros(1),), [torch.zeros(1)]], [1, 1])
-
+from pipepar.microbatch import TensorSpec, compact
 
 Make = Callable[[torch.Tensor], torch.Tensor]
 
@@ -137,15 +79,3 @@ def test_a_small_view_does_not_keep_a_large_tensor_alive() -> None:
     for found in (compact(memory[:49], slack=2), compact(memory[:99]), compact(memory[::2])):
         assert found.untyped_storage().nbytes() == found.nbytes
     assert torch.equal(compact(memory[40:60]), memory[40:60])
-
-
-def test_the_rows_are_those_of_the_tensors_with_dimensions() -> None:
-    assert rows([7, torch.tensor(2), torch.zeros(3, 2), None, torch.zeros(3)]) == 3
-    assert rows([torch.zeros(0, 5)]) == 0
-
-
-def test_outputs_that_are_alike_are_joined_to_one() -> None:
-    parts = [(torch.zeros(2), 1.5, None), (torch.ones(1), 1.5, None)]
-    joined = merge(parts, [2, 1])
-    assert joined[0].tolist() == [0, 0, 1]
-    assert joined[1:] == (1.5, None)

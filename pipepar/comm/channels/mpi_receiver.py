@@ -85,6 +85,8 @@ class MpiReceiver:
                 self._take_spec(header)
             if header.generation != self._generation:
                 self._open_generation(header.generation)
+            if header.spec_bytes:
+                self._require_room()
             microbatch = self._microbatch(header, self._take_values())
             self._received += 1
             self._post_header()
@@ -175,10 +177,12 @@ class MpiReceiver:
                 cancel(request)
         self._payloads.clear()
 
-    def _take_values(self) -> tuple[Value, ...]:
+    def _require_room(self) -> None:
         sizes = sizes_of(self._tensors)
         if not fits(sizes, self._envelope):
             raise self._error(f"tensors of {sizes} bytes do not fit the envelope {self._envelope}")
+
+    def _take_values(self) -> tuple[Value, ...]:
         values: list[Value] = list(self._spec)  # type: ignore[arg-type]
         for tensor_layout, buffer in zip(self._tensors, self._take_buffers(), strict=True):
             values[tensor_layout.position] = laid_out(tensor_layout, buffer)

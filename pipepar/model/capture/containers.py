@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import namedtuple
 from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
+import torch
 import torch.utils._pytree as pytree
 
 from pipepar.errors import CaptureError
 
 
-def flatten(tree: Any) -> tuple[list[Any], pytree.TreeSpec]:
-    """The leaves of any nesting, and the structure that rebuilds it. *Local.*
+def flatten(
+    tree: Any, expected: pytree.TreeSpec | None = None
+) -> tuple[list[Any], pytree.TreeSpec]:
+    """The leaves of any nesting, and the structure that rebuilds it.
 
     A class of dataclass is made known to torch when the first of its objects is met; the structure
     rebuilds an object of the same class without calling it, so that nothing is computed again in
@@ -20,17 +25,21 @@ def flatten(tree: Any) -> tuple[list[Any], pytree.TreeSpec]:
 
     Args:
         tree: tuples, lists, dicts, named tuples, dataclasses and what else torch knows, nested.
+        expected: the structure that it probably has; to compare takes a fraction of the time.
 
     Returns:
-        The leaves in order, and the structure.
+        The leaves in order, and the structure: the expected one itself if it is equal to that.
     """
+    leaves: list[Any] = []
+    if expected is not None and _collect(tree, expected, leaves):
+        return leaves, expected
     leaves, structure = pytree.tree_flatten(tree)
     unknown = {type(leaf) for leaf in leaves if _is_dataclass_object(leaf)}
-    if not unknown:
-        return leaves, structure
-    for kind in unknown:
-        _register(kind)
-    return flatten(tree)  # a field may hold another
+    if unknown:
+        for kind in unknown:
+            _register(kind)
+        return flatten(tree, expected)  # a field may hold another
+    return leaves, expected if expected is not None and structure == expected else structure
 
 
 def nth_leaf(tree: Any, index: int) -> Any:
@@ -68,6 +77,22 @@ def nth_value(result: Any, index: int, count: int) -> Any:
             f"forward requires; give that one as many parameters without defaults"
         )
     return values[index]
+
+
+def _collect(tree: Any, expected: pytree.TreeSpec, leaves: list[Any]) -> bool:
+    """Append the leaves while the structure is the expected one, class by class and key by key."""
+    kind, found = expected.type, type(tree)
+    if kind is None:
+        leaves.append(tree)
+        return found is torch.Tensor or (
+            pytree.tree_is_leaf(tree) and not _is_dataclass_object(tree)
+        )
+    if found is not (expected.context if kind is namedtuple else kind):
+        return False
+    parts, context = pytree.SUPPORTED_NODES[kind].flatten_fn(tree)
+    if len(parts) != expected.num_children or context != expected.context:
+        return False
+    return all(map(_collect, parts, expected.children(), repeat(leaves)))
 
 
 def _is_dataclass_object(leaf: Any) -> bool:

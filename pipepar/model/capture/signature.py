@@ -57,11 +57,13 @@ class Signature:
     """What the symbols must fulfil, for the graph to be what the model would compute."""
     seen: dict[tuple[torch.Size, ...], None] = field(default_factory=dict, compare=False)
     """Combinations of sizes that were found valid; checking takes longer than remembering."""
+    tensors: tuple[TensorInput, ...] = field(init=False)
+    """The leaves that the graph has placeholders for."""
 
-    @property
-    def tensors(self) -> tuple[TensorInput, ...]:
-        """The leaves that the graph has placeholders for."""
-        return tuple(leaf for leaf in self.leaves if isinstance(leaf, TensorInput))
+    def __post_init__(self) -> None:
+        """Find the tensors once; they are asked for with every micro-batch."""
+        tensors = tuple(leaf for leaf in self.leaves if isinstance(leaf, TensorInput))
+        object.__setattr__(self, "tensors", tensors)
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Value, ...]:
         """The tensors of a call, in the order of the graph's inputs, checked. *Local.*
@@ -76,12 +78,38 @@ class Signature:
         Raises:
             InputError: the structure, a dtype, a rank or a size does not fit.
         """
-        values, structure = flatten_call(args, self._ordered(kwargs))
-        if structure != self.structure:
+        return self.check(self.leaves_of(args, kwargs))
+
+    def leaves_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The leaves of a call, in the order of `leaves`.
+
+        Args:
+            args: positional arguments, nested as in the example.
+            kwargs: keyword arguments, in any order.
+
+        Raises:
+            InputError: the structure is not that of the example.
+        """
+        values, structure = flatten((tuple(args), dict(self._ordered(kwargs))), self.structure)
+        if structure is not self.structure:
             raise InputError(
                 f"the model is called with arguments {structure}, expected {self.structure}; "
                 f"call it with the arguments of the example, or give an example of this call"
             )
+        return values
+
+    def check(self, values: Sequence[Any]) -> tuple[Value, ...]:
+        """The tensors of a call, in the order of the graph's inputs, checked.
+
+        Args:
+            values: its leaves, as `leaves_of` gives them.
+
+        Returns:
+            One tensor for each of `tensors`.
+
+        Raises:
+            InputError: a constant, a dtype, a rank or a size does not fit.
+        """
         flat: list[torch.Tensor] = []
         for leaf, value in zip(self.leaves, values, strict=True):
             if isinstance(leaf, ConstantInput):

@@ -1,5 +1,6 @@
 """Whatever nests tensors goes in and comes out as the model's own class."""
 
+from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,9 +10,11 @@ import torch.utils._pytree as pytree
 from torch import nn
 from transformers.utils.generic import ModelOutput
 
+from pipepar.engine.batch_merge import merge
+from pipepar.engine.batch_split import split
 from pipepar.errors import InputError
-from pipepar.microbatch import merge, split
 from pipepar.model.capture.capture import capture
+from pipepar.model.capture.containers import flatten
 from tests.helpers.models import run, stages_of
 
 torch.set_num_threads(1)
@@ -90,9 +93,9 @@ def test_classes_come_back_with_their_fields(count: int) -> None:
 
 
 def test_a_batch_of_dataclasses_is_split_and_merged() -> None:
-    capture(Nests().eval(), *call_of(2))  # from here on torch knows the class
     whole = call_of(5)
-    parts = list(split(whole, 2))
+    leaves, structure = flatten(whole)
+    parts: list[Any] = [pytree.tree_unflatten(part, structure) for part in split(leaves, 5, 2)]
     assert [len(args[0].inner.x) for args, _ in parts] == [2, 2, 1]
     (again, _), _ = merge(parts, [2, 2, 1])
     assert type(again) is Outer
@@ -105,6 +108,68 @@ def test_a_fixed_field_is_part_of_the_graph() -> None:
     batch = Outer(Inner(batch.inner.x, count=4), batch.both)
     with pytest.raises(InputError, match="batch_inner_count is 4, expected 3"):
         graph.flatten_inputs((batch, answer), kwargs)
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+class Words(dict[str, Any]):
+    """Of a class that torch does not take apart."""
+
+
+X = torch.zeros(1)
+LEAVES: list[Any] = [X, nn.Parameter(X), None, 1, 1.0, "a", Words(a=X)]
+NODES: list[Any] = [
+    *([], [X], [X, X], (), (X,), (X, X), deque([X]), deque([X, X]), deque([X], 3)),
+    *({}, {"a": X}, {"b": X}, {"a": X, "b": X}, {"b": X, "a": X}, {"a": X, "b": X, "c": X}),
+    *(OrderedDict(a=X), OrderedDict(b=X), OrderedDict(a=X, b=X), OrderedDict(b=X, a=X)),
+    *(defaultdict(None, a=X), defaultdict(X.clone, a=X), defaultdict(None, b=X)),
+    *(
+        Both(X, X),
+        Pair(X, X),
+        Inner(X),
+        Outer(Inner(X), X),
+        Answer(X),
+        Answer(X, X),
+        Answer(hidden=X),
+    ),
+]
+TREES = [*LEAVES, *NODES, *([node] for node in NODES), *((X, {"a": node}) for node in NODES)]
+
+
+def test_a_structure_is_the_expected_one_where_torch_finds_them_equal() -> None:
+    flatten(TREES)  # from here on torch knows the dataclasses
+    for other in TREES:
+        expected = pytree.tree_structure(other)
+        for tree in TREES:
+            leaves, structure = flatten(tree, expected)
+            own, true = pytree.tree_flatten(tree)
+            assert list(map(id, leaves)) == list(map(id, own))
+            assert structure == true
+            assert (structure is expected) == (true == expected)
+
+
+@pytest.mark.parametrize("tree", TREES, ids=str)
+def test_what_has_the_expected_structure_is_not_taken_apart_by_torch(
+    tree: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaves, expected = flatten(tree)
+    monkeypatch.delattr(pytree, "tree_flatten")
+    found, structure = flatten(tree, expected)
+    assert structure is expected
+    assert list(map(id, found)) == list(map(id, leaves))
+
+
+def test_an_object_that_torch_does_not_know_yet_is_no_leaf() -> None:
+    @dataclass
+    class New:
+        x: Any
+
+    leaves, structure = flatten([New(X)], pytree.tree_structure([X]))
+    assert leaves[0] is X
+    assert structure == pytree.tree_structure([New(X)])
 
 
 def test_a_registered_dataclass_keeps_its_registration() -> None:
