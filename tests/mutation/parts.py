@@ -57,14 +57,9 @@ PARTS: Final = {
         _modules("model.weights", "weight_source checkpoint checkpoint_formats recipes renaming"),
         ("tests/model/weights",),
     ),
-<<<<<<< HEAD:tests/mutation/parts.py
-    "microbatch": Part(
-        ("pipepar.microbatch",), ("tests/leaves/test_microbatch.py", "tests/comm/channels")
-=======
     "microbatch": Part(
         ("pipepar.microbatch", *_modules("engine", "batch_split batch_merge")),
         ("tests/leaves/test_microbatch.py", "tests/engine/test_batches.py", "tests/comm/channels"),
->>>>>>> d850aba2feddc1031c15428f7c7247790f136c89:tests/mutation/rooms.py
     ),
     "mpi channel": Part(
         _modules("comm.channels", "mpi_sender mpi_receiver mpi_endpoint"),
