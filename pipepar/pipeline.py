@@ -17,12 +17,12 @@ from torch.utils import _pytree as pytree
 
 from pipepar.comm.world import World
 from pipepar.engine.assembly import assemble, capture_together
-from pipepar.engine.batch_merge import BatchMerge
-from pipepar.engine.batch_split import rows, split
 from pipepar.engine.device_to_host import copied_to_host
 from pipepar.engine.loop import Schedule, arrivals, outputs_of, run
-from pipepar.engine.script_source import check_given, given_source, values_on_root
-from pipepar.engine.stream_calls import OpenStream, as_call, awaited, device_of, handed
+from pipepar.engine.script.batch_merge import BatchMerge
+from pipepar.engine.script.batch_split import rows, split
+from pipepar.engine.script.script_source import check_given, given_source, values_on_root
+from pipepar.engine.script.stream_calls import OpenStream, as_call, awaited, device_of, handed
 from pipepar.engine.wiring import admission
 from pipepar.errors import PipeparError, WireError
 from pipepar.host.device_context import open_device_context

@@ -8,8 +8,8 @@ import torch.utils._pytree as pytree
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipepar.engine.batch_merge import merge
-from pipepar.engine.batch_split import rows, split
+from pipepar.engine.script.batch_merge import merge
+from pipepar.engine.script.batch_split import rows, split
 from pipepar.errors import InputError
 
 

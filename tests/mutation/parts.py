@@ -58,7 +58,7 @@ PARTS: Final = {
         ("tests/model/weights",),
     ),
     "microbatch": Part(
-        ("pipepar.microbatch", *_modules("engine", "batch_split batch_merge")),
+        ("pipepar.microbatch", *_modules("engine.script", "batch_split batch_merge")),
         ("tests/leaves/test_microbatch.py", "tests/engine/test_batches.py", "tests/comm/channels"),
     ),
     "mpi channel": Part(

@@ -10,8 +10,8 @@ import torch.utils._pytree as pytree
 from torch import nn
 from transformers.utils.generic import ModelOutput
 
-from pipepar.engine.batch_merge import merge
-from pipepar.engine.batch_split import split
+from pipepar.engine.script.batch_merge import merge
+from pipepar.engine.script.batch_split import split
 from pipepar.errors import InputError
 from pipepar.model.capture.capture import capture
 from pipepar.model.capture.containers import flatten

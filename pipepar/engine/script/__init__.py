@@ -1,0 +1,1 @@
+"""What the Python API adds to the engine: a model from a script, calls, whole batches."""
