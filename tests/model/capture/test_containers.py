@@ -151,7 +151,7 @@ def test_a_structure_is_the_expected_one_where_torch_finds_them_equal() -> None:
             assert (structure is expected) == (true == expected)
 
 
-@pytest.mark.parametrize("tree", TREES, ids=str)
+@pytest.mark.parametrize("tree", TREES)
 def test_what_has_the_expected_structure_is_not_taken_apart_by_torch(
     tree: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
