@@ -11,7 +11,7 @@ from benchmarks.report import Report
 from pipepar.comm.gpu import communicators
 from pipepar.comm.gpu.nccl import Nccl
 from pipepar.comm.world import World
-from tests.helpers.gpu.standin import CouriersOverMpi, seat_for
+from tests.helpers.gpu.standin import CommunicatorsOverMpi, context_for
 
 pytestmark = pytest.mark.mpi
 
@@ -26,9 +26,9 @@ def test_it_measures_on_every_rank(
         hops = 0
         monkeypatch.setattr(gpu, "enqueued_to_itself", lambda *_: [[1e-6], [2e-6]])
         monkeypatch.setattr(Nccl, "load", lambda: None)
-    monkeypatch.setattr(communicators, "Communicators", CouriersOverMpi)
+    monkeypatch.setattr(communicators, "Communicators", CommunicatorsOverMpi)
     report = Report("gpu") if world.rank == 0 else None
-    goals = measure_on(world, seat_for(world, ["cuda"]), parsed(SMALL), report)
+    goals = measure_on(world, context_for(world, ["cuda"]), parsed(SMALL), report)
     told = capfd.readouterr().out
     # No profiler sees a stand-in's calls: no goal then, rather than one that is met.
     assert [goal.what.split(" ")[0] for goal in goals] == ["us"] * hops + ["in"]
@@ -42,8 +42,8 @@ def test_it_measures_on_every_rank(
 def test_bursts_of_both_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     if world.size == 1:
         pytest.skip("one rank has nobody to send to")
-    monkeypatch.setattr(communicators, "Communicators", CouriersOverMpi)
-    own = seat_for(world, ["cuda"]).gpu
+    monkeypatch.setattr(communicators, "Communicators", CommunicatorsOverMpi)
+    own = context_for(world, ["cuda"]).gpu
     assert own is not None
     found = enqueued(world, own, 64, 3)
     lengths = [json.loads(text) for text in world.all_gather(json.dumps(list(map(len, found))))]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pipepar.engine.host_to_device import HostToDevice
@@ -100,14 +101,20 @@ def assemble(
     plan, world = agreed.plan, run.world
     placement = Placement.of(ends, plan.ranks, len(plan.stages), world.size)
     run = run.on_stage(placement.stage_of(world.rank))
-    with oom_explained(run, graph, agreed, placement):
+    explained = partial(oom_explained, run, graph, agreed, placement)
+    with explained():
         stage = load_stage(run, shared, graph, plan, placement)
         wiring = wire_up(run, plan, placement, agreed.depth)
-        programs = () if stage is None else (_program(run, stage, wiring),)
+        programs = () if stage is None else (_program(run, stage, wiring, explained),)
     return Assembly(run, graph, agreed, placement, stage, wiring, programs)
 
 
-def _program(run: RunContext, stage: Stage, wiring: Wiring) -> Program:
+def _program(
+    run: RunContext,
+    stage: Stage,
+    wiring: Wiring,
+    explained: Callable[[], AbstractContextManager[None]],
+) -> Program:
     """What the loop computes: the stage itself, its inputs on the way to its GPU if it has one."""
     inputs, gpu = wiring.positions(stage.inputs), run.device_context.gpu
     if gpu is None:
@@ -115,7 +122,8 @@ def _program(run: RunContext, stage: Stage, wiring: Wiring) -> Program:
     upload = HostToDevice(gpu)
 
     def compute(values: tuple[Value, ...], step: Step) -> Sequence[Value]:
-        with gpu.range(f"stage {stage.index}"):
+        # Here, not around the loop, which raises a StageError of what a stage raises.
+        with gpu.range(f"stage {stage.index}"), explained():
             return stage(upload(values))
 
     return Program(inputs, compute)

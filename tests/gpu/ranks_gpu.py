@@ -1,4 +1,4 @@
-"""Whole pipelines over ranks with real GPUs: those of SeatSuite, and what a GPU
+"""Whole pipelines over ranks with real GPUs: those of DeviceSuite, and what a GPU
 alone can show. Started by test_ranks_gpu.py."""
 
 import os
@@ -16,7 +16,7 @@ from pipepar.host.devices import choose_devices, may_share
 from pipepar.jobs import run as jobs
 from pipepar.pipeline import Pipeline
 from tests.helpers.cluster.gpus import NO_GPU
-from tests.helpers.device_suite import SeatSuite
+from tests.helpers.device_suite import DeviceSuite
 from tests.helpers.factories import slow_last
 from tests.helpers.reference import reference
 
@@ -43,7 +43,7 @@ def context(
     return context
 
 
-class TestGpus(SeatSuite):
+class TestGpus(DeviceSuite):
     """On real GPUs, and on GPUs and hosts."""
 
 

@@ -52,7 +52,7 @@ def part(arg: Any, begin: int, size: int) -> Any:
     return pytree.tree_map_only(torch.Tensor, lambda leaf: leaf[begin : begin + size], arg)
 
 
-class SeatSuite:
+class DeviceSuite:
     """Tests on a fixture `context`, the device of this rank, which every pipeline takes."""
 
     def test_layers_in_a_row(self, context: DeviceContext) -> None:

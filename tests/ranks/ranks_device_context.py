@@ -16,8 +16,8 @@ from pipepar.jobs import run as jobs
 from pipepar.jobs.run import Job, run_job
 from pipepar.pipeline import Pipeline
 from tests.helpers import factories
-from tests.helpers.device_suite import SeatSuite
-from tests.helpers.gpu.standin import CouriersOverMpi, OnGpu, StandIn, seat_for
+from tests.helpers.device_suite import DeviceSuite
+from tests.helpers.gpu.standin import CommunicatorsOverMpi, OnGpu, StandIn, context_for
 from tests.helpers.rank_fixtures import on_ranks
 
 pytestmark = pytest.mark.mpi
@@ -38,14 +38,14 @@ def context(
     """This rank's, which every pipeline and job of the test takes."""
     if len(request.param) > max(world.size, 1):
         pytest.skip("with so few ranks another pattern is the same")
-    context = seat_for(world, request.param)
+    context = context_for(world, request.param)
     for module in (pipeline, jobs):
         monkeypatch.setattr(module, "open_device_context", lambda *_: context)
-    monkeypatch.setattr(communicators, "Communicators", CouriersOverMpi)
+    monkeypatch.setattr(communicators, "Communicators", CommunicatorsOverMpi)
     return context
 
 
-class TestStandIns(SeatSuite):
+class TestStandIns(DeviceSuite):
     """On stand-ins for GPUs, on hosts, and on both."""
 
     @on_ranks(1, 2, 3)  # its model is traced by each rank
@@ -93,7 +93,7 @@ def test_a_shortage_of_memory_names_the_stage_and_what_it_takes(
 ) -> None:
     if world.size > 1:
         pytest.skip("the rank that fails would end this test on the others")
-    context = seat_for(world, ["cuda"])
+    context = context_for(world, ["cuda"])
     monkeypatch.setattr(pipeline, "open_device_context", lambda *_: context)
     model = nn.Sequential(nn.Linear(8, 8), Greedy()).eval()
     pipe = Pipeline(model, example_args=(torch.randn(8, 8),), micro_batch=4)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
-from pipepar.comm.gpu.communicators import Abort
+from pipepar.comm.gpu.communicators import Abort, Pair
 from pipepar.comm.gpu.cuda import Event, Gpu, Stream
 from pipepar.comm.world import World
 from pipepar.host.device_context import DeviceContext
@@ -109,19 +109,19 @@ class OverMpi:
         pass
 
 
-class CouriersOverMpi(dict[tuple[int, int], OverMpi]):
-    """In the place of `Communicators`: a communicator for each edge, as NCCL has one."""
+class CommunicatorsOverMpi(dict[int, OverMpi]):
+    """In the place of `Communicators`: a communicator for each channel, as NCCL has one."""
 
     @classmethod
     def start(
-        cls, world: World, pairs: Sequence[tuple[int, int]], gpu: Gpu | None, abort: Abort
-    ) -> Mapping[tuple[int, int], OverMpi]:
+        cls, world: World, pairs: Mapping[int, Pair], gpu: Gpu | None, abort: Abort
+    ) -> Mapping[int, OverMpi]:
         made = cls()
-        for pair in sorted(pairs):
+        for channel, pair in pairs.items():
             comm = MPI.COMM_WORLD.Dup()
             if world.rank in pair:
                 assert gpu is not None
-                made[pair] = OverMpi(comm, pair[1 - pair.index(world.rank)])
+                made[channel] = OverMpi(comm, pair[1 - pair.index(world.rank)])
         return made
 
     def close(self) -> None:
@@ -131,7 +131,7 @@ class CouriersOverMpi(dict[tuple[int, int], OverMpi]):
         pass
 
 
-def seat_for(world: World, kinds: Sequence[str]) -> DeviceContext:
+def context_for(world: World, kinds: Sequence[str]) -> DeviceContext:
     """A context of the kind that the pattern names for this rank, "cpu" or "cuda"."""
     by_rank = tuple(kinds[rank % len(kinds)] for rank in range(world.size))
     gpu = StandIn() if by_rank[world.rank] == "cuda" else None
