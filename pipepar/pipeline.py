@@ -1,4 +1,4 @@
-"""The Python door: ``with Pipeline(model, example_args=(x,)) as pipe: y = pipe(x)``."""
+"""The Python API: ``with Pipeline(model, example_args=(x,)) as pipe: y = pipe(x)``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ from pipepar.planner.static_shapes import require_batches
 from pipepar.report.gather_record import Findings, gather_record, stage_record
 from pipepar.report.run_record import RunRecord
 from pipepar.supervision.failure import FailTogether
-from pipepar.trace import Tracer
 
 __all__ = ["Pipeline", "values_on_root"]
 
@@ -132,10 +131,6 @@ class Pipeline:
         self._context, self._samples, self._seconds = self._assembly.run, 0, 0.0
 
     @property
-    def _tracer(self) -> Tracer:
-        return self._context.tracer
-
-    @property
     def rank(self) -> int:
         """This process's rank, and its stage."""
         return self._world.rank
@@ -148,7 +143,7 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         """Watch over the job: from here on, a failure of any rank ends all."""
         self._together.__enter__()
-        self._tracer.enter("caller", 0)
+        self._context.tracer.enter("caller", 0)
         return self
 
     def __exit__(
@@ -220,15 +215,17 @@ class Pipeline:
         begin = time.perf_counter()
         try:
             with assembly.oom_explained():
-                yield from handed(self._results(awaited(calls, self._tracer)), self._tracer)
+                yield from handed(
+                    self._results(awaited(calls, self._context.tracer)), self._context.tracer
+                )
         finally:
-            self._tracer.enter("caller", 0)
+            self._context.tracer.enter("caller", 0)
             self._seconds += time.perf_counter() - begin
 
     def _results(self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]]) -> Iterator[Any]:
         assembly = self._assembly
         if self._world.rank != assembly.placement.ends.source:
-            deque(self._run(arrivals(assembly.wiring.inlets, self._tracer)), maxlen=0)
+            deque(self._run(arrivals(assembly.wiring.inlets, self._context.tracer)), maxlen=0)
             return
         gather = BatchMerge(assembly.graph.unflatten_outputs)
         work = self._run(self._feed(calls, gather))
@@ -237,7 +234,7 @@ class Pipeline:
                 gather.add(microbatch)
                 yield from gather.finished()
             return
-        stream, tracer = OpenStream(channel.receive()), self._tracer
+        stream, tracer = OpenStream(channel.receive()), self._context.tracer
         self._open = stream
         try:
             for fed in work:
@@ -279,11 +276,11 @@ class Pipeline:
         outputs = outputs_of(work, assembly.wiring.positions(assembly.plan.outputs))
         if (gpu := self._context.device_context.gpu) is None:
             return outputs
-        return copied_to_host(outputs, gpu, assembly.agreed.depth, self._tracer)
+        return copied_to_host(outputs, gpu, assembly.agreed.depth, self._context.tracer)
 
     def _run(self, schedule: Schedule) -> Iterator[MicroBatch]:
         outlets = self._assembly.wiring.outlets
-        return run(self._assembly.programs, schedule, outlets, self._tracer)
+        return run(self._assembly.programs, schedule, outlets, self._context.tracer)
 
     def _feed(
         self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]], gather: BatchMerge

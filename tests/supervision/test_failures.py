@@ -199,7 +199,9 @@ def failing_source() -> Iterator[torch.Tensor]:
     ],
     ids=["source", "script", "input"],
 )
-def test_the_python_door(body: Callable[[Pipeline], object], message: str, rank: int) -> None:
+def test_a_pipeline_in_a_script(
+    body: Callable[[Pipeline], object], message: str, rank: int
+) -> None:
     def work(world: World) -> None:
         model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
         with Pipeline(model, example_args=(torch.zeros(2, 4),)) as pipe:

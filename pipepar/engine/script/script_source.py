@@ -1,4 +1,4 @@
-"""What the Python door was given becomes a source, with its values where they are."""
+"""What a Pipeline was given becomes a source, with its values where they are."""
 
 from __future__ import annotations
 
