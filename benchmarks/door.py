@@ -1,4 +1,4 @@
-"""What a micro-batch costs at the Python door: beside the bare modules, and torch's pipeline.
+"""What a micro-batch costs through the Python API: beside the bare modules, and torch's pipeline.
 
     python -m benchmarks.door [--repetitions R]
 

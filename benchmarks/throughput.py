@@ -1,4 +1,4 @@
-"""A transformer encoder through the Python door: how near the bound, and against no pipeline.
+"""A transformer encoder through the Python API: how near the bound, and against no pipeline.
 
     python -m benchmarks.throughput [--layers L] [--size D] [--length S] [--repetitions R]
 
