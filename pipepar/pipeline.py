@@ -117,7 +117,7 @@ class Pipeline:
         except WireError as error:  # between this rank and another; the rest do not know
             self._together.fail(error)
             raise
-        except PipeparError:  # every rank has been told
+        except PipeparError:  # raised on every rank
             raise
         except BaseException as error:
             self._together.fail(error)

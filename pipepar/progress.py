@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 Progress: TypeAlias = Callable[[int], AbstractContextManager[Callable[[int], None]]]
-"""Given how much there is to do, a context whose value is told how much more is done."""
+"""Given how much there is to do, a context whose value receives how much more is done."""
 
 
 @contextmanager
@@ -22,12 +22,12 @@ class Display:
     """Where one rank's news go."""
 
     samples: Progress
-    """Is told the samples done."""
+    """Receives the samples done."""
     weights: Progress
-    """Is told the bytes of weights that are there."""
+    """Receives the bytes of weights that are there."""
     note: Callable[[str], None]
-    """Is told what the user should know, a sentence."""
+    """Receives what the user should know, a sentence."""
 
 
-NOBODY = Display(silent, silent, lambda sentence: None)
-"""For ranks that nobody watches."""
+NO_DISPLAY = Display(silent, silent, lambda sentence: None)
+"""Shows nothing, for ranks without a terminal."""

@@ -128,7 +128,7 @@ class Tracer:
         stage: the stage, 0-based.
         keeps_spans: whether to keep every span, which takes memory for every micro-batch.
         clock: what tells the time; None for the host's.
-        enter: is told what the stage begins, with which micro-batch and, if known, samples.
+        enter: receives what the stage begins, with which micro-batch and, if known, samples.
     """
 
     def __init__(

@@ -219,8 +219,8 @@ def run(  # noqa: PLR0913 - the options of a command
         print_summary(summary, console)
         if summary.failed:
             samples = f"{summary.failed:,} sample{'s' * (summary.failed > 1)}"
-            told = escape(str(errors_of(output_path)))
-            console.print(f"[yellow]warning:[/] {samples} failed and were left out: {told}")
+            listed = escape(str(errors_of(output_path)))
+            console.print(f"[yellow]warning:[/] {samples} failed and were left out: {listed}")
         console.print(f"wrote {output_path}", markup=False, soft_wrap=True)
     world.close()
     if summary.stopped:

@@ -26,7 +26,7 @@ class ChannelFactory:
     Args:
         engine: what moves MPI's messages.
         gpu: this rank's, None where no link is from or to it.
-        watch: is told of every transfer between two GPUs; None to take no times of them.
+        watch: receives every transfer between two GPUs; None to take no times of them.
 
     Raises:
         WireError: the engine cannot use the GPU.
@@ -53,8 +53,8 @@ class ChannelFactory:
             return MpiSender(endpoint, self._engine)
         if transport is None:
             return StagedSender(endpoint, self._engine, self._gpu)
-        told = MpiSender(endpoint, self._engine)
-        return GpuSender(told, transport, self._gpu, link.depth, self._watch)
+        host_channel = MpiSender(endpoint, self._engine)
+        return GpuSender(host_channel, transport, self._gpu, link.depth, self._watch)
 
     def receiver(
         self, link: Link, endpoint: MpiEndpoint, transport: P2PTransport | None
@@ -64,5 +64,5 @@ class ChannelFactory:
             return MpiReceiver(endpoint, self._engine)
         if transport is None:
             return MpiReceiver(endpoint, self._engine, self._gpu.pinned)
-        told = MpiReceiver(endpoint, self._engine)
-        return GpuReceiver(told, transport, self._gpu, self._watch)
+        host_channel = MpiReceiver(endpoint, self._engine)
+        return GpuReceiver(host_channel, transport, self._gpu, self._watch)

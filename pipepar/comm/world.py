@@ -118,7 +118,7 @@ class World(Group):
             links: what to connect; the id of a channel is its position here. Several may connect
                 the same two ranks.
             gpu: this rank's, where a link is from or to it.
-            watch: is told of every transfer between two GPUs; None to take no times of them.
+            watch: receives every transfer between two GPUs; None to take no times of them.
 
         Returns:
             The receivers and the senders of this rank, by the id of their channel.
@@ -170,7 +170,7 @@ class World(Group):
     def close(self) -> None:
         """Let go of MPI; every channel must be closed. *Collective*, may be called twice."""
         if self.heartbeat.kept:
-            self.all_gather("")  # nobody misses one that has done its part
+            self.all_gather("")  # no rank waits for the beats of one that has left
             self.heartbeat.close()
         for communicators in self._communicators:
             communicators.close()

@@ -98,7 +98,7 @@ class _Timed:
     def fails(self, rows: slice) -> bool:
         try:
             self._again(rows)
-        except Exception:  # the same as for all rows, which is told
+        except Exception:  # the same as for all rows, which is raised
             return True
         return False
 

@@ -71,10 +71,10 @@ def capture_together(
         kwargs: the same for its keyword inputs.
 
     Raises:
-        PipeparError: told once, by the lowest rank that has the problem; PeerError elsewhere.
+        PipeparError: raised once, by the lowest rank that has the problem; PeerError elsewhere.
     """
     world, module = run.world, shared.source.module
-    # A file that is not there is told at once, not after the capture.
+    # A missing file is an error at once, not after the capture.
     world.together(lambda: shared.check(world.is_root))
     if shared.from_root:
         share_buffers(world, module)
@@ -96,7 +96,7 @@ def assemble(
         ends: where micro-batches enter and leave.
 
     Raises:
-        PipeparError: told once, by the lowest rank that has the problem; PeerError elsewhere.
+        PipeparError: raised once, by the lowest rank that has the problem; PeerError elsewhere.
     """
     plan, world = agreed.plan, run.world
     placement = Placement.of(ends, plan.ranks, len(plan.stages), world.size)

@@ -24,7 +24,7 @@ class _Copy:
     microbatch: MicroBatch
     """With the values that were on the host already; None for the others."""
     packing: Packing
-    """How the others lie in the memory."""
+    """The layout of the others in the memory."""
     memory: torch.Tensor
     """Of the host; uint8."""
     done: Event

@@ -28,7 +28,7 @@ def load_stage(
         placement: which rank runs which stage.
 
     Raises:
-        PipeparError: see `Stage.load`; told once, by the lowest rank that has the problem.
+        PipeparError: see `Stage.load`; raised once, by the lowest rank that has the problem.
     """
     world, device, from_root = run.world, run.device_context.device, shared.from_root
     specs = [_specs_of(graph, plan, placement.stage_of(rank)) for rank in range(world.size)]
@@ -39,7 +39,7 @@ def load_stage(
         if from_root:
             place = FromRoot(world, place, specs)
         world.together(lambda: place.check(mine))
-        # A rank that fails before it reads would leave rank 0 sending to nobody.
+        # A rank that fails before it reads would leave rank 0 with a send that no rank receives.
         bare = world.together(
             lambda: None if index is None else BareStage.cut(graph, plan, index, device)
         )

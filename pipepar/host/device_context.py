@@ -89,10 +89,10 @@ def open_device_context(world: World, wanted: Wanted, note: Callable[[str], None
     Args:
         world: all ranks, before they claim their threads.
         wanted: "cuda" for GPUs only, "cpu" for hosts only, "auto" for a GPU where there is one.
-        note: is told, on rank 0, which ranks do without.
+        note: receives, on rank 0, which ranks do without.
 
     Raises:
-        PipeparError: a rank has no GPU and is to have one; told once, PeerError elsewhere.
+        PipeparError: a rank has no GPU and is to have one; raised once, PeerError elsewhere.
     """
     devices = choose_devices(world, wanted)
     if devices.note and world.is_root:

@@ -260,8 +260,8 @@ def _stay_near(world: World, gpu: Visible | None) -> list[str]:
     present = frozenset(world.cores[world.rank])
     near = gpu.near & present if gpu else frozenset()
     far = gpu is not None and bool(gpu.near) and not near
-    told = json.dumps([far, sorted(near or present)])
-    gathered = [json.loads(text) for text in world.all_gather(told)]
+    mine = json.dumps([far, sorted(near or present)])
+    gathered = [json.loads(text) for text in world.all_gather(mine)]
     wishes = {rank: cores_behind(gathered[rank][1]) for rank in world.cores}
     crowd = sum(request <= wishes[world.rank] for request in wishes.values())
     helps = bool(near) and near < present and crowd <= len(wishes[world.rank])

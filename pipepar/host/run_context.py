@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pipepar.comm.world import World
 from pipepar.host.device_context import DeviceContext
 from pipepar.host.threads import claim_threads
-from pipepar.progress import NOBODY, Display
+from pipepar.progress import NO_DISPLAY, Display
 from pipepar.trace import Tracer
 
 
@@ -27,14 +27,14 @@ class RunContext:
     display: Display
     """Where this rank's notes and progress go."""
     asked_to_stop: Callable[[], str]
-    """Says on rank 0 by what the run is told to stop; empty if by nothing."""
+    """Gives on rank 0 what asked the run to stop; empty if nothing did."""
 
     @classmethod
     def begin(
         cls,
         world: World,
         device_context: DeviceContext,
-        display: Display = NOBODY,
+        display: Display = NO_DISPLAY,
         asked_to_stop: Callable[[], str] = lambda: "",
         keeps_spans: bool = False,
     ) -> RunContext:
@@ -44,7 +44,7 @@ class RunContext:
             world: all ranks.
             device_context: where this rank computes.
             display: where this rank's notes and progress go.
-            asked_to_stop: says on rank 0 by what the run is told to stop; empty if by nothing.
+            asked_to_stop: gives on rank 0 what asked the run to stop; empty if nothing did.
             keeps_spans: whether to keep every span, for a timeline.
         """
         threads = claim_threads(world)

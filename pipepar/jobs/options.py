@@ -54,7 +54,7 @@ class Job:
     postprocess: str | None = None
     """package.module:function that makes the results; None for those of the task."""
     labels: Path | None = None
-    """The samples' right classes; None if nobody knows."""
+    """The samples' right classes; None if unknown."""
     weights_from: Literal["disk", "root"] = "disk"
     """Who reads the weights: every rank its own ("disk"), or rank 0 for all ("root")."""
     resume: bool = False

@@ -19,7 +19,7 @@ from pipepar.planner.plan_job import measured_choice
 from pipepar.planner.plan_offline import Planning
 from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.static_shapes import fixed_batch
-from pipepar.progress import NOBODY
+from pipepar.progress import NO_DISPLAY
 
 
 def plan_measured(
@@ -37,18 +37,18 @@ def plan_measured(
         planned: the job to plan for, as `check_planned` lets it pass.
         request: what the user wants of the plan; it is made for as many samples as the input has.
         stages: how many, as many as there are ranks; one rank stands for any number like it.
-        note: is told, on rank 0, what is worth knowing of the measuring.
+        note: receives, on rank 0, remarks on the measuring.
         device: what ranks compute on; "auto" for a GPU where there is one.
 
     Returns:
         The plan on rank 0, None elsewhere.
 
     Raises:
-        PipeparError: the model cannot be captured, measured or cut so; told once.
+        PipeparError: the model cannot be captured, measured or cut so; raised once.
     """
     world.together(lambda: _check(world, stages))
     context = open_device_context(world, device, note)
-    run = RunContext.begin(world, context, replace(NOBODY, note=note))
+    run = RunContext.begin(world, context, replace(NO_DISPLAY, note=note))
     module = world.together(lambda: planned_model(planned))
     (args, kwargs), samples = world.together(lambda: example_for(planned, module, request))
     graph = world.together(lambda: capture(module, args, kwargs))

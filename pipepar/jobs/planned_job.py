@@ -95,7 +95,7 @@ def example_for(
         request: what the user wants of the plan.
 
     Returns:
-        Positional and keyword arguments; and how many samples there are, None if nobody knows.
+        Positional and keyword arguments; and how many samples there are, None if unknown.
 
     Raises:
         InputError: a shape or the file cannot be read, or nothing tells what the model takes.

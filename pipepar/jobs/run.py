@@ -36,17 +36,17 @@ from pipepar.planner.choice import Choice
 from pipepar.planner.plan_job import agree_on_plan
 from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.static_shapes import require_alone, require_batches, require_one_length
-from pipepar.progress import NOBODY, Display
+from pipepar.progress import NO_DISPLAY, Display
 from pipepar.report.gather_record import Findings, gather_record, stage_record
 from pipepar.report.run_record import RunRecord
 from pipepar.report.timeline import write_timeline
-from pipepar.supervision.stopping import Asked, Halt, Stopped, halt_if_asked, nobody_asked, reached
+from pipepar.supervision.stopping import Asked, Halt, Stopped, halt_if_asked, never_stopped, reached
 
 __all__ = ["Job", "run_job"]
 
 
 def run_job(
-    world: World, job: Job, display: Display = NOBODY, asked_to_stop: Asked = nobody_asked
+    world: World, job: Job, display: Display = NO_DISPLAY, asked_to_stop: Asked = never_stopped
 ) -> RunRecord:
     """Run a job on every rank of the world. *Collective.*
 
@@ -56,8 +56,8 @@ def run_job(
     Args:
         world: all ranks.
         job: what the user asked for.
-        display: rank 0's is told how far the work is.
-        asked_to_stop: what, if anything, tells rank 0 to begin no more samples.
+        display: rank 0's shows how far the work is.
+        asked_to_stop: what, if anything, asks rank 0 to begin no more samples.
 
     Returns:
         The same on every rank.
@@ -66,7 +66,7 @@ def run_job(
         PipeparError: something the user named is missing or does not fit.
     """
     world.together(lambda: _preflight(world, job))
-    display = display if world.is_root else NOBODY
+    display = display if world.is_root else NO_DISPLAY
     try:
         return _run_job(world, job, display, asked_to_stop)
     except Halt as halt:

@@ -1,4 +1,4 @@
-"""Why a model cannot be divided among devices, told by the tightest constraint."""
+"""Why a model cannot be divided among devices: the tightest constraint."""
 
 from __future__ import annotations
 

@@ -44,14 +44,14 @@ def agree_on_plan(run: RunContext, graph: Graph, request: PlanRequest, held: flo
     """Take the plan that the user gave, or measure and make one. *Collective.*
 
     Args:
-        run: all ranks. Rank 0 is told what is worth knowing of the measuring.
+        run: all ranks. Rank 0 shows remarks on the measuring.
         graph: the captured model.
         request: what the user wants of a plan, and on rank 0 the plan that was given.
         held: bytes of the model's weights that this rank has in memory already.
 
     Raises:
         PipeparError: the plan does not fit the model or the ranks, or there is none that does;
-            told once, by the lowest rank that has the problem; PeerError elsewhere.
+            raised once, by the lowest rank that has the problem; PeerError elsewhere.
     """
     world = run.world
     choice: Choice | None = None
@@ -85,7 +85,7 @@ def measured_choice(
     """Measure what the ranks can do, and make the plan for that. *Collective.*
 
     Args:
-        run: all ranks. Rank 0 is told what is worth knowing of the measuring.
+        run: all ranks. Rank 0 shows remarks on the measuring.
         graph: the captured model.
         table: its legal cuts and counted costs.
         request: what the user wants of a plan.

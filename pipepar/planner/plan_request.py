@@ -25,7 +25,7 @@ class PlanRequest:
     """What the user says of a plan."""
 
     samples: int | None = None
-    """How many there are to compute; None if nobody knows."""
+    """How many there are to compute; None if unknown."""
     micro_batch: int | None = None
     """How many of them travel together, at least 1; None to choose."""
     depth: int | None = None
@@ -53,7 +53,7 @@ class PlanRequest:
             depth: see `PlanRequest.depth`.
         """
         default = CALL_MICRO_BATCH
-        if rows <= 1:  # says nothing of batches
+        if rows <= 1:  # a batch of one gives no size
             micro_batch = micro_batch or default
         # A call may have more rows than the example, and so fill what was asked for.
         samples = rows if rows >= (micro_batch or 1) else None

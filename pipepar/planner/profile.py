@@ -62,7 +62,7 @@ def take_profile(
     """Measure what the ranks and links of a job can do. *Collective.*
 
     Args:
-        run: rank 0 is told if the times cannot be kept.
+        run: rank 0 shows a remark if the times cannot be kept.
         graph: the captured model.
         table: its counted costs, for what cannot be timed by itself.
         sizes: of micro-batches, ascending; those that cannot be better than the one before are

@@ -1,4 +1,4 @@
-"""The record of a run, put together of what each rank knows."""
+"""The record of a run, gathered from all ranks."""
 
 from __future__ import annotations
 

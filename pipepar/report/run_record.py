@@ -1,6 +1,6 @@
 """What a run found out about itself, as a plain value: how fast, how close to the bound, how busy.
 
-Everything that is told of a run is made from its record.
+The summary and --json are made from the record of a run.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class RunRecord:
     failed: int = 0
     """Samples that the output has no results of."""
     stopped: Stopped | None = None
-    """How far the job came, if it was told to stop."""
+    """How far the job came, if it was asked to stop."""
 
     @property
     def bound(self) -> float:

@@ -14,7 +14,7 @@ from pipepar.report.run_record import RunRecord
 
 _BAR: Final = 20
 _MUCH: Final = 0.1
-"""Share of idle time from which on a remedy is told."""
+"""Share of idle time from which on a remedy is shown."""
 _REMEDIES: Final = {
     "fill": "let more micro-batches flow: make them smaller, or give more input at once",
     "imbalance": "try another number of ranks, or measure again: mpirun pipepar plan --profile",

@@ -1,4 +1,4 @@
-"""A job that is told to stop does so in order: nothing begins, what is under way is finished."""
+"""A job that is asked to stop does so in order: nothing begins, what is under way is finished."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _SAME: Final = 1.0
 
 
 Asked: TypeAlias = Callable[[], str]
-"""Says on rank 0 by what the job is told to stop; empty if by nothing."""
+"""Gives on rank 0 what asked the job to stop; empty if nothing did."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """How far a job came that was told to stop."""
+    """How far a job came that was asked to stop."""
 
     by: str
     """Name of the signal."""
@@ -51,7 +51,7 @@ class Stopped:
 
 
 class Halt(Exception):
-    """A job is told to stop before it has begun; on every rank.
+    """A job is asked to stop before it has begun; on every rank.
 
     Args:
         by: name of the signal.
@@ -63,7 +63,7 @@ class Halt(Exception):
 
 
 def halt_if_asked(world: World, asked: Asked) -> None:
-    """Go on, unless rank 0 is told to stop. *Collective.*
+    """Go on, unless rank 0 is asked to stop. *Collective.*
 
     Raises:
         Halt: it is.
@@ -73,8 +73,8 @@ def halt_if_asked(world: World, asked: Asked) -> None:
         raise Halt(by)
 
 
-def nobody_asked() -> str:
-    """What a job is told that cannot be stopped. *Local.*"""
+def never_stopped() -> str:
+    """For a job that cannot be stopped. *Local.*"""
     return ""
 
 
@@ -84,7 +84,7 @@ def reached(world: World, sink: int, by: str, written: int, count: int) -> Stopp
     Args:
         world: all ranks.
         sink: the rank that writes.
-        by: what told it to stop, empty if nothing did; rank 0's counts.
+        by: what asked it to stop, empty if nothing did; rank 0's counts.
         written: samples whose results are on disk; the last rank's counts.
         count: all samples.
 
@@ -92,7 +92,7 @@ def reached(world: World, sink: int, by: str, written: int, count: int) -> Stopp
         None if they are all written.
 
     Raises:
-        PipeparError: they are not, though nothing told it to stop.
+        PipeparError: they are not, though nothing asked it to stop.
     """
     texts = world.all_gather(json.dumps([by, written]))
     by, done = json.loads(texts[world.root])[0], json.loads(texts[sink])[1]
@@ -112,8 +112,8 @@ class Stop:
     Args:
         world: all ranks.
         mailbox: of rank 0, for signals to other ranks.
-        note: is told, on rank 0, that the job is about to stop.
-        leave: is told the second signal; the process ends when it returns.
+        note: receives, on rank 0, that the job is about to stop.
+        leave: receives the second signal; the process ends when it returns.
     """
 
     def __init__(
@@ -181,8 +181,8 @@ def listening(
 
     Args:
         world: all ranks.
-        note: is told, on rank 0, that the job is about to stop.
-        leave: is told the second signal; the process ends when it returns.
+        note: receives, on rank 0, that the job is about to stop.
+        leave: receives the second signal; the process ends when it returns.
     """
     stop = Stop(world, world.mailbox(), note, leave)
     reader, writer = os.pipe()

@@ -49,10 +49,10 @@ def keep_watch(world: World, complete: Callable[[str], str]) -> None:
     if world.size == 1 or world.heartbeat.kept:
         return
     limits = agree_on_limits(world)
-    told = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process is
-    faulthandler.register(_SIGNAL, told, all_threads=True)
-    listen = partial(_end_when_told, world, told, complete)
-    world.heartbeat.begin(world, limits, _stacks(world, told), listen)
+    stack_file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process is
+    faulthandler.register(_SIGNAL, stack_file, all_threads=True)
+    listen = partial(_end_on_request, world, stack_file, complete)
+    world.heartbeat.begin(world, limits, _stacks(world, stack_file), listen)
 
 
 def agree_on_limits(world: World) -> Limits:
@@ -78,7 +78,7 @@ def _seconds(name: str) -> float:
     return seconds
 
 
-def _stacks(world: World, told: IO[bytes]) -> Stacks:
+def _stacks(world: World, stack_file: IO[bytes]) -> Stacks:
     """One file for each host, in the working directory: one for all ranks may not be safe."""
     jobs = (os.environ[name] for name in _JOB_VARIABLES if name in os.environ)
     job = world.broadcast(next(jobs, str(os.getpid())))
@@ -87,15 +87,15 @@ def _stacks(world: World, told: IO[bytes]) -> Stacks:
     own, all_of_them = (f"-{world.host}", "-HOST") if several else ("", "")
     name = f"pipepar-stacks-{job}"
     path, shown = (folder / f"{name}{which}.txt" for which in (own, all_of_them))
-    return Stacks(_SIGNAL, told.fileno(), str(path), str(shown))
+    return Stacks(_SIGNAL, stack_file.fileno(), str(path), str(shown))
 
 
-def _end_when_told(
-    world: World, told: IO[bytes], complete: Callable[[str], str], pulse: Pulse
+def _end_on_request(
+    world: World, stack_file: IO[bytes], complete: Callable[[str], str], pulse: Pulse
 ) -> None:
     block = pulse.wait()
     if block:
         block = complete(block)  # where that hangs, on a disk perhaps, the pulse speaks
         if pulse.claim():
             world.abort(block)
-    told.close()
+    stack_file.close()

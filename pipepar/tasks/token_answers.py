@@ -28,8 +28,8 @@ def tokens_of(extras: Extras, at: int) -> dict[str, torch.Tensor]:
     """What is known of one sample's tokens, padding left out."""
     real = extras["real"][at] == 1
     known = ("input_ids", "special_tokens_mask", "offset_mapping")
-    told = {name: extras[name][at][real] for name in known if name in extras}
-    return {**told, "real": extras["real"][at]}
+    found = {name: extras[name][at][real] for name in known if name in extras}
+    return {**found, "real": extras["real"][at]}
 
 
 def token_logits(output: Any, extras: Extras) -> torch.Tensor:

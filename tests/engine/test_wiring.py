@@ -21,7 +21,7 @@ from pipepar.host.run_context import RunContext
 from pipepar.microbatch import MicroBatch
 from pipepar.plan.placement import Ends, Placement
 from pipepar.plan.plan import Plan, StagePlan
-from pipepar.progress import NOBODY
+from pipepar.progress import NO_DISPLAY
 from pipepar.trace import Tracer
 
 Pair = tuple[int, int]
@@ -110,7 +110,7 @@ def contexts(kinds: str) -> DeviceContext:
 
 
 def run_of(world: World, context: DeviceContext, keeps_spans: bool = False) -> RunContext:
-    return RunContext(world, context, 1, Tracer(0, keeps_spans), NOBODY, lambda: "")
+    return RunContext(world, context, 1, Tracer(0, keeps_spans), NO_DISPLAY, lambda: "")
 
 
 def wired(

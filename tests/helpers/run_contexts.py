@@ -8,7 +8,7 @@ import torch
 from pipepar.comm.world import World
 from pipepar.host.device_context import DeviceContext
 from pipepar.host.run_context import RunContext
-from pipepar.progress import NOBODY
+from pipepar.progress import NO_DISPLAY
 from pipepar.trace import Tracer
 
 
@@ -19,6 +19,6 @@ def run_on_hosts(world: World, note: Callable[[str], None] = lambda text: None) 
         device_context=DeviceContext.on_hosts(world),
         threads=torch.get_num_threads(),
         tracer=Tracer(world.rank),
-        display=replace(NOBODY, note=note),
+        display=replace(NO_DISPLAY, note=note),
         asked_to_stop=lambda: "",
     )

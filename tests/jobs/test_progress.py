@@ -12,7 +12,7 @@ import pytest
 
 from pipepar.comm.world import World
 from pipepar.jobs.run import Job, run_job
-from pipepar.progress import NOBODY
+from pipepar.progress import NO_DISPLAY
 from pipepar.report.run_record import RunRecord
 from tests.helpers.jobs.command import MLP, after
 from tests.helpers.jobs.in_process import run
@@ -32,7 +32,7 @@ class Bars:
         yield steps.append
 
     def run(self, job: Job, micro_batches: int = 10_000) -> RunRecord:
-        display = replace(NOBODY, samples=self.bar, note=self.notes.append)
+        display = replace(NO_DISPLAY, samples=self.bar, note=self.notes.append)
         return run_job(World.start(), job, display, after(micro_batches))
 
 

@@ -16,7 +16,7 @@ from pipepar.data.writers.partial import Partial, read_at
 from pipepar.errors import InputError, PipeparError
 from pipepar.jobs.output.quarantine import errors_of
 from pipepar.jobs.run import Job, run_job
-from pipepar.progress import NOBODY
+from pipepar.progress import NO_DISPLAY
 from tests.helpers.jobs.command import MLP, pipepar
 from tests.helpers.jobs.in_process import go_on, hidden, run
 
@@ -28,7 +28,7 @@ def job(rows: Path, tmp_path: Path) -> Job:
 
 def notes(job: Job) -> list[str]:
     shown = list[str]()
-    run_job(World.start(), job, replace(NOBODY, note=shown.append))
+    run_job(World.start(), job, replace(NO_DISPLAY, note=shown.append))
     return shown
 
 
@@ -124,7 +124,7 @@ def test_the_second_of_two_runs_is_told_at_once(job: Job, resume: bool) -> None:
     other, shown = Partial(job.output), list[str]()
     second = replace(job, model="tests.helpers.factories:missing", resume=resume)
     with pytest.raises(InputError, match="is being written by another run"):
-        run_job(World.start(), second, replace(NOBODY, note=shown.append))
+        run_job(World.start(), second, replace(NO_DISPLAY, note=shown.append))
     assert not shown
     other.keep()
     assert go_on(job).samples == 5

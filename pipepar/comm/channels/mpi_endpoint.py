@@ -35,7 +35,7 @@ class MpiEndpoint:
     depth: int
     """How many micro-batches each end may have under way, at least 1."""
     waited: Callable[[], None] = lambda: None
-    """Is told, every now and then, that this rank waits for the peer."""
+    """Called every now and then while this rank waits for the peer."""
 
     @staticmethod
     def tags(depth: int) -> int:

@@ -2,7 +2,7 @@
 
 One communicator does everything that it is given in one order, whatever the CUDA stream; so every
 edge has its own. The first use of one is a meeting of both ranks: all ranks go through the edges in
-one order, so nobody waits for a rank that waits for somebody else.
+one order, so that ranks cannot wait for each other in a circle.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from pipepar.microbatch import MicroBatch, Value
 from pipepar.trace import Kind, Mark
 
 Watch: TypeAlias = Callable[[Kind, int, Mark, Mark], None]
-"""Is told of every transfer: send or receive, its micro-batch, and marks of when it went on."""
+"""Receives every transfer: send or receive, its micro-batch, and marks of when it went on."""
 
 # What the stage computes, and what travels meanwhile.
 _POSTED: Final = 2
@@ -52,22 +52,22 @@ class GpuSender:
     """The sending end; see `channel.Sender`. Making one is *local*.
 
     Args:
-        told: the channel between the hosts.
+        host_channel: the channel between the hosts.
         transport: what moves the bytes; no other end uses it.
         gpu: where the tensors lie.
         slots: micro-batches that may be on their way.
-        watch: is told of every transfer; None to take no times of them.
+        watch: receives every transfer; None to take no times of them.
     """
 
     def __init__(
         self,
-        told: Sender,
+        host_channel: Sender,
         transport: P2PTransport,
         gpu: Gpu,
         slots: int,
         watch: Watch | None = None,
     ) -> None:
-        self._told = told
+        self._host = host_channel
         self._transport = transport
         self._gpu = gpu
         self._watch = watch
@@ -90,25 +90,25 @@ class GpuSender:
                 self._outbox.leave(self._packing.parts(values), self._packing.nbytes, carry)
             # Told last: whoever waits for it then waits for this GPU alone, not for its host too,
             # which may itself be held up by its GPU, and that by whoever waits.
-            self._told.send(replace(microbatch, values=(self._text, *rest)))
+            self._host.send(replace(microbatch, values=(self._text, *rest)))
 
     def ready(self) -> bool:
         """See `Sender.ready`."""
-        return self._told.ready()
+        return self._host.ready()
 
     def end(self) -> None:
         """See `Sender.end`."""
-        self._told.end()
+        self._host.end()
 
     def close(self) -> None:
         """See `Sender.close`."""
-        self._told.close()
+        self._host.close()
         wait_for_event(self._outbox.last)
         self._transport.close()
 
     def abort(self) -> None:
         """See `Sender.abort`; the communicators are aborted by the world, all at once."""
-        self._told.abort()
+        self._host.abort()
 
     def _resident(self, value: Value) -> torch.Tensor | None:
         """A tensor of the GPU; None for what goes by the hosts' channel."""
@@ -140,16 +140,16 @@ class GpuReceiver:
     The tensors of a micro-batch hold until the next one is asked for.
 
     Args:
-        told: the channel between the hosts.
+        host_channel: the channel between the hosts.
         transport: what moves the bytes; no other end uses it.
         gpu: where the tensors are to lie.
-        watch: is told of every transfer; None to take no times of them.
+        watch: receives every transfer; None to take no times of them.
     """
 
     def __init__(
-        self, told: Receiver, transport: P2PTransport, gpu: Gpu, watch: Watch | None = None
+        self, host_channel: Receiver, transport: P2PTransport, gpu: Gpu, watch: Watch | None = None
     ) -> None:
-        self._told = told
+        self._host = host_channel
         self._transport = transport
         self._gpu = gpu
         self._watch = watch
@@ -160,7 +160,7 @@ class GpuReceiver:
 
     def receive(self) -> Iterator[MicroBatch]:
         """See `Receiver.receive`."""
-        announced = self._told.receive()
+        announced = self._host.receive()
         while self._post_ahead(announced):
             posted = self._posted.popleft()
             yield self._taken(posted)
@@ -169,21 +169,21 @@ class GpuReceiver:
 
     def ready(self) -> bool:
         """See `Receiver.ready`."""
-        return bool(self._posted) or self._told.ready()
+        return bool(self._posted) or self._host.ready()
 
     def close(self) -> None:
         """See `Receiver.close`."""
-        self._told.close()
+        self._host.close()
         wait_for_event(self._inbox.last)
         self._transport.close()
 
     def abort(self) -> None:
         """See `Receiver.abort`; the communicators are aborted by the world, all at once."""
-        self._told.abort()
+        self._host.abort()
 
     def _post_ahead(self, announced: Iterator[MicroBatch]) -> bool:
         """Wait for an announcement, and take another if it is there; whether there is any."""
-        while not self._posted or (len(self._posted) < _POSTED and self._told.ready()):
+        while not self._posted or (len(self._posted) < _POSTED and self._host.ready()):
             announcement = next(announced, None)
             if announcement is None:
                 break
@@ -216,7 +216,7 @@ class GpuReceiver:
 
 
 def _watched(carry: Carry, kind: Kind, index: int, gpu: Gpu, watch: Watch | None) -> Carry:
-    """The same, and `watch` is told of it."""
+    """The same, and `watch` receives the transfer."""
     if watch is None:
         return carry
 

@@ -118,7 +118,7 @@ class Group:
     def together(self, action: Callable[[], T]) -> T:
         """Do something on every rank, and go on only if it went well on all. *Collective.*
 
-        So a problem that every rank runs into is told once, by the lowest rank that has it.
+        So a problem that every rank runs into is raised once, by the lowest rank that has it.
 
         Raises:
             Exception: this rank's own problem, as it was.

@@ -121,8 +121,8 @@ def _remedy(name: str, library: str) -> str:
 
 def _counted_by(batch_system: str, name: str) -> bool:
     """Whether a number is the batch system's own, under its name or as it tells it by PMI."""
-    told = os.environ.get(batch_system)
-    return name == batch_system or (name == "PMI_SIZE" and os.environ[name] == told)
+    value = os.environ.get(batch_system)
+    return name == batch_system or (name == "PMI_SIZE" and os.environ[name] == value)
 
 
 def _torch_size() -> int:

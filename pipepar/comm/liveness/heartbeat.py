@@ -32,11 +32,11 @@ class Stacks:
     file: str
     """Where they are added to those of other ranks."""
     files: str
-    """What the user is told of where all of them are."""
+    """The path of all of them, as messages show it."""
 
 
 class Heartbeat:
-    """What a rank knows and tells of the others' and its own doings."""
+    """What this rank is doing, sent to the others, and what it receives of theirs."""
 
     def __init__(self) -> None:
         self._pulse: Pulse | None = None
@@ -70,7 +70,7 @@ class Heartbeat:
             process = place.process if place.processes == mine.processes else 0
             pulse.meet(rank, [_LOOPBACK] if near else place.addresses, place.port, process)
         pulse.start(stacks.signal, stacks.descriptor, stacks.file, stacks.files)
-        group.all_gather("")  # from here on everybody has been heard, and is missed
+        group.all_gather("")  # from here on a rank whose beats stop counts as lost
         self._pulse = pulse
         self._listener = threading.Thread(
             target=listen, args=[pulse], name="pipepar-watchdog", daemon=True

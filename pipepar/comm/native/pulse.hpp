@@ -193,7 +193,7 @@ class Pulse {
       verdict.doing = ranks_[peer.rank].doing, verdict.doing.seconds = silence(peer);
       return verdict;
     }
-    if (rank_ == kRoot && nobody_moves(deadline)) {
+    if (rank_ == kRoot && no_rank_moves(deadline)) {
       const auto begin = ranks_.begin();
       const auto blocked = std::find_if(begin, ranks_.end() - 1, [](const Last &r) { return r.doing.kind != kSend; });
       verdict.cause = kStuck, verdict.rank = static_cast<int>(blocked - begin), verdict.limit = deadline;
@@ -202,7 +202,7 @@ class Pulse {
     return verdict;
   }
 
-  bool nobody_moves(double deadline) const {
+  bool no_rank_moves(double deadline) const {
     const auto stands = [&](const Doing &doing) { return doing.waits != 0 && doing.seconds > deadline; };
     return stands(doing_) && std::all_of(peers_.begin(), peers_.end(), [&](const Peer &peer) {
       return peer.heard && !peer.left && stands(ranks_[peer.rank].doing);

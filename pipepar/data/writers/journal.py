@@ -177,7 +177,7 @@ class Journal:
             try:
                 self._commit()
             except BaseException as error:
-                self._failure = error  # whoever writes next is told, whatever it is
+                self._failure = error  # the next write raises it, whatever it is
                 return
 
     def _commit(self) -> None:

@@ -105,7 +105,7 @@ class RowWriter(ABC):
             note: as for `write`, of all of them.
 
         Raises:
-            InputError: no row has told yet what rows are like.
+            InputError: no row has been written yet, so the form of a row is unknown.
             PipeparError: as for `write`.
             OSError: as for `write`.
         """

@@ -32,7 +32,7 @@ class BatchMerge:
         self.taken = 0
 
     def expect(self, total: int, size: int, device: torch.device) -> None:
-        """A batch of that many rows has been admitted; its result is to lie on that device."""
+        """A batch of that many rows has been admitted; its result goes to that device."""
         self._expected.append(_Batch(total, size, device))
 
     def add(self, microbatch: MicroBatch) -> None:
@@ -57,7 +57,7 @@ class _Batch:
     size: int
     """Rows of its micro-batches; the last one may have fewer."""
     device: torch.device
-    """Where the result is to lie."""
+    """Where the result goes."""
 
     @property
     def parts(self) -> int:
@@ -65,7 +65,7 @@ class _Batch:
         return max(-(-self.total // self.size), 1)
 
     def whole(self, parts: Sequence[Any]) -> Any:
-        """A value of all of its micro-batches as one, where it is to lie."""
+        """A value of all of its micro-batches as one, on the device of the result."""
         sizes = [min(self.size, self.total - part * self.size) for part in range(self.parts)]
         value = merge(parts, sizes)
         if isinstance(value, torch.Tensor):
@@ -73,8 +73,8 @@ class _Batch:
         return pytree.tree_map_only(torch.Tensor, self._placed, value)
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
-        # It may lie in a receive buffer that was made for a larger micro-batch, or in memory that
-        # the kernel cannot swap out, which is not for keeping.
+        # It may be part of a receive buffer made for a larger micro-batch, or in pinned memory, which
+        # a caller should not keep.
         own = tensor.clone() if tensor.is_pinned() else compact(tensor, slack=2.0)
         return own.to(self.device)
 

@@ -41,7 +41,7 @@ class OutputClaim:
     unfinished: Unfinished | None
     """What an earlier run has left to go on with; None if nothing, or it is not to be resumed."""
     held: ExitStack
-    """What is let go of with the claim, at the latest."""
+    """What is closed with the claim, at the latest."""
 
 
 @contextmanager

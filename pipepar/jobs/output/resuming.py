@@ -43,7 +43,7 @@ class Resuming:
             world: all ranks.
             job: what the user asked for.
             claim: of the output on the last rank, None elsewhere.
-            note: is told, on rank 0, what the user should know of it.
+            note: receives, on rank 0, what the user should know of it.
 
         Raises:
             InputError: the last rank cannot tell of which job it is.

@@ -37,11 +37,11 @@ def fillings(vocabulary: Vocabulary) -> Answer:
     return answer
 
 
-def _fillings(logits: torch.Tensor, told: Extras, vocabulary: Vocabulary) -> list[Any]:
-    ids = told["input_ids"]
+def _fillings(logits: torch.Tensor, extras: Extras, vocabulary: Vocabulary) -> list[Any]:
+    ids = extras["input_ids"]
     masks = (ids == vocabulary.mask_token_id).nonzero().flatten()
     # Only the masks' rows: the words of a vocabulary are many.
-    scores = full_precision(logits[told["real"] == 1][masks]).softmax(-1)
+    scores = full_precision(logits[extras["real"] == 1][masks]).softmax(-1)
     best = scores.topk(min(_BEST, scores.shape[-1]))
     filled = [
         [

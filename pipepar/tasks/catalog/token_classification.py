@@ -43,17 +43,17 @@ def entities(vocabulary: Vocabulary, names: Sequence[str]) -> Answer:
 
 
 def _entities(
-    scores: torch.Tensor, told: Extras, text: str, vocabulary: Vocabulary, names: Sequence[str]
+    scores: torch.Tensor, extras: Extras, text: str, vocabulary: Vocabulary, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    best = scores[told["real"] == 1].max(-1)
+    best = scores[extras["real"] == 1].max(-1)
     found = []
     for index, number in enumerate(best.indices.tolist()):
-        if told["special_tokens_mask"][index] or names[number] == _NO_ENTITY:
+        if extras["special_tokens_mask"][index] or names[number] == _NO_ENTITY:
             continue
-        token = int(told["input_ids"][index])
+        token = int(extras["input_ids"][index])
         word, start, end = vocabulary.convert_ids_to_tokens(token), None, None
-        if "offset_mapping" in told:
-            start, end = told["offset_mapping"][index].tolist()
+        if "offset_mapping" in extras:
+            start, end = extras["offset_mapping"][index].tolist()
             # The vocabulary does not know the word, but the text has it.
             word = text[start:end] if token == vocabulary.unk_token_id else word
         score = float(best.values[index])
