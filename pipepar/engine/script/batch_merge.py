@@ -73,8 +73,8 @@ class _Batch:
         return pytree.tree_map_only(torch.Tensor, self._placed, value)
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
-        # It may be part of a receive buffer made for a larger micro-batch, or in pinned memory, which
-        # a caller should not keep.
+        # It may be part of a receive buffer made for a larger micro-batch, or in pinned memory,
+        # which a caller should not keep.
         own = tensor.clone() if tensor.is_pinned() else compact(tensor, slack=2.0)
         return own.to(self.device)
 
