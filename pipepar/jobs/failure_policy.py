@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from pipepar.data.failing_sample import failing_samples, is_of_samples, select_rows
 from pipepar.engine.loop import Compute, FailurePolicy
+from pipepar.jobs.failing_sample import depends_on_samples, name_failing, select_row
 from pipepar.microbatch import MicroBatch, Value
 
 
 def failure_policy(lenient: bool) -> FailurePolicy:
-    """The policy of a job.
+    """Return the policy of a job.
 
     Args:
         lenient: whether the job goes on without samples that fail.
     """
-    return FailurePolicy(is_of_samples if lenient else _never, _failed_samples)
+    return FailurePolicy(depends_on_samples if lenient else _never, _failing_samples)
 
 
 def _never(error: Exception) -> bool:
     return False
 
 
-def _failed_samples(
+def _failing_samples(
     microbatch: MicroBatch, values: tuple[Value, ...], compute: Compute, error: Exception
 ) -> str:
-    """The sample that fails alone, or all samples of the micro-batch."""
-    samples = microbatch.samples
-    if samples is None or not is_of_samples(error):
+    if microbatch.samples is None or not depends_on_samples(error):
         return ""
-    count = len(samples)
-    found = failing_samples(
-        samples.tolist(), lambda rows: compute(select_rows(values, rows, count))
-    )
+    samples = microbatch.samples.tolist()
+    found = name_failing(samples, error, lambda row: compute(select_row(values, row, len(samples))))
     return f", {found}"

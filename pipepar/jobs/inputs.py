@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from pipepar.comm.world import World
-from pipepar.data.failing_sample import is_of_samples
 from pipepar.data.readers.cast import Cast
 from pipepar.data.readers.labels import Labelled, read_labels
 from pipepar.data.readers.open_prepared import open_arrays, open_prepared
@@ -20,6 +19,7 @@ from pipepar.data.readers.text_samples import TextRules
 from pipepar.data.readers.tokenized_text import TokenizedOptions, open_tokenized
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError, PipeparError
+from pipepar.jobs.failing_sample import depends_on_samples, fault_alone
 from pipepar.jobs.options import Job
 from pipepar.microbatch import SOURCE, Fault, MicroBatch, Value
 from pipepar.model.capture.graph import Graph
@@ -130,6 +130,8 @@ def feed_all(
     tracer.enter("source", 0)
     begin = tracer.clock.now()
     for index, feed in enumerate(reader.feeds(micro_batch, done)):
+        if feed.fault is not None and not lenient:
+            raise fault_alone(reader, feed.samples.tolist(), feed.fault)
         microbatch = _microbatch(index, feed, graph, lenient)
         tracer.record("source", index, begin, tracer.clock.now())
         yield microbatch
@@ -146,7 +148,7 @@ def _microbatch(index: int, feed: Feed, graph: Graph, lenient: bool) -> MicroBat
             raise feed.fault
         values = tuple(graph.flatten_inputs(feed.args, feed.kwargs))
     except PipeparError as problem:
-        if not (lenient and is_of_samples(problem)):
+        if not (lenient and depends_on_samples(problem)):
             raise
         error = Fault.of(SOURCE, problem)
     return MicroBatch(index, values, feed.samples, feed.extras, error)

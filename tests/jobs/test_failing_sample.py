@@ -1,6 +1,7 @@
-"""Whom a failure names: the first sample that fails alone, where others do not."""
+"""The first sample that fails alone is named, if another one does not fail."""
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,77 +9,125 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as some
 
-from pipepar.data.failing_sample import failing_samples, is_of_samples, naming_samples, select_rows
-from pipepar.errors import InputError, StageError, WireError
+from pipepar.data.readers.reader import Feed
+from pipepar.data.sample_names import naming_samples, sample_names
+from pipepar.data.sample_set import SampleSet
+from pipepar.errors import InputError, PipeparError, StageError, WireError
+from pipepar.jobs.failing_sample import (
+    depends_on_samples,
+    fault_alone,
+    first_failing,
+    name_failing,
+    select_row,
+)
 
 
 @given(some.integers(1, 40), some.data())
 def test_the_first_that_fails_alone(count: int, data: Any) -> None:
     bad = data.draw(some.sets(some.integers(0, count - 1), min_size=1, max_size=count))
-    tries = list[int]()
+    samples = [100 + row for row in range(count)]
 
-    def again(rows: slice) -> None:
-        tries.append(len(range(count)[rows]))
-        if bad & set(range(count)[rows]):
+    def alone(row: int) -> None:
+        if row in bad:
             raise ValueError
 
-    told = failing_samples([100 + at for at in range(count)], again)
+    found = name_failing(samples, ValueError(), alone)
     if len(bad) < count or count == 1:
-        assert told == f"sample {100 + min(bad)}"
+        assert found == f"sample {100 + min(bad)}"
     else:
-        assert told.startswith("samples 100, 101")
-    assert max(tries, default=0) < max(count, 2)
+        assert found.startswith("samples 100, 101")
 
 
 def test_samples_that_fail_only_together() -> None:
-    def again(rows: slice) -> None:
-        if rows == slice(0, 12):
-            raise ValueError
-
-    assert failing_samples(range(12), again) == "samples 0, 1, 2, 3, 4, 5, 6, 7, ..."
+    found = name_failing(range(12), ValueError(), lambda row: row)
+    assert found == "samples 0, 1, 2, 3, 4, 5, 6, 7, ..."
 
 
-def test_who_waits_is_told_soon() -> None:
-    tries = list[slice]()
+def test_no_trials_after_a_lack_of_memory() -> None:
+    tries = list[int]()
+    assert name_failing(range(2), MemoryError(), tries.append) == "samples 0, 1"
+    assert not tries
 
-    def again(rows: slice) -> None:
-        tries.append(rows)
+
+def test_the_trials_have_a_time_limit() -> None:
+    tries = list[int]()
+
+    def alone(row: int) -> None:
+        tries.append(row)
         time.sleep(0.6)
         raise ValueError
 
-    assert failing_samples(range(12), again).startswith("samples 0, 1")
+    assert first_failing(12, alone) is None
     assert len(tries) <= 3
+
+
+class Reading:
+    """Reads samples one by one, all but some of which fail."""
+
+    def __init__(self, count: int, bad: set[int]) -> None:
+        self._count, self._bad = count, bad
+
+    def __len__(self) -> int:
+        return self._count
+
+    def feeds(self, micro_batch: int, done: SampleSet | None = None) -> Iterator[Feed]:
+        assert micro_batch == 1
+        for sample in range(self._count):
+            if done is None or sample not in done:
+                yield Feed(torch.tensor([sample]), (), {}, {}, self._fault(sample))
+
+    def example(self) -> Feed:
+        raise NotImplementedError
+
+    def _fault(self, sample: int) -> PipeparError | None:
+        return StageError(f"it failed on sample {sample}") if sample in self._bad else None
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [({0, 4, 9}, "it failed on sample 4"), ({2}, "together"), ({3, 4, 7}, "together")],
+    ids=["one", "none", "all"],
+)
+def test_each_sample_of_a_failed_micro_batch_is_read_alone(bad: set[int], message: str) -> None:
+    """Also where the samples of a micro-batch do not follow one another, as those of texts."""
+    reader = Reading(10, bad)
+    together = StageError("together")
+    together.__cause__ = ValueError()
+    assert str(fault_alone(reader, [7, 3, 4], together)) == message
+    together.__cause__ = MemoryError()
+    assert fault_alone(reader, [7, 3, 4], together) is together
+    unreadable = InputError("no picture")
+    assert fault_alone(reader, [7, 3, 4], unreadable) is unreadable
 
 
 @pytest.mark.parametrize(
     "error",
     [MemoryError(), torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate")],
 )
-def test_lack_of_memory_is_nobodys(error: Exception) -> None:
-    assert not is_of_samples(error)
+def test_a_lack_of_memory_does_not_depend_on_samples(error: Exception) -> None:
+    assert not depends_on_samples(error)
     raised = StageError("a stage failed")
     raised.__cause__ = error
-    assert not is_of_samples(raised)
-    assert is_of_samples(RuntimeError("shapes"))
-    assert not is_of_samples(WireError("bytes"))
+    assert not depends_on_samples(raised)
+    assert depends_on_samples(RuntimeError("shapes"))
+    assert not depends_on_samples(WireError("bytes"))
 
 
-def test_what_pipepar_explains_itself_is_not_explained_again() -> None:
-    with (
-        pytest.raises(InputError, match="so"),
-        naming_samples("it", torch.arange(2), lambda rows: 0),
-    ):
+def test_pipepars_own_errors_pass_unchanged() -> None:
+    def describe(_error: Exception) -> str:
+        return sample_names([0, 1])
+
+    with pytest.raises(InputError, match="so"), naming_samples("it", describe):
         raise InputError("so")
-    told = pytest.raises(StageError, match="it failed on samples 0, 1: KeyError: 'so'")
-    with told as found, naming_samples("it", torch.arange(2), lambda rows: 0):
+    expected = pytest.raises(StageError, match="it failed on samples 0, 1: KeyError: 'so'")
+    with expected as found, naming_samples("it", describe):
         raise KeyError("so")
     assert isinstance(found.value.__cause__, KeyError)
 
 
-def test_rows_of_all_that_has_them() -> None:
+def test_one_row_of_each_tensor_with_rows() -> None:
     tree = ({"a": torch.arange(4), "b": torch.tensor(7)}, torch.ones(3, 4), 4)
-    first, *rest = select_rows(tree, slice(1, 3), 4)
-    assert first["a"].tolist() == [1, 2]
+    first, *rest = select_row(tree, 2, 4)
+    assert first["a"].tolist() == [2]
     assert first["b"] == 7
     assert rest[0].shape == (3, 4)
-    assert select_rows(["w", "x", "y"], slice(2, 3), 3) == ["y"]

@@ -39,13 +39,16 @@ class Heartbeat:
     """What this rank is doing, sent to the others, and what it receives of theirs."""
 
     def __init__(self) -> None:
-        self._pulse: Pulse | None = None
-        self._listener: threading.Thread | None = None
+        self._monitor: _Monitor | None = None
 
     @property
     def kept(self) -> bool:
         """Whether it has begun and is not closed."""
-        return self._pulse is not None
+        return self._monitor is not None
+
+    @property
+    def _pulse(self) -> Pulse | None:
+        return None if self._monitor is None else self._monitor.pulse
 
     def begin(
         self, group: Group, limits: Limits, stacks: Stacks, listen: Callable[[Pulse], None]
@@ -71,11 +74,11 @@ class Heartbeat:
             pulse.meet(rank, [_LOOPBACK] if near else place.addresses, place.port, process)
         pulse.start(stacks.signal, stacks.descriptor, stacks.file, stacks.files)
         group.all_gather("")  # from here on a rank whose beats stop counts as lost
-        self._pulse = pulse
-        self._listener = threading.Thread(
+        listener = threading.Thread(
             target=listen, args=[pulse], name="pipepar-watchdog", daemon=True
         )
-        self._listener.start()
+        listener.start()
+        self._monitor = _Monitor(pulse, listener)
 
     def tell(self, doing: Doing, microbatch: int, samples: Any = None) -> None:
         """Let the others know what this rank begins; costs next to nothing. *Local.*
@@ -109,13 +112,21 @@ class Heartbeat:
 
     def close(self) -> None:
         """Watch no longer; the others must have done their part. *Local*, may be called twice."""
-        if self._pulse is not None:
-            self._pulse.close()
-            self._pulse = None
-        if self._listener is not None:
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            monitor.pulse.close()
             # A thread that comes back from native code while Python ends, ends the process.
-            self._listener.join()
-            self._listener = None
+            monitor.listener.join()
+
+
+@dataclass(frozen=True, slots=True)
+class _Monitor:
+    """The two threads of a heartbeat."""
+
+    pulse: Pulse
+    """Sends beats, and checks those of the other ranks; native."""
+    listener: threading.Thread
+    """Waits for the pulse to report that this rank has to end the job."""
 
 
 @dataclass(frozen=True, slots=True)

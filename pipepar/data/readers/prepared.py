@@ -8,8 +8,8 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from pipepar.data.failing_sample import naming_samples, select_rows
 from pipepar.data.readers.reader import Feed, require_micro_batch
+from pipepar.data.sample_names import naming_samples, sample_names
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError, PipeparError
 
@@ -32,10 +32,6 @@ class Batch:
     """What the results need beside the model's output; see `Feed.extras`."""
     fault: PipeparError | None = None
     """Why there is no content."""
-
-    def part(self, rows: slice) -> Any:
-        """The content of some of its samples."""
-        return select_rows(self.content, rows, self.count)
 
 
 class Samples(Protocol):
@@ -97,7 +93,7 @@ class Prepared:
     ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
         if batch.fault is not None:
             raise batch.fault
-        with naming_samples(self._name, samples, lambda rows: self._prepare(batch.part(rows))):
+        with naming_samples(self._name, lambda _: sample_names(samples.tolist())):
             made = self._prepare(batch.content)
         args, kwargs = self._arguments(made)
         for name, tensor in [*((f"value {at}", t) for at, t in enumerate(args)), *kwargs.items()]:

@@ -9,12 +9,12 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from pipepar.data.failing_sample import naming_samples
 from pipepar.data.packed_strings import pack_strings
 from pipepar.data.readers.prepared import Samples
 from pipepar.data.readers.reader import Feed, Reader, require_micro_batch
 from pipepar.data.readers.registry import find_input_format
 from pipepar.data.readers.text_samples import Text, TextRules
+from pipepar.data.sample_names import naming_samples, sample_names
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError, PipeparError, StageError
 
@@ -181,9 +181,7 @@ class _TokenizedReader:
 
     def _row(self, text: str, sample: int) -> Row | StageError:
         try:
-            with naming_samples(
-                "the tokenizer", torch.tensor([sample]), lambda _: self._tokenise([text])
-            ):
+            with naming_samples("the tokenizer", lambda _: sample_names([sample])):
                 return self._tokenise([text])[0]
         except StageError as error:
             return error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -19,6 +20,20 @@ from pipepar.errors import InputError, PipeparError
 
 # Samples that are left blank at a time: there may be many, with long rows.
 _PIECE: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenFile:
+    """The partial file of a writer whose context is entered."""
+
+    partial: Partial
+    """The file; renamed when it is complete."""
+    trail: Trail
+    """What has been written to it since the last record."""
+    journal: Journal | None
+    """None for an output that cannot be resumed, or that an earlier run renamed already."""
+    renamed: bool
+    """Whether an earlier run has renamed it, so that only its journal is left to be removed."""
 
 
 class RowWriter(ABC):
@@ -38,10 +53,7 @@ class RowWriter(ABC):
         """What has been written, by an earlier run too."""
         self._resumable = resumable
         self._names: list[str] = []
-        self._partial: Partial | None = None
-        self._journal: Journal | None = None
-        self._trail: Trail | None = None
-        self._renamed = False
+        self._open: _OpenFile | None = None
         self._suspended = False
 
     def write(
@@ -64,7 +76,7 @@ class RowWriter(ABC):
                 is not entered.
             OSError: the file system refuses (a full disk, for example); it names the file.
         """
-        trail = self._open_trail()
+        file = self._opened()
         positions: list[int] = samples.tolist()
         self._check_positions(positions)
         if isinstance(values, list):
@@ -75,13 +87,13 @@ class RowWriter(ABC):
             return
         with naming(self.path):
             if isinstance(values, list):
-                layout = self._store_answers(trail, positions, values)
+                layout = self._store_answers(file.trail, positions, values)
             else:
                 rows = {name: value.detach().cpu() for name, value in values.items()}
-                layout = self._store(trail, positions, rows)
-            record = trail.record(positions, layout, note)
-            if self._journal is not None:
-                self._journal.add(record)
+                layout = self._store(file.trail, positions, rows)
+            record = file.trail.record(positions, layout, note)
+            if file.journal is not None:
+                file.journal.add(record)
         self.done.add(positions)
 
     def note(self, note: Any) -> None:
@@ -93,9 +105,10 @@ class RowWriter(ABC):
         Raises:
             OSError: the file system refuses.
         """
-        if self._journal is not None:
+        journal = self._opened().journal
+        if journal is not None:
             with naming(self.path):
-                self._journal.add(Record((), (), 0, None, note))
+                journal.add(Record((), (), 0, None, note))
 
     def leave_blank(self, samples: torch.Tensor, note: Any = None) -> None:
         """Write rows that say nothing: null in JSON, NaN among floats, elsewhere zeros.
@@ -120,13 +133,12 @@ class RowWriter(ABC):
     def __enter__(self) -> RowWriter:
         """Open the hidden partial file, and take over what holds of an earlier run's."""
         with naming(self.path):
-            self._partial = self._resumable.partial if self._resumable else Partial(self.path)
+            partial = self._resumable.partial if self._resumable else Partial(self.path)
             try:
-                self._begin(self._partial, self._resumable)
+                self._open = self._begin(partial, self._resumable)
             except BaseException:
-                self._partial.keep()
+                partial.keep()
                 raise
-        self._trail = Trail(self._partial.file)
         return self
 
     def __exit__(
@@ -136,8 +148,8 @@ class RowWriter(ABC):
         traceback: TracebackType | None,
     ) -> None:
         """Put the complete file under its name; after an exception keep what can be resumed."""
-        partial, journal = self._opened(), self._journal
-        self._partial = self._journal = self._trail = None
+        file, self._open = self._opened(), None
+        partial, journal = file.partial, file.journal
         finished = False
         try:
             with naming(self.path):
@@ -145,7 +157,7 @@ class RowWriter(ABC):
                     journal.end()
                 if error is None and not self._suspended:
                     self._check_complete()
-                    if not self._renamed:
+                    if not file.renamed:
                         self._finish(partial)
                     finished = True
         finally:
@@ -154,25 +166,28 @@ class RowWriter(ABC):
             if finished:
                 journal_of(self.path).unlink(missing_ok=True)
                 partial.discard()
-            elif worth or self._renamed:
+            elif worth or file.renamed:
                 partial.keep()
             else:
                 self._discard(partial)
 
-    def _begin(self, partial: Partial, resumable: Resumable | None) -> None:
-        """Go on with what is left, or begin anew."""
+    def _begin(self, partial: Partial, resumable: Resumable | None) -> _OpenFile:
+        """Continue what an earlier run left, or begin anew."""
         left = resumable.usable(self.count) if resumable else None
         if left is None:
             # The journal first: it would name what is not there.
             journal_of(self.path).unlink(missing_ok=True)
             partial.clear()
         records = self._taken(left, resumable.taken) if left and resumable else iter(())
-        self._renamed = left is not None and left.renamed
-        if self._renamed:
-            deque(records, 0)  # its journal needs no line more
+        renamed = left is not None and left.renamed
+        journal = None
+        if renamed:
+            deque(records, 0)  # its journal needs no more lines
             self._check_complete()
         elif resumable:
-            self._journal = Journal(partial, resumable.header, records)
+            journal = Journal(partial, resumable.header, records)
+        # After `clear`, which opens another file.
+        return _OpenFile(partial, Trail(partial.file), journal, renamed)
 
     def _taken(self, left: Unfinished, taken: Callable[[list[int], Any], None]) -> Iterator[Record]:
         """Take over the records of an earlier run that hold, each sample of them once."""
@@ -213,21 +228,13 @@ class RowWriter(ABC):
     def _finish(self, partial: Partial) -> None:
         """Put the file under its name, complete, all samples being stored."""
 
-    def _opened(self) -> Partial:
-        if self._partial is None:
-            raise self._not_open()
-        return self._partial
-
-    def _open_trail(self) -> Trail:
-        if self._trail is None:
-            raise self._not_open()
-        return self._trail
-
-    def _not_open(self) -> PipeparError:
-        return PipeparError(
-            f"output {self.path} is not open; expected use inside its context. "
-            "Write inside 'with open_output(...) as writer'."
-        )
+    def _opened(self) -> _OpenFile:
+        if self._open is None:
+            raise PipeparError(
+                f"output {self.path} is not open; expected use inside its context. "
+                "Write inside 'with open_output(...) as writer'."
+            )
+        return self._open
 
     def _check_positions(self, positions: list[int]) -> None:
         for position, times in Counter(positions).items():

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from pipepar.data.failing_sample import is_of_samples, naming_samples, select_rows
+from pipepar.data.sample_names import naming_samples
 from pipepar.data.sample_set import SampleSet
 from pipepar.data.writers.journal import Fields
 from pipepar.data.writers.open_output import open_output
@@ -16,6 +16,7 @@ from pipepar.data.writers.partial import naming
 from pipepar.data.writers.row_writer import RowWriter
 from pipepar.data.writers.unfinished import Resumable
 from pipepar.errors import InputError, StageError
+from pipepar.jobs.failing_sample import depends_on_samples, name_failing, select_row
 from pipepar.jobs.output.claim import OutputClaim
 from pipepar.jobs.output.quarantine import Quarantine
 from pipepar.microbatch import SINK, Fault, MicroBatch, samples_of
@@ -134,7 +135,7 @@ class Sink:
         try:
             self._take(samples, microbatch, graph)
         except (InputError, StageError) as error:
-            if not (self._lenient and is_of_samples(error)):
+            if not (self._lenient and depends_on_samples(error)):
                 raise
             self._fail(samples, Fault.of(SINK, error))
             return
@@ -144,10 +145,10 @@ class Sink:
         output = graph.unflatten_outputs(microbatch.values)
         extras = microbatch.columns
 
-        def again(rows: slice) -> object:
-            return self._answer(*select_rows((output, extras), rows, len(samples)))
+        def alone(row: int) -> object:
+            return self._answer(*select_row((output, extras), row, len(samples)))
 
-        with naming_samples(self._what, samples, again):
+        with naming_samples(self._what, lambda e: name_failing(samples.tolist(), e, alone)):
             rows = self._answer(output, extras)
         if self._tally is None:
             self._writer.write(samples, rows)
