@@ -153,6 +153,12 @@ class Tracer:
 
     def record(self, kind: Kind, microbatch: int, begin: Mark, end: Mark) -> None:
         """Keep one span, in the order of time; marks of `clock`."""
+        seconds = self.clock.seconds
+        if not self._pending and not self._beside:  # a host's marks are seconds already
+            first, last = seconds(begin), seconds(end)
+            if first is not None and last is not None:
+                self._count(kind, microbatch, first, last)
+                return
         self._pending.append((kind, microbatch, begin, end))
         self._settle()
 

@@ -46,10 +46,6 @@ class Heartbeat:
         """Whether it has begun and is not closed."""
         return self._monitor is not None
 
-    @property
-    def _pulse(self) -> Pulse | None:
-        return None if self._monitor is None else self._monitor.pulse
-
     def begin(
         self, group: Group, limits: Limits, stacks: Stacks, listen: Callable[[Pulse], None]
     ) -> None:
@@ -88,27 +84,28 @@ class Heartbeat:
             microbatch: its index.
             samples: int64 [b], on the host: numbers of its samples; None where they are not known.
         """
-        if self._pulse is None:
+        monitor = self._monitor
+        if monitor is None:
             return
         if samples is None:
-            self._pulse.enter(DOINGS[doing], microbatch)
+            monitor.pulse.enter(DOINGS[doing], microbatch)
         else:
-            self._pulse.enter(DOINGS[doing], microbatch, samples.data_ptr(), len(samples))
+            monitor.pulse.enter(DOINGS[doing], microbatch, samples.data_ptr(), len(samples))
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """The body is over only when other ranks have come to the same place. *Local.*"""
-        pulse = self._pulse
-        if pulse is not None:
-            pulse.waits(True)
+        monitor = self._monitor
+        if monitor is not None:
+            monitor.pulse.waits(True)
         yield
-        if pulse is not None:
-            pulse.waits(False)
+        if monitor is not None:
+            monitor.pulse.waits(False)
 
     def waited(self) -> None:
         """Up to now this rank waited for another one. *Local.*"""
-        if self._pulse is not None:
-            self._pulse.waited()
+        if self._monitor is not None:
+            self._monitor.pulse.waited()
 
     def close(self) -> None:
         """Watch no longer; the others must have done their part. *Local*, may be called twice."""

@@ -125,8 +125,9 @@ def a_slow_rank(world: Forked) -> None:
 
 def a_post_from_strangers(world: Forked) -> None:
     """A beat of another job, which says that a rank is to blame, and what is no beat."""
-    pulse = world.heartbeat._pulse
-    assert pulse is not None
+    monitor = world.heartbeat._monitor
+    assert monitor is not None
+    pulse = monitor.pulse
     beat = struct.pack("<Qii", 1, 1, 1).ljust(136, b"\1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as post:
         for data in (beat, beat[:-1], b"", b"x" * 5000):
