@@ -13,7 +13,7 @@ LAYERS = 12
 
 
 def encoder() -> nn.Module:
-    """A transformer encoder; takes [B, 128, 384], equal layers one after another. *Local.*"""
+    """A transformer encoder; takes [B, 128, 384], equal layers one after another."""
     return _encoder(LAYERS, 384)
 
 

@@ -65,7 +65,7 @@ class Counted:
 
 
 def count(calls: Iterable[Call]) -> Counted:
-    """Count what lies between the two marks. *Local.*
+    """Count what lies between the two marks.
 
     Raises:
         ValueError: one of the marks is missing.
@@ -86,7 +86,7 @@ def count(calls: Iterable[Call]) -> Counted:
 
 
 def profiled(action: Callable[[Callable[[], None], Callable[[], None]], None]) -> Counted:
-    """Run something under torch's profiler, and count. *Local.*
+    """Run something under torch's profiler, and count.
 
     Args:
         action: calls its first argument where counting begins, its second where it ends.
@@ -98,7 +98,7 @@ def profiled(action: Callable[[Callable[[], None], Callable[[], None]], None]) -
 
 
 def hidden(first: float, second: float, both: float) -> float:
-    """How much of the shorter of two went on behind the longer: 1 all, 0 none. *Local.*
+    """How much of the shorter of two went on behind the longer: 1 all, 0 none.
 
     Args:
         first: seconds of the one alone.
@@ -109,7 +109,7 @@ def hidden(first: float, second: float, both: float) -> float:
 
 
 def hidden_shares(turns: Sequence[Sequence[float]]) -> list[float]:
-    """`hidden` of each repetition: the one, the other, both. *Local.*"""
+    """`hidden` of each repetition: the one, the other, both."""
     return [hidden(*turn) for turn in turns]
 
 

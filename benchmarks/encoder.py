@@ -36,6 +36,6 @@ class Layer(nn.Module):
 
 
 def encoder(layers: int, size: int) -> nn.Module:
-    """An encoder for inference, its weights the same in every process. *Local.*"""
+    """An encoder for inference, its weights the same in every process."""
     torch.manual_seed(0)
     return nn.Sequential(*(Layer(size) for _ in range(layers))).eval().requires_grad_(False)

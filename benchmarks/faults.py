@@ -60,7 +60,7 @@ class Outcome:
 
 
 def conduct(name: str, seed: int, workshop: Workshop) -> Outcome:
-    """Disturb a job, and go on with it. *Local.*
+    """Disturb a job, and go on with it.
 
     Args:
         name: of the kind.
@@ -155,7 +155,7 @@ def _row(name: str, found: list[Outcome]) -> list[str]:
 
 
 def run(kinds: Sequence[str], trials: int, seed: int, samples: int) -> bool:
-    """Conduct trials of these kinds, in turn; whether all went well. *Local.*"""
+    """Conduct trials of these kinds, in turn; whether all went well."""
     outcomes: dict[str, list[Outcome]] = {name: [] for name in kinds}
     with tempfile.TemporaryDirectory(prefix="pipepar-faults-") as folder:
         workshop = Workshop(Path(folder), samples)

@@ -36,7 +36,7 @@ _KEPT: Final = re.compile(r"resuming: ([\d,]+) of [\d,]+ samples are done alread
 
 
 class Job:
-    """A command that has been started, and all the processes that come of it. *Local.*"""
+    """A command that has been started, and all the processes that come of it."""
 
     def __init__(self, command: Sequence[str], folder: Path, env: Mapping[str, str]) -> None:
         """Start it; what it prints goes to a file."""
@@ -132,7 +132,7 @@ class Job:
 
 @contextlib.contextmanager
 def running(command: Sequence[str], folder: Path, env: Mapping[str, str]) -> Iterator[Job]:
-    """A job that is ended at the latest when the body is over. *Local.*"""
+    """A job that is ended at the latest when the body is over."""
     job = Job(command, folder, env)
     try:
         yield job
@@ -141,13 +141,13 @@ def running(command: Sequence[str], folder: Path, env: Mapping[str, str]) -> Ite
 
 
 def adopt_orphans() -> None:
-    """Have the kernel make this process the parent of what a launcher leaves behind. *Local.*"""
+    """Have the kernel make this process the parent of what a launcher leaves behind."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
 
 
 def living() -> list[int]:
-    """Processes below this one that are not dead, parents first. *Local.*"""
+    """Processes below this one that are not dead, parents first."""
     found: list[int] = []
     row = _children(os.getpid())
     while row:
@@ -157,24 +157,24 @@ def living() -> list[int]:
 
 
 def alive(processes: Mapping[int, int]) -> list[int]:
-    """The ranks, of these process ids by rank, that are not dead. *Local.*"""
+    """The ranks, of these process ids by rank, that are not dead."""
     return [rank for rank, process in processes.items() if not _is_dead(process)]
 
 
 def enlarge(folder: Path, size: int) -> None:
-    """Give a file system another size, bytes. *Local.*"""
+    """Give a file system another size, bytes."""
     _call("mount", "-o", f"remount,size={size}", str(folder))
 
 
 def reaches(host: str, address: str) -> bool:
-    """Whether a host comes through to an address, where nobody listens on port 9. *Local.*"""
+    """Whether a host comes through to an address, where nobody listens on port 9."""
     said = _call("ip", "netns", "exec", host, sys.executable, "-c", _PROBE, address)
     return int(said) == errno.ECONNREFUSED
 
 
 @contextlib.contextmanager
 def file_system(folder: Path, size: int) -> Iterator[None]:
-    """A file system of so many bytes. *Local.*"""
+    """A file system of so many bytes."""
     _call("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder))
     try:
         yield

@@ -73,7 +73,7 @@ class Mean(nn.Module):
 
 
 def make() -> nn.Module:
-    """The model: int64 [B, S] to float32 [B, 256], its weights the same everywhere. *Local.*"""
+    """The model: int64 [B, S] to float32 [B, 256], its weights the same everywhere."""
     torch.manual_seed(0)
     layers = (Fused(_SIZE) for _ in range(_LAYERS))
     model = nn.Sequential(nn.Embedding(256, _SIZE), *layers, Mean())
@@ -81,13 +81,13 @@ def make() -> nn.Module:
 
 
 def encode(texts: list[str]) -> torch.Tensor:
-    """Texts to their bytes, int64 [B, 32]. *Local.*"""
+    """Texts to their bytes, int64 [B, 32]."""
     rows = [text.encode()[:LENGTH].ljust(LENGTH, b"\0") for text in texts]
     return torch.from_numpy(np.array([list(row) for row in rows], dtype=np.int64))
 
 
 def write_input(path: Path, count: int) -> None:
-    """Write so many samples, the same ones every time. *Local.*
+    """Write so many samples, the same ones every time.
 
     Args:
         path: .npy for bytes as the model takes them, .txt for lines to `encode`.
@@ -156,7 +156,7 @@ class Place:
         return hashlib.sha256(self.output.read_bytes()).hexdigest()
 
     def command(self, *options: str) -> list[str]:
-        """The whole command, its launcher included. *Local.*"""
+        """The whole command, its launcher included."""
         run = [sys.executable, "-m", "pipepar", "run", "benchmarks.faults_model:make"]
         run += [str(self.input), str(self.output), "--plan", str(self.plan), "--device", "cpu"]
         run += ["--micro-batch", str(MICRO_BATCH), *options]
@@ -168,11 +168,11 @@ class Place:
         return self.hosts.mpirun([*told, *run], (self.setting.ranks - 1, 1))
 
     def running(self, *options: str) -> contextlib.AbstractContextManager[Job]:
-        """The command as a job, ended at the latest when the body is over. *Local.*"""
+        """The command as a job, ended at the latest when the body is over."""
         return running(self.command(*options), self.folder, self.environment())
 
     def environment(self) -> dict[str, str]:
-        """What a job's processes are told beside what all are told. *Local.*"""
+        """What a job's processes are told beside what all are told."""
         return {
             "PYTHONPATH": str(_ROOT),
             "TMPDIR": str(self.folder),

@@ -49,7 +49,7 @@ class Case:
     """Whether the first rank is on another host, behind a slow link."""
 
     def write_input(self, path: Path) -> None:
-        """Random samples, the same each time. *Local.*"""
+        """Random samples, the same each time."""
         draw, shape = np.random.default_rng(0), (self.samples, *self.shape)
         values: npt.NDArray[np.generic] = (
             draw.integers(0, 8000, shape) if self.tokens else draw.random(shape, dtype=np.float32)
@@ -65,7 +65,7 @@ CASES: Final = (
 
 
 def run_job(case: Case, ranks: int, folder: Path, hosts: Hosts | None, equal: bool) -> SampleSet:
-    """One job, measured, planned and run. *Local.*
+    """One job, measured, planned and run.
 
     Raises:
         SystemExit: it failed; with what it printed.
@@ -87,7 +87,7 @@ def run_job(case: Case, ranks: int, folder: Path, hosts: Hosts | None, equal: bo
 def repeated(
     case: Case, ranks: int, repetitions: int, hosts: Hosts | None
 ) -> list[list[SampleSet]]:
-    """For each repetition the planned job, and on a disturbed rank the equal split. *Local.*"""
+    """For each repetition the planned job, and on a disturbed rank the equal split."""
     with TemporaryDirectory() as place:
         folder = Path(place)
         case.write_input(folder / "in.npy")
@@ -99,7 +99,7 @@ def repeated(
 
 
 def forecasts(report: Report, repetitions: int) -> list[Goal]:
-    """Run every case, print it, and return what it should reach. *Local.*"""
+    """Run every case, print it, and return what it should reach."""
     goals: list[Goal] = []
     for case in CASES:
         rows: list[list[str | Figure]] = []

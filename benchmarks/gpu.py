@@ -185,7 +185,7 @@ def _start(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line. *Local.*"""
+    """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ranks", type=int, help="[as many as GPUs, 2 to 4]")
     parser.add_argument("--rows", type=int, default=4096, help="of a micro-batch [4096]")

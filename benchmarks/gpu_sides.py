@@ -56,14 +56,14 @@ class Size:
 
 
 def idle(gpu: Gpu) -> None:
-    """Wait until a GPU has done what its compute stream was told. *Local.*"""
+    """Wait until a GPU has done what its compute stream was told."""
     event = gpu.event()
     event.record(gpu.compute)
     wait_for_event(event)
 
 
 def timed(gpu: Gpu, action: Callable[[], object]) -> float:
-    """Seconds of an action, from an idle GPU to an idle GPU. *Local.*"""
+    """Seconds of an action, from an idle GPU to an idle GPU."""
     idle(gpu)
     begin = time.perf_counter()
     action()
@@ -117,7 +117,7 @@ def enqueued(world: World, gpu: Gpu, nbytes: int, bursts: int) -> list[list[floa
 
 
 def enqueued_to_itself(nccl: Nccl, gpu: Gpu, nbytes: int, bursts: int) -> list[list[float]]:
-    """Seconds that NCCL takes to be told of a send and its receive on one rank. *Local.*"""
+    """Seconds that NCCL takes to be told of a send and its receive on one rank."""
     edge = Communicator.start(nccl, nccl.unique_id(), 0, 1, "edge rank 0 -> rank 0")
     source, target, stream = gpu.empty(nbytes), gpu.empty(nbytes), gpu.stream()
 
@@ -249,7 +249,7 @@ class Line:
 
 
 class Copies:
-    """Copies between a host's page-locked memory and its GPU, and computing. *Local.*"""
+    """Copies between a host's page-locked memory and its GPU, and computing."""
 
     def __init__(self, gpu: Gpu, size: Size) -> None:
         self._gpu, self._count = gpu, size.microbatches

@@ -53,7 +53,7 @@ class SampleSet:
 
 @contextlib.contextmanager
 def busy_neighbour() -> Iterator[None]:
-    """Something else that computes on this rank's core all the while. *Local.*"""
+    """Something else that computes on this rank's core all the while."""
     neighbour = subprocess.Popen([sys.executable, "-c", _BUSY])
     try:
         yield
@@ -63,14 +63,14 @@ def busy_neighbour() -> Iterator[None]:
 
 
 def equal_layers(table: CutTable, ranks: int) -> list[int]:
-    """Cuts of the encoder that give each rank as many layers. *Local.*"""
+    """Cuts of the encoder that give each rank as many layers."""
     bounds = [LAYERS * rank // ranks for rank in range(1, ranks)]
     layer_of = {cut.position: int(cut.module.split(".")[0]) for cut in table.cuts if cut.module}
     return [max(at for at, layer in layer_of.items() if layer < bound) for bound in bounds]
 
 
 def write_equal_plan(planned: Planned, ranks: int, micro_batch: int, path: Path) -> None:
-    """What a user without a planner would run. *Local.*"""
+    """What a user without a planner would run."""
     module = planned_model(planned)
     (args, kwargs), _ = example_for(planned, module, PlanRequest())
     graph = capture(module, args, kwargs)

@@ -18,12 +18,12 @@ _MARK = "figures "
 
 
 def rank_command(module: str, arguments: Sequence[str]) -> list[str]:
-    """The command of one rank; `-m mpi4py` lets a rank that fails end the others. *Local.*"""
+    """The command of one rank; `-m mpi4py` lets a rank that fails end the others."""
     return [sys.executable, "-m", "mpi4py", "-m", module, *arguments]
 
 
 def launch(module: str, arguments: Sequence[str], seconds: float, ranks: int = 2) -> int:
-    """Run a benchmark's ranks on this machine and print what they print. *Local.*
+    """Run a benchmark's ranks on this machine and print what they print.
 
     Args:
         module: the benchmark, as python -m names it.
@@ -40,7 +40,7 @@ def launch(module: str, arguments: Sequence[str], seconds: float, ranks: int = 2
 def figures_of(
     module: str, arguments: Sequence[str], seconds: float, ranks: int = 2
 ) -> dict[str, list[float]]:
-    """Run a benchmark's ranks on this machine for what rank 0 gives `print_figures`. *Local.*
+    """Run a benchmark's ranks on this machine for what rank 0 gives `print_figures`.
 
     Args:
         module: the benchmark, as python -m names it.
@@ -61,12 +61,12 @@ def figures_of(
 
 
 def print_figures(figures: Mapping[str, Sequence[float]]) -> None:
-    """Hand a rank's figures to the process that waits for them in `figures_of`. *Local.*"""
+    """Hand a rank's figures to the process that waits for them in `figures_of`."""
     print(_MARK + json.dumps(figures))
 
 
 def watch(command: Sequence[str], seconds: float, env: Mapping[str, str] | None = None) -> int:
-    """Run a job to its end, print its output, and take it along if this process ends. *Local.*"""
+    """Run a job to its end, print its output, and take it along if this process ends."""
     with signals_unwind():
         job = start(command, {**_QUIET, **(env or {})})
         try:
@@ -80,7 +80,7 @@ def watch(command: Sequence[str], seconds: float, env: Mapping[str, str] | None 
 
 @contextlib.contextmanager
 def signals_unwind() -> Iterator[None]:
-    """Turn the signals that end a process into exceptions, so that ``finally`` runs. *Local.*"""
+    """Turn the signals that end a process into exceptions, so that ``finally`` runs."""
 
     def leave(number: int, _: object) -> None:
         sys.exit(128 + number)

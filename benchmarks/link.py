@@ -48,6 +48,6 @@ def pin(comm: MPI.Intracomm) -> None:
 
 
 def pin_to(core: int) -> None:
-    """Keep this process, and what it starts, on one core. *Local.*"""
+    """Keep this process, and what it starts, on one core."""
     for thread in os.listdir("/proc/self/task"):  # MPI has started some of its own already
         os.sched_setaffinity(int(thread), {core})

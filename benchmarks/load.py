@@ -60,7 +60,7 @@ class Load:
     def of(
         cls, nbytes: int, microbatches: int, work: nn.Module | None = None, ring: int = 8
     ) -> Load:
-        """A load whose micro-batches have a size, the same on every rank. *Local.*"""
+        """A load whose micro-batches have a size, the same on every rank."""
         rows, width = shape_of(nbytes)
         noise = torch.Generator().manual_seed(nbytes)
         parts = tuple(torch.randn(1, rows, width, generator=noise) for _ in range(ring))
@@ -85,7 +85,7 @@ class Load:
 
 
 def shape_of(nbytes: int) -> tuple[int, int]:
-    """Rows and columns of a micro-batch of that many bytes, a multiple of 256. *Local.*"""
+    """Rows and columns of a micro-batch of that many bytes, a multiple of 256."""
     width = 256 if nbytes >= 1 << 18 else 64
     return nbytes // _FLOAT_BYTES // width, width
 

@@ -46,7 +46,7 @@ Runs: TypeAlias = list[list[list[int]]]
 
 
 def write_model(folder: Path, layers: int, size: int) -> None:
-    """A Llama with random weights, as `save_pretrained` writes it. *Local.*"""
+    """A Llama with random weights, as `save_pretrained` writes it."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -68,13 +68,13 @@ def example() -> dict[str, torch.Tensor]:
 
 
 def bytes_read() -> int:
-    """Bytes that this process has asked the kernel for so far. *Local.*"""
+    """Bytes that this process has asked the kernel for so far."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["rchar"])
 
 
 def peak_bytes() -> int:
-    """Largest resident memory of this process so far. *Local.*"""
+    """Largest resident memory of this process so far."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
@@ -98,7 +98,7 @@ def run_rank(folder: str, result: Path) -> None:
 
 
 def ranks_loading(folder: str) -> list[list[int]]:
-    """Owned bytes, peak bytes and bytes read of every rank that loads a folder. *Local.*"""
+    """Owned bytes, peak bytes and bytes read of every rank that loads a folder."""
     with TemporaryDirectory() as place:
         result = Path(place) / "figures"
         command = rank_command("benchmarks.loading", [f"--folder={folder}", f"--result={result}"])
@@ -109,7 +109,7 @@ def ranks_loading(folder: str) -> list[list[int]]:
 
 
 def time_loads(folder: Path, repetitions: int) -> tuple[list[float], list[float], int]:
-    """Seconds to load one stage of four, by pipepar and by safetensors alone. *Local.*"""
+    """Seconds to load one stage of four, by pipepar and by safetensors alone."""
     torch.set_num_threads(1)
     source = from_huggingface(folder, find_task("raw").head)
     graph = capture(source.module, (), example())
@@ -125,7 +125,7 @@ def time_loads(folder: Path, repetitions: int) -> tuple[list[float], list[float]
 
 
 def seconds_in_child(action: Callable[[], object]) -> float:
-    """Time an action in a process that ends with it and begins without memory for it. *Local.*"""
+    """Time an action in a process that ends with it and begins without memory for it."""
     readable, writable = os.pipe()
     child = os.fork()
     if child == 0:

@@ -34,7 +34,7 @@ Case = tuple[list[DeviceCost], Links, bool]
 
 
 def layers_of(count: int) -> list[LayerCost]:
-    """A row of layers, the same each time; a third may not be cut before. *Local.*"""
+    """A row of layers, the same each time; a third may not be cut before."""
     draw = random.Random(count)
     return [
         LayerCost(
@@ -48,7 +48,7 @@ def layers_of(count: int) -> list[LayerCost]:
 
 
 def layers_by_kind(count: int) -> list[LayerCost]:
-    """The same, but each of three kinds of device finds other layers hard. *Local.*"""
+    """The same, but each of three kinds of device finds other layers hard."""
     draw = random.Random(count)
     return [
         replace(layer, work={kind: draw.uniform(1e9, 1e10) for kind in "abc"})
@@ -57,12 +57,12 @@ def layers_by_kind(count: int) -> list[LayerCost]:
 
 
 def alike(count: int) -> Case:
-    """Equal devices, in their order. *Local.*"""
+    """Equal devices, in their order."""
     return [DeviceCost(1e12, 1e10)] * count, [_LINK] * (count - 1), False
 
 
 def unlike(count: int) -> Case:
-    """Devices and links that all differ, in their order. *Local.*"""
+    """Devices and links that all differ, in their order."""
     draw = random.Random(count)
     devices = [DeviceCost(draw.uniform(1e12, 4e12), draw.uniform(1e10, 4e10)) for _ in range(count)]
     links = [LinkCost(1e-5, draw.uniform(1e9, 1e10)) for _ in range(count - 1)]
@@ -70,7 +70,7 @@ def unlike(count: int) -> Case:
 
 
 def three_kinds(count: int) -> Case:
-    """Devices of three kinds, in any order. *Local.*"""
+    """Devices of three kinds, in any order."""
     kinds = (
         DeviceCost(1e12, 1e10, "a"),
         DeviceCost(2e12, 2e10, "b"),
@@ -80,7 +80,7 @@ def three_kinds(count: int) -> Case:
 
 
 def tight(count: int) -> Case:
-    """The same with little more memory than the model needs, so that memory decides. *Local.*"""
+    """The same with little more memory than the model needs, so that memory decides."""
     devices, links, free_order = three_kinds(count)
     weights = sum(layer.weights for layer in layers_of(_LAYERS[-1]))
     room = 1.6 * weights / count
@@ -88,7 +88,7 @@ def tight(count: int) -> Case:
 
 
 def unlike_links(count: int) -> Case:
-    """Devices of three kinds, in any order, behind links that depend on both kinds. *Local.*"""
+    """Devices of three kinds, in any order, behind links that depend on both kinds."""
     devices, _, free_order = three_kinds(count)
     names = sorted({device.kind for device in devices})
     links = {
@@ -112,7 +112,7 @@ _CASES: Final[
 
 
 def measured(layers: Sequence[LayerCost], case: Case, repetitions: int) -> Figure:
-    """Seconds to solve it. *Local.*"""
+    """Seconds to solve it."""
     devices, links, free_order = case
     values = []
     for _ in range(repetitions):

@@ -26,7 +26,7 @@ _BF16_BYTES: Final = 2
 
 
 def write_config(folder: Path, layers: int) -> None:
-    """A Llama as wide as its models of 70 billion parameters. *Local.*"""
+    """A Llama as wide as its models of 70 billion parameters."""
     from transformers import LlamaConfig
 
     LlamaConfig(
@@ -42,7 +42,7 @@ def write_config(folder: Path, layers: int) -> None:
 
 
 def plan(folder: Path, stages: int) -> tuple[float, float, float, int]:
-    """Plan in a process of its own. *Local.*
+    """Plan in a process of its own.
 
     Returns:
         Seconds; seconds of CPU; peak of resident memory, in bytes; the weights' bytes.

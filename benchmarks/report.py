@@ -35,12 +35,12 @@ class Figure:
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> Figure:
-    """A ratio of two sides, each repetition's with its own neighbour in time. *Local.*"""
+    """A ratio of two sides, each repetition's with its own neighbour in time."""
     return Figure(tuple(a / b for a, b in zip(over, under, strict=True)))
 
 
 def scaled(values: Iterable[float], factor: float) -> Figure:
-    """The same figure in another unit. *Local.*"""
+    """The same figure in another unit."""
     return Figure(tuple(value * factor for value in values))
 
 
@@ -65,7 +65,7 @@ class Goal:
 
 
 class Report:
-    """Prints a benchmark's tables as they come and its goals at the end. *Local.*
+    """Prints a benchmark's tables as they come and its goals at the end.
 
     Args:
         title: what is measured.

@@ -18,7 +18,7 @@ _PART_BYTES: Final = 256 << 10
 
 
 def write_whole(path: Path, text: str, writer: str = "") -> None:
-    """Write a text beside its final name, then rename it to that. *Local.*
+    """Write a text beside its final name, then rename it to that.
 
     Args:
         path: the final name. What is no plain file, such as a link or /dev/stdout, is written
@@ -43,7 +43,7 @@ def write_whole(path: Path, text: str, writer: str = "") -> None:
 
 
 def fingerprint(path: Path) -> str:
-    """What tells a file's content from others. *Local.*
+    """What tells a file's content from others.
 
     Args:
         path: the file.
@@ -69,7 +69,7 @@ def fingerprint(path: Path) -> str:
 
 
 def require_writable(option: str, path: Path) -> None:
-    """Refuse a file that could not be written. *Local.*
+    """Refuse a file that could not be written.
 
     Args:
         option: what the user named it with, for the message.
@@ -93,7 +93,7 @@ def require_writable(option: str, path: Path) -> None:
 
 
 def require_apart(written: Mapping[str, Path], read: Mapping[str, Path]) -> None:
-    """Refuse to replace what is read, or what is written too. *Local.*
+    """Refuse to replace what is read, or what is written too.
 
     Args:
         written: files to be written, by the option that names them.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def bar(share: float, width: int) -> str:
-    """Draw a share as a bar, in rich's markup. *Local.*
+    """Draw a share as a bar, in rich's markup.
 
     Args:
         share: 0 to 1; what lies beyond is drawn as empty or as full.
@@ -17,7 +17,7 @@ def bar(share: float, width: int) -> str:
 
 
 def readable_bytes(count: int) -> str:
-    """A size as one reads it, such as 1.5 MiB. *Local.*
+    """A size as one reads it, such as 1.5 MiB.
 
     Args:
         count: bytes, 0 or more.
@@ -34,7 +34,7 @@ def readable_bytes(count: int) -> str:
 
 
 def readable_seconds(seconds: float) -> str:
-    """A time as one reads it, such as 25.0 us. *Local.*
+    """A time as one reads it, such as 25.0 us.
 
     Args:
         seconds: 0 or more.
@@ -46,7 +46,7 @@ def readable_seconds(seconds: float) -> str:
 
 
 def readable_rate(bandwidth: float) -> str:
-    """A bandwidth as one reads it, such as 1.25 GB/s. *Local.*
+    """A bandwidth as one reads it, such as 1.25 GB/s.
 
     Args:
         bandwidth: bytes a second.
@@ -55,7 +55,7 @@ def readable_rate(bandwidth: float) -> str:
 
 
 def named(ranks: Sequence[int]) -> str:
-    """Ranks as one reads them, such as ranks 0-3, 6. *Local.*
+    """Ranks as one reads them, such as ranks 0-3, 6.
 
     Args:
         ranks: at least one, ascending.

@@ -104,7 +104,7 @@ class TensorSpec:
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> TensorSpec:
-        """Describe `tensor`. *Local.*"""
+        """Describe `tensor`."""
         return cls(tensor.dtype, tuple(tensor.shape), tensor.stride())
 
     @property
@@ -155,7 +155,7 @@ class TensorSpec:
 
 
 def compact(tensor: torch.Tensor, slack: float = 1.0) -> torch.Tensor:
-    """A tensor that does not keep memory alive that is much larger than itself. *Local.*
+    """A tensor that does not keep memory alive that is much larger than itself.
 
     Args:
         tensor: any tensor; a view of a larger one, or in a buffer made for a larger one.

@@ -13,7 +13,7 @@ Progress: TypeAlias = Callable[[int], AbstractContextManager[Callable[[int], Non
 
 @contextmanager
 def silent(total: int) -> Iterator[Callable[[int], None]]:
-    """A `Progress` that shows nothing. *Local.*"""
+    """A `Progress` that shows nothing."""
     yield lambda done: None
 
 

@@ -43,12 +43,12 @@ class Clock(Protocol):
     """What a stage's times are taken by: its host's clock, or what its device does."""
 
     def now(self) -> Mark:
-        """The point that the stage has been told to come to so far. *Local*, waits for nothing."""
+        """The point that the stage has been told to come to so far. Waits for nothing."""
 
     def seconds(self, mark: Mark) -> float | None:
         """When it was, as `time.perf_counter` would have told; None while it is yet to come.
 
-        *Local*; marks are asked about in about the order in which they were made.
+        Marks are asked about in about the order in which they were made.
         """
 
 
@@ -122,7 +122,7 @@ class Totals:
 
 
 class Tracer:
-    """Keeps the time of one stage: totals always, every single span only when asked to. *Local.*
+    """Keeps the time of one stage: totals always, every single span only when asked to.
 
     Args:
         stage: the stage, 0-based.
@@ -225,7 +225,7 @@ class Tracer:
 
 
 def paths(work: Sequence[Totals]) -> list[float]:
-    """For each stage the seconds that a run takes because of it, however fast the others. *Local.*
+    """For each stage the seconds that a run takes because of it, however fast the others.
 
     That is the first micro-batch on its way to the stage, all of the stage's own work, and the last
     micro-batch on its way out.
@@ -239,7 +239,7 @@ def paths(work: Sequence[Totals]) -> list[float]:
 
 
 def bound(compute: Sequence[Totals]) -> float:
-    """Seconds that a perfect pipeline would take. *Local.*
+    """Seconds that a perfect pipeline would take.
 
     With equal micro-batches this is sum(t) + (M - 1) max(t) over the stage times t. Where
     micro-batches differ it is the longest of the stages' `paths`. Streams that followed one another
@@ -253,7 +253,7 @@ def bound(compute: Sequence[Totals]) -> float:
 
 def write_chrome_trace(path: Path, spans: Iterable[Span]) -> None:
     """Write spans for chrome://tracing or Perfetto; one row a stage, and one for what went on
-    beside it, where there is any. *Local.*
+    beside it, where there is any.
 
     Args:
         path: the file; it appears, or replaces another, when all of it is written.

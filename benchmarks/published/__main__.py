@@ -20,14 +20,14 @@ _COLUMNS: Final = ["split", "layers of each stage", "bottleneck, s", "theirs / t
 
 
 def shown(split: Split, layers: int) -> str:
-    """How many layers each stage has, behind the kind of device that takes it. *Local.*"""
+    """How many layers each stage has, behind the kind of device that takes it."""
     sizes = [end - begin for begin, end in pairwise((0, *split.cuts, layers))]
     stages = groupby(zip(split.kinds, sizes, strict=True), key=lambda stage: stage[0])
     return ", ".join(" ".join([kind, *(str(size) for _, size in group)]) for kind, group in stages)
 
 
 def compared(report: Report, example: Example, name: str, link: LinkCost) -> list[Goal]:
-    """Print one example over one kind of link, and return what it should reach. *Local.*"""
+    """Print one example over one kind of link, and return what it should reach."""
     theirs = example.bottleneck(example.theirs, link)
     title = f"{example.name}, transfers: {name}"
     layers = len(example.crossing)

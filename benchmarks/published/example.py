@@ -54,14 +54,14 @@ class Example:
     """The published split; ours has the same devices."""
 
     def bottleneck(self, split: Split, link: LinkCost) -> float:
-        """Seconds of the slowest stage or transfer, by the published times. *Local.*"""
+        """Seconds of the slowest stage or transfer, by the published times."""
         ends = (0, *split.cuts, len(self.crossing))
         stages = zip(split.kinds, pairwise(ends), strict=True)
         compute = [math.fsum(self.seconds[kind][a:b]) for kind, (a, b) in stages]
         return max(compute + [link.seconds(self.crossing[cut - 1]) for cut in split.cuts])
 
     def ours(self, link: LinkCost, slack: float) -> Split:
-        """The split found here, in any order of the devices. *Local.*"""
+        """The split found here, in any order of the devices."""
         kinds = self.theirs.kinds
         works = zip(*self.seconds.values(), strict=True)
         layers = [
@@ -74,7 +74,7 @@ class Example:
         return Split(found.cuts, tuple(kinds[index] for index in found.devices))
 
     def smallest(self, link: LinkCost) -> float:
-        """The smallest bottleneck of any split and order of the devices, in seconds. *Local.*
+        """The smallest bottleneck of any split and order of the devices, in seconds.
 
         By the published times, layer by layer: what PipeDream's optimizer without replicas and
         PipeEdge's scheduler look for.
@@ -106,7 +106,7 @@ def _without(kinds: Sequence[str], kind: str) -> tuple[str, ...]:
 
 
 def examples() -> list[Example]:
-    """All of this folder, by name. *Local.*"""
+    """All of this folder, by name."""
     return [_read(path) for path in sorted(_FOLDER.glob("*.json"))]
 
 

@@ -20,7 +20,7 @@ _BAR: Final = 10
 
 
 def print_cuts(table: CutTable, plan: Plan | None, console: Console) -> None:
-    """Print a line for each legal cut, and how many there are. *Local.*
+    """Print a line for each legal cut, and how many there are.
 
     Args:
         table: the cuts.

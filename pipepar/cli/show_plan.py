@@ -30,7 +30,7 @@ _ALIKE: Final = 0.05
 
 
 def print_shares(plan: Plan, console: Console) -> None:
-    """Print each stage's share of the counted work. *Local.*
+    """Print each stage's share of the counted work.
 
     Args:
         plan: the plan.
@@ -45,7 +45,7 @@ def print_shares(plan: Plan, console: Console) -> None:
 
 
 def print_prediction(choice: Choice, console: Console, *, measured: bool) -> None:
-    """Print each stage's figures, and what the whole pipeline would do. *Local.*
+    """Print each stage's figures, and what the whole pipeline would do.
 
     Args:
         choice: the plan, and what it would take.

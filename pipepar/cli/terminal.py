@@ -30,7 +30,7 @@ _PLAIN_SECONDS: Final = 5.0
 
 
 def open_console(*, stdout: bool = False, width: int = _WIDTH) -> Console:
-    """A console that knows the terminal behind it, also through a launcher. *Local.*
+    """A console that knows the terminal behind it, also through a launcher.
 
     A launcher reads what its ranks write and writes it to its own stdout and stderr; so a rank has
     a terminal if the launcher, its parent process, has one. What a rank finds itself says nothing:
@@ -72,7 +72,7 @@ def _launcher_width(number: int) -> int | None:
 
 @contextmanager
 def progress(console: Console, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how far the work is: a bar on a terminal, else a line every few seconds. *Local.*
+    """Show how far the work is: a bar on a terminal, else a line every few seconds.
 
     Args:
         console: where to.
@@ -106,7 +106,7 @@ def progress(console: Console, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def loading(console: Console, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how many bytes of the weights are there: a bar on a terminal, else lines. *Local.*
+    """Show how many bytes of the weights are there: a bar on a terminal, else lines.
 
     Args:
         console: where to.

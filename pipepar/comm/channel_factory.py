@@ -48,7 +48,7 @@ class ChannelFactory:
         self._watch = watch
 
     def sender(self, link: Link, endpoint: MpiEndpoint, transport: P2PTransport | None) -> Sender:
-        """The end that sends; with a transport where both ends are GPUs. *Local.*"""
+        """The end that sends; with a transport where both ends are GPUs."""
         if not link.from_gpu or self._gpu is None:
             return MpiSender(endpoint, self._engine)
         if transport is None:
@@ -59,7 +59,7 @@ class ChannelFactory:
     def receiver(
         self, link: Link, endpoint: MpiEndpoint, transport: P2PTransport | None
     ) -> Receiver:
-        """The end that receives; its first receives are posted. *Local.*"""
+        """The end that receives; its first receives are posted."""
         if not link.to_gpu or self._gpu is None:
             return MpiReceiver(endpoint, self._engine)
         if transport is None:

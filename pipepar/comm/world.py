@@ -182,7 +182,7 @@ class World(Group):
             self._comm = None
 
     def abort(self, report: str) -> NoReturn:
-        """Print a report and end every rank of the job, at once and with exit status 1. *Local.*
+        """Print a report and end every rank of the job, at once and with exit status 1.
 
         An empty report stands for a problem that another rank will tell: wait to be ended by it.
         """

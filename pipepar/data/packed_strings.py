@@ -9,7 +9,7 @@ import torch
 
 
 def pack_strings(strings: Sequence[str]) -> torch.Tensor:
-    """Put strings into a tensor. *Local.*
+    """Put strings into a tensor.
 
     Args:
         strings: one a sample.
@@ -21,7 +21,7 @@ def pack_strings(strings: Sequence[str]) -> torch.Tensor:
 
 
 def unpack_strings(packed: torch.Tensor) -> list[str]:
-    """Take the strings out again. *Local.*
+    """Take the strings out again.
 
     Args:
         packed: what `pack_strings` returned, on any device.

@@ -9,7 +9,7 @@ from pipepar.errors import PipeparError
 
 
 class SampleSet:
-    """A book of samples, each done or not. Local.
+    """A book of samples, each done or not.
 
     It takes memory for each stretch of samples that are done one after the other, not for each
     sample: an input may have very many.
@@ -100,7 +100,7 @@ class SampleSet:
 
 
 def runs(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield the parts [start, stop) of positions that follow one another. *Local.*"""
+    """Yield the parts [start, stop) of positions that follow one another."""
     start = 0
     for at in range(1, len(positions) + 1):
         if at == len(positions) or positions[at] != positions[at - 1] + 1:

@@ -9,7 +9,7 @@ from pipepar.errors import InputError
 
 
 class UnchangedFile:
-    """Knows how large a file was when it was opened, and when it was last written to. Local.
+    """Knows how large a file was when it was opened, and when it was last written to.
 
     A file that is cut short ends in the middle of a line, or reads as zeros where it is mapped; of
     one that is written over, some samples are old and some new. So what was read is right only if

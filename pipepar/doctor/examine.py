@@ -38,7 +38,7 @@ class Checkup:
         return max((finding.level for finding in self.findings), key=LEVELS.index)
 
     def to_json(self) -> str:
-        """One document. *Local.*
+        """One document.
 
         ``{"status": LEVEL, "ranks": [...], "links": [...], "findings": [...]}``; the entries have
         the fields of `RankFacts`, `LinkFacts` and `Finding`, in bytes, seconds and bytes a second,

@@ -66,12 +66,12 @@ class RankFacts:
     """The UUID of that; empty for the CPU."""
 
     def to_json(self) -> str:
-        """As text for another rank; undone by `from_json`. *Local.*"""
+        """As text for another rank; undone by `from_json`."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> RankFacts:
-        """Undo `to_json`. *Local.*"""
+        """Undo `to_json`."""
         fields = json.loads(text)
         return cls(**fields | {"spaces": [Space(**space) for space in fields["spaces"]]})
 
@@ -93,7 +93,7 @@ class Finding:
 
 
 def by_host(ranks: Sequence[RankFacts]) -> dict[str, list[RankFacts]]:
-    """The ranks of each host, in their order. *Local.*"""
+    """The ranks of each host, in their order."""
     hosts: dict[str, list[RankFacts]] = {}
     for facts in ranks:
         hosts.setdefault(facts.host, []).append(facts)

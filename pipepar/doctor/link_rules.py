@@ -28,7 +28,7 @@ _BETWEEN_REMEDY: Final = (
 
 
 def judge_links(links: Sequence[LinkFacts], hosts: Sequence[str]) -> list[Finding]:
-    """All that there is to say about the links. *Local.*
+    """All that there is to say about the links.
 
     Args:
         links: between every two neighbours, in order; none where there is one rank.

@@ -39,7 +39,7 @@ _THREAD_LEVELS: Final = (
 
 
 def look_around(world: World) -> RankFacts:
-    """This rank's facts. *Local.*
+    """This rank's facts.
 
     Claims the rank's threads, as a run would. Initialises CUDA only where torch sees a device.
 
@@ -68,7 +68,7 @@ def look_around(world: World) -> RankFacts:
 
 
 def with_devices(ranks: Sequence[RankFacts]) -> list[RankFacts]:
-    """The facts of all ranks, and what each would compute on if nothing is asked for. *Local.*"""
+    """The facts of all ranks, and what each would compute on if nothing is asked for."""
     claims = [
         Claim("auto", facts.local_rank, may_share(facts.environment), facts.gpus) for facts in ranks
     ]

@@ -31,7 +31,7 @@ _SPACE_REMEDY: Final = {
 
 
 def judge_ranks(ranks: Sequence[RankFacts]) -> list[Finding]:
-    """All that there is to say about the ranks. *Local.*
+    """All that there is to say about the ranks.
 
     Args:
         ranks: every rank of the job, in order; at least one.

@@ -19,7 +19,7 @@ _SLOTS: Final = 2
 
 
 class HostToDevice:
-    """Copies host tensors to a GPU on a CUDA stream of its own; waits for nothing. *Local.*"""
+    """Copies host tensors to a GPU on a CUDA stream of its own; waits for nothing."""
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu

@@ -22,7 +22,7 @@ from pipepar.planner.prediction import model_cost, stage_memory
 def oom_explained(
     run: RunContext, graph: Graph, agreed: Agreed, placement: Placement
 ) -> Iterator[None]:
-    """Inside, an OutOfMemoryError of torch's becomes one that tells what to do. *Local.*
+    """Inside, an OutOfMemoryError of torch's becomes one that tells what to do.
 
     Args:
         run: all ranks.

@@ -20,7 +20,7 @@ class SharedSource:
     """Whether only rank 0's weights can be read, and it sends the others theirs."""
 
     def check(self, is_root: bool) -> None:
-        """Refuse weights that a rank has to read and that are not there. *Local.*
+        """Refuse weights that a rank has to read and that are not there.
 
         Args:
             is_root: whether the rank is the root.
@@ -32,6 +32,6 @@ class SharedSource:
             self.source.weights.check(())
 
     def held(self, device: torch.device) -> float:
-        """Bytes of the weights that are in the memory of a device already. *Local.*"""
+        """Bytes of the weights that are in the memory of a device already."""
         weights = self.source.weights
         return weights.held(device) if isinstance(weights, ModuleWeights) else 0.0

@@ -37,7 +37,7 @@ class BareStage:
 
     @staticmethod
     def cut(graph: Graph, plan: Plan, index: int, device: torch.device | str = "cpu") -> BareStage:
-        """Cut a stage out of the model. *Local.*
+        """Cut a stage out of the model.
 
         Args:
             graph: the captured model.
@@ -71,7 +71,7 @@ class BareStage:
         return BareStage(module, plan.stages[index], owned, names, place)
 
     def filled(self, weights: Weights) -> Stage:
-        """Read the stage's weights, one after another, and no others. *Local.*
+        """Read the stage's weights, one after another, and no others.
 
         Args:
             weights: where they lie.
@@ -113,7 +113,7 @@ class Stage:
         weights: Weights,
         device: torch.device | str = "cpu",
     ) -> Stage:
-        """Cut a stage out of the model and read its weights, and no others. *Local.*
+        """Cut a stage out of the model and read its weights, and no others.
 
         Args:
             graph: the captured model.
@@ -132,7 +132,7 @@ class Stage:
         return BareStage.cut(graph, plan, index, device).filled(weights)
 
     def __call__(self, values: Sequence[Any]) -> tuple[Any, ...]:
-        """Compute one microbatch. *Local.*
+        """Compute one microbatch.
 
         Args:
             values: in the order of `inputs`, on the stage's device; not modified.
@@ -167,7 +167,7 @@ def _redirect(module: fx.GraphModule, captured: torch.device, place: torch.devic
 
 
 def weights_of(graph: Graph, plan: StagePlan) -> list[WeightSpec]:
-    """What a stage owns, each tensor once. *Local.*"""
+    """What a stage owns, each tensor once."""
     specs = {spec.name: spec for spec in graph.weights.values()}
     return [specs[name] for name in plan.weights]
 

@@ -44,7 +44,7 @@ class FromRoot:
         self._specs = specs
 
     def check(self, specs: Sequence[WeightSpec]) -> None:
-        """Rank 0 verifies every stage's; see `Weights.check`. *Local.*"""
+        """Rank 0 verifies every stage's; see `Weights.check`."""
         if self._receiver is None:
             every = {spec.name: spec for stage in self._specs for spec in stage}
             self._weights.check(list(every.values()))

@@ -65,7 +65,7 @@ class DeviceContext:
         return value.to(_HOST)
 
     def require_stream(self) -> None:
-        """Refuse to compute on a CUDA stream that nothing else is ordered by. *Local.*
+        """Refuse to compute on a CUDA stream that nothing else is ordered by.
 
         Raises:
             InputError: the caller has made another one current.
@@ -79,7 +79,7 @@ class DeviceContext:
             )
 
     def clock(self) -> Clock:
-        """What the times of its stage are taken by; on a GPU it waits for that once. *Local.*"""
+        """What the times of its stage are taken by; on a GPU it waits for that once."""
         return HostClock() if self.gpu is None else GpuClock(self.gpu)
 
 

@@ -79,7 +79,7 @@ class Claim:
 
 
 def visible_gpus() -> list[Visible]:
-    """The CUDA devices that this process sees; starts no CUDA where there is none. *Local.*
+    """The CUDA devices that this process sees; starts no CUDA where there is none.
 
     Raises:
         RuntimeError: CUDA does not start, though torch sees a device.
@@ -121,7 +121,7 @@ def choose_devices(world: World, wanted: Wanted, seen: Sequence[Visible] | None 
 
 
 def share_out(hosts: Sequence[str], claims: Sequence[Claim]) -> list[str]:
-    """The UUID of the GPU that each rank gets, empty where it gets none. *Local.*
+    """The UUID of the GPU that each rank gets, empty where it gets none.
 
     One after the other, the ranks of a host take the first that they see and nobody has. So each
     gets its own both where a launcher shows every rank one GPU, and where all ranks see all.
@@ -139,12 +139,12 @@ def share_out(hosts: Sequence[str], claims: Sequence[Claim]) -> list[str]:
 
 
 def may_share(environment: Mapping[str, str]) -> bool:
-    """Whether a rank with this environment may share its GPU with others. *Local.*"""
+    """Whether a rank with this environment may share its GPU with others."""
     return environment.get(SHARING) == "1"
 
 
 def more_gpus(ranks: int, gpus: int) -> str:
-    """What to do where so many ranks of a host do not each find one of so few GPUs. *Local.*"""
+    """What to do where so many ranks of a host do not each find one of so few GPUs."""
     ask = (
         f"ask for a GPU for each rank (sbatch --gpus-per-node={ranks}), and let "
         "CUDA_VISIBLE_DEVICES show a rank its own, or all"
@@ -154,7 +154,7 @@ def more_gpus(ranks: int, gpus: int) -> str:
 
 
 def cpus_of(text: str) -> frozenset[int]:
-    """The CPUs in a list as the kernel writes it, such as 0-3,8. *Local.*"""
+    """The CPUs in a list as the kernel writes it, such as 0-3,8."""
     cpus: set[int] = set()
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")

@@ -13,7 +13,7 @@ _GROUPS: Final = Path("/sys/fs/cgroup")
 
 
 def processor() -> str:
-    """What the processor calls itself. *Local.*"""
+    """What the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -23,7 +23,7 @@ def processor() -> str:
 
 
 def free_memory() -> float:
-    """Bytes of the host's memory that this process could still take. *Local.*
+    """Bytes of the host's memory that this process could still take.
 
     The least of what the kernel calls available and what is left of the limits that a batch system
     set; shared with the other ranks of the host.

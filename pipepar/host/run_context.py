@@ -38,7 +38,7 @@ class RunContext:
         asked_to_stop: Callable[[], str] = lambda: "",
         keeps_spans: bool = False,
     ) -> RunContext:
-        """Claim this rank's threads, and begin to take its times. *Local.*
+        """Claim this rank's threads, and begin to take its times.
 
         Args:
             world: all ranks.
@@ -59,7 +59,7 @@ class RunContext:
         return replace(self, tracer=Tracer(number, old.keeps_spans, old.clock, old.enter))
 
     def with_new_times(self) -> RunContext:
-        """The same, with no times taken yet. *Local.*"""
+        """The same, with no times taken yet."""
         old = self.tracer
         clock = self.device_context.clock()
         return replace(self, tracer=Tracer(old.stage, old.keeps_spans, clock, old.enter))

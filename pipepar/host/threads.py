@@ -12,7 +12,7 @@ from pipepar.comm.world import World
 
 
 def claim_threads(world: World) -> int:
-    """Give this rank its share of the host's cores, and return how many. *Local.*
+    """Give this rank its share of the host's cores, and return how many.
 
     What its binding leaves it, divided by the ranks bound to the same cores; a core's hardware
     threads count as one. OMP_NUM_THREADS, where the user has set it, is left alone.
@@ -25,7 +25,7 @@ def claim_threads(world: World) -> int:
 
 
 def crowded(world: World) -> str | None:
-    """A warning where ranks of this host share a core, else None. *Local.*"""
+    """A warning where ranks of this host share a core, else None."""
     bound = {rank: cores_behind(cpus) for rank, cpus in world.cores.items()}
     for cores in [*bound.values(), frozenset[str]().union(*bound.values())]:
         within = [rank for rank, own in bound.items() if own <= cores]
@@ -40,7 +40,7 @@ def crowded(world: World) -> str | None:
 
 
 def cores_behind(cpus: Iterable[int]) -> frozenset[str]:
-    """The cores behind logical CPUs; a core is known by its list of hardware threads. *Local.*"""
+    """The cores behind logical CPUs; a core is known by its list of hardware threads."""
     return frozenset(map(_siblings, cpus))
 
 

@@ -29,7 +29,7 @@ from pipepar.trace import Tracer
 
 
 def open_input(job: Job) -> Reader:
-    """Open what the user named, and its labels. *Local.*
+    """Open what the user named, and its labels.
 
     Raises:
         InputError: a file is missing, damaged or of another kind than the model takes.
@@ -75,7 +75,7 @@ def agree_on_input(
 
 
 def example_of(reader: Reader, micro_batch: int, lenient: bool = False) -> Feed:
-    """A micro-batch's shapes and dtypes, without its values. *Local.*
+    """A micro-batch's shapes and dtypes, without its values.
 
     Args:
         reader: the input.

@@ -122,7 +122,7 @@ class Job:
 
 
 def check_options(job: Job) -> None:
-    """Refuse options that are out of range or contradict each other. *Local.*
+    """Refuse options that are out of range or contradict each other.
 
     Raises:
         InputError: naming the option, and what to give instead.
@@ -150,7 +150,7 @@ def check_options(job: Job) -> None:
 
 
 def check_task(job: Job) -> None:
-    """Refuse a task that is not known, or that the model is none for. *Local.*
+    """Refuse a task that is not known, or that the model is none for.
 
     Raises:
         InputError: naming the task, and what to give instead.

@@ -54,7 +54,7 @@ class Planned:
 
 
 def check_planned(planned: Planned) -> None:
-    """Refuse what is not known, or contradicts itself. *Local.*
+    """Refuse what is not known, or contradicts itself.
 
     Raises:
         InputError: naming the option, and what to give instead.
@@ -73,7 +73,7 @@ def check_planned(planned: Planned) -> None:
 
 
 def planned_model(planned: Planned) -> nn.Module:
-    """The model in eval mode, parameters on meta. *Local.*
+    """The model in eval mode, parameters on meta.
 
     Raises:
         PipeparError: as in `open_source`.
@@ -87,7 +87,7 @@ def planned_model(planned: Planned) -> nn.Module:
 def example_for(
     planned: Planned, module: nn.Module, request: PlanRequest
 ) -> tuple[Example, int | None]:
-    """Arguments to capture a model with, as a run of the job would. *Local.*
+    """Arguments to capture a model with, as a run of the job would.
 
     Args:
         planned: the job to plan for, as `check_planned` lets it pass.

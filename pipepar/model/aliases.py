@@ -21,7 +21,7 @@ _RETURN_THEIR_INPUT = {
 
 
 def writes(node: fx.Node) -> list[fx.Node]:
-    """The arguments that a node modifies in place. *Local.*
+    """The arguments that a node modifies in place.
 
     Args:
         node: any node.
@@ -35,7 +35,7 @@ def writes(node: fx.Node) -> list[fx.Node]:
 def alias_groups(
     nodes: Iterable[fx.Node], memory: Mapping[fx.Node, frozenset[int]]
 ) -> dict[fx.Node, int]:
-    """Divide nodes into groups that may share memory. *Local.*
+    """Divide nodes into groups that may share memory.
 
     Two nodes share a group where an operation's schema says that its result may be a view of its
     argument, or where a trial run found them in the same memory.
@@ -59,7 +59,7 @@ def alias_groups(
 
 
 def memory_of(values: Any) -> frozenset[int]:
-    """Numbers of the memory of some tensors, valid while those exist. *Local.*
+    """Numbers of the memory of some tensors, valid while those exist.
 
     Args:
         values: tensors and anything else, nested; without tensors there is no memory.

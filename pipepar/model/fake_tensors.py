@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 
 def meta_parameter(param: nn.Parameter) -> nn.Parameter:
-    """A parameter's shape, strides and dtype without its storage. *Local.*
+    """A parameter's shape, strides and dtype without its storage.
 
     Args:
         param: any parameter; one that is on meta already is returned as it is, so ties survive.
@@ -28,7 +28,7 @@ def meta_parameter(param: nn.Parameter) -> nn.Parameter:
 
 @contextmanager
 def faked(module: nn.Module, mode: FakeTensorMode, device: torch.device) -> Iterator[None]:
-    """Inside, the module's parameters and buffers are fakes that claim a device. *Local.*
+    """Inside, the module's parameters and buffers are fakes that claim a device.
 
     Tracing on meta itself would bake the meta device into what the graph creates. Tied tensors
     stay tied. The module's own tensors are put back at the end, also after an error.
@@ -57,7 +57,7 @@ def faked(module: nn.Module, mode: FakeTensorMode, device: torch.device) -> Iter
 
 
 def fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode, device: torch.device) -> torch.Tensor:
-    """A fake of the same shape, strides and dtype that claims a device. *Local.*
+    """A fake of the same shape, strides and dtype that claims a device.
 
     Args:
         tensor: the tensor to imitate; a parameter gives a parameter.
@@ -73,7 +73,7 @@ def fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode, device: torch.device
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, torch does not log each size that a model refuses, or that tracing fixes. *Local.*"""
+    """Inside, torch does not log each size that a model refuses, or that tracing fixes."""
     names = ("torch._subclasses.fake_tensor", "torch._export.non_strict_utils")
     logs = [logging.getLogger(name) for name in names]
     for log in logs:
@@ -97,7 +97,7 @@ def _held(module: nn.Module) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
 
 
 def without_values(tensor: torch.Tensor) -> torch.Tensor:
-    """A weight on meta, of the same shape, strides and dtype. *Local.*
+    """A weight on meta, of the same shape, strides and dtype.
 
     Args:
         tensor: a parameter or a buffer.

@@ -14,7 +14,7 @@ SAMPLE_BYTES: Final = 4096
 
 
 def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A module's parameters and buffers. *Local.*
+    """A module's parameters and buffers.
 
     Args:
         module: the module.
@@ -29,7 +29,7 @@ def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def named_weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A module's parameters and persistent buffers: what a checkpoint holds. *Local.*
+    """A module's parameters and persistent buffers: what a checkpoint holds.
 
     Args:
         module: the module.
@@ -42,7 +42,7 @@ def named_weights(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def passing_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A module's buffers that no checkpoint holds. *Local.*
+    """A module's buffers that no checkpoint holds.
 
     Args:
         module: the module.
@@ -55,14 +55,14 @@ def passing_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors hold the same, NaN included. *Local.*"""
+    """Whether two tensors hold the same, NaN included."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def fingerprint_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """What tells tensors from others. *Local.*
+    """What tells tensors from others.
 
     Args:
         tensors: with values, by name.

@@ -13,7 +13,7 @@ from pipepar.model.module_tensors import named_weights
 
 
 def to_meta(module: nn.Module) -> nn.Module:
-    """Copy a module with its weights on meta; other buffers are shared. *Local.*
+    """Copy a module with its weights on meta; other buffers are shared.
 
     Args:
         module: never modified.

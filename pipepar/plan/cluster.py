@@ -73,12 +73,12 @@ class Cluster:
     """By the kinds of the two devices; one for any two of them."""
 
     def link(self, one: int, other: int) -> LinkCost:
-        """What connects two devices, by position. *Local.*"""
+        """What connects two devices, by position."""
         return self.links[_kinds(self.devices[one], self.devices[other])]
 
 
 def read_cluster(path: Path) -> Cluster:
-    """Read and check a `cluster.toml`. *Local.*
+    """Read and check a `cluster.toml`.
 
     Args:
         path: the file; the module's docstring describes it.

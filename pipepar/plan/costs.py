@@ -25,7 +25,7 @@ class LayerCost:
     """Bytes that cross to the next stage if one cuts before it; None where that is not legal."""
 
     def work_on(self, kind: str) -> float:
-        """How much there is to compute on a device of one kind. *Local.*"""
+        """How much there is to compute on a device of one kind."""
         return self.work[kind] if isinstance(self.work, Mapping) else self.work
 
 
@@ -51,5 +51,5 @@ class LinkCost:
     """Bytes a second."""
 
     def seconds(self, size: float) -> float:
-        """Time for so many bytes. *Local.*"""
+        """Time for so many bytes."""
         return self.latency + size / self.bandwidth

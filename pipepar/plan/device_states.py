@@ -55,7 +55,7 @@ class DeviceStates:
 def in_order(
     devices: Sequence[DeviceCost], links: Sequence[LinkCost], fewer: bool, most: int
 ) -> DeviceStates:
-    """Stages take neighbours in the order given: all, or a run of them if `fewer`. *Local.*
+    """Stages take neighbours in the order given: all, or a run of them if `fewer`.
 
     Raises:
         PlanError: this makes more than `most` states.
@@ -84,7 +84,7 @@ def in_order(
 def in_any_order(
     devices: Sequence[DeviceCost], link: LinkOf, fewer: bool, most: int
 ) -> DeviceStates:
-    """Any stage takes any device: all of them, or some if `fewer`. *Local.*
+    """Any stage takes any device: all of them, or some if `fewer`.
 
     Args:
         devices: all there are; equal ones are interchangeable.

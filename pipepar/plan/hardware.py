@@ -18,7 +18,7 @@ class Hardware(Protocol):
         """One for each rank, in order."""
 
     def link(self, one: int, other: int) -> LinkCost:
-        """What connects two devices, by position. *Local.*"""
+        """What connects two devices, by position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Neighbours:
     """links[k] joins the devices at k and k + 1."""
 
     def link(self, one: int, other: int) -> LinkCost:
-        """What connects two devices; as slow as the slowest link between them. *Local.*"""
+        """What connects two devices; as slow as the slowest link between them."""
         return _slowest(self.links[min(one, other) : max(one, other)])
 
 
@@ -84,7 +84,7 @@ class DeviceSubset:
         return tuple(self.whole.devices[place] for place in self.order)
 
     def link(self, one: int, other: int) -> LinkCost:
-        """What connects two devices, by stage. *Local.*"""
+        """What connects two devices, by stage."""
         return self.whole.link(self.order[one], self.order[other])
 
 

@@ -13,7 +13,7 @@ from pipepar.plan.prefix_sums import PrefixSums
 
 
 def check_work(layers: Sequence[LayerCost], kinds: Set[str]) -> None:
-    """Refuse work in two forms, for some kinds of device only, or that is none. *Local.*
+    """Refuse work in two forms, for some kinds of device only, or that is none.
 
     Args:
         layers: the model.
@@ -40,7 +40,7 @@ def check_work(layers: Sequence[LayerCost], kinds: Set[str]) -> None:
 
 
 def check_cuts(sums: PrefixSums, legal: int, stages: int) -> None:
-    """Refuse more stages than there are cuts with work between them. *Local.*
+    """Refuse more stages than there are cuts with work between them.
 
     Args:
         sums: the model.
@@ -57,7 +57,7 @@ def check_cuts(sums: PrefixSums, legal: int, stages: int) -> None:
 
 
 def no_room(sums: PrefixSums, devices: Sequence[DeviceCost]) -> PlanError:
-    """What stands in the way of every partition. *Local.*"""
+    """What stands in the way of every partition."""
     begin, end, need = _tightest(sums)
     layers = f"{sums.position[begin]}..{sums.position[end]}"
     largest = max(device.memory for device in devices)

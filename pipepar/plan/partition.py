@@ -65,7 +65,7 @@ def partition(
     depth: int = 2,
     slack: float = 0.05,
 ) -> Partition:
-    """Divide a row of layers among devices. *Local.*
+    """Divide a row of layers among devices.
 
     A stage takes the longest of: its work on its device, its inputs over the link before it, its
     outputs over the link behind it. It fits a device that holds its weights, `depth` times what

@@ -93,7 +93,7 @@ class Plan:
         """The plan as text; equal plans give equal text.
 
         Returns:
-            JSON, indented, ending in a newline. *Local.*
+            JSON, indented, ending in a newline.
         """
         stages = [{f.name: getattr(stage, f.name) for f in fields(stage)} for stage in self.stages]
         content = {
@@ -110,7 +110,7 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> Plan:
-        """Read a plan that `to_json` wrote, checked field by field. *Local.*
+        """Read a plan that `to_json` wrote, checked field by field.
 
         Args:
             text: the JSON.

@@ -34,7 +34,7 @@ class PrefixSums:
     """How many micro-batches of what crosses a device holds."""
 
     def memory(self, begin: int, end: int) -> Floats:
-        """Bytes for the stages from each place in [begin, end) to `end`. *Local.*"""
+        """Bytes for the stages from each place in [begin, end) to `end`."""
         largest: Floats = np.maximum.accumulate(self.workspace[begin:end][::-1])[::-1]
         in_flight: Floats = self.depth * (self.crossing[begin:end] + self.crossing[end])
         weights: Floats = self.weights[end] - self.weights[begin:end]
@@ -42,7 +42,7 @@ class PrefixSums:
 
 
 def prefix_sums(layers: Sequence[LayerCost], kinds: Collection[str], depth: int) -> PrefixSums:
-    """Keep of the legal cuts those with work on both sides. *Local.*
+    """Keep of the legal cuts those with work on both sides.
 
     Args:
         layers: the model.

@@ -29,7 +29,7 @@ ROUNDING = 1e-9
 def smallest_bottleneck(
     sums: PrefixSums, device_states: DeviceStates, fewer: bool
 ) -> tuple[float, Integers] | None:
-    """What a partition within memory can reach at best. *Local.*
+    """What a partition within memory can reach at best.
 
     Args:
         sums: the model.
@@ -190,7 +190,7 @@ def _moves(sums: PrefixSums, device_states: DeviceStates, limit: float) -> Itera
 
 
 class Table:
-    """The best partition up to each place with each state, within a limit. *Local.*
+    """The best partition up to each place with each state, within a limit.
 
     Args:
         sums: the model, P places.

@@ -73,7 +73,7 @@ class Timeline:
 def simulate(
     compute: Sequence[float], transfer: Mapping[Edge, float], microbatches: int, depth: int = 2
 ) -> Timeline:
-    """Predict when each stage does what. *Local.*
+    """Predict when each stage does what.
 
     Args:
         compute: seconds that each stage computes for a micro-batch, 0 or more.

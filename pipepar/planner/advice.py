@@ -16,7 +16,7 @@ _MOST: Final = 10_000
 
 
 def advice(choice: Choice, devices: Sequence[DeviceCost]) -> str | None:
-    """What would be faster than a pipeline. *Local.*
+    """What would be faster than a pipeline.
 
     Copies take micro-batches one after another, each the next as soon as it is free. They compute
     as fast as was measured or counted for stages; where ranks share a memory bus, that is with all

@@ -50,7 +50,7 @@ def choose(
     sizes: Sequence[int],
     request: PlanRequest,
 ) -> Choice:
-    """The plan by which the samples are done first. *Local.*
+    """The plan by which the samples are done first.
 
     Args:
         graph: the captured model.

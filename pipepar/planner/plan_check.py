@@ -16,7 +16,7 @@ _NAMES: Final = 3
 
 
 def require_fit(plan: Plan, graph: Graph, ranks: int) -> None:
-    """Refuse a plan that was made for another model or another number of ranks. *Local.*
+    """Refuse a plan that was made for another model or another number of ranks.
 
     Args:
         plan: the plan that the user gave.

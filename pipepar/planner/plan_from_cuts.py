@@ -18,7 +18,7 @@ def plan_of(
     depth: int | None = None,
     ranks: tuple[int, ...] | None = None,
 ) -> Plan:
-    """The plan that cuts a model there. *Local.*
+    """The plan that cuts a model there.
 
     Args:
         graph: the captured model.

@@ -47,7 +47,7 @@ def plan_model(
     cluster: Cluster | None = None,
     request: PlanRequest | None = None,
 ) -> Planning:
-    """Capture a model, and plan its stages. *Local.*
+    """Capture a model, and plan its stages.
 
     Args:
         module: the model in eval mode, parameters on meta.
@@ -75,7 +75,7 @@ def plan_model(
 
 
 def make_plan(graph: Graph, stages: int) -> Plan:
-    """Divide a model into stages of about equal work that send little. *Local.*
+    """Divide a model into stages of about equal work that send little.
 
     Args:
         graph: the captured model; costs are counted at its example's sizes.

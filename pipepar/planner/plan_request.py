@@ -45,7 +45,7 @@ class PlanRequest:
 
     @classmethod
     def for_calls(cls, rows: int, micro_batch: int | None, depth: int | None) -> PlanRequest:
-        """What a script says that calls with batches like its example. *Local.*
+        """What a script says that calls with batches like its example.
 
         Args:
             rows: of the example.
@@ -60,7 +60,7 @@ class PlanRequest:
         return cls(samples, micro_batch, depth, default=default)
 
     def sizes(self, fixed: int | None) -> list[int]:
-        """The micro-batches to choose from, ascending. *Local.*
+        """The micro-batches to choose from, ascending.
 
         Args:
             fixed: the only one that the model takes; None for most models.
@@ -90,7 +90,6 @@ class PlanRequest:
     def completed(self, plan: Plan, fixed: int | None = None) -> Plan:
         """A plan with a micro-batch and a depth: the user's, else its own, else the defaults.
 
-        *Local.*
 
         Args:
             plan: the plan.

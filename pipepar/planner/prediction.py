@@ -136,7 +136,7 @@ def model_cost(
     micro_batch: int,
     measured: Mapping[str, Sequence[float]] | None = None,
 ) -> ModelCost:
-    """What a micro-batch of so many samples costs. *Local.*
+    """What a micro-batch of so many samples costs.
 
     Args:
         graph: the captured model.
@@ -165,7 +165,7 @@ def model_cost(
 
 
 def predict(plan: Plan, cost: ModelCost, target: Target) -> Prediction:
-    """Say what a plan would take. *Local.*
+    """Say what a plan would take.
 
     Args:
         plan: stage k runs on the target's device k.
@@ -192,7 +192,7 @@ def predict(plan: Plan, cost: ModelCost, target: Target) -> Prediction:
 
 
 def seconds_on(device: DeviceCost, layers: Sequence[LayerCost]) -> float:
-    """Time that a device computes these layers. *Local.*"""
+    """Time that a device computes these layers."""
     return sum(layer.work_on(device.kind) for layer in layers) / device.speed
 
 
@@ -201,7 +201,7 @@ def _works(measured: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
 
 
 def stage_memory(stage: StagePlan, layers: Sequence[LayerCost], depth: int) -> float:
-    """Bytes that a stage takes, as the partition counts them, but each weight once. *Local.*
+    """Bytes that a stage takes, as the partition counts them, but each weight once.
 
     Args:
         stage: what the plan says of it.

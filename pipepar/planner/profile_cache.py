@@ -40,7 +40,7 @@ class ProfileCache:
 
     @staticmethod
     def of(graph: Graph, kind: str, work: float = 0.0, spread: int = 0) -> ProfileCache:
-        """Where the times of a model are. *Local.*
+        """Where the times of a model are.
 
         Args:
             graph: the captured model.
@@ -62,7 +62,7 @@ class ProfileCache:
         return ProfileCache(_folder() / f"{name}.json", key)
 
     def read(self, micro_batch: int, operations: int) -> Times | None:
-        """The times for so many samples. *Local.*
+        """The times for so many samples.
 
         Args:
             micro_batch: samples.
@@ -77,7 +77,7 @@ class ProfileCache:
         return None
 
     def write(self, micro_batch: int, times: Times) -> None:
-        """Keep the times for so many samples, beside those for others. *Local.*
+        """Keep the times for so many samples, beside those for others.
 
         Raises:
             OSError: the file system refuses.

@@ -7,7 +7,7 @@ from pipepar.model.capture.graph import Graph
 
 
 def require_batches(graph: Graph, samples: int, micro_batch: int, option: str) -> None:
-    """Refuse samples that cannot all travel in micro-batches of the one size that fits. *Local.*
+    """Refuse samples that cannot all travel in micro-batches of the one size that fits.
 
     Args:
         graph: the captured model; most leave the batch free.
@@ -37,7 +37,7 @@ def require_batches(graph: Graph, samples: int, micro_batch: int, option: str) -
 
 
 def require_alone(graph: Graph) -> None:
-    """Refuse a model that cannot take samples one by one, as --on-error skip does. *Local.*
+    """Refuse a model that cannot take samples one by one, as --on-error skip does.
 
     Args:
         graph: the captured model.
@@ -55,12 +55,12 @@ def require_alone(graph: Graph) -> None:
 
 
 def fixed_batch(graph: Graph) -> int | None:
-    """The only number of samples that a micro-batch may have; None for most models. *Local.*"""
+    """The only number of samples that a micro-batch may have; None for most models."""
     return _fixed(graph, 0)
 
 
 def require_one_length(graph: Graph) -> None:
-    """Refuse texts of various lengths for a model that was captured for one. *Local.*
+    """Refuse texts of various lengths for a model that was captured for one.
 
     Args:
         graph: the captured model.

@@ -61,7 +61,7 @@ class Confusion:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Confusion:
-        """The matrix whose fields `dataclasses.asdict` returned, also after JSON. *Local.*"""
+        """The matrix whose fields `dataclasses.asdict` returned, also after JSON."""
         cells = ((label, found, count) for label, found, count in fields["cells"])
         return cls(tuple(fields["names"]), tuple(cells))
 
@@ -79,7 +79,7 @@ class Confusion:
 
 
 class Tally:
-    """Counts, micro-batch by micro-batch, what becomes a `Confusion`. Local."""
+    """Counts, micro-batch by micro-batch, what becomes a `Confusion`."""
 
     def __init__(self, names: Sequence[str]) -> None:
         """Begin with nothing.

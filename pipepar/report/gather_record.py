@@ -18,7 +18,7 @@ from pipepar.trace import Kind, Totals
 
 
 def stage_record(run: RunContext, weight_bytes: int, seconds: float) -> StageRecord:
-    """This rank's share of a run that is over; waits for its device. *Local.*
+    """This rank's share of a run that is over; waits for its device.
 
     Args:
         run: this rank's.
@@ -72,7 +72,7 @@ def gather_record(
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory of a device that this process has had so far, in bytes. *Local.*"""
+    """The most memory of a device that this process has had so far, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

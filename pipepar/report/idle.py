@@ -37,7 +37,7 @@ class Idle:
 def idle_shares(
     totals: Sequence[Mapping[Kind, Totals]], gaps: Sequence[float], tail: float, seconds: float
 ) -> Idle:
-    """Say where idle time went. *Local.*
+    """Say where idle time went.
 
     Args:
         totals: what each stage recorded, in the order of the pipeline; one or more.

@@ -17,7 +17,7 @@ _WORST: Final = 15
 
 
 def print_confusion(confusion: Confusion, console: Console) -> None:
-    """Show accuracy, and how well each class was recognised; nothing without samples. *Local.*
+    """Show accuracy, and how well each class was recognised; nothing without samples.
 
     Args:
         confusion: of a whole run.

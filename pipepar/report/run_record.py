@@ -53,7 +53,7 @@ class StageRecord:
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> StageRecord:
-        """The record whose fields `dataclasses.asdict` returned. *Local.*"""
+        """The record whose fields `dataclasses.asdict` returned."""
         totals = {kind: Totals(**each) for kind, each in fields["totals"].items()}
         return cls(**fields | {"totals": totals})
 
@@ -105,12 +105,12 @@ class RunRecord:
         )
 
     def to_json(self) -> str:
-        """The record as JSON, on one line; `from_json` reads it. *Local.*"""
+        """The record as JSON, on one line; `from_json` reads it."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> RunRecord:
-        """The record that `to_json` wrote. *Local.*"""
+        """The record that `to_json` wrote."""
         fields = json.loads(text)
         stages = tuple(map(StageRecord.from_fields, fields["stages"]))
         counted, stopped = fields["confusion"], fields["stopped"]

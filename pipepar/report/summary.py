@@ -26,7 +26,7 @@ _REMEDIES: Final = {
 
 
 def print_summary(record: RunRecord, console: Console) -> None:
-    """Show a run to a person. *Local.*"""
+    """Show a run to a person."""
     speed = record.samples / record.seconds if record.seconds else 0.0
     known = record.samples and record.predicted is not None
     predicted = f" (predicted {record.predicted:,.1f})" if known else ""

@@ -20,7 +20,7 @@ _OPTION: Final = "--resume"
 
 
 def report(world: World, error: BaseException) -> str:
-    """The block that is the last thing on the terminal: who failed, on what, and why. *Local.*
+    """The block that is the last thing on the terminal: who failed, on what, and why.
 
     A problem that pipepar explains itself is shown without a traceback; an exception in a stage, in
     the user's script or in pipepar, with the traceback that leads there.
@@ -75,7 +75,7 @@ class FailTogether:
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """End the job because of an error; in a world of one, leave that to the caller. *Local.*"""
+        """End the job because of an error; in a world of one, leave that to the caller."""
         if self._world.size == 1:
             return
         if isinstance(error, SystemExit) and not error.code:
@@ -84,7 +84,7 @@ class FailTogether:
         self._end(error)
 
     def report(self, error: BaseException) -> str:
-        """The block that is the last thing on the terminal, with all that can be done. *Local.*"""
+        """The block that is the last thing on the terminal, with all that can be done."""
         return self._kept.told_with(report(self._world, error))
 
     def _in_thread(self, args: threading.ExceptHookArgs) -> None:
@@ -113,7 +113,7 @@ class _Kept:
         self._before = self._state()
 
     def told_with(self, block: str) -> str:
-        """A block that says so, too, unless it speaks of that already. *Local.*"""
+        """A block that says so, too, unless it speaks of that already."""
         if not block or _OPTION in block or self._state() in (None, self._before):
             return block
         return f"{block}\nwhat is done is kept: run again with {_OPTION}"

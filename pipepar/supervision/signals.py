@@ -10,16 +10,16 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def hold() -> None:
-    """Have them wait until something is `listening`. *Local*; before there is any other thread."""
+    """Have them wait until something is `listening`. Before there is any other thread."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def release() -> None:
-    """Let them come, those that waited first. *Local*; main thread."""
+    """Let them come, those that waited first. Main thread."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def ignore() -> None:
-    """Let them do nothing from now on, not even while Python ends. *Local*; main thread."""
+    """Let them do nothing from now on, not even while Python ends. Main thread."""
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)

@@ -74,7 +74,7 @@ def halt_if_asked(world: World, asked: Asked) -> None:
 
 
 def never_stopped() -> str:
-    """For a job that cannot be stopped. *Local.*"""
+    """For a job that cannot be stopped."""
     return ""
 
 
@@ -131,7 +131,7 @@ class Stop:
         self._since = 0.0
 
     def asked(self) -> str:
-        """On rank 0, the name of the signal that a rank got; empty if none did. *Local.*"""
+        """On rank 0, the name of the signal that a rank got; empty if none did."""
         if not self._by and (number := self._mailbox.receive()):
             self._hear(number)
         return self._by
@@ -141,7 +141,7 @@ class Stop:
         self._mailbox.close()
 
     def listen(self, reader: int) -> None:
-        """Hear signals until the pipe that Python writes them to is closed. *Local.*
+        """Hear signals until the pipe that Python writes them to is closed.
 
         Args:
             reader: file descriptor of the pipe's end; closed at the end.

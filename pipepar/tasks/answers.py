@@ -21,7 +21,7 @@ Answer: TypeAlias = Callable[[Any, Extras], Rows]
 
 
 def as_tensors(output: Any, extras: Extras) -> Rows:
-    """Take the tensors of a model's output as they are. *Local.*
+    """Take the tensors of a model's output as they are.
 
     Args:
         output: what the model returned.
@@ -31,7 +31,7 @@ def as_tensors(output: Any, extras: Extras) -> Rows:
 
 
 def tensors_by_name(output: Any) -> dict[str, torch.Tensor]:
-    """Find the tensors of a model's output by name; a single tensor is called "output". *Local.*
+    """Find the tensors of a model's output by name; a single tensor is called "output".
 
     Args:
         output: what the model returned, nested in any way.
@@ -50,7 +50,7 @@ def _word(key: Any) -> str:
 
 
 def logits_of(output: Any) -> torch.Tensor:
-    """Find the scores in a model's output. *Local.*
+    """Find the scores in a model's output.
 
     Args:
         output: what the model returned: one tensor, or several of which one is called logits.
@@ -73,7 +73,7 @@ def logits_of(output: Any) -> torch.Tensor:
 
 
 def full_precision(logits: torch.Tensor) -> torch.Tensor:
-    """Bring scores to the host, in float32 or better, to compute with. *Local.*
+    """Bring scores to the host, in float32 or better, to compute with.
 
     Args:
         logits: of any floating dtype, on any device.
@@ -82,7 +82,7 @@ def full_precision(logits: torch.Tensor) -> torch.Tensor:
 
 
 def answered_by(function: Callable[[Any], Any], name: str) -> Answer:
-    """Let a function of the user's make the rows. *Local.*
+    """Let a function of the user's make the rows.
 
     Args:
         function: given the model's own output, returns a tensor, a dict of tensors, or a list of

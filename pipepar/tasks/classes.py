@@ -26,7 +26,7 @@ class Classes:
         return self.names[number] if number < len(self.names) else number
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
-        """Turn logits into what Hugging Face's pipelines call scores. *Local.*
+        """Turn logits into what Hugging Face's pipelines call scores.
 
         Args:
             logits: [B, classes], float32 or better.
@@ -42,7 +42,7 @@ class Classes:
         return logits.softmax(-1)
 
     def answer(self, output: Any, extras: Extras) -> Rows:
-        """Name the best class of each sample; an `Answer`. *Local.*
+        """Name the best class of each sample; an `Answer`.
 
         Args:
             output: the model's own; its logits are [B, classes].
@@ -61,7 +61,7 @@ class Classes:
 
 
 def class_logits(output: Any) -> torch.Tensor:
-    """Find the scores of a classifier in its output. *Local.*
+    """Find the scores of a classifier in its output.
 
     Args:
         output: what the model returned.

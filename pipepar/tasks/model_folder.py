@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A Hugging Face folder; each part is read when it is asked for. Local."""
+    """A Hugging Face folder; each part is read when it is asked for."""
 
     path: Path
     """The folder; it may be missing until a part of it is read."""
@@ -105,7 +105,7 @@ class ModelFolder:
 
 
 def classes_of(folder: ModelFolder | None) -> Classes:
-    """The classes that a folder names; none for a model that is no folder. *Local.*
+    """The classes that a folder names; none for a model that is no folder.
 
     Raises:
         InputError: see `ModelFolder.classes`.

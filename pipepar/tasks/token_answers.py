@@ -33,7 +33,7 @@ def tokens_of(extras: Extras, at: int) -> dict[str, torch.Tensor]:
 
 
 def token_logits(output: Any, extras: Extras) -> torch.Tensor:
-    """Find the scores of tokens in a model's output. *Local.*
+    """Find the scores of tokens in a model's output.
 
     Args:
         output: what the model returned.

@@ -25,7 +25,7 @@ class Sender(Protocol):
     """The end of a channel that puts micro-batches in."""
 
     def send(self, microbatch: MicroBatch) -> None:
-        """Hand over a micro-batch; blocks only while `depth` of them are under way. *Local.*
+        """Hand over a micro-batch; blocks only while `depth` of them are under way.
 
         The tensors may not be changed afterwards; they are released when they have left.
 
@@ -34,23 +34,23 @@ class Sender(Protocol):
         """
 
     def ready(self) -> bool:
-        """Whether `send` would not block. *Local*, does not wait."""
+        """Whether `send` would not block. Does not wait."""
 
     def end(self) -> None:
-        """Mark the end of a stream. *Local*; blocks as `send` does."""
+        """Mark the end of a stream. Blocks as `send` does."""
 
     def close(self) -> None:
-        """Wait until everything sent has left, and let go. *Local*, may be called twice."""
+        """Wait until everything sent has left, and let go. May be called twice."""
 
     def abort(self) -> None:
-        """Let go at once. *Local*, never waits."""
+        """Let go at once. Never waits."""
 
 
 class Receiver(Protocol):
     """The end of a channel that takes micro-batches out."""
 
     def receive(self) -> Iterator[MicroBatch]:
-        """Yield the micro-batches of one stream in the order sent, until its end. *Local.*
+        """Yield the micro-batches of one stream in the order sent, until its end.
 
         Tensors on the host stay valid as long as they are referenced. Tensors on a GPU stay valid
         until the next micro-batch is asked for: their memory is then received into again.
@@ -60,10 +60,10 @@ class Receiver(Protocol):
         """
 
     def ready(self) -> bool:
-        """Whether the next micro-batch can be taken without waiting. *Local.*"""
+        """Whether the next micro-batch can be taken without waiting."""
 
     def close(self) -> None:
-        """Let go; nothing may be under way. *Local*, may be called twice."""
+        """Let go; nothing may be under way. May be called twice."""
 
     def abort(self) -> None:
-        """Let go at once. *Local*, never waits."""
+        """Let go at once. Never waits."""

@@ -56,11 +56,11 @@ class Header:
     def announcing(
         cls, kind: Kind, index: int, generation: int, spec: bytes, program: int = 0
     ) -> Header:
-        """The header in front of an encoded spec, empty where none follows. *Local.*"""
+        """The header in front of an encoded spec, empty where none follows."""
         return cls(kind, index, generation, len(spec), zlib.crc32(spec), program)
 
     def checked(self, spec: bytes | bytearray) -> bytes | bytearray:
-        """The spec that this header announced, if it is that. *Local.*
+        """The spec that this header announced, if it is that.
 
         Raises:
             WireError: its checksum differs.
@@ -70,7 +70,7 @@ class Header:
         return spec
 
     def pack(self) -> bytes:
-        """Encode to HEADER_BYTES bytes. *Local.*"""
+        """Encode to HEADER_BYTES bytes."""
         fields = _HEADER.pack(
             MAGIC, VERSION, self.kind, self.program, self.generation, self.spec_bytes, self.index
         )
@@ -78,7 +78,7 @@ class Header:
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview) -> Header:
-        """Decode and check HEADER_BYTES bytes. *Local.*
+        """Decode and check HEADER_BYTES bytes.
 
         Raises:
             WireError: a field is not what the protocol allows.

@@ -39,7 +39,7 @@ _M_MMAP_THRESHOLD: Final = -3
 
 
 def fits(sizes: Envelope, envelope: Envelope) -> bool:
-    """Whether tensors of these sizes can land in the buffers posted for an envelope. *Local.*"""
+    """Whether tensors of these sizes can land in the buffers posted for an envelope."""
     return len(sizes) == len(envelope) and all(
         size <= room and pieces(size) == pieces(room)
         for size, room in zip(sizes, envelope, strict=True)
@@ -47,7 +47,7 @@ def fits(sizes: Envelope, envelope: Envelope) -> bool:
 
 
 def grow(envelope: Envelope, sizes: Envelope) -> Envelope:
-    """The next generation's envelope; the same on both sides. *Local.*"""
+    """The next generation's envelope; the same on both sides."""
     if len(sizes) != len(envelope):
         return sizes
     return tuple(
@@ -57,12 +57,12 @@ def grow(envelope: Envelope, sizes: Envelope) -> Envelope:
 
 
 def pieces(nbytes: int) -> int:
-    """Number of messages for a tensor of that many bytes; none for an empty one. *Local.*"""
+    """Number of messages for a tensor of that many bytes; none for an empty one."""
     return -(-nbytes // PIECE_BYTES)
 
 
 def message_ranges(address: int, nbytes: int) -> Iterator[tuple[int, int]]:
-    """Address and length of each piece of a tensor's memory. *Local.*"""
+    """Address and length of each piece of a tensor's memory."""
     for begin in range(0, nbytes, PIECE_BYTES):
         yield address + begin, min(PIECE_BYTES, nbytes - begin)
 
@@ -82,7 +82,7 @@ class TensorLayout:
 
 
 def tensor_layouts(spec: Spec) -> tuple[TensorLayout, ...]:
-    """The tensors of a spec. *Local.*"""
+    """The tensors of a spec."""
     return tuple(
         TensorLayout(position, entry, entry.nbytes, entry.has_holes)
         for position, entry in enumerate(spec)
@@ -91,7 +91,7 @@ def tensor_layouts(spec: Spec) -> tuple[TensorLayout, ...]:
 
 
 def sizes_of(tensors: tuple[TensorLayout, ...]) -> Envelope:
-    """The bytes of each tensor. *Local.*"""
+    """The bytes of each tensor."""
     return tuple(tensor_layout.nbytes for tensor_layout in tensors)
 
 
@@ -105,13 +105,13 @@ class Layout:
 
     @classmethod
     def of(cls, spec: Spec) -> Layout:
-        """Work it out. *Local.*"""
+        """Work it out."""
         return cls(spec, tensor_layouts(spec))
 
 
 def packed(tensors: Sequence[TensorLayout]) -> tuple[tuple[int, ...], int]:
     """Where each tensor's bytes begin when they share one piece of a GPU's memory, and how many
-    bytes that takes. *Local.*"""
+    bytes that takes."""
     begins, end = [], 0
     for tensor_layout in tensors:
         begins.append(-(-end // _ALIGNMENT) * _ALIGNMENT)
@@ -120,14 +120,14 @@ def packed(tensors: Sequence[TensorLayout]) -> tuple[tuple[int, ...], int]:
 
 
 def plain(value: Value) -> Value:
-    """A tensor whose memory holds its values: no lazy conjugation or negation. *Local.*"""
+    """A tensor whose memory holds its values: no lazy conjugation or negation."""
     if isinstance(value, torch.Tensor) and (value.is_conj() or value.is_neg()):
         return value.resolve_conj().resolve_neg()
     return value
 
 
 def core(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's elements in memory, each once, as a dtype that torch can copy. *Local.*"""
+    """A tensor's elements in memory, each once, as a dtype that torch can copy."""
     for dim, step in enumerate(tensor.stride()):
         if step == 0:
             tensor = tensor.narrow(dim, 0, min(tensor.shape[dim], 1))
@@ -135,7 +135,7 @@ def core(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of a tensor without holes as they lie, uint8, over its own memory. *Local.*"""
+    """The bytes of a tensor without holes as they lie, uint8, over its own memory."""
     spec = TensorSpec.of(tensor)
     begin = tensor.storage_offset() * spec.dtype.itemsize
     over = tensor.new_empty(0, dtype=torch.uint8)
@@ -143,12 +143,12 @@ def flat(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def whole(tensor_layout: TensorLayout, tensor: torch.Tensor) -> torch.Tensor:
-    """What of a tensor's memory travels, as a tensor that can be copied into a slot. *Local.*"""
+    """What of a tensor's memory travels, as a tensor that can be copied into a slot."""
     return core(tensor) if tensor_layout.has_holes else flat(tensor)
 
 
 def dense(tensor_layout: TensorLayout, tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor whose memory begins with the bytes that travel: itself, or packed. *Local.*"""
+    """A tensor whose memory begins with the bytes that travel: itself, or packed."""
     return core(tensor).contiguous() if tensor_layout.has_holes else tensor
 
 
@@ -157,7 +157,7 @@ def laid_out(
     buffer: torch.Tensor,
     copy: Callable[[torch.Tensor, torch.Tensor], object] = torch.Tensor.copy_,
 ) -> torch.Tensor:
-    """The tensor that a spec describes, over the bytes that arrived in a buffer. *Local.*
+    """The tensor that a spec describes, over the bytes that arrived in a buffer.
 
     Args:
         tensor_layout: which tensor.
@@ -177,7 +177,7 @@ def laid_out(
 
 
 def return_freed_memory() -> None:
-    """Give the kernel back what lies free now, when something much larger is to come. *Local.*
+    """Give the kernel back what lies free now, when something much larger is to come.
 
     Of no effect where the C library is not glibc.
     """
@@ -187,7 +187,7 @@ def return_freed_memory() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let this process reuse large blocks of memory instead of returning them. *Local.*
+    """Let this process reuse large blocks of memory instead of returning them.
 
     glibc gives blocks from 32 MiB on back to the kernel, and often smaller ones; taking them again
     costs a page fault for every 4 KiB, many times what the transfer of a micro-batch costs. Other C

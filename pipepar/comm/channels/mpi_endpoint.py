@@ -58,7 +58,7 @@ class MpiEndpoint:
 
 
 def messages_of(address: int, nbytes: int, tag: int) -> Iterator[Message]:
-    """The messages that a tensor's memory travels in, a piece each. *Local.*"""
+    """The messages that a tensor's memory travels in, a piece each."""
     for begin, size in message_ranges(address, nbytes):
         yield [MPI.buffer.fromaddress(begin, size), MPI.BYTE], tag
 
@@ -71,7 +71,7 @@ class Direction(Enum):
 
 
 def wait_for(lane: Lane, count: int, endpoint: MpiEndpoint, direction: Direction) -> None:
-    """Wait until a lane has completed that many tickets. *Local.*
+    """Wait until a lane has completed that many tickets.
 
     Raises:
         WireError: MPI reports an error, most often that the peer is gone; a GPU did not deliver
@@ -95,19 +95,19 @@ def wait_for(lane: Lane, count: int, endpoint: MpiEndpoint, direction: Direction
 
 
 def cancel(request: MPI.Request) -> None:
-    """Take a receive back that nothing will match. *Local.*"""
+    """Take a receive back that nothing will match."""
     if request != MPI.REQUEST_NULL:
         request.Cancel()
         request.Wait()
 
 
 def leak(memory: object) -> None:
-    """Never free what MPI may still read or write, however this process goes on. *Local.*"""
+    """Never free what MPI may still read or write, however this process goes on."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
 
 
 class Outgoing:
-    """Messages on their way out of an endpoint: headers and what follows, at most `depth`. *Local.*
+    """Messages on their way out of an endpoint: headers and what follows, at most `depth`.
 
     Without a query every message starts here. With one the engine starts them all, gated or not, as
     persistent requests: what started here would overtake what still waits for its gate.

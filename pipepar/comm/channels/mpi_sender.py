@@ -69,7 +69,7 @@ class MpiSender:
         self.post(microbatch, layout, memory)
 
     def layout(self, values: tuple[Value, ...]) -> Layout:
-        """What these `plain` values are on the wire; the last layout where that holds. *Local.*
+        """What these `plain` values are on the wire; the last layout where that holds.
 
         Raises:
             WireError: a value is of a kind that cannot cross.
@@ -79,7 +79,7 @@ class MpiSender:
         return Layout.of(tuple(map(describe, values)))
 
     def admit(self) -> None:
-        """Wait for room for one more micro-batch. *Local.*
+        """Wait for room for one more micro-batch.
 
         Raises:
             WireError: the channel is closed, or the peer is gone.
@@ -93,7 +93,7 @@ class MpiSender:
         memory: Sequence[torch.Tensor],
         gate: int = 0,
     ) -> None:
-        """Send a micro-batch that was admitted; never waits. *Local.*
+        """Send a micro-batch that was admitted; never waits.
 
         Args:
             microbatch: its index and its program travel in the header.

@@ -49,7 +49,7 @@ class Tag(enum.IntEnum):
 
 
 def describe(value: Value) -> Entry:
-    """The spec entry of a value. *Local.*
+    """The spec entry of a value.
 
     Raises:
         WireError: the value is of a type that cannot cross, or a tensor that is not plain memory.
@@ -70,7 +70,7 @@ def describe(value: Value) -> Entry:
 
 
 def tells(spec: Spec, values: Sequence[Value]) -> bool:
-    """Whether a spec is that of these values: what `describe` would say of each. *Local.*
+    """Whether a spec is that of these values: what `describe` would say of each.
 
     Unlike ``==`` it tells True from 1 and 0.0 from -0.0, and finds NaN the same as NaN. It makes
     no entries: it is asked for every micro-batch, and says yes nearly always.
@@ -94,7 +94,7 @@ def _tells(entry: Entry, value: Value) -> bool:
 
 
 def pack_spec(spec: Spec) -> bytes:
-    """Encode a spec. *Local.*
+    """Encode a spec.
 
     Raises:
         WireError: it does not fit into MAX_SPEC_BYTES.
@@ -129,7 +129,7 @@ def _pack_entry(entry: Entry) -> bytes:
 
 
 def unpack_spec(data: bytes | bytearray | memoryview) -> Spec:
-    """Decode and check a spec. *Local.*
+    """Decode and check a spec.
 
     Raises:
         WireError: the bytes are not those of a spec.

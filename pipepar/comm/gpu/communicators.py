@@ -91,11 +91,11 @@ class Communicators(Mapping[int, "Held"]):
         return len(self._held)
 
     def close(self) -> None:
-        """Watch no longer. *Local.*"""
+        """Watch no longer."""
         self._closed.set()
 
     def abort(self) -> None:
-        """Stop their kernels, which else wait for a peer that will not come. *Local*, bounded."""
+        """Stop their kernels, which else wait for a peer that will not come. Bounded."""
         self._closed.set()
         thread = threading.Thread(target=self._abort, daemon=True)
         thread.start()

@@ -30,13 +30,13 @@ class Event(Protocol):
         """Its handle; there is none before it has been recorded."""
 
     def record(self, stream: Any) -> None:
-        """Be the point that the stream has been told to come to so far. *Local.*"""
+        """Be the point that the stream has been told to come to so far."""
 
     def query(self) -> bool:
-        """Whether the stream has come there; True where it was never recorded. *Local.*"""
+        """Whether the stream has come there; True where it was never recorded."""
 
     def elapsed_time(self, end_event: Any) -> float:
-        """Milliseconds from here to a later event, both timed and both come to. *Local.*"""
+        """Milliseconds from here to a later event, both timed and both come to."""
 
 
 class Stream(Protocol):
@@ -47,7 +47,7 @@ class Stream(Protocol):
         """Its handle."""
 
     def wait_event(self, event: Any) -> None:
-        """Go on only after the event, as last recorded; the host goes on at once. *Local.*"""
+        """Go on only after the event, as last recorded; the host goes on at once."""
 
 
 class Gpu(Protocol):
@@ -70,16 +70,16 @@ class Gpu(Protocol):
         """What a thread that is not Python's calls before it asks; see `Engine.enter`."""
 
     def holds(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor lies in its memory. *Local.*"""
+        """Whether a tensor lies in its memory."""
 
     def stream(self) -> Stream:
-        """Another CUDA stream, for what is to overlap with computing. *Local.*"""
+        """Another CUDA stream, for what is to overlap with computing."""
 
     def event(self, timed: bool = False) -> Event:
-        """An event that has not been recorded yet. *Local.*"""
+        """An event that has not been recorded yet."""
 
     def empty(self, nbytes: int) -> torch.Tensor:
-        """Memory of the GPU, uint8 [nbytes]. *Local.*
+        """Memory of the GPU, uint8 [nbytes].
 
         What is freed on the host may be given out again at once: it is what `compute` did with it
         last that comes before what `compute` does with it next. Another stream has to wait for an
@@ -87,17 +87,17 @@ class Gpu(Protocol):
         """
 
     def pinned(self, nbytes: int) -> torch.Tensor:
-        """Page-locked memory of the host, uint8 [nbytes]. *Local.*
+        """Page-locked memory of the host, uint8 [nbytes].
 
         It is not given out again before copies from or to it are done.
         """
 
     def copy(self, target: torch.Tensor, source: torch.Tensor, stream: Stream) -> None:
         """Copy on a stream, between tensors of one shape and dtype; memory of the host is pinned.
-        *Local*; both must live until the copy is done, or be of `empty` or `pinned`."""
+        Both must live until the copy is done, or be of `empty` or `pinned`."""
 
     def range(self, name: str) -> AbstractContextManager[None]:
-        """Show what the host does inside under that name in a profiler. *Local.*"""
+        """Show what the host does inside under that name in a profiler."""
 
 
 class CudaGpu:
@@ -155,7 +155,7 @@ class CudaGpu:
 
 
 def wait_for_event(event: Event) -> None:
-    """Wait on the host until an event has come, without a call that synchronises. *Local.*"""
+    """Wait on the host until an event has come, without a call that synchronises."""
     while not event.query():
         time.sleep(_LOOK_SECONDS)
 

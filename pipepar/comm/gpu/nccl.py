@@ -67,7 +67,7 @@ class Nccl:
 
     @classmethod
     def load(cls, path: str | None = None) -> Nccl:
-        """Find the library. *Local*; import torch first, so that its library is there.
+        """Find the library. Import torch first, so that its library is there.
 
         Args:
             path: a library's file; by default the one that the process has loaded already.
@@ -88,7 +88,7 @@ class Nccl:
         return cls(library)
 
     def unique_id(self) -> bytes:
-        """Something new for a communicator's ranks to find each other by; 128 bytes. *Local.*
+        """Something new for a communicator's ranks to find each other by; 128 bytes.
 
         From now on this process listens for them.
 
@@ -101,7 +101,7 @@ class Nccl:
 
     @contextmanager
     def group(self) -> Iterator[None]:
-        """Sends and receives that need each other: they start together, at the end. *Local.*
+        """Sends and receives that need each other: they start together, at the end.
 
         Raises:
             WireError: NCCL refuses them.
@@ -113,7 +113,7 @@ class Nccl:
             self.call("ncclGroupEnd", "a group of transfers")
 
     def call(self, function: str, name: str, *arguments: object) -> None:
-        """Call one of NCCL's functions. *Local.*
+        """Call one of NCCL's functions.
 
         Args:
             function: its name.
@@ -133,7 +133,7 @@ class Nccl:
         raise WireError(f"{name}: {function} gave {result}, {words}; {remedy}")
 
     def words(self, result: int) -> str:
-        """NCCL's own words for a result, and what it last warned of, if anything. *Local.*
+        """NCCL's own words for a result, and what it last warned of, if anything.
 
         NCCL keeps its last warning for good, and for all threads: it may be an older one.
         """
@@ -187,7 +187,7 @@ class Communicator:
         return cls(nccl, handle.value, size - 1 - rank, edge)
 
     def send(self, address: int, nbytes: int, stream: int) -> None:
-        """Send to the other rank, which receives as many bytes. *Local*; returns at once.
+        """Send to the other rank, which receives as many bytes. Returns at once.
 
         Args:
             address: where they lie on the GPU; to stay as they are until the stream is past this.
@@ -200,11 +200,11 @@ class Communicator:
         self._transfer("ncclSend", address, nbytes, stream)
 
     def receive(self, address: int, nbytes: int, stream: int) -> None:
-        """Receive from the other rank, which sends as many bytes; else as `send`. *Local.*"""
+        """Receive from the other rank, which sends as many bytes; else as `send`."""
         self._transfer("ncclRecv", address, nbytes, stream)
 
     def problem(self) -> str:
-        """What went wrong since, on the network for instance, in NCCL's own words. *Local.*
+        """What went wrong since, on the network for instance, in NCCL's own words.
 
         Returns:
             An empty string where nothing did, or after `close` or `abort`.
@@ -236,7 +236,7 @@ class Communicator:
             self._call("ncclCommDestroy", handle)
 
     def abort(self) -> None:
-        """Give up what is under way, and free everything. *Local*, may be called twice.
+        """Give up what is under way, and free everything. May be called twice.
 
         Any thread may do so, whatever another one waits for. It may hang: wait for it no longer
         than you can. Nothing is asked of NCCL afterwards.

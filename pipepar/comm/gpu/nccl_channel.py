@@ -39,10 +39,10 @@ class P2PTransport(Protocol):
     """What moves bytes between two GPUs in the order they are given; see `nccl.Communicator`."""
 
     def send(self, address: int, nbytes: int, stream: int) -> None:
-        """Send from the GPU's memory, as the next thing on a CUDA stream. *Local.*"""
+        """Send from the GPU's memory, as the next thing on a CUDA stream."""
 
     def receive(self, address: int, nbytes: int, stream: int) -> None:
-        """Receive into the GPU's memory, as the next thing on a CUDA stream. *Local.*"""
+        """Receive into the GPU's memory, as the next thing on a CUDA stream."""
 
     def close(self) -> None:
         """Let go; nothing may be under way. May wait for others to do so; may be called twice."""

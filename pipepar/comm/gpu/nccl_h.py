@@ -90,7 +90,7 @@ _WORDS: Final[Mapping[str, tuple[Any, ...]]] = {
 
 
 def declare(library: CDLL) -> None:
-    """Tell ctypes what the functions take and give. *Local.*"""
+    """Tell ctypes what the functions take and give."""
     for functions, restype in ((_CHECKED, c_int), (_WORDS, c_char_p)):
         for name, argtypes in functions.items():
             function = getattr(library, name)

@@ -28,7 +28,7 @@ class Packing:
 
     @classmethod
     def of(cls, spec: Spec) -> Packing:
-        """Of the tensors of a spec. *Local.*"""
+        """Of the tensors of a spec."""
         tensors = tensor_layouts(spec)
         return cls(tensors, *packed(tensors))
 

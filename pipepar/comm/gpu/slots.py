@@ -29,7 +29,7 @@ between its elements, of whatever dtype and shape."""
 
 
 def place_of(part: Part, memory: torch.Tensor) -> torch.Tensor:
-    """Where in a slot's memory a part lies, in its own dtype and shape. *Local.*"""
+    """Where in a slot's memory a part lies, in its own dtype and shape."""
     begin, tensor = part
     return memory[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
@@ -45,7 +45,7 @@ class _Slot:
 
 
 class Outbox:
-    """Slots that micro-batches leave from. *Local.*
+    """Slots that micro-batches leave from.
 
     Args:
         gpu: where they lie.
@@ -90,7 +90,7 @@ class Outbox:
 
 
 class Inbox:
-    """Slots that micro-batches arrive in. *Local.*
+    """Slots that micro-batches arrive in.
 
     Args:
         gpu: where they lie.

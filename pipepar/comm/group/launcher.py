@@ -52,12 +52,12 @@ _SRUN: Final = {
 
 
 def launched() -> bool:
-    """Whether a launcher started this process as a rank. *Local.*"""
+    """Whether a launcher started this process as a rank."""
     return any(name in os.environ for name in _LAUNCHER_VARIABLES)
 
 
 def launcher_rank() -> int:
-    """This process's number by its launcher, 0 where there is none; starts no MPI. *Local.*"""
+    """This process's number by its launcher, 0 where there is none; starts no MPI."""
     return _first_number((*_RANK, "RANK") if _torch_size() else _RANK) or 0
 
 
@@ -67,12 +67,12 @@ def is_launched_root() -> bool:
 
 
 def launcher_local_rank() -> int | None:
-    """This process's number on its host by its launcher, None where none says so. *Local.*"""
+    """This process's number on its host by its launcher, None where none says so."""
     return _first_number(_LOCAL_RANK)
 
 
 def refusal(library: str = "") -> str | None:
-    """Why a process that MPI takes for the only one is not alone, and what to do. *Local.*
+    """Why a process that MPI takes for the only one is not alone, and what to do.
 
     Args:
         library: how the MPI that said so calls itself; empty where none was asked.
@@ -95,7 +95,7 @@ def refusal(library: str = "") -> str | None:
 
 
 def torchrun_below_a_rank() -> str | None:
-    """Why a rank that torchrun made several processes of cannot be one rank. *Local.*"""
+    """Why a rank that torchrun made several processes of cannot be one rank."""
     count = os.environ.get("LOCAL_WORLD_SIZE", "")
     if "TORCHELASTIC_RUN_ID" not in os.environ or not count.isdecimal() or int(count) < 2:
         return None

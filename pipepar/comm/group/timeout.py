@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def deadline(abort: Callable[[str], object], seconds: float, message: str) -> Iterator[None]:
-    """End the job with a message if the body takes longer than the limit. *Local.*
+    """End the job with a message if the body takes longer than the limit.
 
     Args:
         abort: ends the job, given a report; see `World.abort`.

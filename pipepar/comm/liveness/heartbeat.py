@@ -77,7 +77,7 @@ class Heartbeat:
         self._monitor = _Monitor(pulse, listener)
 
     def tell(self, doing: Doing, microbatch: int, samples: Any = None) -> None:
-        """Let the others know what this rank begins; costs next to nothing. *Local.*
+        """Let the others know what this rank begins; costs next to nothing.
 
         Args:
             doing: what.
@@ -94,7 +94,7 @@ class Heartbeat:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The body is over only when other ranks have come to the same place. *Local.*"""
+        """The body is over only when other ranks have come to the same place."""
         monitor = self._monitor
         if monitor is not None:
             monitor.pulse.waits(True)
@@ -103,12 +103,12 @@ class Heartbeat:
             monitor.pulse.waits(False)
 
     def waited(self) -> None:
-        """Up to now this rank waited for another one. *Local.*"""
+        """Up to now this rank waited for another one."""
         if self._monitor is not None:
             self._monitor.pulse.waited()
 
     def close(self) -> None:
-        """Watch no longer; the others must have done their part. *Local*, may be called twice."""
+        """Watch no longer; the others must have done their part. May be called twice."""
         monitor, self._monitor = self._monitor, None
         if monitor is not None:
             monitor.pulse.close()

@@ -20,7 +20,7 @@ _OF_MANY_JOBS: Final = "prte-"
 
 
 def end_with_launcher(launcher: int) -> None:
-    """Have the kernel end this rank when its launcher ends. *Local*; once MPI has started.
+    """Have the kernel end this rank when its launcher ends; call it once MPI has started.
 
     Args:
         launcher: this process's parent, as it was before MPI started.
@@ -30,7 +30,7 @@ def end_with_launcher(launcher: int) -> None:
 
 
 def end_launcher() -> None:
-    """See to it that the launcher ends soon, though it waits for a host that is cut off. *Local.*
+    """See to it that the launcher ends soon, though it waits for a host that is cut off.
 
     Call it before the job is ended: this rank need not be there any more when it comes to that.
     """

@@ -17,7 +17,7 @@ Kwargs: TypeAlias = dict[str, torch.Tensor]
 
 
 class Cast:
-    """A reader whose floating-point arguments are cast; token ids and masks stay. Local."""
+    """A reader whose floating-point arguments are cast; token ids and masks stay."""
 
     def __init__(self, reader: Reader, dtype: torch.dtype) -> None:
         """Take note of both.
@@ -47,7 +47,7 @@ class Cast:
 
 
 def cast(args: Args, kwargs: Kwargs, dtype: torch.dtype) -> tuple[Args, Kwargs]:
-    """The same arguments, but what is floating-point in one dtype. *Local.*
+    """The same arguments, but what is floating-point in one dtype.
 
     Args:
         args: positional ones.

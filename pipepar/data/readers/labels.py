@@ -20,7 +20,7 @@ _MOST: Final = 2**63
 
 
 def read_labels(path: Path, names: Sequence[str]) -> torch.Tensor:
-    """Read a file of labels. *Local.*
+    """Read a file of labels.
 
     Args:
         path: a file of a format that has labels: ``.npy`` of integers [N]; ``.txt``, a name or
@@ -45,7 +45,7 @@ def read_labels(path: Path, names: Sequence[str]) -> torch.Tensor:
 
 
 def require_classes(labels: torch.Tensor, classes: int, path: Path | None = None) -> None:
-    """Refuse labels that a model with so many classes does not have. *Local.*
+    """Refuse labels that a model with so many classes does not have.
 
     Args:
         labels: int64 [N].
@@ -71,7 +71,7 @@ def require_classes(labels: torch.Tensor, classes: int, path: Path | None = None
 
 
 class Labelled:
-    """A reader whose feeds' extras have "label", int64 [B], the samples' right answers. Local."""
+    """A reader whose feeds' extras have "label", int64 [B], the samples' right answers."""
 
     def __init__(self, reader: Reader, labels: torch.Tensor, path: Path) -> None:
         """Put both together.

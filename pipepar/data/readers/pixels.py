@@ -15,7 +15,7 @@ Processor: TypeAlias = Callable[..., Any]
 
 
 def process_pictures(processor: Processor) -> Prepare:
-    """Let a processor make the model's arguments of pictures. *Local.*
+    """Let a processor make the model's arguments of pictures.
 
     Args:
         processor: the model's own.
@@ -27,7 +27,7 @@ def process_pictures(processor: Processor) -> Prepare:
 
 
 def process_arrays(processor: Processor) -> Prepare:
-    """Let a processor make the model's arguments of pixels. *Local.*
+    """Let a processor make the model's arguments of pixels.
 
     Args:
         processor: the model's own.
@@ -50,7 +50,7 @@ def process_arrays(processor: Processor) -> Prepare:
 
 
 def as_pixel_values(rows: Any) -> Any:
-    """Name a file's one array ``pixel_values``, as it is. *Local.*
+    """Name a file's one array ``pixel_values``, as it is.
 
     Args:
         rows: a tensor [B, ...], or a dict with one.

@@ -48,7 +48,7 @@ class Samples(Protocol):
 
 
 class Prepared:
-    """Reads samples and hands each batch to a function, which returns the arguments. Local."""
+    """Reads samples and hands each batch to a function, which returns the arguments."""
 
     def __init__(self, samples: Samples, prepare: Prepare, name: str) -> None:
         """Take note of both; nothing is read yet.

@@ -14,7 +14,7 @@ from pipepar.errors import InputError, PipeparError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Feed:
-    """One micro-batch of samples, as arguments for the model. Local."""
+    """One micro-batch of samples, as arguments for the model."""
 
     samples: torch.Tensor
     """int64 [B]: positions of the rows in the user's input, 0-based."""
@@ -34,7 +34,7 @@ class Feed:
 
 
 class Reader(Protocol):
-    """The samples of one input file. Local: each rank that reads opens the file itself."""
+    """The samples of one input file. Each rank that reads opens the file itself."""
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -63,7 +63,7 @@ class Reader(Protocol):
 
 
 def require_micro_batch(micro_batch: int) -> None:
-    """Refuse a micro-batch of no rows. Local.
+    """Refuse a micro-batch of no rows.
 
     Args:
         micro_batch: number of rows.

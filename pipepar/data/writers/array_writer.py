@@ -17,7 +17,7 @@ from pipepar.errors import InputError
 
 
 class ArrayWriter(RowWriter):
-    """Writes rows straight to their place, which the first micro-batch tells. Local."""
+    """Writes rows straight to their place, which the first micro-batch tells."""
 
     _first: Mapping[str, torch.Tensor] | None = None
     """Rows like [1, ...], as the first micro-batch had them, that of an earlier run too."""

@@ -62,12 +62,12 @@ class Record:
 
 
 def journal_of(path: Path) -> Path:
-    """The journal's name beside an output file. *Local.*"""
+    """The journal's name beside an output file."""
     return path.with_name(f".{path.name}.journal")
 
 
 class Trail:
-    """A file, and what has been written to it since the last record. Local."""
+    """A file, and what has been written to it since the last record."""
 
     def __init__(self, file: FileIO) -> None:
         """Begin; nothing has been written."""
@@ -95,7 +95,7 @@ class Trail:
 class Journal:
     """Writes a journal beside an output; a thread of its own commits what has come, in groups.
 
-    The file is made, whole and at once, by the first commit. Local.
+    The file is made, whole and at once, by the first commit.
     """
 
     def __init__(self, partial: Partial, header: Fields, kept: Iterable[Record] = ()) -> None:
@@ -212,7 +212,7 @@ class Journal:
 
 
 def read_journal(path: Path) -> tuple[Fields | None, Iterator[Record]]:
-    """Read what there is of a journal, whatever has become of it. *Local.*
+    """Read what there is of a journal, whatever has become of it.
 
     Args:
         path: the output file.

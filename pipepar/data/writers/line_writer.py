@@ -23,7 +23,7 @@ _PIECE: Final = 16 << 20
 
 
 class LineWriter(RowWriter):
-    """Keeps lines in the order they come, and copies them in the input's order. Local."""
+    """Keeps lines in the order they come, and copies them in the input's order."""
 
     def __init__(self, path: Path, count: int, resumable: Resumable | None = None) -> None:
         """As every writer."""

@@ -24,7 +24,7 @@ def target_of(path: Path) -> Path:
 
 
 def check_output_path(path: Path) -> None:
-    """Refuse an output file that could not be written, before any work is done. Local.
+    """Refuse an output file that could not be written, before any work is done.
 
     An existing file is no obstacle: it is replaced once the new one is complete.
 
@@ -47,7 +47,7 @@ def check_output_path(path: Path) -> None:
 
 
 def open_output(path: Path, count: int, resumable: Resumable | None = None) -> RowWriter:
-    """Make the writer of an output file, to be used as a context manager. Local.
+    """Make the writer of an output file, to be used as a context manager.
 
     The file appears under its name complete, when the context is left without an exception; until
     then, and after an exception, what had the name before is untouched. Where the path is a link,

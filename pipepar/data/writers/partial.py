@@ -17,7 +17,7 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 class Partial:
-    """The hidden file ``.NAME.partial`` beside the final one, to be renamed to it. Local.
+    """The hidden file ``.NAME.partial`` beside the final one, to be renamed to it.
 
     Its name is fixed, so that what a killed run left is resumed or overwritten by the next, not
     piled up. A lock keeps two runs from sharing it; where the file system has none, a run that
@@ -120,7 +120,7 @@ class Partial:
 
 
 def partial_of(path: Path) -> Path:
-    """The partial's name beside an output file. *Local.*"""
+    """The partial's name beside an output file."""
     return path.with_name(f".{path.name}.partial")
 
 
@@ -141,7 +141,7 @@ def _lock(file: FileIO) -> bool:
 
 
 def put_under(file: FileIO, hidden: Path, path: Path) -> None:
-    """Rename a complete file, safe against a crash of the host. *Local.*
+    """Rename a complete file, safe against a crash of the host.
 
     Args:
         file: the file, open.
@@ -158,7 +158,7 @@ def put_under(file: FileIO, hidden: Path, path: Path) -> None:
 
 
 def write_at(file: FileIO, data: bytes | bytearray | memoryview, offset: int) -> None:
-    """Write all of the data. Local.
+    """Write all of the data.
 
     Args:
         file: open for writing.
@@ -176,7 +176,7 @@ def write_at(file: FileIO, data: bytes | bytearray | memoryview, offset: int) ->
 
 
 def read_at(file: FileIO, offset: int, size: int) -> bytes:
-    """The bytes that lie there, all that there are of them. Local.
+    """The bytes that lie there, all that there are of them.
 
     Args:
         file: open for reading.
@@ -197,7 +197,7 @@ def read_at(file: FileIO, offset: int, size: int) -> bytes:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the file in an OSError that lacks one, such as that of a full disk. Local.
+    """Name the file in an OSError that lacks one, such as that of a full disk.
 
     Args:
         path: the file being worked on.
@@ -214,7 +214,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make sure that a folder's names are on disk, where the file system can. *Local.*"""
+    """Make sure that a folder's names are on disk, where the file system can."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

@@ -37,7 +37,7 @@ class _OpenFile:
 
 
 class RowWriter(ABC):
-    """Writes one output file; ``open_output`` makes one. Local."""
+    """Writes one output file; ``open_output`` makes one."""
 
     def __init__(self, path: Path, count: int, resumable: Resumable | None = None) -> None:
         """Take note of the file; nothing is written before the context is entered.

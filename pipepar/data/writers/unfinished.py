@@ -17,7 +17,7 @@ from pipepar.data.writers.partial import Partial, partial_of, read_at
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """What an earlier run has left; made by `find_unfinished`. Local."""
+    """What an earlier run has left; made by `find_unfinished`."""
 
     header: Fields
     """The job that it was."""
@@ -49,7 +49,7 @@ class Unfinished:
 
 @dataclass(frozen=True, slots=True)
 class Resumable:
-    """What it takes for an output to be resumed. Local."""
+    """What it takes for an output to be resumed."""
 
     partial: Partial
     """Held by this run alone; who writes to it closes it."""
@@ -76,7 +76,7 @@ class Resumable:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether an earlier run has left something of an output that can be resumed. *Local.*
+    """Whether an earlier run has left something of an output that can be resumed.
 
     Args:
         path: the output file.
@@ -86,7 +86,7 @@ def is_unfinished(path: Path) -> bool:
 
 
 def find_unfinished(partial: Partial) -> Unfinished | None:
-    """Look what an earlier run has left of an output. *Local.*
+    """Look what an earlier run has left of an output.
 
     Args:
         partial: of the output; held by this run.

@@ -26,7 +26,7 @@ Given: TypeAlias = nn.Module | Sequence[nn.Module] | Path | str
 
 @contextmanager
 def values_on_root() -> Iterator[None]:
-    """Modules built inside have values on rank 0 only; elsewhere they take no memory. *Local.*
+    """Modules built inside have values on rank 0 only; elsewhere they take no memory.
 
     What it holds reaches the others when a Pipeline is made, outside of this context.
     """
@@ -38,7 +38,7 @@ def values_on_root() -> Iterator[None]:
 
 
 def check_given(model: object, layers: object, micro_batch: int | None, depth: int | None) -> None:
-    """Refuse what a Pipeline cannot be made of. *Local.*
+    """Refuse what a Pipeline cannot be made of.
 
     Raises:
         InputError: there is not exactly one of a model and layers, a number is below 1, or this is

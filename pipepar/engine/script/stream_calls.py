@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A batch as positional and keyword arguments: a tuple, a dict, or the one input. *Local.*"""
+    """A batch as positional and keyword arguments: a tuple, a dict, or the one input."""
     if isinstance(batch, tuple):
         return batch, {}
     if isinstance(batch, dict):
@@ -24,7 +24,7 @@ def as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def awaited(calls: Iterator[T], tracer: Tracer) -> Iterator[T]:
-    """The calls, for each of which the caller may take its time. *Local.*"""
+    """The calls, for each of which the caller may take its time."""
     while True:
         tracer.enter("caller", 0)
         call = next(calls, None)
@@ -35,7 +35,7 @@ def awaited(calls: Iterator[T], tracer: Tracer) -> Iterator[T]:
 
 
 def handed(results: Iterator[T], tracer: Tracer) -> Iterator[T]:
-    """The results, each of which the caller may keep for as long as it likes. *Local.*"""
+    """The results, each of which the caller may keep for as long as it likes."""
     tracer.enter("other", 0)
     for result in results:
         tracer.enter("caller", 0)
@@ -44,7 +44,7 @@ def handed(results: Iterator[T], tracer: Tracer) -> Iterator[T]:
 
 
 def device_of(leaves: Sequence[Any]) -> torch.device:
-    """Where the first tensor of a call lies. *Local.*
+    """Where the first tensor of a call lies.
 
     Args:
         leaves: the flattened inputs; at least one is a tensor.

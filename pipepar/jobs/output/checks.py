@@ -17,7 +17,7 @@ from pipepar.tasks.classes import class_logits
 
 
 def check_outputs(graph: Graph, job: Job, reader: Reader | None) -> None:
-    """Find out before the work whether the model returns what the job makes of it. *Local.*
+    """Find out before the work whether the model returns what the job makes of it.
 
     Args:
         graph: the model.

@@ -18,7 +18,7 @@ from pipepar.tasks.model_folder import classes_of
 
 @dataclass(frozen=True, slots=True)
 class OutputClaim:
-    """An output that no other run writes to; made by `claim_output`. Local."""
+    """An output that no other run writes to; made by `claim_output`."""
 
     output: Path
     """The output as the user names it."""
@@ -46,7 +46,7 @@ class OutputClaim:
 
 @contextmanager
 def claim_output(job: Job) -> Iterator[OutputClaim]:
-    """Keep other runs from a job's output, and see what is left of it. *Local.*
+    """Keep other runs from a job's output, and see what is left of it.
 
     Nothing is written yet. What can be resumed stays when the context is left.
 

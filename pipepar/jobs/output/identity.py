@@ -42,7 +42,7 @@ def identity(
     count: int,
     micro_batch: int | None,
 ) -> dict[str, Any]:
-    """Name all that decides a job's results; rank 0, which sees all of it, does. *Local.*
+    """Name all that decides a job's results; rank 0, which sees all of it, does.
 
     Args:
         job: what the user asked for.
@@ -78,7 +78,7 @@ def identity(
 
 
 def require_same(found: Fields, own: Fields, path: Path) -> None:
-    """Refuse to resume another job than this one. *Local.*
+    """Refuse to resume another job than this one.
 
     Args:
         found: what the one that is to be resumed is known by.

@@ -14,7 +14,7 @@ from pipepar.microbatch import Fault
 
 
 class Quarantine:
-    """Why which samples failed. Local.
+    """Why which samples failed.
 
     Attributes:
         together: samples of micro-batches that failed, which are to be tried alone.
@@ -93,5 +93,5 @@ class Quarantine:
 
 
 def errors_of(output: Path) -> Path:
-    """The file beside an output that tells which samples failed. *Local.*"""
+    """The file beside an output that tells which samples failed."""
     return output.with_name(f"{output.name}.errors.jsonl")

@@ -65,7 +65,7 @@ class Resuming:
         return self.left["micro_batch"] if self.left else self.job.micro_batch
 
     def check(self, graph: Graph, source: Source, context: DeviceContext, count: int) -> Fields:
-        """What this job is known by, on rank 0; refuse to resume another. *Local.*
+        """What this job is known by, on rank 0; refuse to resume another.
 
         Args:
             graph: the captured model.

@@ -29,10 +29,7 @@ Runs: TypeAlias = list[tuple[int, int]]
 
 
 class Sink:
-    """Writes what leaves the last stage to a job's output, and counts how often it was right.
-
-    Local.
-    """
+    """Writes what leaves the last stage to a job's output, and counts how often it was right."""
 
     def __init__(
         self, claim: OutputClaim, count: int, header: Fields, progress: Callable[[], None]

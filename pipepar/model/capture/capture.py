@@ -34,7 +34,7 @@ _WRAPPER = "model."
 def capture(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], device: str = "cpu"
 ) -> Graph:
-    """Turn a module into a graph of its operations, without its weights. *Local.*
+    """Turn a module into a graph of its operations, without its weights.
 
     A plain nn.Sequential, or Layers, becomes one node for each child. Everything else is traced by
     torch.export on tensors without memory. Dimensions 0 and 1 of every input tensor stay free

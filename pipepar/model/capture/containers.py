@@ -43,7 +43,7 @@ def flatten(
 
 
 def nth_leaf(tree: Any, index: int) -> Any:
-    """One leaf of any nesting. *Local.*
+    """One leaf of any nesting.
 
     Args:
         tree: what to take it from.
@@ -56,7 +56,7 @@ def nth_leaf(tree: Any, index: int) -> Any:
 
 
 def nth_value(result: Any, index: int, count: int) -> Any:
-    """One of the values that a layer hands to the next. *Local.*
+    """One of the values that a layer hands to the next.
 
     Args:
         result: what the layer returned; anything but a tuple is one value.

@@ -25,7 +25,7 @@ _LAYERS = (
 
 
 def not_traceable(module: nn.Module, failure: Exception | None) -> CaptureError:
-    """The error for a module that no choice of sizes could trace. *Local.*
+    """The error for a module that no choice of sizes could trace.
 
     Args:
         module: the module.
@@ -43,7 +43,7 @@ def not_traceable(module: nn.Module, failure: Exception | None) -> CaptureError:
 
 
 def reason(module: nn.Module, failure: Exception | None) -> str:
-    """What stopped the tracing, in one line. *Local.*
+    """What stopped the tracing, in one line.
 
     Args:
         module: the module.
@@ -60,7 +60,7 @@ def reason(module: nn.Module, failure: Exception | None) -> str:
 
 
 def shown(frame: traceback.FrameSummary) -> str:
-    """A line of code as `file:line (source)`. *Local.*
+    """A line of code as `file:line (source)`.
 
     Args:
         frame: where it stands.
@@ -126,7 +126,7 @@ def _own_frames(
 
 
 def of_tracing(filename: str) -> bool:
-    """Whether a file is torch's or this package's, and so no place for a user to look. *Local.*
+    """Whether a file is torch's or this package's, and so no place for a user to look.
 
     Args:
         filename: as in a traceback.

@@ -67,7 +67,7 @@ class Output:
         self._leaves: list[ConstantInput | None] = []
 
     def flatten(self, output: Any) -> tuple[Any, ...]:
-        """Take an output apart. *Local.*
+        """Take an output apart.
 
         Args:
             output: what the model returned.
@@ -83,7 +83,7 @@ class Output:
         return tuple(leaf for leaf in leaves if _is_value(leaf))
 
     def template(self, results: Sequence[Any]) -> tuple[tuple[str, ...], OutputTemplate]:
-        """How to rebuild the output from the graph. *Local.*
+        """How to rebuild the output from the graph.
 
         Args:
             results: what became of each value that `flatten` returned: a node, or a number where
@@ -105,7 +105,7 @@ def _is_value(leaf: Any) -> bool:
 
 
 def constant(leaf: Any) -> ConstantInput:
-    """A leaf of an output that is no tensor. *Local.*
+    """A leaf of an output that is no tensor.
 
     Args:
         leaf: what the model returned at this place.
@@ -158,7 +158,7 @@ def _input_names(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, An
 
 
 def positional(module: nn.Module, count: int) -> list[str]:
-    """Names of the first parameters of a module's forward. *Local.*
+    """Names of the first parameters of a module's forward.
 
     Args:
         module: the module.

@@ -46,7 +46,7 @@ class Graph:
         return varies(self.signature.tensors)
 
     def limitation(self, name: str) -> str | None:
-        """What to tell the user about the sizes that the graph holds for. *Local.*
+        """What to tell the user about the sizes that the graph holds for.
 
         Args:
             name: what to call the model.
@@ -64,7 +64,7 @@ class Graph:
     def flatten_inputs(
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> tuple[Value, ...]:
-        """Check a call of the model and take its tensors. *Local.*
+        """Check a call of the model and take its tensors.
 
         Args:
             args: positional arguments, nested as in the example.
@@ -79,7 +79,7 @@ class Graph:
         return self.signature.flatten(args, kwargs or {})
 
     def unflatten_outputs(self, values: Sequence[Any]) -> Any:
-        """Make the model's own output from values. *Local.*
+        """Make the model's own output from values.
 
         Args:
             values: in the order of `outputs`.
@@ -91,7 +91,7 @@ class Graph:
 
 
 def get_attribute(module: nn.Module, target: str, *default: Any) -> Any:
-    """What a dotted name stands for. *Local.*
+    """What a dotted name stands for.
 
     Args:
         module: where the name starts.
@@ -110,7 +110,7 @@ def get_attribute(module: nn.Module, target: str, *default: Any) -> Any:
 def digest_of(
     module: fx.GraphModule, weights: Mapping[str, WeightSpec], device: torch.device
 ) -> str:
-    """A number for a graph that is the same in every process. *Local.*
+    """A number for a graph that is the same in every process.
 
     Args:
         module: the graph.
@@ -143,7 +143,7 @@ def _target(node: fx.Node) -> str:
 
 
 def described_state(state: Any) -> list[str]:
-    """A tensor's, module's or other attribute's shapes and settings, in words. *Local.*"""
+    """A tensor's, module's or other attribute's shapes and settings, in words."""
     if isinstance(state, torch.Tensor):
         return [f"tensor {tuple(state.shape)} {state.dtype}"]
     if isinstance(state, fx.GraphModule):

@@ -14,7 +14,7 @@ from pipepar.model.weights.weight_source import WeightSpec
 
 
 def weight_specs(module: nn.Module, names: Sequence[str]) -> dict[str, WeightSpec]:
-    """What a graph expects of its weights. *Local.*
+    """What a graph expects of its weights.
 
     Args:
         module: the model.
@@ -39,7 +39,7 @@ def weight_specs(module: nn.Module, names: Sequence[str]) -> dict[str, WeightSpe
 def graph_state(
     module: nn.Module, exported: fx.GraphModule, targets: Sequence[str], wrapper: str
 ) -> dict[str, Any]:
-    """What each state node of a graph stands for. *Local.*
+    """What each state node of a graph stands for.
 
     Args:
         module: the model, with its own tensors.

@@ -24,7 +24,7 @@ _ASSERTS = {
 
 
 def inline_regions(module: fx.GraphModule) -> None:
-    """Replace regions that change nothing in inference by their own nodes. *Local.*
+    """Replace regions that change nothing in inference by their own nodes.
 
     Rotary embeddings run under autocast(enabled=False), and models switch gradients on or off;
     export makes one opaque node of each. Autocast that is enabled changes results and stays.
@@ -73,7 +73,7 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
 
 
 def drop_asserts(graph: fx.Graph) -> None:
-    """Remove export's own checks, and what only they used. *Local.*
+    """Remove export's own checks, and what only they used.
 
     Args:
         graph: changed in place.
@@ -85,7 +85,7 @@ def drop_asserts(graph: fx.Graph) -> None:
 
 
 def protect_inputs(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """Let in-place operations write into a copy of an input, never into the caller's. *Local.*
+    """Let in-place operations write into a copy of an input, never into the caller's.
 
     Args:
         graph: changed in place.

@@ -49,7 +49,7 @@ class Layers(nn.Sequential):
 
 
 def is_sequence(call: FlatCall) -> bool:
-    """Whether a call needs no tracing: plain layers, called with nothing but tensors. *Local.*
+    """Whether a call needs no tracing: plain layers, called with nothing but tensors.
 
     Args:
         call: the model behind a plain call.
@@ -64,7 +64,7 @@ def is_sequence(call: FlatCall) -> bool:
 
 
 def capture_sequential(call: FlatCall, device: torch.device) -> Graph:
-    """Make a graph with one node for each child, without tracing. *Local.*
+    """Make a graph with one node for each child, without tracing.
 
     Args:
         call: a sequence of modules, as `is_sequence` tells; nested plain sequences are opened.

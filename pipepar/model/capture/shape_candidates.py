@@ -25,7 +25,7 @@ class ShapeCandidate:
 def shape_candidates(
     tensors: Sequence[torch.Tensor], module: nn.Module
 ) -> Iterator[ShapeCandidate]:
-    """Choices of sizes, the most general first. *Local.*
+    """Choices of sizes, the most general first.
 
     A size of 1 would be taken for a fixed one, and sizes that happen to be equal (batch and
     length, length and width) for sizes that must be. So free dimensions get sizes that occur
@@ -65,7 +65,7 @@ def _candidate(
 
 
 def resized(tensor: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
-    """A tensor on meta of other sizes whose dimensions lie in the same order in memory. *Local.*
+    """A tensor on meta of other sizes whose dimensions lie in the same order in memory.
 
     Args:
         tensor: the tensor to imitate.
@@ -96,7 +96,7 @@ class Fresh:
         self._next = 11
 
     def size(self, key: object) -> int:
-        """The size for a key; the same one each time. *Local.*"""
+        """The size for a key; the same one each time."""
         if key not in self._given:
             while self._next in self._taken or any(self._next % d == 0 for d in (2, 3, 5, 7)):
                 self._next += 1

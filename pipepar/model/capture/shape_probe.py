@@ -19,7 +19,7 @@ from pipepar.model.fake_tensors import fake_tensor, faked, quiet
 
 
 def restriction(call: FlatCall, graph: Graph, failure: Exception | None) -> Restriction | None:
-    """Find the sizes that the graph requires and the model does not. *Local.*
+    """Find the sizes that the graph requires and the model does not.
 
     The channels of a picture are the model's own: with another number of them it fails. A size is
     tracing's where the model itself runs, on tensors without memory, with another one.

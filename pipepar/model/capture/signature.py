@@ -66,7 +66,7 @@ class Signature:
         object.__setattr__(self, "tensors", tensors)
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Value, ...]:
-        """The tensors of a call, in the order of the graph's inputs, checked. *Local.*
+        """The tensors of a call, in the order of the graph's inputs, checked.
 
         Args:
             args: positional arguments, nested as in the example.
@@ -123,7 +123,7 @@ class Signature:
         return tuple(flat)
 
     def holds_for(self, shapes: Sequence[torch.Size]) -> bool:
-        """Whether tensors of these shapes, one for each of `tensors`, are within it. *Local.*"""
+        """Whether tensors of these shapes, one for each of `tensors`, are within it."""
         try:
             self._check_sizes(tuple(shapes))
         except InputError:
@@ -165,7 +165,7 @@ class Signature:
 def flatten_call(
     args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[list[Any], pytree.TreeSpec]:
-    """Flatten a call the one way that is used everywhere. *Local.*
+    """Flatten a call the one way that is used everywhere.
 
     Args:
         args: positional arguments.
@@ -187,7 +187,7 @@ class OutputTemplate:
     """For each leaf the position of its value among the graph's outputs, or a constant."""
 
     def unflatten(self, values: Sequence[Any]) -> Any:
-        """Rebuild the output. *Local.*
+        """Rebuild the output.
 
         Args:
             values: the graph's outputs, in order.

@@ -25,7 +25,7 @@ class Restriction:
 
 
 def varies(leaves: Sequence[TensorInput]) -> Varies:
-    """The sizes that may differ from call to call. *Local.*
+    """The sizes that may differ from call to call.
 
     Args:
         leaves: what the graph requires of each of its tensors.
@@ -43,7 +43,7 @@ def varies(leaves: Sequence[TensorInput]) -> Varies:
 
 
 def sentence(name: str, signature: Signature, restriction: Restriction | None) -> str | None:
-    """What to tell the user about a graph that holds for fewer sizes than the model. *Local.*
+    """What to tell the user about a graph that holds for fewer sizes than the model.
 
     Args:
         name: what to call the model.

@@ -37,7 +37,7 @@ _EXAMPLE: Final = "data/sample_inputs/model.pt"
 
 
 def open_exported(path: Path) -> nn.Module:
-    """Read a program without its weights. *Local.*
+    """Read a program without its weights.
 
     Args:
         path: the .pt2 file.

@@ -32,7 +32,7 @@ _WRAPPER: Final = "model."
 
 
 def build(folder: Path, head: Head, dtype: torch.dtype | None = None) -> nn.Module:
-    """A folder's model for a task. *Local.*
+    """A folder's model for a task.
 
     Args:
         folder: holds config.json; weights are looked at only where it names no dtype.
@@ -56,7 +56,7 @@ def build(folder: Path, head: Head, dtype: torch.dtype | None = None) -> nn.Modu
 
 
 def require_config(folder: Path) -> None:
-    """Refuse what is no model's folder. *Local.*
+    """Refuse what is no model's folder.
 
     Raises:
         InputError: it has no config.json.
@@ -70,7 +70,7 @@ def require_config(folder: Path) -> None:
 
 
 def stored_weights(folder: Path, module: nn.Module, head: Head) -> StoredWeights:
-    """Where a folder's weights lie; nothing is looked for before they are asked for. *Local.*
+    """Where a folder's weights lie; nothing is looked for before they are asked for.
 
     Args:
         folder: the model's folder.
@@ -91,7 +91,7 @@ def stored_weights(folder: Path, module: nn.Module, head: Head) -> StoredWeights
 
 
 def weights_file(folder: Path) -> Path:
-    """The file, or the index of the shards, that holds a folder's weights. *Local.*
+    """The file, or the index of the shards, that holds a folder's weights.
 
     Returns:
         The best there is; where there is none, the one that should be there.
@@ -101,7 +101,7 @@ def weights_file(folder: Path) -> Path:
 
 
 def dtype_of(folder: Path, config: PreTrainedConfig) -> torch.dtype | None:
-    """The dtype to compute in: the configuration's, or that of the first weight by name. *Local.*
+    """The dtype to compute in: the configuration's, or that of the first weight by name.
 
     Where there are no weights either, as in a folder to plan for, it is None: torch's default.
 

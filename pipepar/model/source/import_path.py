@@ -27,7 +27,7 @@ class UserFunction(Enum):
 
 
 def source_file(name: str) -> Path | None:
-    """The file of the module in package.module:attribute; None if it has none. *Local.*"""
+    """The file of the module in package.module:attribute; None if it has none."""
     _search_here()
     try:
         spec = find_spec(name.partition(":")[0])
@@ -37,7 +37,7 @@ def source_file(name: str) -> Path | None:
 
 
 def sources_of(name: str) -> list[Path]:
-    """The files that what a name stands for is made of, as far as they are the user's. *Local.*
+    """The files that what a name stands for is made of, as far as they are the user's.
 
     Args:
         name: package.module:attribute, which can be imported.
@@ -90,7 +90,7 @@ def _imported(file: Path, name: str) -> Iterator[str]:
 
 
 def import_path(name: str, function: UserFunction) -> Any:
-    """The function that a name stands for, imported. *Local.*
+    """The function that a name stands for, imported.
 
     Args:
         name: package.module:attribute; modules in the working directory can be imported.

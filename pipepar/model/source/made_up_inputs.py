@@ -25,7 +25,7 @@ _SHAPE: Final = re.compile(
 
 
 def shaped_example(shapes: Iterable[str]) -> Example:
-    """Arguments of the shapes that the user names. *Local.*
+    """Arguments of the shapes that the user names.
 
     Args:
         shapes: for each argument [NAME=]SIZExSIZE...[:DTYPE], such as 2x512:int64 or
@@ -61,7 +61,7 @@ def _shaped(shape: str) -> tuple[str | None, torch.Tensor]:
 
 
 def text_example(config: Any, names: Sequence[str] = TOKEN_INPUTS) -> Example:
-    """Tokens for a model of transformers. *Local.*
+    """Tokens for a model of transformers.
 
     Args:
         config: its configuration.
@@ -84,7 +84,7 @@ def text_example(config: Any, names: Sequence[str] = TOKEN_INPUTS) -> Example:
 
 
 def picture_example(config: Any, dtype: torch.dtype) -> Example:
-    """Pictures for a model of transformers. *Local.*
+    """Pictures for a model of transformers.
 
     Args:
         config: its configuration.

@@ -21,7 +21,7 @@ _REGISTER: Final = nn.Module.register_parameter
 
 @contextmanager
 def params_on_meta() -> Iterator[None]:
-    """Modules built inside have their parameters on meta; buffers keep their values. *Local.*
+    """Modules built inside have their parameters on meta; buffers keep their values.
 
     Buffers stay real because a checkpoint may not hold them: position ids, rotary frequencies.
     Moving a module to a device does nothing, since where it computes is for the pipeline to say.
@@ -54,12 +54,12 @@ def params_on_meta() -> Iterator[None]:
 
 
 def is_patched() -> bool:
-    """Whether the caller is inside `params_on_meta`. *Local.*"""
+    """Whether the caller is inside `params_on_meta`."""
     return nn.Module.register_parameter is not _REGISTER
 
 
 def build_on_meta(make: Callable[[], nn.Module], name: str, alone: bool) -> nn.Module:
-    """Call a factory for the structure of its model only. *Local.*
+    """Call a factory for the structure of its model only.
 
     Args:
         make: the factory.

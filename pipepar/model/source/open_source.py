@@ -41,7 +41,7 @@ def open_source(
     values: bool = True,
     dtype: torch.dtype | None = None,
 ) -> Source:
-    """A model by the name that the command line takes. *Local.*
+    """A model by the name that the command line takes.
 
     Args:
         model: a Hugging Face folder, an exported program (.pt2), or package.module:factory.
@@ -75,12 +75,12 @@ def open_source(
 
 
 def is_factory(model: str) -> bool:
-    """Whether a model is named as package.module:factory. *Local.*"""
+    """Whether a model is named as package.module:factory."""
     return ":" in model and not Path(model).exists()
 
 
 def from_module(module: nn.Module) -> Source:
-    """A model that exists in the user's script. *Local.*
+    """A model that exists in the user's script.
 
     Args:
         module: the model with its values; never modified, its weights are not copied. On a rank
@@ -102,7 +102,7 @@ def from_module(module: nn.Module) -> Source:
 def from_factory(
     name: str, weights: Path | None, values: bool = True, dtype: torch.dtype | None = None
 ) -> Source:
-    """A model that a function of the user's makes. *Local.*
+    """A model that a function of the user's makes.
 
     Args:
         name: package.module:factory; modules in the working directory can be imported. The
@@ -132,7 +132,7 @@ def from_factory(
 
 
 def from_huggingface(folder: Path | str, head: Head, dtype: torch.dtype | None = None) -> Source:
-    """A model in a folder as `save_pretrained` writes it. *Local.*
+    """A model in a folder as `save_pretrained` writes it.
 
     Args:
         folder: holds config.json, and the weights in one file or in shards with an index.
@@ -152,7 +152,7 @@ def from_huggingface(folder: Path | str, head: Head, dtype: torch.dtype | None =
 
 
 def from_exported(path: Path) -> Source:
-    """A program that `torch.export.save` wrote. *Local.*
+    """A program that `torch.export.save` wrote.
 
     Args:
         path: the .pt2 file.

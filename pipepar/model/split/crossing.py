@@ -58,7 +58,7 @@ class CutTable:
 
 
 def cut_table(graph: Graph) -> CutTable:
-    """Costs, and every place where one can cut. *Local.*
+    """Costs, and every place where one can cut.
 
     A cut is legal where at least one tensor crosses, where none of the values that cross is a tuple
     of several, and where no memory is alive that a later node writes into in place.

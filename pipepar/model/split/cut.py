@@ -54,7 +54,7 @@ class Bounds(Protocol):
 
 
 def parts(graph: Graph, cuts: Sequence[int]) -> tuple[Part, ...]:
-    """What each stage takes, makes and owns, if one cuts at these positions. *Local.*
+    """What each stage takes, makes and owns, if one cuts at these positions.
 
     Args:
         graph: the captured model.
@@ -107,7 +107,7 @@ def _part(graph: Graph, begin: int, end: int, needed: list[fx.Node], made: list[
 
 
 def extract(graph: Graph, part: Bounds) -> fx.GraphModule:
-    """One stage by itself. *Local.*
+    """One stage by itself.
 
     Args:
         graph: the captured model.

@@ -36,7 +36,7 @@ UNKNOWN = NodeCost(flops=0, touched=1, size=0, memory=frozenset())
 
 
 def measure(graph: Graph) -> dict[fx.Node, NodeCost]:
-    """Count every node's work under fake tensors. *Local.*
+    """Count every node's work under fake tensors.
 
     Args:
         graph: the captured model; no weight is read.

@@ -51,12 +51,12 @@ class Operation:
 
 
 def example_rows(graph: Graph) -> int:
-    """Samples in the example: the rows of its first tensor that has any. *Local.*"""
+    """Samples in the example: the rows of its first tensor that has any."""
     return next((tensor.shape[0] for tensor in graph.example if tensor.dim()), 1)
 
 
 def operations_of(graph: Graph, rows: int) -> dict[fx.Node, Operation]:
-    """What each compute node does for a micro-batch of so many samples. *Local.*
+    """What each compute node does for a micro-batch of so many samples.
 
     Args:
         graph: the captured model; no weight is read.
@@ -73,7 +73,7 @@ def operations_of(graph: Graph, rows: int) -> dict[fx.Node, Operation]:
 
 
 def takes_rows(graph: Graph, rows: int) -> bool:
-    """Whether micro-batches of so many samples can be computed, and put together again. *Local.*
+    """Whether micro-batches of so many samples can be computed, and put together again.
 
     Args:
         graph: the captured model.
@@ -164,7 +164,7 @@ class _DescribingRun(fx.Interpreter):
 
 
 def distinct(operations: Mapping[fx.Node, Operation]) -> list[Operation]:
-    """Each different operation once, in the order of the graph. *Local.*"""
+    """Each different operation once, in the order of the graph."""
     first: dict[str, Operation] = {}
     for operation in operations.values():
         first.setdefault(operation.signature, operation)

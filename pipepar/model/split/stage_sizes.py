@@ -11,7 +11,7 @@ _SCALARS = (torch.SymInt, torch.SymFloat, torch.SymBool, bool, int, float)
 
 
 def is_scalar(node: fx.Node) -> bool:
-    """Whether a node's value is a number, such as a size. *Local.*
+    """Whether a node's value is a number, such as a size.
 
     Args:
         node: a node of a captured graph.
@@ -45,7 +45,7 @@ class StageSizes:
                     self._dims.setdefault(_expression(size), (node, dim))
 
     def missing(self, node: fx.Node) -> list[fx.Node]:
-        """What else the stage would have to be given. *Local.*
+        """What else the stage would have to be given.
 
         Args:
             node: a number that the stage needs.
@@ -71,7 +71,7 @@ class StageSizes:
     def recompute(
         self, node: fx.Node, graph: fx.Graph, place: Callable[[fx.Node], fx.Node]
     ) -> fx.Node | None:
-        """Read a size from a received tensor. *Local.*
+        """Read a size from a received tensor.
 
         Args:
             node: what the stage needs.

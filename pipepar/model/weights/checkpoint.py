@@ -64,7 +64,7 @@ class Checkpoint:
         return self._file_of.keys()
 
     def locate(self, name: str) -> Stored:
-        """Find one tensor. *Local.*
+        """Find one tensor.
 
         Args:
             name: one of `names`.
@@ -107,7 +107,7 @@ class TensorFiles:
         self._stack.close()
 
     def read(self, stored: Stored) -> torch.Tensor:
-        """Read one tensor into memory of its own. *Local.*
+        """Read one tensor into memory of its own.
 
         Not through a memory map: a tensor in a map is unaligned, which changes what CPU kernels
         compute, and its pages count as this process's memory beside the copy that mends that.
@@ -138,7 +138,7 @@ class TensorFiles:
         return memory.view(spec.dtype).as_strided(spec.shape, spec.stride)
 
     def sample(self, stored: Stored) -> bytes:
-        """Read some bytes from a tensor's middle: by them one tensor is told from another. *Local.*
+        """Read some bytes from a tensor's middle: by them one tensor is told from another.
 
         Args:
             stored: its place.

@@ -44,7 +44,7 @@ _DTYPES: Final = {
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint's table of contents, and none of its values. *Local.*
+    """Read a checkpoint's table of contents, and none of its values.
 
     Args:
         path: a .safetensors file, a .bin, .pt or .pth file that `torch.save` wrote, or the

@@ -26,7 +26,7 @@ Payload: TypeAlias = Mapping[str, Any]
 
 
 def exported_tensors(path: Path) -> dict[str, Stored]:
-    """Where each weight of a program lies. *Local.*
+    """Where each weight of a program lies.
 
     Args:
         path: the .pt2 file.
@@ -45,7 +45,7 @@ def exported_tensors(path: Path) -> dict[str, Stored]:
 
 
 def payloads(archive: zipfile.ZipFile, kind: str) -> dict[str, Payload]:
-    """What an archive says of its tensors, by name. *Local.*
+    """What an archive says of its tensors, by name.
 
     Args:
         archive: the archive.
@@ -67,7 +67,7 @@ def payloads(archive: zipfile.ZipFile, kind: str) -> dict[str, Payload]:
 
 
 def stored_tensor(archive: zipfile.ZipFile, kind: str, name: str, payload: Payload) -> Stored:
-    """Where one tensor of an archive lies. *Local.*
+    """Where one tensor of an archive lies.
 
     Args:
         archive: open, by its path.
@@ -102,7 +102,7 @@ def _data_offset(path: Path, entry: zipfile.ZipInfo) -> int:
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """The bytes of a member, named without the folder that torch puts everything into. *Local.*"""
+    """The bytes of a member, named without the folder that torch puts everything into."""
     return archive.read(_full(archive, name))
 
 

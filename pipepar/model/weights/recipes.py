@@ -35,7 +35,7 @@ class Naming(Protocol):
     """How a checkpoint's names belong to a model's."""
 
     def recipes(self, stored: Collection[str]) -> Recipes:
-        """Match a checkpoint with the model. *Local.*
+        """Match a checkpoint with the model.
 
         Args:
             stored: every name in the checkpoint.
@@ -56,7 +56,7 @@ class SameNames:
         self._known = frozenset(known)
 
     def recipes(self, stored: Collection[str]) -> Recipes:
-        """Every name is its own; see `Naming.recipes`. *Local.*"""
+        """Every name is its own; see `Naming.recipes`."""
         return Recipes(
             {name: same(name, name) for name in stored if name in self._known},
             tuple(name for name in stored if name not in self._known),
@@ -64,7 +64,7 @@ class SameNames:
 
 
 def same(stored: str, name: str) -> Recipe:
-    """The recipe of a tensor that is taken as it is. *Local.*
+    """The recipe of a tensor that is taken as it is.
 
     Args:
         stored: the checkpoint's name for it.

@@ -49,7 +49,7 @@ class TransformersNames:
         self._own = model.state_dict()
 
     def recipes(self, stored: Collection[str]) -> Recipes:
-        """Turn the tables round; see `Naming.recipes`. *Local.*"""
+        """Turn the tables round; see `Naming.recipes`."""
         by_name: dict[str, Recipe] = {}
         surplus: list[str] = []
         fused: dict[str, list[Piece]] = {}

@@ -51,7 +51,7 @@ class Weights(Protocol):
     """A place where weights lie."""
 
     def check(self, specs: Sequence[WeightSpec]) -> None:
-        """Verify names, shapes and dtypes without reading any values. *Local.*
+        """Verify names, shapes and dtypes without reading any values.
 
         Args:
             specs: the tensors that will be read.
@@ -61,7 +61,7 @@ class Weights(Protocol):
         """
 
     def read(self, specs: Sequence[WeightSpec]) -> Reading:
-        """Read the named tensors and nothing else. *Local.*
+        """Read the named tensors and nothing else.
 
         Args:
             specs: the tensors to read; `check` has accepted them.
@@ -87,21 +87,21 @@ class ModuleWeights:
         self._holder = type(module).__name__
 
     def held(self, device: torch.device) -> int:
-        """Bytes that lie on a device: a stage of them takes no further memory there. *Local.*"""
+        """Bytes that lie on a device: a stage of them takes no further memory there."""
         own = {id(tensor): tensor for tensor in self._tensors.values() if tensor.device == device}
         return sum(tensor.nbytes for tensor in own.values())
 
     def check(self, specs: Sequence[WeightSpec]) -> None:
-        """Verify names, shapes and dtypes; see `Weights.check`. *Local.*"""
+        """Verify names, shapes and dtypes; see `Weights.check`."""
         for spec in specs:
             self._find(spec)
 
     def read(self, specs: Sequence[WeightSpec]) -> Reading:
-        """The module's own tensors, detached; see `Weights.read`. *Local.*"""
+        """The module's own tensors, detached; see `Weights.read`."""
         return ((spec.name, self._find(spec).detach()) for spec in specs)
 
     def fingerprint(self) -> str:
-        """What tells these values from others; see `tensors.fingerprint_of`. *Local.*"""
+        """What tells these values from others; see `tensors.fingerprint_of`."""
         return fingerprint_of(self._tensors)
 
     def _find(self, spec: WeightSpec) -> torch.Tensor:
@@ -137,7 +137,7 @@ class StoredWeights:
         self._cast = cast
 
     def check(self, specs: Sequence[WeightSpec]) -> None:
-        """Verify names, shapes and dtypes from the headers; see `Weights.check`. *Local.*"""
+        """Verify names, shapes and dtypes from the headers; see `Weights.check`."""
         if self._recipes.surplus:
             raise _surplus(self._recipes.surplus, self._path)
         for recipe, asked in self._ordered(specs):
@@ -151,7 +151,7 @@ class StoredWeights:
                 ) from error
 
     def read(self, specs: Sequence[WeightSpec]) -> Reading:
-        """Read in the order of the files, each opened once; see `Weights.read`. *Local.*"""
+        """Read in the order of the files, each opened once; see `Weights.read`."""
         with TensorFiles() as files:
             for recipe, asked in self._ordered(specs):
                 values = self._values(files, recipe)
@@ -160,7 +160,7 @@ class StoredWeights:
                 yield from self._made(recipe, asked, values)
 
     def fingerprint(self) -> str:
-        """What tells this checkpoint from others. *Local.*
+        """What tells this checkpoint from others.
 
         Returns:
             SHA-256 of every tensor's name, shape, dtype and file, of some bytes of its middle, and

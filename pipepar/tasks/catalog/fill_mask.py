@@ -18,7 +18,7 @@ _BEST: Final = 5
 
 
 def fillings(vocabulary: Vocabulary) -> Answer:
-    """Answer with the best words for each mask. *Local.*
+    """Answer with the best words for each mask.
 
     Args:
         vocabulary: the model's tokenizer, which has a mask token.

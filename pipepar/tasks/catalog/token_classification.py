@@ -19,7 +19,7 @@ _NO_ENTITY: Final = "O"
 
 
 def entities(vocabulary: Vocabulary, names: Sequence[str]) -> Answer:
-    """Answer with the entities in each text. *Local.*
+    """Answer with the entities in each text.
 
     Args:
         vocabulary: the model's tokenizer.

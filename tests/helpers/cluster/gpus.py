@@ -38,7 +38,7 @@ class Gpus:
 
     @staticmethod
     def seen() -> Gpus:
-        """Look; starts CUDA on none of them. *Local.*"""
+        """Look; starts CUDA on none of them."""
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         try:
             return Gpus(count, Nccl.load().version)
@@ -59,7 +59,7 @@ class Placement:
 
 
 def place(ranks: int, gpus: Gpus) -> Placement:
-    """Choose. *Local.*
+    """Choose.
 
     Args:
         ranks: how many, all of which compute on a GPU.

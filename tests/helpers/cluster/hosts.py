@@ -44,7 +44,7 @@ class Hosts:
     """What mpirun starts its daemons with, instead of ssh."""
 
     def mpirun(self, command: Sequence[str], ranks: Sequence[int] = ()) -> list[str]:
-        """The command that starts ranks of a command on each host, over TCP. *Local.*
+        """The command that starts ranks of a command on each host, over TCP.
 
         Args:
             command: of one rank.
@@ -60,7 +60,7 @@ class Hosts:
         return self.on(0, [*mpirun(sum(counts), *options), *command])
 
     def on(self, host: int, command: Sequence[str]) -> list[str]:
-        """The command that runs a command on one host, its Python first on PATH. *Local.*"""
+        """The command that runs a command on one host, its Python first on PATH."""
         name = self.names[host]
         path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
         script = f'{_moved_in(self.agent.parent, name)}; exec "$@"'
@@ -70,13 +70,13 @@ class Hosts:
         return ["ip", "netns", "exec", name, "unshare", "--uts", *shell]
 
     def dropped(self) -> int:
-        """How many packets the links have lost so far. *Local.*"""
+        """How many packets the links have lost so far."""
         shown = [_call("tc", "-n", name, "-s", "-j", "qdisc", "show") for name in self.names]
         return sum(qdisc.get("drops", 0) for text in shown for qdisc in json.loads(text))
 
 
 def obstacle() -> str | None:
-    """Why hosts cannot be had here, else None. *Local.*"""
+    """Why hosts cannot be had here, else None."""
     if os.geteuid() != 0:
         return "network namespaces need root: run this as root"
     missing = [tool for tool in ("ip", "tc", "unshare") if shutil.which(tool) is None]
@@ -86,18 +86,18 @@ def obstacle() -> str | None:
 
 
 def two_hosts(mbit: int) -> contextlib.AbstractContextManager[Hosts]:
-    """Two `hosts` joined by a link of that speed, Mbit/s, each way. *Local.*"""
+    """Two `hosts` joined by a link of that speed, Mbit/s, each way."""
     return hosts([f"tbf rate {mbit}mbit burst 512kb latency 50ms"] * 2)
 
 
 def set_link(host: str, state: str) -> None:
-    """Have a host's end of the link "up" or "down". *Local.*"""
+    """Have a host's end of the link "up" or "down"."""
     _call("ip", "-n", host, "link", "set", INTERFACE, state)
 
 
 @contextlib.contextmanager
 def hosts(shapes: Sequence[str]) -> Iterator[Hosts]:
-    """Hosts joined by a switch; gone again afterwards, with all that still runs there. *Local.*
+    """Hosts joined by a switch; gone again afterwards, with all that still runs there.
 
     A signal must end the process by an exception for that, see `launch.signals_unwind`. What a
     killed run left behind is removed by the next.

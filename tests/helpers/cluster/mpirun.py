@@ -26,7 +26,7 @@ class Finished:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment to start ranks in: one thread each unless told otherwise. *Local.*"""
+    """The environment to start ranks in: one thread each unless told otherwise."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER_PREFIXES)}
     if os.geteuid() == 0:
         env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
@@ -34,7 +34,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def mpirun(ranks: int, *options: str) -> list[str]:
-    """The command that starts that many ranks on this machine. *Local.*
+    """The command that starts that many ranks on this machine.
 
     The mpirun beside this Python is taken first, so that a virtual environment's own MPI serves.
 
@@ -49,7 +49,7 @@ def mpirun(ranks: int, *options: str) -> list[str]:
 
 
 def start(command: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start a job in a session of its own, its output in one pipe. *Local.*"""
+    """Start a job in a session of its own, its output in one pipe."""
     return subprocess.Popen(
         command,
         env=environment(env),
@@ -63,7 +63,7 @@ def start(command: Sequence[str], env: Mapping[str, str] | None = None) -> subpr
 
 
 def finish(job: subprocess.Popen[str], seconds: float) -> Finished:
-    """Wait for a job's end, and end it when its time is up. *Local.*"""
+    """Wait for a job's end, and end it when its time is up."""
     try:
         output, _ = job.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -80,7 +80,7 @@ def finish(job: subprocess.Popen[str], seconds: float) -> Finished:
 def run_ranks(
     ranks: int, command: Sequence[str], seconds: float, env: Mapping[str, str] | None = None
 ) -> Finished:
-    """Run a Python command line under mpirun to its end. *Local.*
+    """Run a Python command line under mpirun to its end.
 
     Args:
         ranks: how many.

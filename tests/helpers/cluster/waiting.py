@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 def until(condition: Callable[[], object], seconds: float, look: float = 0.01) -> bool:
-    """Wait for a condition, looking so often; whether it came true in time. *Local.*"""
+    """Wait for a condition, looking so often; whether it came true in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
