@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md lists every file of pipepar, and no other."""
+"""docs/files.md lists every file of pipepar, and no other."""
 
 from __future__ import annotations
 
@@ -44,13 +44,14 @@ def differences(listed: Iterable[str], files: set[str]) -> list[str]:
 
 
 def test_every_file_is_in_the_table_and_no_other() -> None:
-    listed = [name for name, _ in rows_of((ROOT / "ARCHITECTURE.md").read_text())]
+    listed = [name for name, _ in rows_of((ROOT / "docs" / "files.md").read_text())]
     assert differences(listed, files_of_pipepar()) == []
 
 
 def test_every_file_has_an_idea_of_its_own() -> None:
     rows = [
-        (Path(name).parent, idea) for name, idea in rows_of((ROOT / "ARCHITECTURE.md").read_text())
+        (Path(name).parent, idea)
+        for name, idea in rows_of((ROOT / "docs" / "files.md").read_text())
     ]
     assert [each for each, count in Counter(rows).items() if count > 1 or not each[1]] == []
 

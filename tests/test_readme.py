@@ -15,7 +15,11 @@ NAMED = sorted(set(re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", (HERE / "README.md"
 
 DOCUMENTS = [
     *ROOT.glob("*.md"),
-    *(ROOT / folder / "README.md" for folder in ("benchmarks", "launch", "tests", "tests/gpu")),
+    *ROOT.glob("docs/*.md"),
+    *(
+        ROOT / folder / "README.md"
+        for folder in ("benchmarks", "examples", "launch", "tests", "tests/gpu")
+    ),
 ]
 PATHS = [
     (document.relative_to(ROOT).as_posix(), path)
