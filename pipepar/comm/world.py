@@ -84,7 +84,7 @@ class World(Group):
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             raise PipeparError(
                 f"MPI runs at thread level {MPI.Query_thread()}, pipepar needs MPI_THREAD_MULTIPLE "
-                f"({MPI.THREAD_MULTIPLE}): leave mpi4py.rc.thread_level alone, or use an MPI "
+                f"({MPI.THREAD_MULTIPLE}): do not set mpi4py.rc.thread_level, or use an MPI "
                 "library built with thread support"
             )
         if MPI.COMM_WORLD.size == 1:

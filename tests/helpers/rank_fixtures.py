@@ -46,6 +46,11 @@ def on_ranks(*sizes: int) -> pytest.MarkDecorator:
     return pytest.mark.usual if MPI.COMM_WORLD.size in sizes else pytest.mark.full
 
 
+def all_equal(world: World, value: object) -> bool:
+    """Return whether a value has the same repr on all ranks. *Collective.*"""
+    return len(set(world.all_gather(repr(value)))) == 1
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A temporary folder that all ranks share."""

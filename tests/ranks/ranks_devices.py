@@ -14,7 +14,7 @@ from pipepar.errors import InputError, PeerError, PipeparError
 from pipepar.host.devices import SHARING, Devices, Visible, Wanted, choose_devices
 from pipepar.host.machine import processor
 from pipepar.host.threads import claim_threads, cores_behind
-from tests.helpers.rank_fixtures import set_affinity
+from tests.helpers.rank_fixtures import all_equal, set_affinity
 
 pytestmark = pytest.mark.mpi
 
@@ -97,7 +97,7 @@ def test_ranks_without_a_free_gpu_use_the_cpu(world: World) -> None:
     }[world.size]
     assert found.note.startswith(note.format(world.host))
     assert (SHARING in found.note) == (world.size > 1)
-    assert len(set(world.all_gather(found.note))) == 1
+    assert all_equal(world, found.note)
 
 
 def test_a_rank_without_a_free_gpu_is_an_error_with_cuda(
@@ -227,4 +227,4 @@ def test_a_rank_never_gets_more_cores_than_it_had(world: World) -> None:
     if far:
         ranks = {2: "rank 1 on {} is", 3: "ranks 1-2 on {} are", 4: "ranks 1-3 on {} are"}
         assert found.note.startswith(ranks[world.size].format(world.host))
-    assert len(set(world.all_gather(found.note))) == 1
+    assert all_equal(world, found.note)

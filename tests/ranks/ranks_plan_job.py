@@ -25,15 +25,11 @@ from pipepar.planner.plan_offline import make_plan
 from pipepar.planner.plan_request import DEPTH, MICRO_BATCH, PlanRequest
 from pipepar.planner.static_shapes import fixed_batch
 from tests.helpers.models import six_layers as model
-from tests.helpers.rank_fixtures import on_ranks
+from tests.helpers.rank_fixtures import all_equal, on_ranks
 from tests.helpers.run_contexts import run_on_hosts
 from tests.helpers.zoo import ByRow
 
 pytestmark = [pytest.mark.mpi, on_ranks(1, 2, 4)]
-
-
-def all_equal(world: World, value: object) -> bool:
-    return len(set(world.all_gather(repr(value)))) == 1
 
 
 def micro_batches(size: int, total: int) -> Iterator[slice]:

@@ -18,7 +18,7 @@ from pipepar.planner.plan_job import measured_choice
 from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.profile import Profile, take_profile
 from pipepar.planner.profile_cache import ProfileCache
-from tests.helpers.rank_fixtures import on_ranks
+from tests.helpers.rank_fixtures import all_equal, on_ranks
 from tests.helpers.run_contexts import run_on_hosts
 
 pytestmark = [pytest.mark.mpi, on_ranks(1, 3)]
@@ -33,10 +33,6 @@ def profiled(
     run = run_on_hosts(world, notes.append)
     found = take_profile(run, graph, cut_table(graph), sizes, fresh=fresh)
     return found, notes
-
-
-def all_equal(world: World, value: object) -> bool:
-    return len(set(world.all_gather(repr(value)))) == 1
 
 
 def test_a_profile_has_all_devices_and_links(world: World, graph: Graph) -> None:

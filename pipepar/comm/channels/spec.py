@@ -140,8 +140,8 @@ def unpack_spec(data: bytes | bytearray | memoryview) -> Spec:
     if count > len(data):  # every entry takes at least one byte
         raise WireError(f"a spec of {len(data)} bytes announces {count} values")
     spec = tuple(_unpack_entry(reader) for _ in range(count))
-    if reader.left:
-        raise WireError(f"{reader.left} bytes are left over after a spec")
+    if reader.remaining:
+        raise WireError(f"{reader.remaining} bytes are left over after a spec")
     return spec
 
 
@@ -153,12 +153,12 @@ class _Reader:
         self._offset = 0
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         return len(self._data) - self._offset
 
     def take(self, size: int) -> bytes:
-        if size > self.left:
-            raise WireError(f"a spec ends {size - self.left} bytes too early")
+        if size > self.remaining:
+            raise WireError(f"a spec ends {size - self.remaining} bytes too early")
         self._offset += size
         return self._data[self._offset - size : self._offset]
 
