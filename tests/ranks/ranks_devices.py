@@ -35,7 +35,7 @@ def gpus(uuids: str, *near: int) -> list[Visible]:
     ]
 
 
-def move(world: World, host: str) -> None:
+def set_host(world: World, host: str) -> None:
     """Pretend that this rank is on another host."""
     world.host = host
     world.hosts = world.all_gather(host)
@@ -123,9 +123,9 @@ def test_ranks_share_gpus_if_allowed(world: World, monkeypatch: pytest.MonkeyPat
     assert (found.by_rank, found.note) == (("cuda",) * world.size, "")
 
 
-def test_hosts_that_differ(world: World) -> None:
+def test_hosts_with_and_without_gpus(world: World) -> None:
     """Even ranks are on host a with one GPU, odd ranks on host b without."""
-    move(world, "ab"[world.rank % 2])
+    set_host(world, "ab"[world.rank % 2])
     found = choose_devices(world, "auto", gpus("A" if world.host == "a" else ""))
     assert found.by_rank == ("cuda",) + ("cpu",) * (world.size - 1)
     notes = found.note.split("; rank")
@@ -139,7 +139,7 @@ def test_hosts_that_differ(world: World) -> None:
 
 
 def test_gpus_are_assigned_on_each_host(world: World) -> None:
-    move(world, "ab"[world.rank // 2])
+    set_host(world, "ab"[world.rank // 2])
     found = choose_devices(world, "cuda", gpus("AB" if world.host == "a" else "CD"))
     assert found.mine == torch.device("cuda", world.rank % 2)
     assert found.name == f"GPU {'ABCD'[world.rank]}"

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.mpi(min_size=2), on_ranks(2)]
 
 
 @contextmanager
-def edges(world: World, depth: int = 3) -> Iterator[tuple[MpiEndpoint, MpiEndpoint]]:
+def endpoints(world: World, depth: int = 3) -> Iterator[tuple[MpiEndpoint, MpiEndpoint]]:
     """Yield this rank's endpoints of a channel from rank 0 to rank 1, and of one back."""
     comm = MPI.COMM_WORLD.Dup()
     peer = 1 - world.rank
@@ -41,7 +41,7 @@ Ends = tuple[MpiReceiver | None, MpiSender | None]
 @contextmanager
 def ends(world: World, depth: int = 3) -> Iterator[Ends]:
     """Connect a gated channel from rank 0 to rank 1; yield this rank's ends, None for others."""
-    with edges(world, depth) as (endpoint, _):
+    with endpoints(world, depth) as (endpoint, _):
         engine = world._start_engine()
         sender = MpiSender(endpoint, engine, QUERY) if world.rank == 0 else None
         receiver = MpiReceiver(endpoint, engine) if world.rank == 1 else None
@@ -149,7 +149,7 @@ def test_the_engine_starts_a_send_while_the_gil_is_held(world: World) -> None:
 
 
 def test_a_send_starts_while_the_rank_waits_for_another_channel(world: World) -> None:
-    with edges(world) as (there, back):
+    with endpoints(world) as (there, back):
         engine = world._start_engine()
         if world.rank == 0:
             gate, sender, receiver = (
@@ -174,7 +174,7 @@ def test_a_send_starts_while_the_rank_waits_for_another_channel(world: World) ->
 
 
 def test_the_error_of_a_gate_is_reported(world: World) -> None:
-    with edges(world) as (endpoint, _):
+    with endpoints(world) as (endpoint, _):
         if world.rank == 0:
             gate, sender = Gate(), MpiSender(endpoint, world._start_engine(), QUERY)
             post(sender, 0, torch.zeros(100), gate.handle)
@@ -200,7 +200,7 @@ def test_enter_calls_a_function_in_the_thread_of_the_engine(world: World) -> Non
 def test_abort_wakes_a_thread_that_waits_for_a_gate(
     world: World, call: Callable[[MpiSender], None]
 ) -> None:
-    with edges(world, depth=1) as (endpoint, _):
+    with endpoints(world, depth=1) as (endpoint, _):
         if world.rank == 0:
             sender = MpiSender(endpoint, world._start_engine(), QUERY)
             post(sender, 0, torch.zeros(100), Gate().handle)

@@ -18,7 +18,7 @@ import torch
 from pipepar.comm.channels.spec import Spec
 from pipepar.microbatch import TensorSpec, Value
 
-Envelope: TypeAlias = tuple[int, ...]
+Sizes: TypeAlias = tuple[int, ...]
 """Bytes for each tensor of a micro-batch."""
 
 # The count of an MPI message is a C int, so a longer tensor is sent as several messages.
@@ -38,24 +38,24 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 
 
-def fits(sizes: Envelope, envelope: Envelope) -> bool:
-    """Return whether buffers of `envelope` bytes can receive tensors of `sizes` bytes."""
-    return len(sizes) == len(envelope) and all(
-        size <= room and pieces(size) == pieces(room)
-        for size, room in zip(sizes, envelope, strict=True)
+def fits(sizes: Sizes, buffer_sizes: Sizes) -> bool:
+    """Return whether buffers of these sizes can receive tensors of `sizes` bytes."""
+    return len(sizes) == len(buffer_sizes) and all(
+        size <= buffer_size and pieces(size) == pieces(buffer_size)
+        for size, buffer_size in zip(sizes, buffer_sizes, strict=True)
     )
 
 
-def grow(envelope: Envelope, sizes: Envelope) -> Envelope:
-    """Return the buffer sizes after tensors of `sizes` bytes did not fit into `envelope`.
+def grow(buffer_sizes: Sizes, sizes: Sizes) -> Sizes:
+    """Return the buffer sizes after tensors of `sizes` bytes did not fit into the buffers.
 
     Sender and receiver both compute this, so it depends on nothing else.
     """
-    if len(sizes) != len(envelope):
+    if len(sizes) != len(buffer_sizes):
         return sizes
     return tuple(
-        max(size, room) if pieces(size) == pieces(room) else size
-        for size, room in zip(sizes, envelope, strict=True)
+        max(size, buffer_size) if pieces(size) == pieces(buffer_size) else size
+        for size, buffer_size in zip(sizes, buffer_sizes, strict=True)
     )
 
 
@@ -106,7 +106,7 @@ class Layout:
         return cls(spec, tensor_layouts(spec))
 
     @property
-    def sizes(self) -> Envelope:
+    def sizes(self) -> Sizes:
         """The bytes to send of each tensor."""
         return tuple(tensor_layout.nbytes for tensor_layout in self.tensors)
 

@@ -13,7 +13,7 @@ from mpi4py import MPI
 
 from pipepar.comm.channels.entries import microbatch_of
 from pipepar.comm.channels.header import HEADER_BYTES, Header, Kind
-from pipepar.comm.channels.memory import Envelope, Layout, fits, grow, laid_out
+from pipepar.comm.channels.memory import Layout, Sizes, fits, grow, laid_out
 from pipepar.comm.channels.mpi_endpoint import MpiEndpoint, cancel, leak, messages_of, wait_for
 from pipepar.comm.channels.spec import unpack_spec
 from pipepar.comm.native._progress import Engine
@@ -55,7 +55,7 @@ class MpiReceiver:
         self._headers: deque[tuple[MPI.Request, bytearray]] = deque()
         self._payloads: deque[_Post] = deque()
         self._layout = Layout.of(())
-        self._envelope: Envelope = ()
+        self._buffer_sizes: Sizes = ()
         self._generation = 0
         self._received = 0
         self._open = True
@@ -114,13 +114,13 @@ class MpiReceiver:
         self._header_lane.push([MPI._addressof(request)])
 
     def _post_payload(self) -> None:
-        if not any(self._envelope):
+        if not any(self._buffer_sizes):
             return
         endpoint, payload_tag = self._endpoint, self._endpoint.payload_tag(self._generation)
-        buffers = [self._allocate(nbytes) for nbytes in self._envelope]
+        buffers = [self._allocate(nbytes) for nbytes in self._buffer_sizes]
         requests = [
             endpoint.comm.Irecv(message, endpoint.peer, tag)
-            for buffer, nbytes in zip(buffers, self._envelope, strict=True)
+            for buffer, nbytes in zip(buffers, self._buffer_sizes, strict=True)
             for message, tag in messages_of(buffer.data_ptr(), nbytes, payload_tag)
         ]
         self._payloads.append(_Post(requests, buffers))
@@ -151,7 +151,7 @@ class MpiReceiver:
         """Cancel the posted receives, and post ones with larger buffers and another tag."""
         self._cancel_payloads()
         self._generation = generation
-        self._envelope = grow(self._envelope, self._layout.sizes)
+        self._buffer_sizes = grow(self._buffer_sizes, self._layout.sizes)
         for _ in range(self._endpoint.depth):
             self._post_payload()
 
@@ -164,9 +164,9 @@ class MpiReceiver:
 
     def _require_room(self) -> None:
         sizes = self._layout.sizes
-        if not fits(sizes, self._envelope):
+        if not fits(sizes, self._buffer_sizes):
             raise self._error(
-                f"tensors of {sizes} bytes do not fit into buffers of {self._envelope} bytes"
+                f"tensors of {sizes} bytes do not fit into buffers of {self._buffer_sizes} bytes"
             )
 
     def _take_values(self) -> tuple[Value, ...]:

@@ -20,7 +20,7 @@ from mpi4py import MPI
 
 from pipepar.comm.channels.entries import entries_of
 from pipepar.comm.channels.header import Header, Kind
-from pipepar.comm.channels.memory import Envelope, Layout, dense, fits, grow, plain
+from pipepar.comm.channels.memory import Layout, Sizes, dense, fits, grow, plain
 from pipepar.comm.channels.mpi_endpoint import Message, MpiEndpoint, SendQueue, messages_of
 from pipepar.comm.channels.spec import describe, pack_spec, tells
 from pipepar.comm.native._progress import Engine
@@ -42,7 +42,7 @@ class MpiSender:
         self._endpoint = endpoint
         self._queue = SendQueue(endpoint, engine, query)
         self._layout: Layout | None = None
-        self._envelope: Envelope = ()
+        self._buffer_sizes: Sizes = ()
         self._generation = 0
         self._sent = 0
 
@@ -93,8 +93,8 @@ class MpiSender:
         if layout is not self._layout:
             spec = pack_spec(layout.spec)
             self._layout = layout
-            if not fits(layout.sizes, self._envelope):
-                self._envelope = grow(self._envelope, layout.sizes)
+            if not fits(layout.sizes, self._buffer_sizes):
+                self._buffer_sizes = grow(self._buffer_sizes, layout.sizes)
                 self._generation += 1
         header = Header.announcing(
             Kind.MICROBATCH, microbatch.index, self._generation, spec, microbatch.step.program

@@ -49,14 +49,14 @@ def test_no_more_bytes_are_sent_than_the_extent(view: torch.Tensor) -> None:
         assert spec.nbytes == view.nbytes
 
 
-envelopes = st.lists(st.integers(0, 3 * PIECE_BYTES), min_size=1, max_size=3).map(tuple)
+sizes_of_tensors = st.lists(st.integers(0, 3 * PIECE_BYTES), min_size=1, max_size=3).map(tuple)
 
 
-@given(envelopes, envelopes)
-def test_tensors_fit_into_a_grown_envelope(
-    envelope: tuple[int, ...], sizes: tuple[int, ...]
+@given(sizes_of_tensors, sizes_of_tensors)
+def test_tensors_fit_into_grown_buffers(
+    buffer_sizes: tuple[int, ...], sizes: tuple[int, ...]
 ) -> None:
-    assert fits(sizes, grow(envelope, sizes))
+    assert fits(sizes, grow(buffer_sizes, sizes))
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, PIECE_BYTES, PIECE_BYTES + 1, 5 * PIECE_BYTES - 1])
@@ -75,7 +75,7 @@ def test_the_size_of_a_message_fits_a_c_int() -> None:
     assert PIECE_BYTES < 2**31
 
 
-def test_an_envelope_grows_only_where_it_is_too_small() -> None:
+def test_only_buffers_that_are_too_small_grow() -> None:
     assert not fits((7, 9), (10, 5))
     assert grow((10, 5), (7, 9)) == (10, 9)
     assert grow((10, 5), (7,)) == (7,)
