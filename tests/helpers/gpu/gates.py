@@ -1,13 +1,13 @@
-"""Gates for the progress engine, in the place of CUDA events."""
+"""Gates for the progress engine, in place of CUDA events."""
 
 import ctypes
 
-# A gate is a text that holds a number, so the C library can tell what cudaEventQuery would.
+# A gate is the text of a number, so atoi of the C library can take the place of cudaEventQuery.
 QUERY = ctypes.cast(ctypes.CDLL(None).atoi, ctypes.c_void_p).value or 0
 
 
 class Gate:
-    """Closed at first; one byte opens it, so it is never seen half open."""
+    """A gate, closed at first. Writing one byte changes its state, so the change is atomic."""
 
     def __init__(self) -> None:
         self._text = ctypes.create_string_buffer(b"600")
