@@ -1,4 +1,4 @@
-"""Where a graph may be cut, and what would cross there."""
+"""Legal cuts of a graph, and the tensors that cross them."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from pipepar.model.capture.graph import Graph
 from pipepar.model.split.node_costs import NodeCost, measure
 from pipepar.model.split.stage_sizes import is_scalar
 
-# Moving a byte through memory takes about as long as this many operations on a modern CPU or GPU.
-# It gives zero-FLOP work a price; a few times more or less moves no cut out of a matrix product.
+# Moving a byte to or from memory takes about as long as this many FLOPs on a modern CPU or GPU, so
+# that nodes without FLOPs have a cost too. The exact number matters little for where to cut.
 _FLOPS_PER_BYTE: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A place where a graph may be cut."""
+    """A legal cut between two nodes of a graph."""
 
     position: int
-    """Of the first node after it; 1 or more."""
+    """Position of the first node after the cut; 1 or more."""
     operation: str
-    """Name of the last node before it."""
+    """Name of the last node before the cut."""
     module: str
-    """Path of the module that this node was traced in, as the user names it; "" for the model."""
+    """Path of the module that this last node was traced in; "" for the model itself."""
     tensors: int
-    """How many tensors cross; 1 or more."""
+    """Number of tensors that cross; 1 or more."""
     nbytes: int
-    """Their size at the example's sizes, in bytes."""
+    """Total size of these tensors in bytes, at the example's sizes."""
     done: float
-    """Share of the model's work that is done before it, 0 to 1."""
+    """Share of the model's work before the cut, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class CutTable:
-    """What a partition needs to know."""
+    """The costs and the legal cuts of a graph, from which a partition is chosen."""
 
     counted: Mapping[fx.Node, NodeCost]
-    """What each node of the graph costs, inputs and weights included."""
+    """Cost of each node of the graph, inputs and weights included."""
     costs: tuple[float, ...]
-    """Work of each node, in FLOPs or their equivalent in bytes moved."""
+    """Work of each compute node: FLOPs, plus the bytes moved as an equivalent number of FLOPs."""
     flops: tuple[int, ...]
-    """Floating-point operations of each node."""
+    """Floating-point operations of each compute node."""
     cuts: tuple[Cut, ...]
     """Every legal cut, by position."""
 
     @property
     def crossing(self) -> tuple[float | None, ...]:
-        """Bytes that cross if one cuts before a node, for each node; None where illegal."""
+        """For each compute node the bytes that cross a cut before it; None if it is illegal."""
         sizes = {cut.position: float(cut.nbytes) for cut in self.cuts}
         return tuple(sizes.get(position) for position in range(len(self.costs)))
 
 
 def cut_table(graph: Graph) -> CutTable:
-    """Costs, and every place where one can cut.
+    """Return the costs and the legal cuts of a graph.
 
-    A cut is legal where at least one tensor crosses, where none of the values that cross is a tuple
-    of several, and where no memory is alive that a later node writes into in place.
+    A cut is legal if at least one tensor crosses it, no tuple or list crosses it, and no tensor
+    whose memory a later node writes into exists at it.
 
     Args:
         graph: the captured model.
@@ -102,9 +102,9 @@ def _module(node: fx.Node) -> str:
 
 
 def _lifetimes(graph: Graph) -> Iterable[tuple[fx.Node, int, int]]:
-    """Every tensor value with its position and the last position that reads it.
+    """Yield each tensor with its position and the last position that reads it.
 
-    Sizes are no use of a tensor: a stage takes them from what it receives anyway.
+    A read of its size does not count: a stage reads sizes from tensors that it receives anyway.
     """
     nodes = graph.nodes
     position = {node: index for index, node in enumerate(nodes)}
@@ -114,37 +114,37 @@ def _lifetimes(graph: Graph) -> Iterable[tuple[fx.Node, int, int]]:
             continue
         uses = [position[user] for user in node.users if user in position and not is_scalar(user)]
         last = len(nodes) if node in results else max(uses, default=-1)
-        yield node, position.get(node, -1), last
+        yield node, position.get(node, -1), last  # -1 is before the first node, for inputs
 
 
 def _crossing(graph: Graph, costs: dict[fx.Node, NodeCost]) -> list[tuple[int, int]]:
-    """Number and bytes of the values alive at each position."""
+    """Return the number and the bytes of the values that cross a cut before each position."""
     count = [0] * (len(graph.nodes) + 2)
-    change = [0] * (len(graph.nodes) + 2)
-    for node, born, last in _lifetimes(graph):
-        if last > born:
-            count[born + 1] += 1
+    nbytes = [0] * (len(graph.nodes) + 2)
+    for node, created, last in _lifetimes(graph):
+        if last > created:
+            count[created + 1] += 1
             count[last + 1] -= 1
-            change[born + 1] += costs[node].size
-            change[last + 1] -= costs[node].size
-    return list(zip(accumulate(count), accumulate(change), strict=True))
+            nbytes[created + 1] += costs[node].size
+            nbytes[last + 1] -= costs[node].size
+    return list(zip(accumulate(count), accumulate(nbytes), strict=True))
 
 
 def _illegal(graph: Graph, costs: dict[fx.Node, NodeCost]) -> list[bool]:
-    """Where a tuple would cross, or memory that is still to be written into."""
+    """Return whether a tuple, or memory that is written later, crosses at each position."""
     blocked = [0] * (len(graph.nodes) + 2)
-    for node, born, last in _lifetimes(graph):
-        if last > born and isinstance(node.meta.get("val"), (tuple, list)):
-            blocked[born + 1] += 1
+    for node, created, last in _lifetimes(graph):
+        if last > created and isinstance(node.meta.get("val"), (tuple, list)):
+            blocked[created + 1] += 1
             blocked[last + 1] -= 1
-    for born, last in _written(graph, costs):
-        blocked[born + 1] += 1
+    for created, last in _written(graph, costs):
+        blocked[created + 1] += 1
         blocked[last + 1] -= 1
     return [number > 0 for number in accumulate(blocked)]
 
 
 def _written(graph: Graph, costs: dict[fx.Node, NodeCost]) -> list[tuple[int, int]]:
-    """For each group of aliases its first member and the last write into it."""
+    """Return the first position and the position of the last write of each group of aliases."""
     nodes = graph.nodes
     memory = {node: costs[node].memory for node in nodes}
     group = alias_groups(graph.module.graph.nodes, memory)
