@@ -59,8 +59,8 @@ def _fixed_sizes(graph: Graph) -> dict[tuple[int, int], list[str]]:
 def _runs_with_other_size(call: FlatCall, key: tuple[int, int], device: torch.device) -> bool:
     """Whether the model runs if one (dimension, size) is another in all inputs that have it.
 
-    A small size is within the limit of a position table; twice the size suits models that need a
-    multiple of some number, or a minimum.
+    Tries a small size, for models with a maximum (a table of positions), and twice the size, for
+    models with a minimum (convolutions without padding).
     """
     dim, size = key
     small = unused_sizes(tuple(call.tensors.values()), call.model)[key]
