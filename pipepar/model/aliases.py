@@ -29,7 +29,7 @@ def writes(node: fx.Node) -> list[fx.Node]:
     Returns:
         The nodes whose values it writes into; empty for most nodes.
     """
-    return [argument for argument, written in _annotated(node) if written]
+    return [argument for argument, written in _aliased_arguments(node) if written]
 
 
 def alias_groups(
@@ -49,7 +49,7 @@ def alias_groups(
     """
     groups = _Groups()
     for node in nodes:
-        for argument, _ in _annotated(node):
+        for argument, _ in _aliased_arguments(node):
             groups.join(node, argument)
         if _is_getitem(node):
             groups.join(node, node.all_input_nodes[0])
@@ -74,7 +74,7 @@ def memory_of(values: Any) -> frozenset[int]:
     )
 
 
-def _annotated(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
+def _aliased_arguments(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
     """Yield each argument that the result may alias, and whether the node writes into it."""
     if node.target in _RETURN_THEIR_INPUT:
         yield node.all_input_nodes[0], False

@@ -124,7 +124,7 @@ def _graph(call: FlatCall, program: ExportedProgram, device: torch.device) -> Gr
 
 
 def _renamed(old: fx.Graph, names: list[str]) -> tuple[fx.Graph, list[Any]]:
-    """Return a copy of a graph with the model's own names for inputs and state, and its results."""
+    """Return a copy of a graph with the model's own names, and the values that it returns."""
     new = fx.Graph()
     values: dict[fx.Node, Any] = {}
     input_names = iter(names)
@@ -156,9 +156,9 @@ def _results(output: fx.Node) -> Sequence[Any]:
 
 
 def _signature(call: FlatCall, placeholders: list[fx.Node]) -> Signature:
-    given = iter(placeholders)
+    nodes = iter(placeholders)
     leaves = [
-        _tensor_input(next(given)) if isinstance(leaf, torch.Tensor) else ConstantInput(name, leaf)
+        _tensor_input(next(nodes)) if isinstance(leaf, torch.Tensor) else ConstantInput(name, leaf)
         for name, leaf in zip(call.names, call.leaves, strict=True)
     ]
     return Signature(call.structure, call.keywords, tuple(leaves), _conditions(placeholders))

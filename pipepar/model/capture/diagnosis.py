@@ -80,7 +80,7 @@ def _cause(failure: Exception) -> str:
 
 
 def _leaves_torch(failure: Exception) -> bool:
-    """Whether the error is that of a fake tensor converted to NumPy or asked for its address."""
+    """Whether code failed because a fake tensor has no NumPy array and no data pointer."""
     return any(word in str(failure) for word in (".numpy()", "data pointer", "data_ptr"))
 
 

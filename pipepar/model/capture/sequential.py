@@ -77,17 +77,17 @@ def capture_sequential(call: FlatCall, device: torch.device) -> Graph:
         CaptureError: a child does not take as many values as the one before it returns.
         InputError: a linear or convolution layer does not accept the dtype or the size before it.
     """
-    shell = to_meta(call.model)
+    meta_model = to_meta(call.model)
     examples = tuple(call.tensors.values())
-    chain = _Chain(shell, device)
+    chain = _Chain(meta_model, device)
     inputs, result = chain.build(examples)
     graph = chain.graph
-    values, leaves, structure = _output_leaves(graph, result, chain.made[result])
+    values, leaves, structure = _output_leaves(graph, result, chain.results[result])
     graph.output(tuple(values))
     protect_inputs(graph)
     graph.lint()
-    captured = fx.GraphModule(shell, graph)
-    weights = weight_specs(shell, list(named_weights(shell)))
+    captured = fx.GraphModule(meta_model, graph)
+    weights = weight_specs(meta_model, list(named_weights(meta_model)))
     tensors = tuple(
         TensorInput(node.name, x.dtype, None, x.dim())
         for node, x in zip(inputs, examples, strict=True)
@@ -108,21 +108,21 @@ def capture_sequential(call: FlatCall, device: torch.device) -> Graph:
 class _Chain:
     """Builds the graph of layers, and runs them on fake tensors to find the result of each."""
 
-    def __init__(self, shell: nn.Module, device: torch.device) -> None:
+    def __init__(self, meta_model: nn.Module, device: torch.device) -> None:
         self.graph = fx.Graph()
-        self.made: dict[fx.Node, Any] = {}
-        self._shell, self._device = shell, device
+        self.results: dict[fx.Node, Any] = {}
+        self._model, self._device = meta_model, device
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def build(self, examples: Sequence[torch.Tensor]) -> tuple[list[fx.Node], fx.Node]:
         """Add a node for each input and layer; return those of the inputs and of the last."""
-        layers = list(_children(self._shell))
+        layers = list(_children(self._model))
         names = ["x"] if len(examples) == 1 else positional(layers[0][1], len(examples))
         inputs = [self.graph.placeholder(name) for name in names]
         for node, example in zip(inputs, examples, strict=True):
             self._record(node, fake_tensor(example.detach(), self._mode, self._device))
         values = inputs
-        with faked(self._shell, self._mode, self._device), self._mode, torch.no_grad():
+        with faked(self._model, self._mode, self._device), self._mode, torch.no_grad():
             for index, (name, layer, unpacks) in enumerate(layers):
                 _check_count(name, layer, len(values))
                 node = self.graph.call_module(name, tuple(values))
@@ -130,21 +130,21 @@ class _Chain:
                 values = self._unpack(node, layers[index + 1][1]) if unpacks else [node]
         return inputs, node
 
-    def _record(self, node: fx.Node, made: Any) -> None:
+    def _record(self, node: fx.Node, result: Any) -> None:
         """Store a value, and in the node's meta a tuple if it is nested: then no cut is legal."""
-        self.made[node] = made
-        known = None if made is _UNKNOWN else made
-        node.meta["val"] = known if _is_single(known) else tuple(pytree.tree_leaves(made))
+        self.results[node] = result
+        known = None if result is _UNKNOWN else result
+        node.meta["val"] = known if _is_single(known) else tuple(pytree.tree_leaves(result))
 
     def _run_layer(self, node: fx.Node, layer: nn.Module) -> None:
         """Run a layer, and record its result and whether it aliases or writes its arguments."""
-        arguments = [self.made[argument] for argument in node.all_input_nodes]
+        arguments = [self.results[argument] for argument in node.all_input_nodes]
         _check_input(str(node.target), layer, arguments[0])
         before = _versions(arguments)
-        made = _run(layer, [self.made[x] for x in node.args if isinstance(x, fx.Node)])
-        self._record(node, made)
-        node.meta["aliases_input"] = made is _UNKNOWN or bool(
-            memory_of(made) & memory_of(arguments)
+        result = _run(layer, [self.results[x] for x in node.args if isinstance(x, fx.Node)])
+        self._record(node, result)
+        node.meta["aliases_input"] = result is _UNKNOWN or bool(
+            memory_of(result) & memory_of(arguments)
         )
         node.meta["writes_input"] = any(
             getattr(part, "inplace", False) for part in layer.modules()
@@ -152,12 +152,12 @@ class _Chain:
 
     def _unpack(self, node: fx.Node, following: nn.Module) -> list[fx.Node]:
         """Return the values that the following layer is called with."""
-        made = self.made[node]
-        if made is _UNKNOWN:
+        result = self.results[node]
+        if result is _UNKNOWN:
             parts: tuple[Any, ...] = (_UNKNOWN,) * max(_required(following), 1)
             node.meta["val"] = parts  # it may be a tuple, so no cut is legal
-        elif isinstance(made, tuple):
-            parts = made
+        elif isinstance(result, tuple):
+            parts = result
         else:
             return [node]
         count = len(parts)
@@ -215,11 +215,11 @@ def _children(
 
 
 def _output_leaves(
-    graph: fx.Graph, node: fx.Node, made: Any
+    graph: fx.Graph, node: fx.Node, result: Any
 ) -> tuple[list[fx.Node], tuple[int | ConstantInput, ...], pytree.TreeSpec]:
     """Return the tensors of a result, an index or constant for each leaf, and the structure."""
-    leaves, structure = flatten(made)
-    if _is_single(made):
+    leaves, structure = flatten(result)
+    if _is_single(result):
         return [node], (0,), structure
     values: list[fx.Node] = []
     indices: list[int | ConstantInput] = []
@@ -233,9 +233,9 @@ def _output_leaves(
     return values, tuple(indices), structure
 
 
-def _is_single(made: Any) -> bool:
+def _is_single(result: Any) -> bool:
     """Whether a layer's result is one value and not nested; then it can cross a cut."""
-    return pytree.tree_structure(made).is_leaf()
+    return pytree.tree_structure(result).is_leaf()
 
 
 def _check_count(name: str, layer: nn.Module, count: int) -> None:

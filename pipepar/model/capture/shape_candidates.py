@@ -31,7 +31,8 @@ def shape_candidates(
 
     torch.export takes a size of 1 for a constant, and equal sizes (batch and length, length and
     width) for one size. So dynamic dimensions are traced with unused sizes instead of the
-    example's.
+    example's. torch's settings backed_size_oblivious and use_duck_shape are no substitute: with an
+    example of one row, they fix the batch or the length of GPT-2, Llama, Mixtral and T5.
 
     Args:
         tensors: the example's tensors.
@@ -54,10 +55,15 @@ def shape_candidates(
         return ShapeCandidate(tuple(sizes), dynamic_dims)
 
     yield candidate(2, lambda dim, size: unused[dim, size])
-    yield candidate(2, new_batch)  # dimension 1 is fixed by the model, such as channels
-    yield candidate(2, lambda _, size: unused[size])  # the batch is dimension 0 here and 1 there
+    # For a size of dimension 1 that the model fixes, such as the channels of a picture.
+    yield candidate(2, new_batch)
+    # For a batch that is dimension 0 of one input and dimension 1 of another.
+    yield candidate(2, lambda _, size: unused[size])
+    # For a batch that the model fixes, or over which it loops.
     yield candidate(2, lambda _, size: size)
-    yield candidate(1, new_batch)  # code that needs the length as an int, such as a cache by length
+    # For a length that must be an int, such as the key of a cache.
+    yield candidate(1, new_batch)
+    # For a batch that must be an int.
     yield candidate(0, lambda _, size: size)
 
 

@@ -60,8 +60,8 @@ class CutTable:
 def cut_table(graph: Graph) -> CutTable:
     """Return the costs and the legal cuts of a graph.
 
-    A cut is legal if at least one tensor crosses it, no tuple or list crosses it, and no tensor
-    whose memory a later node writes into exists at it.
+    A cut is legal if at least one tensor crosses it, no tuple or list crosses it, and no node after
+    it writes into memory of a node before it.
 
     Args:
         graph: the captured model.
@@ -70,7 +70,9 @@ def cut_table(graph: Graph) -> CutTable:
         The table.
     """
     costs = measure(graph)
-    work = [float(_work(costs[node])) for node in graph.nodes]
+    work = [
+        float(costs[node].flops + _FLOPS_PER_BYTE * costs[node].touched) for node in graph.nodes
+    ]
     return CutTable(
         counted=costs,
         costs=tuple(work),
@@ -79,32 +81,51 @@ def cut_table(graph: Graph) -> CutTable:
     )
 
 
-def _work(cost: NodeCost) -> int:
-    return cost.flops + _FLOPS_PER_BYTE * cost.touched
-
-
 def _cuts(graph: Graph, costs: dict[fx.Node, NodeCost], work: Sequence[float]) -> Iterator[Cut]:
     nodes = graph.nodes
     done = list(accumulate(work))
-    crossing = _crossing(graph, costs)
-    illegal = _illegal(graph, costs)
+    lifetimes = list(_lifetimes(graph))
+    tensors = _totals(len(nodes), ((created, last, 1) for _, created, last in lifetimes))
+    nbytes = _totals(
+        len(nodes), ((created, last, costs[node].size) for node, created, last in lifetimes)
+    )
+    tuples = [
+        (created, last)
+        for node, created, last in lifetimes
+        if isinstance(node.meta.get("val"), (tuple, list))
+    ]
+    obstacles = _totals(len(nodes), ((*span, 1) for span in (*tuples, *_written(graph, costs))))
     for position, before in enumerate(nodes[:-1], start=1):
-        tensors, nbytes = crossing[position]
-        if tensors and not illegal[position]:
-            share = done[position - 1] / (done[-1] or 1.0)
-            yield Cut(position, before.name, _module(before), tensors, nbytes, share)
+        if tensors[position] and not obstacles[position]:
+            module = before.target if before.op == "call_module" else before.meta.get("module", "")
+            yield Cut(
+                position=position,
+                operation=before.name,
+                module=str(module),
+                tensors=tensors[position],
+                nbytes=nbytes[position],
+                done=done[position - 1] / (done[-1] or 1.0),
+            )
 
 
-def _module(node: fx.Node) -> str:
-    if node.op == "call_module":
-        return str(node.target)
-    return str(node.meta.get("module", ""))
+def _totals(count: int, spans: Iterable[tuple[int, int, int]]) -> list[int]:
+    """Return for each of `count` positions the total of the spans that a cut before it divides.
+
+    A span has the positions of its first and last node, and a number that is added.
+    """
+    changes = [0] * (count + 2)
+    for first, last, number in spans:
+        if last > first:
+            changes[first + 1] += number
+            changes[last + 1] -= number
+    return list(accumulate(changes))
 
 
-def _lifetimes(graph: Graph) -> Iterable[tuple[fx.Node, int, int]]:
+def _lifetimes(graph: Graph) -> Iterator[tuple[fx.Node, int, int]]:
     """Yield each tensor with its position and the last position that reads it.
 
-    A read of its size does not count: a stage reads sizes from tensors that it receives anyway.
+    The position of an input is -1, and that of the model's output the number of nodes. A read of
+    a size does not count: a stage reads sizes from tensors that it receives anyway.
     """
     nodes = graph.nodes
     position = {node: index for index, node in enumerate(nodes)}
@@ -114,33 +135,7 @@ def _lifetimes(graph: Graph) -> Iterable[tuple[fx.Node, int, int]]:
             continue
         uses = [position[user] for user in node.users if user in position and not is_scalar(user)]
         last = len(nodes) if node in results else max(uses, default=-1)
-        yield node, position.get(node, -1), last  # -1 is before the first node, for inputs
-
-
-def _crossing(graph: Graph, costs: dict[fx.Node, NodeCost]) -> list[tuple[int, int]]:
-    """Return the number and the bytes of the values that cross a cut before each position."""
-    count = [0] * (len(graph.nodes) + 2)
-    nbytes = [0] * (len(graph.nodes) + 2)
-    for node, created, last in _lifetimes(graph):
-        if last > created:
-            count[created + 1] += 1
-            count[last + 1] -= 1
-            nbytes[created + 1] += costs[node].size
-            nbytes[last + 1] -= costs[node].size
-    return list(zip(accumulate(count), accumulate(nbytes), strict=True))
-
-
-def _illegal(graph: Graph, costs: dict[fx.Node, NodeCost]) -> list[bool]:
-    """Return whether a tuple, or memory that is written later, crosses at each position."""
-    blocked = [0] * (len(graph.nodes) + 2)
-    for node, created, last in _lifetimes(graph):
-        if last > created and isinstance(node.meta.get("val"), (tuple, list)):
-            blocked[created + 1] += 1
-            blocked[last + 1] -= 1
-    for created, last in _written(graph, costs):
-        blocked[created + 1] += 1
-        blocked[last + 1] -= 1
-    return [number > 0 for number in accumulate(blocked)]
+        yield node, position.get(node, -1), last
 
 
 def _written(graph: Graph, costs: dict[fx.Node, NodeCost]) -> list[tuple[int, int]]:

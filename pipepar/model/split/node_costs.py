@@ -69,14 +69,14 @@ class _CountingRun(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         with FlopCounterMode(display=False, custom_mapping=self._formulas) as counter:
             result = super().run_node(n)
-        made = _tensors(result)
+        outputs = _tensors(result)
         read = [t for a in n.all_input_nodes if a.op != "get_attr" for t in _tensors(self.env[a])]
-        memory = memory_of(made)
+        memory = memory_of(outputs)
         is_view = not writes(n) and memory & memory_of(read)
         self.costs[n] = NodeCost(
             flops=int(counter.get_total_flops()),
-            touched=0 if is_view or n.op == "placeholder" else _bytes(read) + _bytes(made),
-            size=_bytes(made),
+            touched=0 if is_view or n.op == "placeholder" else _bytes(read) + _bytes(outputs),
+            size=_bytes(outputs),
             memory=memory,
         )
         return result

@@ -140,7 +140,7 @@ class _DescribingRun(fx.Interpreter):
         ):
             result = super().run_node(n)
         if operation is not None:
-            # A module's description may lack a setting; its FLOPs tell more modules apart.
+            # A module's description may lack a setting, so its FLOPs are added.
             flops = f" {counter.get_total_flops()}" if counter else ""
             self.operations[n] = replace(operation, signature=operation.signature + flops)
         return result

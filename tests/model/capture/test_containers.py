@@ -39,10 +39,10 @@ class Outer:
     both: Any
     output: Any = None
     more: list[Any] = field(default_factory=list)
-    made: int = field(init=False, default=0)
+    post_inits: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self.made += 1
+        self.post_inits += 1
 
 
 @dataclass
@@ -86,7 +86,7 @@ def test_output_has_the_models_classes_and_fields(count: int) -> None:
     assert type(found.output) is Answer
     assert found.output.to_tuple()[0] is found.output["logits"]
     assert found.output.hidden is None
-    assert (found.inner.count, found.both.right, found.made) == (3, "text", 1)
+    assert (found.inner.count, found.both.right, found.post_inits) == (3, "text", 1)
     assert torch.equal(found.inner.x, expected.inner.x)
     assert torch.equal(found.both.left, expected.both.left)
     assert torch.equal(found.more[1]["y"], expected.more[1]["y"])

@@ -133,12 +133,12 @@ def test_no_cut_before_a_child_of_a_sequence_that_writes_in_place() -> None:
 
 
 def test_tensor_in_the_output_crosses_every_later_cut() -> None:
-    class Keeps(Splits):
+    class ReturnsBoth(Splits):
         def forward(self, x: torch.Tensor) -> Any:
             h = self.layers[0](x)
             return self.layers[1](torch.sin(h)), h
 
-    graph = graph_of(Keeps(), torch.randn(2, 8))
+    graph = graph_of(ReturnsBoth(), torch.randn(2, 8))
     assert [(cut.tensors, cut.nbytes) for cut in cut_table(graph).cuts] == [(1, 64), (2, 128)]
 
 
