@@ -55,7 +55,12 @@ def passing_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors have equal shapes, dtypes and values; NaN equals NaN."""
+    """Whether two tensors have equal shapes, dtypes and values; NaN equals NaN.
+
+    Args:
+        one: a tensor with values.
+        other: another one, on the same device.
+    """
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return bool(((one == other) | (one.isnan() & other.isnan())).all())

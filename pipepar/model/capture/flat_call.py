@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from pipepar.errors import CaptureError, InputError
 from pipepar.model.capture.containers import flatten
-from pipepar.model.capture.signature import ConstantInput, OutputTemplate, flatten_call
+from pipepar.model.capture.signature import ConstantInput, OutputTemplate
 
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _CONSTANTS = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
@@ -37,7 +37,7 @@ class FlatCall(nn.Module):
         _check_parameters(model, args, kwargs)
         self.model = model
         self.training = model.training
-        leaves, self.structure = flatten_call(args, kwargs)
+        leaves, self.structure = flatten((tuple(args), dict(kwargs)))
         self.leaves = tuple(leaves)
         self.names = _input_names(model, args, kwargs)
         self.keywords = tuple(kwargs)

@@ -146,7 +146,14 @@ def _target(node: fx.Node) -> str:
 
 
 def described_state(state: Any) -> list[str]:
-    """Return lines with the shapes and settings of a tensor, a module or another attribute."""
+    """Return the shapes and settings of a tensor, a module or another attribute.
+
+    Args:
+        state: the attribute.
+
+    Returns:
+        Lines of text that are the same in every process.
+    """
     if isinstance(state, torch.Tensor):
         return [f"tensor {tuple(state.shape)} {state.dtype}"]
     if isinstance(state, fx.GraphModule):

@@ -128,7 +128,11 @@ class Signature:
         return tuple(flat)
 
     def holds_for(self, shapes: Sequence[torch.Size]) -> bool:
-        """Whether the graph accepts these shapes, one for each of `tensors`."""
+        """Whether the graph accepts inputs of these shapes.
+
+        Args:
+            shapes: one for each of `tensors`.
+        """
         try:
             self._check_sizes(tuple(shapes))
         except InputError:
@@ -166,21 +170,6 @@ class Signature:
                     f"{_text(condition, origin)}; give inputs that satisfy this, or an example "
                     f"with these sizes"
                 )
-
-
-def flatten_call(
-    args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[list[Any], pytree.TreeSpec]:
-    """Return the leaves of a call and the structure of (args, kwargs).
-
-    Args:
-        args: positional arguments.
-        kwargs: keyword arguments.
-
-    Returns:
-        The leaves in order, and the structure that rebuilds (args, kwargs) from them.
-    """
-    return flatten((tuple(args), dict(kwargs)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ class Needed:
     spec: TensorSpec
     """Dtype, shape and strides."""
     weight: bool
-    """Whether it is a parameter or a buffer of the model."""
+    """Whether it is a parameter, a buffer or a constant of the model."""
     requires_grad: bool
     """Its requires_grad, by which torch selects kernels."""
 
@@ -41,7 +41,7 @@ class Operation:
     kwargs: Mapping[str, Any]
     """Keyword arguments, with `Needed` instead of tensors."""
     signature: str
-    """Description that is equal for operations with the same target and arguments."""
+    """Description that is equal for equal targets with arguments of equal layouts."""
 
     @property
     def needed(self) -> list[Needed]:
@@ -51,7 +51,14 @@ class Operation:
 
 
 def example_rows(graph: Graph) -> int:
-    """Return the number of samples in the example: dimension 0 of its first tensor with one."""
+    """Return the number of samples in the example.
+
+    Args:
+        graph: the captured model.
+
+    Returns:
+        The size of dimension 0 of the first tensor that has dimensions; 1 if there is none.
+    """
     return next((tensor.shape[0] for tensor in graph.example if tensor.dim()), 1)
 
 
@@ -164,7 +171,14 @@ class _DescribingRun(fx.Interpreter):
 
 
 def distinct(operations: Mapping[fx.Node, Operation]) -> list[Operation]:
-    """Return one operation for each signature, in the order of the graph."""
+    """Return the operations without repetitions.
+
+    Args:
+        operations: the operation of each node.
+
+    Returns:
+        The first operation with each signature, in the order of the graph.
+    """
     first: dict[str, Operation] = {}
     for operation in operations.values():
         first.setdefault(operation.signature, operation)
