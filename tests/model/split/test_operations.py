@@ -169,7 +169,7 @@ def test_graph_with_a_fixed_batch_is_described_at_that_batch() -> None:
     assert linears[0].needed[0].spec.shape == (8,)
 
 
-def test_strides_are_those_of_the_example() -> None:
+def test_strides_of_channels_last_tensors_are_recorded() -> None:
     model = Skips().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(2, 3, 16, 16).to(memory_format=torch.channels_last)
     convolution = of_type(all_of(captured(model, x), 2), "conv2d")[1]
