@@ -60,32 +60,32 @@ def test_units_of_bandwidth(path: Path, bandwidth: str, expected: float) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "names no device, expected one or more; add a [[device]]"),
+        ("", "has no device, expected one or more; add a [[device]]"),
         (DEVICE + "speed = 3", "is not valid TOML: Cannot overwrite a value"),
-        ("depth = 2\n" + DEVICE, "depth is not known, expected device, link; remove it"),
-        ('[device]\nkind = "gpu"', "expected tables; write [[device]] above each"),
-        (DEVICE + "cores = 4", "device[0].cores is not known, expected kind, count, memory, speed"),
+        ("depth = 2\n" + DEVICE, "depth is unknown, expected device, link; remove it"),
+        ('[device]\nkind = "gpu"', "expected a list of tables; write [[device]] above each"),
+        (DEVICE + "cores = 4", "device[0].cores is unknown, expected kind, count, memory, speed"),
         (DEVICE + "count = 0", "device[0].count is 0, expected a whole number, 1 or more"),
         (DEVICE + 'count = "2"', "device[0].count is '2', expected a whole number, 1 or more"),
         (DEVICE + "count = true", "device[0].count is True, expected a whole number"),
-        (DEVICE.replace('"gpu"', "3"), "device[0].kind is 3, expected a name; write it such as"),
+        (DEVICE.replace('"gpu"', "3"), "device[0].kind is 3, expected a name; write, for example"),
         (DEVICE.replace("kind", "#"), "device[0].kind is missing, expected a name"),
         (DEVICE.replace("memory", "#"), "device[0].memory is missing, expected a number above 0"),
         (DEVICE.replace("40 GiB", "40 GIB"), "memory is '40 GIB', expected a number above 0 with"),
         (DEVICE.replace('"40 GiB"', "40"), "memory is 40, expected a number above 0 with a unit"),
-        (DEVICE.replace("40 GiB", "GiB"), 'write it such as "16 GiB"'),
+        (DEVICE.replace("40 GiB", "GiB"), 'for example "16 GiB"'),
         (DEVICE.replace("40 GiB", "-1 GiB"), "memory is '-1 GiB', expected a number above 0"),
         (DEVICE.replace("20 TFLOPS", "0 TFLOPS"), "speed is '0 TFLOPS', expected"),
         (DEVICE.replace("20 TFLOPS", "20 GiB"), "(MFLOPS, GFLOPS, TFLOPS, PFLOPS)"),
         (DEVICE.replace("20 TFLOPS", "1e999 TFLOPS"), "speed is '1e999 TFLOPS', expected"),
         (CPU + DEVICE + CPU.replace("64", "32") + LINK, "kind 'cpu' that differ in memory or"),
-        (CPU + DEVICE, "no link between 'cpu' and 'gpu', expected one for any two devices; add a"),
-        (DEVICE + DEVICE, "with between = ['gpu', 'gpu'], or one without for all"),
+        (CPU + DEVICE, "no link between 'cpu' and 'gpu', expected one for every pair of"),
+        (DEVICE + DEVICE, "with between = ['gpu', 'gpu'], or one without 'between' for all"),
         (CPU + DEVICE + PAIR, "no link between 'cpu' and 'gpu'"),
         (DEVICE + LINK + LINK, "link[1] is the second without 'between', expected one"),
         (DEVICE + PAIR + LINK + PAIR, "link[2] is the second between these kinds, expected one"),
-        (CPU + PAIR, "link[0].between is ['gpu', 'gpu'], expected two kinds of device out of"),
-        (DEVICE + PAIR.replace(', "gpu"]', "]"), "link[0].between is ['gpu'], expected two kinds"),
+        (CPU + PAIR, "link[0].between is ['gpu', 'gpu'], expected two of the kinds"),
+        (DEVICE + PAIR.replace(', "gpu"]', "]"), "link[0].between is ['gpu'], expected two of"),
         (DEVICE + LINK.replace("10 us", "10"), "link[0].latency is '10', expected a number with"),
         (DEVICE + LINK.replace("25 GB/s", "25 GB"), "link[0].bandwidth is '25 GB', expected"),
     ],
@@ -111,7 +111,7 @@ def test_a_file_that_is_no_text(path: Path) -> None:
 def test_the_example_of_the_documentation_can_be_read(path: Path) -> None:
     from pipepar.plan import cluster
 
-    documented = (cluster.__doc__ or "").split("::\n", 1)[1].split("Every value")[0]
+    documented = (cluster.__doc__ or "").split("::\n", 1)[1].split("Every quantity")[0]
     found = read(path, documented)
     assert [device.kind for device in found.devices] == ["gpu", "gpu", "gpu", "cpu"]
     assert found.link(0, 1).bandwidth > found.link(2, 3).bandwidth

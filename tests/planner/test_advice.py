@@ -50,8 +50,8 @@ def test_copies_on_equal_devices_beat_an_unbalanced_pipeline() -> None:
     choice = planned(UNBALANCED, *devices)
     assert choice.prediction.seconds == 3 + 16 * 5
     assert advice(choice, devices) == (
-        "the model fits on one device: 4 replicas would give 4.0x its speed, 4 stages 1.5x; where "
-        "speed is all that counts, start jobs of one rank each, with a share of the input"
+        "the model fits on one device: 4 replicas would give 4.0x its speed, 4 stages 1.5x; if "
+        "only speed matters, start jobs of one rank each, with a share of the input"
     )
 
 
@@ -105,7 +105,7 @@ def test_one_device_that_can_hold_the_model_alone() -> None:
     assert choice.prediction.seconds == 3 + 16 * 10
     assert advice(choice, devices) == (
         "the model fits on one device: one device alone would give 1.0x its speed, 2 stages 0.4x; "
-        "where speed is all that counts, start one rank"
+        "if only speed matters, start one rank"
     )
 
 
@@ -134,7 +134,7 @@ def test_copies_take_as_long_as_the_best_division(times: tuple[float, ...], coun
 
 def test_very_many_are_divided_like_a_liquid(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = module._makespan((3.0, 1.0, 1.5), 9_000)
-    monkeypatch.setattr(module, "_MOST", 1_000)
+    monkeypatch.setattr(module, "_MOST_EXACT", 1_000)
     liquid = module._makespan((3.0, 1.0, 1.5), 9_000)
     assert liquid == pytest.approx(9_000 / 2)  # 1/3 + 1 + 2/3 of them in a second
     assert liquid <= exact <= liquid + 3

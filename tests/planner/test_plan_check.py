@@ -101,8 +101,7 @@ def test_another_number_of_operations_and_other_weights() -> None:
         "the plan does not fit:",
         "- it has 2 stages, the job has 3",
         "- it divides 3 operations, the model has 12",
-        "- weights that only the plan names (4): first.weight, first.bias, second.weight "
-        "and 1 more",
+        "- weights that only the plan has (4): first.weight, first.bias, second.weight and 1 more",
         "- weights that only the model has (12): layers.0.weight, layers.0.bias, layers.1.weight "
         "and 9 more",
     ]
@@ -139,7 +138,7 @@ def test_tied_weights_of_another_dtype() -> None:
 def test_another_input() -> None:
     message = refusal(make_plan(graph_of(Scaled(2.0)), 2), graph_of(Renamed(2.0)))
     assert "its inputs are x, the model's are y" in message
-    assert "values of its stages that the model has not (1): x" in message
+    assert "values of its stages that the model lacks (1): x" in message
 
 
 def test_another_output() -> None:
@@ -150,7 +149,7 @@ def test_another_output() -> None:
 def test_another_constant_inside() -> None:
     plan, graph = make_plan(graph_of(Scaled(2.0)), 2), graph_of(Scaled(3.0))
     message = refusal(plan, graph)
-    assert f"made for model {plan.model[:12]}, found {graph.digest[:12]}: sizes or const" in message
+    assert f"made for model {plan.model[:12]}, found {graph.digest[:12]}: inner sizes" in message
     assert "the version of torch" in message
     assert "mpirun -n 2 pipepar plan MODEL --input INPUT" in message
 

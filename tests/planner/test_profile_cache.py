@@ -82,7 +82,7 @@ def test_another_device_model_or_shape_has_its_own_file() -> None:
         ProfileCache.of(graph_of(8), "cpu, 1 thread"),
         ProfileCache.of(longer, "cpu, 1 thread"),
         ProfileCache.of(graph_of(), "cpu, 1 thread", work=2.0),
-        ProfileCache.of(graph_of(), "cpu, 1 thread", spread=64),
+        ProfileCache.of(graph_of(), "cpu, 1 thread", weight_bytes=64),
     ]
     assert len({other.path for other in [made, *others]}) == 6
     for other in others:
@@ -196,7 +196,7 @@ def test_times_that_cannot_be_kept_are_noted_once(folder: Path) -> None:
     notes: list[str] = []
     profiled(graph_of(), [1, 2], notes.append)
     (note,) = notes
-    assert note.startswith(f"measured times cannot be kept in {folder}: ")
+    assert note.startswith(f"measured times cannot be cached in {folder}: ")
     assert note.endswith("directory") or note.endswith("exists")
 
 

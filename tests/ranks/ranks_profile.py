@@ -71,7 +71,7 @@ def test_ranks_of_a_host_share_its_memory(
 
 
 def kept_by(world: World, graph: Graph) -> ProfileCache:
-    work, spread = sum(cut_table(graph).costs), profiling._spread(graph, world.size)
+    work, spread = sum(cut_table(graph).costs), profiling._stage_weight_bytes(graph, world.size)
     return ProfileCache.of(graph, DeviceContext.on_hosts(world).kind, work, spread)
 
 
@@ -161,7 +161,7 @@ def test_what_cannot_be_kept_is_told_on_rank_0_once(
     world.together(lambda: cache.write_text("in the way") if world.rank == 0 else None)
     _, notes = profiled(world, graph)
     assert len(notes) == (1 if world.rank == 0 else 0)
-    assert all(note.startswith(f"measured times cannot be kept in {cache}") for note in notes)
+    assert all(note.startswith(f"measured times cannot be cached in {cache}") for note in notes)
 
 
 def test_what_fits_no_rank_is_refused_on_all(
