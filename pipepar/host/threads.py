@@ -1,4 +1,4 @@
-"""How many threads a rank computes with."""
+"""The number of threads of a rank."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipepar.comm.world import World
 
 
 def claim_threads(world: World) -> int:
-    """Give this rank its share of the host's cores, and return how many.
+    """Set the number of threads of this rank to its share of the cores, and return it.
 
-    What its binding leaves it, divided by the ranks bound to the same cores; a core's hardware
-    threads count as one. OMP_NUM_THREADS, where the user has set it, is left alone.
+    The share is the number of cores that the rank is bound to, divided by the ranks that are bound
+    to any of them. Hardware threads of one core count as one. OMP_NUM_THREADS takes precedence.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         mine = cores_behind(world.cores[world.rank])
@@ -25,7 +25,7 @@ def claim_threads(world: World) -> int:
 
 
 def crowded(world: World) -> str | None:
-    """A warning where ranks of this host share a core, else None."""
+    """Return a warning if ranks of this host share a core, else None."""
     bound = {rank: cores_behind(cpus) for rank, cpus in world.cores.items()}
     for cores in [*bound.values(), frozenset[str]().union(*bound.values())]:
         within = [rank for rank, own in bound.items() if own <= cores]
@@ -33,14 +33,14 @@ def crowded(world: World) -> str | None:
             ranks = ", ".join(map(str, within))
             return (
                 f"ranks {ranks} share {len(cores)} core{'s' * (len(cores) > 1)} on {world.host}: "
-                "they will slow each other; start fewer ranks there, or bind each to cores of its "
-                "own (mpirun --bind-to core, srun --cpu-bind=cores)"
+                "they will slow each other down; start fewer ranks there, or bind each to cores of "
+                "its own (mpirun --bind-to core, srun --cpu-bind=cores)"
             )
     return None
 
 
 def cores_behind(cpus: Iterable[int]) -> frozenset[str]:
-    """The cores behind logical CPUs; a core is known by its list of hardware threads."""
+    """Return the cores of logical CPUs; a core is identified by its list of hardware threads."""
     return frozenset(map(_siblings, cpus))
 
 
@@ -48,5 +48,5 @@ def _siblings(cpu: int) -> str:
     path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
     try:
         return path.read_text(encoding="ascii").strip()
-    except OSError:  # a kernel that does not tell: take every CPU for a core
+    except OSError:  # the kernel does not report it: treat every CPU as a core
         return str(cpu)

@@ -12,9 +12,9 @@ import torch
 
 from pipepar.comm.world import World
 from pipepar.doctor import examine as doctor
-from pipepar.doctor import look_around as preflight
+from pipepar.doctor import inspect_rank as preflight
 from pipepar.doctor.facts import RankFacts
-from pipepar.doctor.look_around import look_around, with_devices
+from pipepar.doctor.inspect_rank import inspect_rank, with_devices
 from pipepar.format import named
 from pipepar.host.devices import Visible
 from pipepar.supervision.failure import FailTogether
@@ -38,11 +38,11 @@ def hang(*args):
 def fail(*args):
     raise OSError("the disk is gone")
 
-command._PATIENCE, doctor._LOOKING = {}, 1.0
+command._PATIENCE, doctor._FACTS_TIMEOUT = {}, 1.0
 if launcher_rank() == 1:
     {}
 else:
-    links._PATIENCE = 2.0
+    links._TIMEOUT = 2.0
 
 from pipepar.cli.app import main
 main()
@@ -68,7 +68,7 @@ def spoiled(line: str, patience: float = 60.0) -> Finished:
 
 
 def test_facts_survive_the_way_to_another_rank() -> None:
-    facts = look_around(World.start())
+    facts = inspect_rank(World.start())
     assert RankFacts.from_json(facts.to_json()) == facts
     assert facts.threads == torch.get_num_threads()
     assert facts.versions["torch"] == torch.__version__
@@ -77,7 +77,7 @@ def test_facts_survive_the_way_to_another_rank() -> None:
 
 
 def test_facts_of_an_older_doctor_can_be_read() -> None:
-    facts = json.loads(look_around(World.start()).to_json())
+    facts = json.loads(inspect_rank(World.start()).to_json())
     for name in ("gpus", "local_rank", "device", "gpu"):
         del facts[name]
     assert RankFacts.from_json(json.dumps(facts)).device == ""
@@ -87,14 +87,14 @@ def test_the_gpus_of_a_rank_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> N
     seen = [Visible(index, f"u{index}", "some GPU", 80 * 2**30, frozenset()) for index in (0, 1)]
     monkeypatch.setattr(preflight, "visible_gpus", lambda: seen)
     monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "1")
-    facts = look_around(World.start())
+    facts = inspect_rank(World.start())
     assert facts.devices == ["some GPU (80.0 GiB)"] * 2
     assert (facts.gpus, facts.local_rank) == (["u0", "u1"], 1)
     assert with_devices([facts])[0].device == "cuda:0 some GPU (80.0 GiB)"
 
 
-def test_looking_around_starts_no_cuda_where_there_is_none() -> None:
-    facts = look_around(World.start())
+def test_inspecting_a_rank_starts_no_cuda_where_there_is_none() -> None:
+    facts = inspect_rank(World.start())
     assert bool(facts.devices) == torch.cuda.is_available()
     if not facts.devices:
         assert not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
@@ -104,18 +104,18 @@ def test_a_directory_that_may_not_be_written_to_has_no_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: path != str(Path.cwd()))
-    spaces = {space.use: space.free for space in look_around(World.start()).spaces}
+    spaces = {space.use: space.free for space in inspect_rank(World.start()).spaces}
     assert spaces["working directory"] == 0
     assert spaces["temporary files"] > 0
 
 
 def test_slurm_s_share_bounds_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World.start()
-    whole = look_around(world)
+    whole = inspect_rank(world)
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", str(len(world.cores[0])))
-    assert look_around(world).allotted <= whole.allotted
+    assert inspect_rank(world).allotted <= whole.allotted
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "9999")
-    assert look_around(world).allotted == whole.allotted
+    assert inspect_rank(world).allotted == whole.allotted
 
 
 def test_one_process() -> None:
@@ -144,7 +144,7 @@ def test_a_problem_in_one_process_ends_with_status_1(monkeypatch: pytest.MonkeyP
     assert "problem" in output
 
 
-def test_a_process_that_cannot_look_around_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_inspect_its_host_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(path: object) -> None:
         raise OSError("the disk is gone")
 
@@ -198,17 +198,17 @@ def is_total(line: str) -> bool:
     return line.startswith("1 problem, ")
 
 
-def test_a_rank_that_cannot_look_around_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def looking(world: World) -> RankFacts:
+def test_a_rank_that_cannot_inspect_its_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing_on_rank_1(world: World) -> RankFacts:
         if world.rank == 1:
             raise OSError("the disk is gone")
-        return look_around(world)
+        return inspect_rank(world)
 
     def work(world: World) -> None:
         with FailTogether(world):
             doctor.examine(world)
 
-    monkeypatch.setattr("pipepar.doctor.examine.look_around", looking)
+    monkeypatch.setattr("pipepar.doctor.examine.inspect_rank", failing_on_rank_1)
     with pytest.raises(Aborted) as ended:
         in_threads(2, work)
     assert "### pipepar: rank 1 of 2" in str(ended.value)
@@ -216,8 +216,8 @@ def test_a_rank_that_cannot_look_around_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.full
-def test_a_rank_that_cannot_look_around_ends_all_processes() -> None:
-    ended = spoiled("doctor.look_around = fail")
+def test_a_rank_that_cannot_inspect_its_host_ends_all_processes() -> None:
+    ended = spoiled("doctor.inspect_rank = fail")
     assert ended.status == 1
     assert "### pipepar: rank 1 of 2" in ended.output, ended.output
     assert "the disk is gone" in ended.output
@@ -235,10 +235,10 @@ def test_links_between_threads() -> None:
 
 
 def test_a_rank_that_hangs_is_named() -> None:
-    ended = spoiled("doctor.look_around = hang")
+    ended = spoiled("doctor.inspect_rank = hang")
     assert ended.status == 1
     assert "error: rank 1 on" in ended.output, ended.output
-    assert "cannot look at its host" in ended.output
+    assert "cannot inspect its host" in ended.output
 
 
 def test_a_rank_that_does_not_start_is_not_waited_for() -> None:

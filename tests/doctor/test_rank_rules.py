@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from pipepar.doctor.facts import Finding, RankFacts, Space
+from pipepar.doctor.inspect_rank import with_devices
 from pipepar.doctor.link_rules import judge_links
-from pipepar.doctor.look_around import with_devices
 from pipepar.doctor.rank_rules import judge_ranks
 from pipepar.host.link_speed import LinkFacts
 

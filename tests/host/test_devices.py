@@ -135,7 +135,7 @@ def test_nobody_looks_for_a_gpu_that_is_not_wanted(
 
 
 @pytest.mark.parametrize(
-    ("cuda", "remedy"), [(None, "Install a CUDA build of torch"), ("12.8", "See that nvidia-smi")]
+    ("cuda", "remedy"), [(None, "Install a CUDA build of torch"), ("12.8", "Check that nvidia-smi")]
 )
 def test_a_gpu_that_is_not_there_is_an_error(
     cuda: str | None, remedy: str, world: World, monkeypatch: pytest.MonkeyPatch
