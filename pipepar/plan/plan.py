@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, TypeAlias
 
 from pipepar.errors import PlanError
 
 Edge = tuple[int, int]
 
-_VERSION = 3
-_FIELDS = {"version", "model", "inputs", "outputs", "micro_batch", "depth", "ranks", "stages"}
+_VERSION: Final = 3
+_Reader: TypeAlias = Callable[[object, str], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +91,8 @@ class Plan:
 
     def to_json(self) -> str:
         """Return the plan as indented JSON with a final newline; equal plans give equal text."""
-        stages = [{f.name: getattr(stage, f.name) for f in fields(stage)} for stage in self.stages]
-        content = {
-            "version": _VERSION,
-            "model": self.model,
-            "inputs": self.inputs,
-            "outputs": self.outputs,
-            "micro_batch": self.micro_batch,
-            "depth": self.depth,
-            "ranks": self.ranks,
-            "stages": stages,
-        }
+        content = {"version": _VERSION, **asdict(self)}
+        content["stages"] = content.pop("stages")  # last, since they are long
         return json.dumps(content, indent=2) + "\n"
 
     @staticmethod
@@ -121,68 +112,41 @@ class Plan:
             raise PlanError(
                 f"the plan is not valid JSON: {error}; make it again with `pipepar plan`"
             ) from error
-        record = _record(content, "plan", _FIELDS)
-        version = _integer(record["version"], "plan.version")
-        if version != _VERSION:
-            raise PlanError(
-                f"plan.version is {version}, expected {_VERSION}; make it again with `pipepar plan`"
-            )
-        stages = record["stages"]
-        if not isinstance(stages, list):
-            raise _wrong_type("plan.stages", "a list of stages", stages)
-        return Plan(
-            model=_string(record["model"], "plan.model"),
-            inputs=_names(record["inputs"], "plan.inputs"),
-            outputs=_names(record["outputs"], "plan.outputs"),
-            stages=tuple(_stage(item, f"plan.stages[{i}]") for i, item in enumerate(stages)),
-            micro_batch=_number(record["micro_batch"], "plan.micro_batch"),
-            depth=_number(record["depth"], "plan.depth"),
-            ranks=_ranks(record["ranks"], "plan.ranks"),
-        )
+        values = _record(content, "plan", ["version", *(field.name for field in fields(Plan))])
+        del values["version"]
+        return Plan(**values)
 
 
-def _stage(content: object, where: str) -> StagePlan:
-    record = _record(content, where, {f.name for f in fields(StagePlan)})
-    return StagePlan(
-        index=_integer(record["index"], f"{where}.index"),
-        begin=_integer(record["begin"], f"{where}.begin"),
-        end=_integer(record["end"], f"{where}.end"),
-        inputs=_names(record["inputs"], f"{where}.inputs"),
-        outputs=_names(record["outputs"], f"{where}.outputs"),
-        weights=_names(record["weights"], f"{where}.weights"),
-        weight_bytes=_integer(record["weight_bytes"], f"{where}.weight_bytes"),
-        flops=_integer(record["flops"], f"{where}.flops"),
-    )
-
-
-def _record(content: object, where: str, expected: set[str]) -> Mapping[str, Any]:
+def _record(content: object, where: str, names: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of an object, which has exactly these names, after reading each."""
     if not isinstance(content, dict):
         raise _wrong_type(where, "an object", content)
-    for name in sorted(expected - content.keys()):
+    for name in sorted(set(names) - content.keys()):
         raise PlanError(f"{where}.{name} is missing; make the plan again with `pipepar plan`")
-    for name in sorted(content.keys() - expected):
+    for name in sorted(content.keys() - set(names)):
         raise PlanError(f"{where}.{name} is not a field of a plan; remove it")
-    return content
+    return {name: _READERS.get(name, _count)(content[name], f"{where}.{name}") for name in names}
 
 
-def _integer(content: object, where: str) -> int:
+def _version(content: object, where: str) -> int:
+    version = _count(content, where)
+    if version != _VERSION:
+        raise PlanError(
+            f"{where} is {version}, expected {_VERSION}; make it again with `pipepar plan`"
+        )
+    return version
+
+
+def _count(content: object, where: str) -> int:
     if not isinstance(content, int) or isinstance(content, bool) or content < 0:
         raise _wrong_type(where, "a whole number, 0 or more", content)
     return content
 
 
-def _number(content: object, where: str) -> int | None:
+def _size(content: object, where: str) -> int | None:
     if content is None or (isinstance(content, int) and content is not True and content > 0):
         return content
     raise _wrong_type(where, "a whole number, 1 or more, or null", content)
-
-
-def _ranks(content: object, where: str) -> tuple[int, ...] | None:
-    if content is None:
-        return None
-    if not isinstance(content, list):
-        raise _wrong_type(where, "a list of ranks, or null", content)
-    return tuple(_integer(item, f"{where}[{i}]") for i, item in enumerate(content))
 
 
 def _string(content: object, where: str) -> str:
@@ -191,14 +155,40 @@ def _string(content: object, where: str) -> str:
     return content
 
 
-def _names(content: object, where: str) -> tuple[str, ...]:
+def _list(content: object, where: str, expected: str, read: _Reader) -> tuple[Any, ...]:
     if not isinstance(content, list):
-        raise _wrong_type(where, "a list of names", content)
-    names = tuple(_string(item, f"{where}[{i}]") for i, item in enumerate(content))
+        raise _wrong_type(where, expected, content)
+    return tuple(read(item, f"{where}[{i}]") for i, item in enumerate(content))
+
+
+def _ranks(content: object, where: str) -> tuple[int, ...] | None:
+    return None if content is None else _list(content, where, "a list of ranks, or null", _count)
+
+
+def _names(content: object, where: str) -> tuple[str, ...]:
+    names = _list(content, where, "a list of names", _string)
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise PlanError(f"{where} contains {twice!r} twice, expected each name once; remove one")
     return names
+
+
+def _stages(content: object, where: str) -> tuple[StagePlan, ...]:
+    names = [field.name for field in fields(StagePlan)]
+    return _list(
+        content, where, "a list of stages", lambda item, at: StagePlan(**_record(item, at, names))
+    )
+
+
+# The reader of each field by its name; all others are counts.
+_READERS: Final[Mapping[str, _Reader]] = {
+    "version": _version,
+    "model": _string,
+    **dict.fromkeys(("inputs", "outputs", "weights"), _names),
+    **dict.fromkeys(("micro_batch", "depth"), _size),
+    "ranks": _ranks,
+    "stages": _stages,
+}
 
 
 def _wrong_type(where: str, expected: str, found: object) -> PlanError:
