@@ -1,4 +1,4 @@
-"""`pipepar doctor` from the outside: in one process, under mpirun, and with a rank that fails."""
+"""`pipepar doctor` in one process, under mpirun, and with a rank that fails."""
 
 import json
 import os
@@ -24,8 +24,8 @@ from tests.helpers.jobs.threads import Aborted, in_threads
 
 pytestmark = pytest.mark.long(30)
 
-# A rank with something of the doctor's replaced on rank 1, by a line of Python.
-SPOILED = """
+# The doctor with one function replaced on rank 1, by a line of Python.
+MODIFIED = """
 import time
 from pipepar.cli import doctor as command
 from pipepar.comm.group.launcher import launcher_rank
@@ -55,19 +55,24 @@ def ranks(count: int, *options: str, before: tuple[str, ...] = ()) -> Finished:
 
 
 def document(ended: Finished) -> dict[str, Any]:
-    """What --json wrote; the launcher may have more to say when a job ends with status 1."""
+    """Return the output of --json; a launcher may print more if a job ends with status 1."""
     found, _ = json.JSONDecoder().raw_decode(ended.output[ended.output.index("{") :])
     assert isinstance(found, dict)
     return found
 
 
-def spoiled(line: str, patience: float = 60.0) -> Finished:
-    """The output where a rank's start may take so many seconds."""
-    command = [*mpirun(2), sys.executable, "-c", SPOILED.format(patience, line), "doctor"]
+def modified(line: str, start_timeout: float = 60.0) -> Finished:
+    """Run the doctor on two ranks, with a line of Python on rank 1.
+
+    Args:
+        line: the statement.
+        start_timeout: seconds that the start of all ranks may take.
+    """
+    command = [*mpirun(2), sys.executable, "-c", MODIFIED.format(start_timeout, line), "doctor"]
     return finish(start(command), 90)
 
 
-def test_facts_survive_the_way_to_another_rank() -> None:
+def test_facts_survive_a_json_round_trip() -> None:
     facts = inspect_rank(World.start())
     assert RankFacts.from_json(facts.to_json()) == facts
     assert facts.threads == torch.get_num_threads()
@@ -76,14 +81,14 @@ def test_facts_survive_the_way_to_another_rank() -> None:
     assert facts.allotted >= len(facts.cores) > 0
 
 
-def test_facts_of_an_older_doctor_can_be_read() -> None:
+def test_facts_of_an_older_version_can_be_read() -> None:
     facts = json.loads(inspect_rank(World.start()).to_json())
     for name in ("gpus", "local_rank", "device", "gpu"):
         del facts[name]
     assert RankFacts.from_json(json.dumps(facts)).device == ""
 
 
-def test_the_gpus_of_a_rank_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_facts_contain_each_gpu_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = [Visible(index, f"u{index}", "some GPU", 80 * 2**30, frozenset()) for index in (0, 1)]
     monkeypatch.setattr(preflight, "visible_gpus", lambda: seen)
     monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "1")
@@ -100,7 +105,7 @@ def test_inspecting_a_rank_starts_no_cuda_where_there_is_none() -> None:
         assert not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
 
 
-def test_a_directory_that_may_not_be_written_to_has_no_room(
+def test_a_read_only_directory_has_no_free_space(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: path != str(Path.cwd()))
@@ -109,7 +114,7 @@ def test_a_directory_that_may_not_be_written_to_has_no_room(
     assert spaces["temporary files"] > 0
 
 
-def test_slurm_s_share_bounds_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_share_from_slurm_limits_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World.start()
     whole = inspect_rank(world)
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", str(len(world.cores[0])))
@@ -144,7 +149,9 @@ def test_a_problem_in_one_process_ends_with_status_1(monkeypatch: pytest.MonkeyP
     assert "problem" in output
 
 
-def test_a_process_that_cannot_inspect_its_host_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_inspect_its_host_reports_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def gone(path: object) -> None:
         raise OSError("the disk is gone")
 
@@ -154,7 +161,7 @@ def test_a_process_that_cannot_inspect_its_host_says_why(monkeypatch: pytest.Mon
     assert "the disk is gone" in output
 
 
-def test_help_teaches() -> None:
+def test_help_has_an_example() -> None:
     status, output = pipepar("doctor", "--help")
     assert status == 0
     assert "mpirun -n 4 pipepar doctor" in output
@@ -165,7 +172,7 @@ def test_links_are_measured(count: int) -> None:
     ended = ranks(count, "--json")
     found = document(ended)
     assert ended.status == int(found["status"] == "problem"), ended.output
-    assert ended.output.count('"findings"') == 1  # rank 0 alone tells
+    assert ended.output.count('"findings"') == 1  # only rank 0 prints
     assert [facts["rank"] for facts in found["ranks"]] == list(range(count))
     assert [(k["first"], k["second"]) for k in found["links"]] == [
         (rank, rank + 1) for rank in range(count - 1)
@@ -179,7 +186,7 @@ def test_links_are_measured(count: int) -> None:
 
 @pytest.mark.skipif(shutil.which("taskset") is None, reason="no taskset")
 def test_ranks_on_one_core_are_a_problem() -> None:
-    """In a table that fits 100 columns and has no colours in a file."""
+    """The table fits 100 columns, and has no colours in a file."""
     core = str(min(os.sched_getaffinity(0)))
     ended = ranks(2, before=("taskset", "--cpu-list", core))
     assert ended.status == 1
@@ -217,7 +224,7 @@ def test_a_rank_that_cannot_inspect_its_host_is_named(monkeypatch: pytest.Monkey
 
 @pytest.mark.full
 def test_a_rank_that_cannot_inspect_its_host_ends_all_processes() -> None:
-    ended = spoiled("doctor.inspect_rank = fail")
+    ended = modified("doctor.inspect_rank = fail")
     assert ended.status == 1
     assert "### pipepar: rank 1 of 2" in ended.output, ended.output
     assert "the disk is gone" in ended.output
@@ -235,20 +242,20 @@ def test_links_between_threads() -> None:
 
 
 def test_a_rank_that_hangs_is_named() -> None:
-    ended = spoiled("doctor.inspect_rank = hang")
+    ended = modified("doctor.inspect_rank = hang")
     assert ended.status == 1
     assert "error: rank 1 on" in ended.output, ended.output
     assert "cannot inspect its host" in ended.output
 
 
-def test_a_rank_that_does_not_start_is_not_waited_for() -> None:
-    ended = spoiled("time.sleep(60)", patience=3.0)
+def test_a_rank_that_does_not_start_ends_the_job() -> None:
+    ended = modified("time.sleep(60)", start_timeout=3.0)
     assert ended.status == 1
     assert "_wait_for_every_rank_to_start" in ended.output, ended.output
 
 
-def test_a_neighbour_that_does_not_answer_is_named() -> None:
-    ended = spoiled("links._answer = hang")
+def test_a_neighbour_that_does_not_respond_is_named() -> None:
+    ended = modified("links._answer = hang")
     assert ended.status == 1
     assert "error: rank 0 on" in ended.output, ended.output
     assert "with rank 1 on" in ended.output

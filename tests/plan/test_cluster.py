@@ -1,4 +1,4 @@
-"""What a cluster.toml says, and what it must not."""
+"""Valid and invalid `cluster.toml` files."""
 
 from pathlib import Path
 
@@ -24,21 +24,21 @@ def read(path: Path, text: str) -> Cluster:
     return read_cluster(path)
 
 
-def test_devices_in_their_order(path: Path) -> None:
+def test_devices_are_in_file_order(path: Path) -> None:
     gpus = DEVICE + "count = 2\n"
     cluster = read(path, CPU + gpus + CPU + LINK)
     gpu, cpu = DeviceCost(20e12, 40 * 2**30, "gpu"), DeviceCost(800e9, 64e9, "cpu")
     assert cluster.devices == (cpu, gpu, gpu, cpu)
 
 
-def test_a_link_for_these_kinds_goes_before_the_one_for_all(path: Path) -> None:
+def test_a_link_for_a_pair_of_kinds_overrides_the_link_for_all(path: Path) -> None:
     cluster = read(path, CPU + DEVICE + "count = 2\n" + LINK + PAIR)
     assert cluster.link(1, 2) == LinkCost(2 * 1e-6, 0.3e12)
     assert cluster.link(0, 1) == cluster.link(1, 0) == LinkCost(10 * 1e-6, 25e9)
     assert cluster.link(0, 2) == cluster.link(0, 1)
 
 
-def test_kinds_are_linked_in_either_direction(path: Path) -> None:
+def test_a_link_holds_in_both_directions(path: Path) -> None:
     pair = PAIR.replace('"gpu", "gpu"', '"gpu", "cpu"')
     cluster = read(path, CPU + DEVICE + pair)
     assert cluster.link(0, 1) == cluster.link(1, 0) == LinkCost(2 * 1e-6, 0.3e12)
@@ -90,25 +90,25 @@ def test_units_of_bandwidth(path: Path, bandwidth: str, expected: float) -> None
         (DEVICE + LINK.replace("25 GB/s", "25 GB"), "link[0].bandwidth is '25 GB', expected"),
     ],
 )
-def test_what_is_refused(path: Path, text: str, message: str) -> None:
+def test_invalid_values_are_refused(path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         read(path, text)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
 
 
-def test_a_file_that_is_not_there(path: Path) -> None:
+def test_a_missing_file_is_refused(path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_cluster(path)
 
 
-def test_a_file_that_is_no_text(path: Path) -> None:
+def test_a_file_that_is_not_utf8_is_refused(path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="is not valid TOML"):
         read_cluster(path)
 
 
-def test_the_example_of_the_documentation_can_be_read(path: Path) -> None:
+def test_the_documented_example_is_valid(path: Path) -> None:
     from pipepar.plan import cluster
 
     documented = (cluster.__doc__ or "").split("::\n", 1)[1].split("Every quantity")[0]

@@ -1,4 +1,4 @@
-"""What counts of a plan: what the user says, then a plan that was given, then the defaults."""
+"""The options of a plan: the user's come first, then those of a given plan, then the defaults."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ PLAN = make_plan(capture(six_layers(), (torch.randn(4, 8),), {}), 2)
         ((None, 1), (3, 5), None, (3, 1)),
     ],
 )
-def test_a_plan_is_completed(
+def test_a_plan_is_completed_by_options_and_defaults(
     asked: tuple[int | None, int | None],
     planned: tuple[int | None, int | None],
     fixed: int | None,
@@ -35,7 +35,7 @@ def test_a_plan_is_completed(
     assert completed.stages == plan.stages
 
 
-def test_rows_to_capture_a_model_with() -> None:
+def test_the_number_of_rows_to_capture_a_model_with() -> None:
     given = replace(PLAN, micro_batch=3)
     assert PlanRequest().example_rows == MICRO_BATCH
     assert PlanRequest(given=PLAN).example_rows == MICRO_BATCH
@@ -64,7 +64,7 @@ def test_the_size_to_count_work_for(
         (3, 5, None, 5, 5),
     ],
 )
-def test_calls_are_like_their_example(
+def test_the_options_of_calls_follow_their_example(
     rows: int,
     micro_batch: int | None,
     samples: int | None,
