@@ -32,7 +32,7 @@ def require_batches(graph: Graph, samples: int, micro_batch: int, option: str) -
         raise InputError(
             f"the model was captured for micro-batches of {size} samples only, found {samples} "
             f"samples, which leave a micro-batch of {samples % size}; give {option}={fitting}, "
-            f"which divides {samples}, or add samples"
+            f"which divides them, or add samples"
         )
 
 
