@@ -12,6 +12,7 @@ from typing import Final
 from pipepar.doctor.facts import Finding, Level, RankFacts, by_host
 from pipepar.format import named, readable_bytes
 from pipepar.host.devices import LET_SHARE, more_gpus
+from pipepar.host.threads import overloaded
 
 _MIB: Final = 2**20
 # The limits of free bytes for a problem and for a warning. The limits of shared memory are for each
@@ -47,13 +48,16 @@ def _ranks(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
 
 
 def _cores(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
-    overloads = [found for host in by_host(ranks).values() if (found := _overload(host))]
-    for those, cores in overloads:
+    overloads = [
+        (host, found)
+        for host, those in by_host(ranks).items()
+        if (found := overloaded({facts.rank: set(facts.cores) for facts in those}))
+    ]
+    for host, (those, cores) in overloads:
         yield Finding(
             "cores",
             "problem",
-            f"{named([facts.rank for facts in those])} share {_count(cores, 'core')} on "
-            f"{those[0].host}",
+            f"{named(those)} share {_count(cores, 'core')} on {host}",
             "a core for each rank, since ranks on one core take turns and delay every stage",
             "start fewer ranks there, or bind each to cores of its own (mpirun --bind-to core, "
             "srun --cpu-bind=cores)",
@@ -61,19 +65,6 @@ def _cores(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
     if not overloads:
         fewest = min(len(facts.cores) for facts in ranks)
         yield Finding("cores", "ok", f"each rank is bound to {_count(fewest, 'core')} or more")
-
-
-def _overload(host: Sequence[RankFacts]) -> tuple[list[RankFacts], int] | None:
-    """Return ranks of a host that share fewer cores than there are ranks, and the number of cores.
-
-    None if there are none.
-    """
-    bound = [frozenset(facts.cores) for facts in host]
-    for cores in [*bound, frozenset[str]().union(*bound)]:
-        within = [facts for facts, own in zip(host, bound, strict=True) if own <= cores]
-        if len(within) > len(cores):
-            return within, len(cores)
-    return None
 
 
 def _threads(ranks: Sequence[RankFacts]) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 
 import torch
@@ -26,16 +26,30 @@ def claim_threads(world: World) -> int:
 
 def crowded(world: World) -> str | None:
     """Return a warning if ranks of this host share a core, else None."""
-    bound = {rank: cores_behind(cpus) for rank, cpus in world.cores.items()}
-    for cores in [*bound.values(), frozenset[str]().union(*bound.values())]:
-        within = [rank for rank, own in bound.items() if own <= cores]
+    found = overloaded({rank: cores_behind(cpus) for rank, cpus in world.cores.items()})
+    if found is None:
+        return None
+    ranks, cores = found
+    return (
+        f"ranks {', '.join(map(str, ranks))} share {cores} core{'s' * (cores > 1)} on "
+        f"{world.host}: they will slow each other down; start fewer ranks there, or bind each to "
+        "cores of its own (mpirun --bind-to core, srun --cpu-bind=cores)"
+    )
+
+
+def overloaded(cores_of: Mapping[int, Set[str]]) -> tuple[list[int], int] | None:
+    """Return ranks of a host that share fewer cores than there are ranks, and the number of cores.
+
+    Args:
+        cores_of: the cores that each rank of the host is bound to.
+
+    Returns:
+        None if there are no such ranks.
+    """
+    for cores in [*cores_of.values(), frozenset[str]().union(*cores_of.values())]:
+        within = [rank for rank, own in cores_of.items() if own <= cores]
         if len(within) > len(cores):
-            ranks = ", ".join(map(str, within))
-            return (
-                f"ranks {ranks} share {len(cores)} core{'s' * (len(cores) > 1)} on {world.host}: "
-                "they will slow each other down; start fewer ranks there, or bind each to cores of "
-                "its own (mpirun --bind-to core, srun --cpu-bind=cores)"
-            )
+            return within, len(cores)
     return None
 
 

@@ -33,13 +33,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
 from pipepar.errors import InputError
 from pipepar.plan.costs import DeviceCost, LinkCost
+from pipepar.plan.hardware import Cluster
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -61,20 +61,6 @@ _BANDWIDTH: Final[Units] = {
 # The key of the link for all pairs of kinds without a link of their own.
 _ANY: Final[frozenset[str]] = frozenset()
 _QUANTITY: Final = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?) ?(\D\S*)", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """The devices and links to plan for."""
-
-    devices: tuple[DeviceCost, ...]
-    """One for each rank, in order."""
-    links: Mapping[frozenset[str], LinkCost]
-    """The link of every pair of devices, by their kinds."""
-
-    def link(self, one: int, other: int) -> LinkCost:
-        """Return the link between two devices, given by position."""
-        return self.links[_kinds(self.devices[one], self.devices[other])]
 
 
 def read_cluster(path: Path) -> Cluster:

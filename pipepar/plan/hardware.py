@@ -36,8 +36,8 @@ class Neighbours:
 
 
 @dataclass(frozen=True, slots=True)
-class Interchangeable:
-    """Devices in any order; all devices of one kind are treated as the worst of them."""
+class Cluster:
+    """Devices whose links depend only on their kinds, so that their order can be free."""
 
     devices: tuple[DeviceCost, ...]
     """One for each rank, in order."""
@@ -45,11 +45,11 @@ class Interchangeable:
     """The link of every pair of devices, by their kinds."""
 
     @classmethod
-    def of(cls, measured: Neighbours) -> Interchangeable:
-        """Return measured devices without their order.
+    def by_kind(cls, measured: Neighbours) -> Cluster:
+        """Return measured devices as a cluster, in which each kind has the worst measured values.
 
-        The link of a pair of kinds is the slowest measured between them. A pair that was never
-        measured gets the slowest link of all.
+        All devices of a kind get the speed and memory of the worst of them. The link of a pair of
+        kinds is the slowest measured between them, or the slowest of all if none was measured.
         """
         worst = {device.kind: device for device in measured.devices}
         for device in measured.devices:

@@ -62,11 +62,6 @@ class Timeline:
                 totals[span.stage].add(span.seconds)
         return bound(totals)
 
-    @property
-    def efficiency(self) -> float:
-        """The speed as a share of the speed of the perfect pipeline, 0 to 1."""
-        return self.bound / self.seconds if self.seconds else 1.0
-
     def _computed(self, stage: int) -> Iterator[Span]:
         return (span for span in self.spans if span.stage == stage and span.kind == "compute")
 

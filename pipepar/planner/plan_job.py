@@ -12,7 +12,7 @@ from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import CutTable, cut_table
 from pipepar.model.split.operations import example_rows, takes_rows
 from pipepar.plan.costs import LinkCost
-from pipepar.plan.hardware import Interchangeable, Neighbours, several_kinds
+from pipepar.plan.hardware import Cluster, Neighbours, several_kinds
 from pipepar.plan.plan import Plan
 from pipepar.planner.choice import Choice, choose, faster
 from pipepar.planner.plan_check import require_fit
@@ -117,7 +117,7 @@ def measured_choice(
         choice = choose(graph, table, hardware, costs, sizes, request)
         if not (request.reorder and several_kinds(hardware)):
             return choice
-        pooled = Interchangeable.of(hardware)
+        pooled = Cluster.by_kind(hardware)
         other = replace(request, free_order=True)
         return faster(choice, lambda: choose(graph, table, pooled, costs, sizes, other))
 

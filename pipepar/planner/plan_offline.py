@@ -13,9 +13,8 @@ from pipepar.errors import PlanError
 from pipepar.model.capture.capture import capture
 from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import CutTable, cut_table
-from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LayerCost, LinkCost
-from pipepar.plan.hardware import DeviceSubset, Hardware
+from pipepar.plan.hardware import Cluster, DeviceSubset, Hardware
 from pipepar.plan.partition import partition
 from pipepar.plan.plan import Plan
 from pipepar.planner.advice import advice

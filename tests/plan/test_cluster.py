@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipepar.errors import InputError
-from pipepar.plan.cluster import Cluster, read_cluster
+from pipepar.plan.cluster import read_cluster
 from pipepar.plan.costs import DeviceCost, LinkCost
+from pipepar.plan.hardware import Cluster
 
 DEVICE = '[[device]]\nkind = "gpu"\nmemory = "40 GiB"\nspeed = "20 TFLOPS"\n'
 CPU = '[[device]]\nkind = "cpu"\nmemory = "64 GB"\nspeed = "800 GFLOPS"\n'

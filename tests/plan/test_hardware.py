@@ -1,8 +1,7 @@
 """Links between devices in a row, in any order, and of a subset."""
 
-from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LinkCost
-from pipepar.plan.hardware import DeviceSubset, Hardware, Interchangeable, Neighbours, several_kinds
+from pipepar.plan.hardware import Cluster, DeviceSubset, Hardware, Neighbours, several_kinds
 
 A, B, C, D = (DeviceCost(speed, memory=speed, kind=f"{speed:g}") for speed in (1.0, 2.0, 3.0, 4.0))
 LINKS = (LinkCost(1e-6, 30.0), LinkCost(3e-6, 20.0), LinkCost(2e-6, 10.0))
@@ -49,12 +48,12 @@ def test_a_subset_of_a_cluster() -> None:
     assert [taken.link(0, 1), taken.link(1, 2)] == [near, far]
 
 
-def test_interchangeable_devices_of_a_kind_are_equal() -> None:
+def test_devices_of_a_kind_become_equal_in_a_cluster() -> None:
     """Each device equals the worst of its kind, each link the slowest measured for its kinds."""
     fast, slow = DeviceCost(3.0, 10.0, "a"), DeviceCost(2.0, 20.0, "a")
     other = DeviceCost(1.0, 5.0, "b")
     measured = Neighbours((fast, other, slow, fast), LINKS)
-    free = Interchangeable.of(measured)
+    free = Cluster.by_kind(measured)
     assert free.devices == (*(DeviceCost(2.0, 10.0, "a"), other), *[DeviceCost(2.0, 10.0, "a")] * 2)
     assert free.link(0, 1) == free.link(2, 1) == LinkCost(3e-6, 20.0)
     assert free.link(0, 2) == LINKS[2]
@@ -62,7 +61,7 @@ def test_interchangeable_devices_of_a_kind_are_equal() -> None:
 
 
 def test_a_pair_of_kinds_without_a_measured_link_gets_the_slowest() -> None:
-    free = Interchangeable.of(ROW)
+    free = Cluster.by_kind(ROW)
     assert free.link(0, 1) == LINKS[0]
     assert free.link(0, 3) == ROW.link(0, 3)
     assert not several_kinds(Neighbours((A, A), LINKS[:1]))

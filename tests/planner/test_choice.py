@@ -16,9 +16,8 @@ from torch import nn
 from pipepar.errors import PlanError
 from pipepar.model.capture.capture import capture
 from pipepar.model.split.crossing import cut_table
-from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LinkCost
-from pipepar.plan.hardware import Hardware, Neighbours
+from pipepar.plan.hardware import Cluster, Hardware, Neighbours
 from pipepar.planner.choice import Choice, choose, faster
 from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.prediction import ModelCost, model_cost
