@@ -18,7 +18,7 @@ from pipepar.comm.group.launcher import launched, launcher_local_rank
 from pipepar.comm.world import World
 from pipepar.doctor.facts import RankFacts, Space
 from pipepar.format import readable_bytes
-from pipepar.host.devices import SHARING, Claim, may_share, share_out, visible_gpus
+from pipepar.host.devices import SHARING, Claim, assign_gpus, may_share, visible_gpus
 from pipepar.host.machine import processor
 from pipepar.host.threads import claim_threads, cores_behind
 
@@ -72,7 +72,7 @@ def with_devices(ranks: Sequence[RankFacts]) -> list[RankFacts]:
     claims = [
         Claim("auto", facts.local_rank, may_share(facts.environment), facts.gpus) for facts in ranks
     ]
-    taken = share_out([facts.host for facts in ranks], claims)
+    taken = assign_gpus([facts.host for facts in ranks], claims)
     return [
         replace(facts, device=_device(facts, gpu), gpu=gpu)
         for facts, gpu in zip(ranks, taken, strict=True)

@@ -11,7 +11,7 @@ from typing import Final
 
 from pipepar.doctor.facts import Finding, Level, RankFacts, by_host
 from pipepar.format import named, readable_bytes
-from pipepar.host.devices import LET_SHARE, more_gpus
+from pipepar.host.devices import SHARE_REMEDY, gpu_remedy
 from pipepar.host.threads import overloaded
 
 _MIB: Final = 2**20
@@ -138,7 +138,7 @@ def _devices(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
 def _gpus(host: Sequence[RankFacts]) -> Iterator[Finding]:
     """Yield the faults in the assignment of the GPUs of a host to its ranks."""
     seen = {gpu for facts in host for gpu in facts.gpus}
-    remedy = more_gpus(len(host), len(seen))
+    remedy = gpu_remedy(len(host), len(seen))
     without = [facts.rank for facts in host if not facts.gpu]
     if seen and without:
         found = (
@@ -146,7 +146,7 @@ def _gpus(host: Sequence[RankFacts]) -> Iterator[Finding]:
             f"{named(without)} would compute on the CPU"
         )
         expected = "a GPU for each rank, since the slowest stage limits the speed"
-        yield Finding("devices", "warning", found, expected, remedy + LET_SHARE)
+        yield Finding("devices", "warning", found, expected, remedy + SHARE_REMEDY)
     for gpu in dict.fromkeys(facts.gpu for facts in host if facts.gpu):
         those = [facts for facts in host if facts.gpu == gpu]
         if len(those) > 1:

@@ -26,7 +26,7 @@ Wanted: TypeAlias = Literal["auto", "cpu", "cuda"]
 SHARING: Final = "NCCL_MULTI_RANK_GPU_ENABLE"
 """The environment variable that lets several ranks compute on one GPU if it is 1."""
 
-LET_SHARE: Final = f"; or let ranks share one: {SHARING}=1, with NCCL 2.30.3 or later"
+SHARE_REMEDY: Final = f"; or let ranks share one: {SHARING}=1, with NCCL 2.30.3 or later"
 """A further remedy if there are too few GPUs."""
 
 _PCI_DEVICES: Final = Path("/sys/bus/pci/devices")
@@ -110,20 +110,20 @@ def choose_devices(world: World, wanted: Wanted, seen: Sequence[Visible] | None 
     gpus = world.together(partial(_candidates, wanted, seen))
     claim = Claim(wanted, launcher_local_rank(), may_share(os.environ), [gpu.uuid for gpu in gpus])
     claims = [Claim(**json.loads(text)) for text in world.all_gather(json.dumps(asdict(claim)))]
-    world.together(partial(_check_same, claims))
-    taken = share_out(world.hosts, claims)
+    world.together(partial(_require_same, claims))
+    taken = assign_gpus(world.hosts, claims)
     uuid = taken[world.rank]
-    world.together(partial(_check_own, world, claim, uuid))
+    world.together(partial(_require_own_gpu, world, claim, uuid))
     by_rank = tuple("cuda" if each else "cpu" for each in taken)
     gpu = next((gpu for gpu in gpus if gpu.uuid == uuid), None)
-    note = "; ".join([*_lacking(world.hosts, claims, by_rank), *_bind_near(world, gpu)])
+    note = "; ".join([*_cpu_notes(world.hosts, claims, by_rank), *_bind_near(world, gpu)])
     if gpu is None:
         return Devices(by_rank, torch.device("cpu"), processor(), len(world.cores), note)
     sharers = sum(taken[rank] == uuid for rank in world.cores)
     return Devices(by_rank, torch.device("cuda", gpu.index), gpu.name, sharers, note)
 
 
-def share_out(hosts: Sequence[str], claims: Sequence[Claim]) -> list[str]:
+def assign_gpus(hosts: Sequence[str], claims: Sequence[Claim]) -> list[str]:
     """Assign GPUs to ranks.
 
     The ranks of a host, one after another, take the first visible GPU that is still free. So each
@@ -153,19 +153,19 @@ def may_share(environment: Mapping[str, str]) -> bool:
     return environment.get(SHARING) == "1"
 
 
-def more_gpus(ranks: int, gpus: int) -> str:
+def gpu_remedy(ranks: int, gpus: int) -> str:
     """Return the remedy for a host with fewer visible GPUs than ranks.
 
     Args:
         ranks: number of ranks on the host.
         gpus: number of GPUs that are visible there.
     """
-    ask = (
+    request = (
         f"ask for a GPU for each rank (sbatch --gpus-per-node={ranks}), and set "
         "CUDA_VISIBLE_DEVICES to the GPU of the rank, or to all of them"
     )
     fewer = f"start {gpus} rank{'s' * (gpus > 1)} on that host, or " if 0 < gpus < ranks else ""
-    return fewer + ask
+    return fewer + request
 
 
 def cpus_of(text: str) -> frozenset[int]:
@@ -178,7 +178,7 @@ def cpus_of(text: str) -> frozenset[int]:
 
 
 def _candidates(wanted: str, seen: Sequence[Visible] | None) -> Sequence[Visible]:
-    """Return the GPUs that this rank may get."""
+    """Return the GPUs that this rank may get; refuse an unknown kind of device."""
     if wanted not in get_args(Wanted):
         raise InputError(
             f"found device {wanted!r}, expected auto, cpu or cuda; to select GPUs, set "
@@ -219,7 +219,7 @@ def _by_local_rank(ranks: Sequence[int], claims: Sequence[Claim]) -> Sequence[in
     return sorted(ranks, key=numbers.__getitem__)
 
 
-def _check_same(claims: Sequence[Claim]) -> None:
+def _require_same(claims: Sequence[Claim]) -> None:
     first = claims[0].wanted
     for rank, claim in enumerate(claims):
         if claim.wanted != first:
@@ -229,18 +229,18 @@ def _check_same(claims: Sequence[Claim]) -> None:
             )
 
 
-def _check_own(world: World, claim: Claim, uuid: str) -> None:
+def _require_own_gpu(world: World, claim: Claim, uuid: str) -> None:
     if uuid or claim.wanted != "cuda":
         return
     count, ranks = len(claim.uuids), len(world.cores)
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     variable = "is not set" if shown is None else f"is {shown!r}"
     if count:
-        remedy = more_gpus(ranks, count) + LET_SHARE
+        remedy = gpu_remedy(ranks, count) + SHARE_REMEDY
     elif torch.version.cuda is None:
         remedy = f"install a CUDA build of torch, since this one ({torch.__version__}) has no CUDA"
     else:
-        remedy = f"check that nvidia-smi works on that host; {more_gpus(ranks, count)}"
+        remedy = f"check that nvidia-smi works on that host; {gpu_remedy(ranks, count)}"
     raise PipeparError(
         f"rank {world.rank} on {world.host} has no GPU to compute on: it sees {_gpus(count)}, "
         f"CUDA_VISIBLE_DEVICES {variable}, and the host has {ranks} rank{'s' * (ranks > 1)}; "
@@ -249,7 +249,7 @@ def _check_own(world: World, claim: Claim, uuid: str) -> None:
     )
 
 
-def _lacking(hosts: Sequence[str], claims: Sequence[Claim], by_rank: Sequence[str]) -> list[str]:
+def _cpu_notes(hosts: Sequence[str], claims: Sequence[Claim], by_rank: Sequence[str]) -> list[str]:
     """Return a note for each host with ranks without a GPU; none if no rank of the job has one."""
     notes: list[str] = []
     if "cuda" not in by_rank:
@@ -260,9 +260,10 @@ def _lacking(hosts: Sequence[str], claims: Sequence[Claim], by_rank: Sequence[st
         if without:
             compute = "computes" if len(without) == 1 else "compute"
             see = "sees" if len(ranks) == 1 else "see"
+            remedy = gpu_remedy(len(ranks), count) + (SHARE_REMEDY if count else "")
             notes.append(
                 f"{named(without)} on {host} {compute} on the CPU, since {named(ranks)} there "
-                f"{see} {_gpus(count)}: {more_gpus(len(ranks), count)}{LET_SHARE if count else ''}"
+                f"{see} {_gpus(count)}: {remedy}"
             )
     return notes
 
@@ -277,9 +278,9 @@ def _bind_near(world: World, gpu: Visible | None) -> list[str]:
     far = gpu is not None and bool(gpu.near) and not near
     mine = json.dumps([far, sorted(near or present)])
     gathered = [json.loads(text) for text in world.all_gather(mine)]
-    wishes = {rank: cores_behind(gathered[rank][1]) for rank in world.cores}
-    crowd = sum(request <= wishes[world.rank] for request in wishes.values())
-    helps = bool(near) and near < present and crowd <= len(wishes[world.rank])
+    wanted = {rank: cores_behind(gathered[rank][1]) for rank in world.cores}
+    sharers = sum(cores <= wanted[world.rank] for cores in wanted.values())
+    helps = bool(near) and near < present and sharers <= len(wanted[world.rank])
     world.bind(near if helps else None)
     notes = []
     for host, ranks in _by_host(world.hosts).items():

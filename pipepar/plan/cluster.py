@@ -30,9 +30,11 @@ latency; MB/s, GB/s, TB/s or Mbit/s, Gbit/s for bandwidth.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
@@ -95,19 +97,16 @@ def read_cluster(path: Path) -> Cluster:
     return Cluster(devices, _links(path, devices, list(file.tables("link"))))
 
 
+@dataclass(frozen=True, slots=True)
 class _Table:
     """A table of the file, with its position for error messages."""
 
-    def __init__(self, where: str, content: Mapping[str, Any]) -> None:
-        self.where = where
-        self._content = content
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._content
+    where: str
+    content: Mapping[str, Any]
 
     def check_names(self, *known: str) -> None:
         """Refuse unknown names, which would otherwise be ignored."""
-        for name in self._content:
+        for name in self.content:
             if name not in known:
                 raise InputError(
                     f"{self.where}{name} is unknown, expected {', '.join(known)}; remove it, or "
@@ -116,7 +115,7 @@ class _Table:
 
     def tables(self, name: str) -> Iterator[_Table]:
         """Yield the tables written under [[name]]."""
-        found = self._content.get(name, [])
+        found = self.content.get(name, [])
         if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
             raise self.wrong(name, f"a list of tables; write [[{name}]] above each")
         for index, each in enumerate(found):
@@ -129,9 +128,9 @@ class _Table:
             name: a key of the table.
             expected: description of valid values, for the error.
         """
-        if name not in self._content:
+        if name not in self.content:
             raise InputError(f"{self.where}{name} is missing, expected {expected}")
-        return self._content[name]
+        return self.content[name]
 
     def quantity(self, name: str, units: Units, example: str, zero: bool = False) -> float:
         """Return a number with a unit, converted to the unit that counts as 1.
@@ -146,15 +145,14 @@ class _Table:
         expected = f'a number{least} with a unit ({", ".join(units)}); for example "{example}"'
         text = self.value(name, expected)
         found = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
-        if found is None or found[2] not in units or not float(found[1]) < float("inf"):
+        number = float(found[1]) if found else math.inf
+        if found is None or found[2] not in units or math.isinf(number) or not (number or zero):
             raise self.wrong(name, expected)
-        if not (zero or float(found[1])):
-            raise self.wrong(name, expected)
-        return float(found[1]) * units[found[2]]
+        return number * units[found[2]]
 
     def wrong(self, name: str, expected: str) -> InputError:
         """Return the error for a value that is not as expected."""
-        return InputError(f"{self.where}{name} is {self._content[name]!r}, expected {expected}")
+        return InputError(f"{self.where}{name} is {self.content[name]!r}, expected {expected}")
 
 
 def _devices(table: _Table) -> list[DeviceCost]:
@@ -163,7 +161,7 @@ def _devices(table: _Table) -> list[DeviceCost]:
     kind = table.value("kind", name)
     if not isinstance(kind, str) or not kind:
         raise table.wrong("kind", name)
-    count = table.value("count", "") if "count" in table else 1
+    count = table.content.get("count", 1)
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise table.wrong("count", "a whole number, 1 or more; write it without quotes")
     memory = table.quantity("memory", _MEMORY, "16 GiB")
@@ -213,9 +211,9 @@ def _kinds(one: DeviceCost, other: DeviceCost) -> frozenset[str]:
 
 
 def _pair(table: _Table, kinds: set[str]) -> frozenset[str]:
-    if "between" not in table:
+    if "between" not in table.content:
         return _ANY
-    pair = table.value("between", "")
+    pair = table.content["between"]
     if isinstance(pair, list) and len(pair) == 2 and all(kind in kinds for kind in map(str, pair)):
         return frozenset(map(str, pair))
     raise table.wrong(

@@ -13,7 +13,7 @@ import torch
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PipeparError
 from pipepar.host import devices
-from pipepar.host.devices import Claim, Visible, choose_devices, share_out, visible_gpus
+from pipepar.host.devices import Claim, Visible, assign_gpus, choose_devices, visible_gpus
 from pipepar.host.machine import processor
 
 
@@ -46,30 +46,30 @@ def claims(
     ],
 )
 def test_each_rank_takes_the_first_free_gpu(hosts: str, seen: list[str], taken: str) -> None:
-    assert [each or "-" for each in share_out(hosts, claims(*seen))] == list(taken)
+    assert [each or "-" for each in assign_gpus(hosts, claims(*seen))] == list(taken)
 
 
 def test_local_ranks_order_the_ranks_if_all_differ() -> None:
     seen = ["ABC"] * 3
-    assert share_out("aaa", claims(*seen, local=[2, 0, 1])) == ["C", "A", "B"]
-    assert share_out("aaa", claims(*seen, local=[0, 0, 0])) == ["A", "B", "C"]
-    assert share_out("aaa", claims(*seen, local=[2, None, 1])) == ["A", "B", "C"]
+    assert assign_gpus("aaa", claims(*seen, local=[2, 0, 1])) == ["C", "A", "B"]
+    assert assign_gpus("aaa", claims(*seen, local=[0, 0, 0])) == ["A", "B", "C"]
+    assert assign_gpus("aaa", claims(*seen, local=[2, None, 1])) == ["A", "B", "C"]
     # Each host by itself.
-    assert share_out("aab", claims("AB", "AB", "AB", local=[1, 0, 0])) == ["B", "A", "A"]
+    assert assign_gpus("aab", claims("AB", "AB", "AB", local=[1, 0, 0])) == ["B", "A", "A"]
 
 
 def test_ranks_share_the_least_used_gpu_if_allowed() -> None:
-    assert share_out("aaaaa", claims(*["AB"] * 5, shares=True)) == ["A", "B", "A", "B", "A"]
-    assert share_out("aaa", claims("A", "AB", "A", shares=True)) == ["A", "B", "A"]
-    assert share_out("aa", claims("A", "", shares=True)) == ["A", ""]
+    assert assign_gpus("aaaaa", claims(*["AB"] * 5, shares=True)) == ["A", "B", "A", "B", "A"]
+    assert assign_gpus("aaa", claims("A", "AB", "A", shares=True)) == ["A", "B", "A"]
+    assert assign_gpus("aa", claims("A", "", shares=True)) == ["A", ""]
 
 
 def test_remedies() -> None:
-    assert devices.more_gpus(4, 1).startswith("start 1 rank on that host, or ask")
-    assert devices.more_gpus(4, 2).startswith("start 2 ranks on that host, or ask")
-    assert "--gpus-per-node=4" in devices.more_gpus(4, 2)
-    assert devices.more_gpus(2, 0).startswith("ask")
-    assert devices.more_gpus(2, 2).startswith("ask")  # there are enough, but not all are visible
+    assert devices.gpu_remedy(4, 1).startswith("start 1 rank on that host, or ask")
+    assert devices.gpu_remedy(4, 2).startswith("start 2 ranks on that host, or ask")
+    assert "--gpus-per-node=4" in devices.gpu_remedy(4, 2)
+    assert devices.gpu_remedy(2, 0).startswith("ask")
+    assert devices.gpu_remedy(2, 2).startswith("ask")  # there are enough, but not all are visible
 
 
 @pytest.mark.parametrize(
