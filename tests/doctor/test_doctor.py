@@ -98,7 +98,7 @@ def test_the_facts_contain_each_gpu_of_a_rank(monkeypatch: pytest.MonkeyPatch) -
     assert with_devices([facts])[0].device == "cuda:0 some GPU (80.0 GiB)"
 
 
-def test_inspecting_a_rank_starts_no_cuda_where_there_is_none() -> None:
+def test_inspecting_a_rank_does_not_initialise_cuda_without_a_gpu() -> None:
     facts = inspect_rank(World.start())
     assert bool(facts.devices) == torch.cuda.is_available()
     if not facts.devices:
@@ -123,7 +123,7 @@ def test_the_share_from_slurm_limits_the_cores(monkeypatch: pytest.MonkeyPatch) 
     assert inspect_rank(world).allotted == whole.allotted
 
 
-def test_one_process() -> None:
+def test_a_single_process_has_no_problems() -> None:
     status, output = pipepar("doctor")
     assert status == 0, output
     assert "1 rank on 1 host" in output
@@ -131,7 +131,7 @@ def test_one_process() -> None:
     assert "no problems" in output
 
 
-def test_one_process_as_json() -> None:
+def test_the_json_of_a_single_process() -> None:
     status, output = pipepar("doctor", "--json")
     found = json.loads(output)
     assert status == 0
@@ -230,7 +230,7 @@ def test_a_rank_that_cannot_inspect_its_host_ends_all_processes() -> None:
     assert "the disk is gone" in ended.output
 
 
-def test_links_between_threads() -> None:
+def test_links_between_threads_are_measured() -> None:
     checkup, *others = in_threads(3, doctor.examine, hosts=["a", "a", "b"])
     assert all(other == checkup for other in others)
     assert [(link.first, link.second) for link in checkup.links] == [(0, 1), (1, 2)]
@@ -261,6 +261,6 @@ def test_a_neighbour_that_does_not_respond_is_named() -> None:
     assert "with rank 1 on" in ended.output
 
 
-def test_names_of_ranks() -> None:
+def test_ranks_are_named_in_ranges() -> None:
     assert named([3]) == "rank 3"
     assert named([0, 1, 2, 5, 7, 8]) == "ranks 0-2, 5, 7-8"

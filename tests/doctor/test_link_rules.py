@@ -56,7 +56,7 @@ def test_the_limit_of_the_skew_of_clocks(skew: float, uncertainty: float, level:
     assert levels("ab", {"skew": skew, "uncertainty": uncertainty})[-1] == level
 
 
-def test_a_clock_that_is_behind() -> None:
+def test_a_clock_behind_is_reported() -> None:
     assert judged("ab", {"skew": -0.5})[-1].found == "b is 500.0 ms behind a"
 
 

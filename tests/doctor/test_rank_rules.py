@@ -214,7 +214,7 @@ def test_a_package_missing_on_all_ranks_is_a_problem() -> None:
         (2, 1024, "ok"),
     ],
 )
-def test_too_little_space(place: int, mib: int, level: str) -> None:
+def test_the_limits_of_free_space(place: int, mib: int, level: str) -> None:
     spaces = list(SPACES)
     spaces[place] = replace(spaces[place], free=mib * 2**20)
     ranks = [replace(healthy(rank), spaces=spaces) for rank in (0, 1)]
@@ -238,7 +238,7 @@ def only_of_links(found: Sequence[Finding]) -> Finding:
     return finding
 
 
-def test_healthy_links() -> None:
+def test_healthy_links_are_ok() -> None:
     found = judge_links(links({}, {}, {}), "aabb")
     assert [(finding.check, finding.level) for finding in found] == [
         ("links", "ok"),

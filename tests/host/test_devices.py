@@ -64,7 +64,7 @@ def test_ranks_share_the_least_used_gpu_if_allowed() -> None:
     assert assign_gpus("aa", claims("A", "", shares=True)) == ["A", ""]
 
 
-def test_remedies() -> None:
+def test_the_remedy_for_too_few_gpus() -> None:
     assert devices.gpu_remedy(4, 1).startswith("start 1 rank on that host, or ask")
     assert devices.gpu_remedy(4, 2).startswith("start 2 ranks on that host, or ask")
     assert "--gpus-per-node=4" in devices.gpu_remedy(4, 2)

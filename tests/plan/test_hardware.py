@@ -34,7 +34,7 @@ def test_a_subset_has_the_order_of_the_stages() -> None:
     assert taken.link(1, 2) == ROW.link(0, 2)
 
 
-def test_a_subset_of_a_subset() -> None:
+def test_a_subset_of_a_subset_has_the_right_devices() -> None:
     whole: Hardware = DeviceSubset(ROW, (1, 2, 3))
     taken = DeviceSubset(whole, (2, 0))
     assert tuple(taken.devices) == (D, B)

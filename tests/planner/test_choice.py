@@ -170,7 +170,7 @@ def test_more_stages_than_layers_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "fixed", "sizes"),
+    ("options", "fixed", "sizes"),
     [
         (PlanRequest(), None, [1, 2, 4, 8, 16, 32, 64, 128, 256]),
         (PlanRequest(samples=0), None, [1, 2, 4, 8, 16, 32, 64, 128, 256]),
@@ -185,8 +185,8 @@ def test_more_stages_than_layers_are_refused() -> None:
         (PlanRequest(micro_batch=12), 12, [12]),
     ],
 )
-def test_sizes_to_choose_from(asked: PlanRequest, fixed: int | None, sizes: list[int]) -> None:
-    assert asked.sizes(fixed) == sizes
+def test_sizes_to_choose_from(options: PlanRequest, fixed: int | None, sizes: list[int]) -> None:
+    assert options.sizes(fixed) == sizes
 
 
 def test_zero_samples_can_be_planned() -> None:
@@ -203,7 +203,7 @@ def test_a_choice_has_its_cost_and_its_prediction() -> None:
     assert choice.prediction.samples_per_second == pytest.approx(320 / (83 * 2 * ONE_MS))
 
 
-def cluster(*kinds: str, slow: LinkCost | None = None) -> Cluster:
+def cluster(*kinds: str) -> Cluster:
     devices = tuple(DeviceCost(1.0, 200.0 if kind == "small" else 1e9, kind) for kind in kinds)
     pairs = {frozenset((one.kind, other.kind)) for one in devices for other in devices}
     return Cluster(devices, {pair: LinkCost() for pair in pairs})

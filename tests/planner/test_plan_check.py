@@ -93,7 +93,7 @@ def test_another_number_of_ranks_is_refused() -> None:
     )
 
 
-def test_another_number_of_operations_and_other_weights() -> None:
+def test_other_operations_and_weights_are_listed() -> None:
     plan = make_plan(graph_of(Scaled(2.0)), 2)
     message = refusal(plan, graph_of(Mlp(4)), 3)
     lines = [line.strip() for line in message.splitlines()]
@@ -119,14 +119,14 @@ def test_at_most_five_differences_are_listed() -> None:
     assert "and 2 more" in message
 
 
-def test_weights_of_another_dtype() -> None:
+def test_weights_of_another_dtype_are_refused() -> None:
     graph = graph_of(Mlp(4).bfloat16(), X.bfloat16())
     message = refusal(make_plan(graph_of(Mlp(4)), 2), graph)
     assert "take 480 B in the plan, 240 B in the model: another --dtype, or other sizes?" in message
     assert "only" not in message
 
 
-def test_tied_weights_of_another_dtype() -> None:
+def test_tied_weights_of_another_dtype_are_counted_once() -> None:
     ids = torch.zeros(2, 3, dtype=torch.int64)
     plan = make_plan(graph_of(Tied(), ids), 2)
     total = sum(stage.weight_bytes for stage in plan.stages)
@@ -135,18 +135,18 @@ def test_tied_weights_of_another_dtype() -> None:
     assert f"take {total / 1024:.1f} KiB in the plan, {total / 2048:.1f} KiB in the model" in half
 
 
-def test_another_input() -> None:
+def test_another_input_is_refused() -> None:
     message = refusal(make_plan(graph_of(Scaled(2.0)), 2), graph_of(Renamed(2.0)))
     assert "its inputs are x, the model's are y" in message
     assert "values of its stages that the model lacks (1): x" in message
 
 
-def test_another_output() -> None:
+def test_another_output_is_refused() -> None:
     message = refusal(make_plan(graph_of(Scaled(2.0)), 2), graph_of(Early(2.0)))
     assert "its outputs are linear_1, the model's are linear_1, linear" in message
 
 
-def test_another_constant_inside() -> None:
+def test_another_constant_is_refused() -> None:
     plan, graph = make_plan(graph_of(Scaled(2.0)), 2), graph_of(Scaled(3.0))
     message = refusal(plan, graph)
     assert f"made for model {plan.model[:12]}, found {graph.digest[:12]}: inner sizes" in message

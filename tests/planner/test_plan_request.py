@@ -14,7 +14,7 @@ PLAN = make_plan(capture(six_layers(), (torch.randn(4, 8),), {}), 2)
 
 
 @pytest.mark.parametrize(
-    ("asked", "planned", "fixed", "expected"),
+    ("requested", "planned", "fixed", "expected"),
     [
         ((None, None), (None, None), None, (MICRO_BATCH, DEPTH)),
         ((None, None), (None, None), 6, (6, DEPTH)),
@@ -24,13 +24,13 @@ PLAN = make_plan(capture(six_layers(), (torch.randn(4, 8),), {}), 2)
     ],
 )
 def test_a_plan_is_completed_by_options_and_defaults(
-    asked: tuple[int | None, int | None],
+    requested: tuple[int | None, int | None],
     planned: tuple[int | None, int | None],
     fixed: int | None,
     expected: tuple[int, int],
 ) -> None:
     plan = replace(PLAN, micro_batch=planned[0], depth=planned[1])
-    completed = PlanRequest(None, *asked).completed(plan, fixed)
+    completed = PlanRequest(None, *requested).completed(plan, fixed)
     assert (completed.micro_batch, completed.depth) == expected
     assert completed.stages == plan.stages
 

@@ -75,7 +75,7 @@ def test_a_lighter_stage_waits_for_the_busiest() -> None:
     assert astuple(idle) == pytest.approx((3 / 22, 4 / 22, 0, 0, 0, 0))
 
 
-def test_a_slow_link() -> None:
+def test_a_slow_link_is_transfer() -> None:
     # 15 s instead of 7: see test_simulate.
     idle, whole = simulated([1.0, 2.0], {(0, 1): 4.0}, 3)
     assert whole == 30
@@ -98,7 +98,7 @@ def test_reading_instead_of_waiting_counts_as_source() -> None:
     assert idle.imbalance * whole == pytest.approx(free.imbalance * 82 - 9.0)
 
 
-def test_a_slow_sink() -> None:
+def test_a_slow_sink_costs_every_rank() -> None:
     idle, whole = simulated([1.0, 1.0], chain(2), 4, sink=2.0)
     assert idle.sink == pytest.approx(2 * (4 * 2.0) / whole)
     assert (idle.imbalance, idle.source, idle.transfer) == (0, 0, 0)

@@ -69,7 +69,7 @@ def test_the_summary_of_a_run() -> None:
     assert lines[6].startswith("idle: fill ")
 
 
-def test_shares_of_the_whole_run() -> None:
+def test_the_shares_of_idle_time_add_up() -> None:
     summary = RunRecord(100, 20.0, STAGES)
     assert summary.bound == pytest.approx(16.2)
     assert summary.efficiency == pytest.approx(16.2 / 20)
@@ -104,7 +104,7 @@ def test_the_busiest_stage_has_the_most_work() -> None:
     assert RunRecord(10, 20.0, (STAGES[0], STAGES[0])).busiest is STAGES[0]
 
 
-def test_a_run_without_samples_or_time() -> None:
+def test_the_summary_without_samples_or_time() -> None:
     lines = shown(RunRecord(0, 0.0, STAGES[:1], predicted=5.0))
     assert lines[0] == (
         "0 samples in 0.0 s, 0.0 samples/s · 0% of the perfect pipeline's speed (bound 10.0 s)"
