@@ -21,7 +21,7 @@ def test_of_a_run_that_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "[cache]"))
     status, output = command("run", MLP, "[in].npy", "[bold].npy")
     assert status == 0, output
-    assert "note: measured times cannot be kept in " in output
+    assert "note: measured times cannot be cached in " in output
     assert "/[cache]/pipepar: " in "".join(output.split()).replace(":", ": ")
     assert output.endswith("wrote [bold].npy")
 

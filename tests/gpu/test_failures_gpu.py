@@ -102,7 +102,7 @@ def test_a_job_for_gpus_where_there_are_none(rows: Path, tmp_path: Path) -> None
         "rank 0 on ",
         "it sees no GPUs, CUDA_VISIBLE_DEVICES is ''",
         "expected a GPU for each rank, since device is 'cuda'",
-        "or let device be 'auto' or 'cpu'",
+        "or set device to 'auto' or 'cpu'",
     ):
         assert words in told, ended.output
     assert "Traceback" not in ended.output

@@ -67,8 +67,9 @@ def test_ranks_of_a_host_divide_its_memory(
 
 
 def cache_of(world: World, graph: Graph) -> ProfileCache:
-    work, spread = sum(cut_table(graph).costs), profiling._spread(graph, world.size)
-    return ProfileCache.of(graph, DeviceContext.on_hosts(world).kind, work, spread)
+    work = sum(cut_table(graph).costs)
+    weight_bytes = profiling._stage_weight_bytes(graph, world.size)
+    return ProfileCache.of(graph, DeviceContext.on_hosts(world).kind, work, weight_bytes)
 
 
 def cache_one_second(world: World, graph: Graph, *sizes: int) -> None:
@@ -157,7 +158,7 @@ def test_a_cache_that_cannot_be_written_is_reported_once_on_rank_0(
     world.together(lambda: cache.write_text("in the way") if world.rank == 0 else None)
     _, notes = profiled(world, graph)
     assert len(notes) == (1 if world.rank == 0 else 0)
-    assert all(note.startswith(f"measured times cannot be kept in {cache}") for note in notes)
+    assert all(note.startswith(f"measured times cannot be cached in {cache}") for note in notes)
 
 
 def test_a_model_that_fits_no_rank_is_refused_on_all(

@@ -11,8 +11,8 @@ from torch import nn
 from pipepar.errors import PlanError
 from pipepar.model.capture.capture import capture
 from pipepar.model.split.crossing import cut_table
-from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LinkCost
+from pipepar.plan.hardware import Cluster
 from pipepar.plan.plan import Plan
 from pipepar.planner.plan_offline import Planning, plan_model
 from pipepar.planner.plan_request import PlanRequest

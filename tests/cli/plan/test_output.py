@@ -19,8 +19,8 @@ from rich.text import Text
 from torch import nn
 
 from pipepar.cli.show_plan import print_prediction, print_shares
-from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LinkCost
+from pipepar.plan.hardware import Cluster
 from pipepar.planner.choice import Choice
 from pipepar.planner.plan_offline import plan_model
 from pipepar.planner.plan_request import PlanRequest

@@ -132,7 +132,7 @@ def test_a_folder_for_times_that_cannot_be_written_is_noted(
     ):
         status, output = command(*words)
         assert status == 0, output
-        assert output.count("note: measured times cannot be kept in") == 1
+        assert output.count("note: measured times cannot be cached in") == 1
 
 
 def test_stages_are_as_many_as_the_ranks_that_are_measured() -> None:

@@ -1,4 +1,4 @@
-"""The facts of one rank: what it and its host offer, gathered without asking another rank."""
+"""The facts of one rank and its host, gathered without communication."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipepar.comm.group.launcher import launched, launcher_local_rank
 from pipepar.comm.world import World
 from pipepar.doctor.facts import RankFacts, Space
 from pipepar.format import readable_bytes
-from pipepar.host.devices import SHARING, Claim, may_share, share_out, visible_gpus
+from pipepar.host.devices import SHARING, Claim, assign_gpus, may_share, visible_gpus
 from pipepar.host.machine import processor
 from pipepar.host.threads import claim_threads, cores_behind
 
@@ -38,13 +38,13 @@ _THREAD_LEVELS: Final = (
 )
 
 
-def look_around(world: World) -> RankFacts:
-    """This rank's facts.
+def inspect_rank(world: World) -> RankFacts:
+    """Return the facts of this rank.
 
-    Claims the rank's threads, as a run would. Initialises CUDA only where torch sees a device.
+    Claims the threads of the rank, as a run does. Initialises CUDA only if torch reports a device.
 
     Raises:
-        OSError: a directory that a run needs cannot be looked at.
+        OSError: a directory that a run needs cannot be inspected.
     """
     mpi, thread_level = _mpi()
     gpus = visible_gpus()
@@ -68,11 +68,11 @@ def look_around(world: World) -> RankFacts:
 
 
 def with_devices(ranks: Sequence[RankFacts]) -> list[RankFacts]:
-    """The facts of all ranks, and what each would compute on if nothing is asked for."""
+    """Return the facts of all ranks, completed with the default device of each rank."""
     claims = [
         Claim("auto", facts.local_rank, may_share(facts.environment), facts.gpus) for facts in ranks
     ]
-    taken = share_out([facts.host for facts in ranks], claims)
+    taken = assign_gpus([facts.host for facts in ranks], claims)
     return [
         replace(facts, device=_device(facts, gpu), gpu=gpu)
         for facts, gpu in zip(ranks, taken, strict=True)
@@ -80,13 +80,16 @@ def with_devices(ranks: Sequence[RankFacts]) -> list[RankFacts]:
 
 
 def _allotted(world: World) -> int:
-    """Cores of this host that the job may use: its launcher's, for a rank may be bound to fewer."""
+    """Return the number of cores of this host that the job may use.
+
+    These include the cores of the launcher, since a rank may be bound to fewer.
+    """
     cpus = set().union(*world.cores.values())
-    with contextlib.suppress(OSError):  # a launcher that is hidden from its ranks
+    with contextlib.suppress(OSError):  # the launcher may be invisible to its ranks
         cpus |= os.sched_getaffinity(os.getppid())
     cores = len(cores_behind(cpus))
-    # Slurm's daemon, the parent of a rank that srun starts, is not bound to the job's share; that
-    # is told in hardware threads.
+    # The parent of a rank started by srun is a daemon of Slurm, which is not bound to the share of
+    # the job. The variable counts hardware threads.
     share = os.environ.get("SLURM_CPUS_ON_NODE", "")
     return min(cores, int(share) * cores // len(cpus)) if share.isdecimal() else cores
 
@@ -99,7 +102,7 @@ def _device(facts: RankFacts, gpu: str) -> str:
 
 
 def _mpi() -> tuple[str, str]:
-    """The library's name and thread level, empty in a process that no launcher started."""
+    """Return the name and thread level of MPI; empty in a process without a launcher."""
     if not launched():
         return "", ""
     from mpi4py import MPI
