@@ -9,36 +9,27 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import torch
 from mpi4py import MPI
 from torch import nn
 
 from benchmarks.shared.benchmark import Benchmark, Goal, Option
-from benchmarks.shared.report import Row, ratio, scaled
-from benchmarks.shared.run import Run, turns
-from benchmarks.shared.sides.gpipe import GpipeSide, join_gloo, leave_gloo
+from benchmarks.shared.report import ratio
+from benchmarks.shared.run import Run
 from benchmarks.shared.sides.load import Load, timed
 from benchmarks.shared.sides.side import Side, seconds_each
+from benchmarks.shared.sides.sizes import SIZES, SizeSeconds, TorchGoals, compare, gpipe_seconds
 from pipepar.pipeline import Pipeline
 
 _PASSES: Final = 5
 _RING: Final = 8
 _SHAPES: Final = {"256 B": (1, 64), "1 MiB": (4, 128, 512)}
-_MICROBATCHES: Final = {"256 B": 5000, "1 MiB": 1000}
-# A step of torch has a buffer for each micro-batch.
-_STEPS: Final = {"256 B": 1000, "1 MiB": 256}
-
-_MODULES: Final = {size: Goal(f"{size}: one rank / bare modules", "at most", 5) for size in _SHAPES}
-_JOINED: Final = "torch, as called by default / two ranks"
-_APART: Final = "torch, outputs not joined / two ranks"
-_TORCH: Final = {
-    size: [Goal(f"{size}: {what}", "at least", limit) for what in (_JOINED, _APART)]
-    for size, limit in (("256 B", 2.5), ("1 MiB", 4.0))
-}
+_MODULES: Final = {size: Goal(f"{size}: one rank / bare modules", "at most", 5) for size in SIZES}
+_TORCH: Final = TorchGoals("two ranks", {"256 B": 2.5, "1 MiB": 4.0})
 
 
 class AddZero(nn.Module):
@@ -50,127 +41,78 @@ class AddZero(nn.Module):
 
 
 class StreamSide:
-    """A long stream through a pipeline, one micro-batch a batch.
+    """A long stream of batches of one micro-batch.
 
     Args:
+        name: the name of the side.
         comm: all ranks.
         load: the load to stream.
-        pipe: the pipeline.
+        stream: takes batches and yields results, on rank 0 at least.
     """
 
-    def __init__(self, comm: MPI.Intracomm, load: Load, pipe: Pipeline) -> None:
-        self.name = f"pipepar, {comm.size} rank{'s' * (comm.size > 1)}"
-        self.microbatches = load.microbatches
-        self._comm, self._load, self._pipe = comm, load, pipe
+    def __init__(
+        self,
+        name: str,
+        comm: MPI.Intracomm,
+        load: Load,
+        stream: Callable[[Iterable[torch.Tensor]], Iterable[Any]],
+    ) -> None:
+        self.name, self.microbatches = name, load.microbatches
+        self._comm, self._load, self._stream = comm, load, stream
 
     def check(self) -> None:
         """See `Side.check`."""
-        outputs = list(self._pipe.stream(map(self._load.part, range(4 * _RING))))
+        outputs = list(self._stream(map(self._load.part, range(4 * _RING))))
         if self._comm.rank == 0:
             self._load.require(self.name, outputs)
 
     def run(self) -> float:
         """See `Side.run`."""
         batches = map(self._load.part, range(self.microbatches))
-        return timed(self._comm, lambda: deque(self._pipe.stream(batches), maxlen=0))
-
-
-class ModulesSide:
-    """The same modules, called in a loop.
-
-    Args:
-        comm: one rank.
-        load: the load to compute.
-        model: the modules.
-    """
-
-    name = "bare modules"
-
-    def __init__(self, comm: MPI.Intracomm, load: Load, model: nn.Module) -> None:
-        self.microbatches = load.microbatches
-        self._comm, self._load, self._model = comm, load, model
-
-    def check(self) -> None:
-        """See `Side.check`."""
-        self._load.require(self.name, list(map(self._model, self._load.parts)))
-
-    def run(self) -> float:
-        """See `Side.run`."""
-        batches = map(self._load.part, range(self.microbatches))
-        return timed(self._comm, lambda: deque(map(self._model, batches), maxlen=0))
+        return timed(self._comm, lambda: deque(self._stream(batches), maxlen=0))
 
 
 def measure(run: Run) -> None:
-    """Start the jobs in turn, and report the seconds of a micro-batch."""
+    """Start the jobs in turn, and report the time of a micro-batch."""
     repetitions = run.options.repetitions
     run.report.note(f"two layers that return x + 0, {repetitions} repetitions; median (min..max)")
-    found = turns(
-        repetitions,
-        partial(run.job, "pipepar", ranks=1),
-        partial(run.job, "pipepar", ranks=2),
-        partial(run.job, "torch", ranks=2),
-    )
-    rows: list[Row] = []
-    for size in _SHAPES:
-        each = {side: [turn[side][size] for turn in found] for side in found[0]}
-        rows.append([size, *(scaled(seconds, 1e6) for seconds in each.values())])
-        one, bare, two, joined, apart = each.values()
+    jobs = [partial(run.job, "pipepar", ranks) for ranks in (1, 2)]
+    found = compare(run, "a micro-batch, us", *jobs, partial(run.job, "torch"))
+    for size, sides in found.items():
+        one, bare, two, *theirs = sides.values()
         run.report.goal(_MODULES[size], ratio(one, bare))
-        for goal, theirs in zip(_TORCH[size], (joined, apart), strict=True):
-            run.report.goal(goal, ratio(theirs, two))
-    run.report.table("a micro-batch, us", ["size", *found[0]], rows)
+        _TORCH.report(run, size, two, theirs)
 
 
-def measure_pipepar(options: Namespace) -> dict[str, dict[str, float]]:
+def measure_pipepar(options: Namespace) -> SizeSeconds:
     """Return the seconds of a micro-batch; on one rank also of the bare modules. *Collective.*"""
     comm = MPI.COMM_WORLD
-
-    def seconds(load: Load, _: int) -> dict[str, float]:
+    name = f"pipepar, {comm.size} rank{'s' * (comm.size > 1)}"
+    depth = options.depth or None
+    found = {}
+    for size in SIZES:
+        load = _load(size)
         x = load.part(0)
         model = nn.Sequential(load.work, load.work)
         with Pipeline(
-            model,
-            example_args=(x,),
-            micro_batch=len(x),
-            depth=options.depth or None,
-            device="cpu",
+            model, example_args=(x,), micro_batch=len(x), depth=depth, device="cpu"
         ) as pipe:
-            sides: list[Side] = [StreamSide(comm, load, pipe)]
+            sides: list[Side] = [StreamSide(name, comm, load, pipe.stream)]
             if comm.size == 1:
-                sides.append(ModulesSide(comm, load, model))
-            return seconds_each(sides, _PASSES)
-
-    return _by_side_and_size(seconds)
-
-
-def measure_torch(options: Namespace) -> dict[str, dict[str, float]]:
-    """Return the seconds of a micro-batch of torch, with and without the merge of the outputs.
-
-    *Collective*, two ranks.
-    """
-    comm = MPI.COMM_WORLD
-    join_gloo(comm, "127.0.0.1", "lo")
-    found = _by_side_and_size(
-        lambda load, step: seconds_each(
-            [GpipeSide(comm, load, step, merge) for merge in (True, False)], _PASSES
-        )
-    )
-    leave_gloo()
+                sides.append(StreamSide("bare modules", comm, load, partial(map, model)))
+            found[size] = seconds_each(sides, _PASSES)
     return found
 
 
-def _by_side_and_size(
-    seconds_of: Callable[[Load, int], dict[str, float]],
-) -> dict[str, dict[str, float]]:
-    """Measure the loads of all sizes. *Collective.*"""
-    found: dict[str, dict[str, float]] = {}
-    for size, shape in _SHAPES.items():
-        noise = torch.Generator().manual_seed(0)
-        parts = tuple(torch.randn(shape, generator=noise) for _ in range(_RING))
-        load = Load(parts, _MICROBATCHES[size], AddZero())
-        for name, seconds in seconds_of(load, _STEPS[size]).items():
-            found.setdefault(name, {})[size] = seconds
-    return found
+def measure_torch(options: Namespace) -> SizeSeconds:
+    """Return the seconds of a micro-batch of torch, with and without the merge. *Collective.*"""
+    return gpipe_seconds(_load, _PASSES)
+
+
+def _load(size: str) -> Load:
+    noise = torch.Generator().manual_seed(0)
+    parts = tuple(torch.randn(_SHAPES[size], generator=noise) for _ in range(_RING))
+    return Load(parts, SIZES[size], AddZero())
 
 
 BENCHMARK: Final = Benchmark(
@@ -180,7 +122,7 @@ BENCHMARK: Final = Benchmark(
     jobs={"pipepar": measure_pipepar, "torch": measure_torch},
     options=(
         Option("repetitions", 5, "repetitions of each side"),
-        Option("depth", 0, "depth of the channels; 0 is the choice of pipepar"),
+        Option("depth", 0, "depth of the channels; 0 for the choice of pipepar"),
     ),
-    goals=tuple(goal for size in _SHAPES for goal in (_MODULES[size], *_TORCH[size])),
+    goals=tuple(goal for size in SIZES for goal in (_MODULES[size], *_TORCH.of[size])),
 )

@@ -9,10 +9,10 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from benchmarks.shared.benchmark import Benchmark, BenchmarkError
 from benchmarks.shared.report import Report
@@ -22,8 +22,6 @@ from tests.helpers.cluster.mpirun import finish, mpirun, start
 
 # Without a name server torch would print a warning for each connection.
 _QUIET: Final = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
-
-T = TypeVar("T")
 
 
 class Run:
@@ -91,22 +89,6 @@ class Run:
             if ended.status != 0 or not result.exists():
                 raise BenchmarkError(f"{job} ended with status {ended.status}:\n{ended.output}")
             return json.loads(result.read_text())
-
-
-def turns(repetitions: int, *jobs: Callable[[], dict[str, T]]) -> list[dict[str, T]]:
-    """Start jobs in turn, several times.
-
-    Args:
-        repetitions: how often each job is started.
-        jobs: functions that run a job and return its figures by side.
-
-    Returns:
-        For each repetition the figures of all sides.
-    """
-    return [
-        {side: figures for job in jobs for side, figures in job().items()}
-        for _ in range(repetitions)
-    ]
 
 
 def run_on_rank(benchmark: Benchmark, job: str, options: Mapping[str, Any]) -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -22,7 +21,7 @@ import numpy.typing as npt
 from benchmarks.catalog.prediction.job import plan_and_run
 from benchmarks.shared.benchmark import Benchmark, Goal, Option
 from benchmarks.shared.report import Figure, Row, ratio
-from benchmarks.shared.run import Run, turns
+from benchmarks.shared.run import Run
 from tests.helpers.cluster.hosts import HostsError, two_hosts
 
 _MBIT: Final = 200
@@ -100,8 +99,8 @@ def repeated(run: Run, case: Case, ranks: int) -> list[dict[str, dict[str, Any]]
         folder = held.enter_context(TemporaryDirectory())
         case.write_input(Path(folder) / "in.npy")
 
-        def job(equal: bool) -> dict[str, dict[str, Any]]:
-            found = run.job(
+        def job(equal: bool) -> Any:
+            return run.job(
                 "plan_and_run",
                 ranks,
                 where=hosts,
@@ -112,10 +111,12 @@ def repeated(run: Run, case: Case, ranks: int) -> list[dict[str, dict[str, Any]]
                 equal=equal,
                 busy=ranks - 1 if case.busy else None,
             )
-            return {"equal" if equal else "planned": found}
 
-        sides = (False, True) if case.busy else (False,)
-        return turns(run.options.repetitions, *(partial(job, equal) for equal in sides))
+        sides = {"planned": False, "equal": True} if case.busy else {"planned": False}
+        return [
+            {side: job(equal) for side, equal in sides.items()}
+            for _ in range(run.options.repetitions)
+        ]
 
 
 def _row(name: str, done: Sequence[dict[str, Any]], errors: Figure | None) -> Row:
