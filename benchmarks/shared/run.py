@@ -74,8 +74,8 @@ class Run:
             result = Path(folder) / "result.json"
             # With `-m mpi4py` a rank that fails ends the others.
             command = [sys.executable, *"-m mpi4py -m benchmarks.shared.rank".split()]
-            words = json.dumps({**vars(self.options), **options}, default=str)
-            command += [self._name, job, str(result), words]
+            text = json.dumps({**vars(self.options), **options}, default=str)
+            command += [self._name, job, str(result), text]
             if where is None:
                 command = [*mpirun(ranks), *command]
             else:

@@ -6,7 +6,7 @@ from argparse import Namespace
 import pytest
 
 from benchmarks.catalog.gpu import benchmark
-from benchmarks.catalog.gpu.benchmark import measure_on, report
+from benchmarks.catalog.gpu.benchmark import measure_on, report_figures
 from benchmarks.catalog.gpu.hops import enqueued
 from benchmarks.shared.report import Report
 from pipepar.comm.gpu import communicators
@@ -31,7 +31,7 @@ def test_it_measures_on_every_rank(
     found = measure_on(world, context_for(world, ["cuda"]), SMALL)
     if world.rank == 0:
         shown = Report("gpu")
-        report(shown, found, shared=False)
+        report_figures(shown, found, shared=False)
         shown.close()
         output = capfd.readouterr().out
         goals = [line for line in output.splitlines() if line.startswith("goal: ")]

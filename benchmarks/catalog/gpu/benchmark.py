@@ -62,7 +62,7 @@ def measure(run: Run) -> None:
             run.report.note(
                 "several ranks on one GPU: the figures show that it works, and not its speed"
             )
-    report(run.report, run.job("measure", ranks, env=env, seconds=540), shared)
+    report_figures(run.report, run.job("measure", ranks, env=env, seconds=540), shared)
 
 
 def measure_on_ranks(options: Namespace) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def measure_on(world: World, context: DeviceContext, options: Namespace) -> dict
     return found
 
 
-def report(report: Report, found: dict[str, Any], shared: bool) -> None:
+def report_figures(report: Report, found: dict[str, Any], shared: bool) -> None:
     """Report the figures of `measure_on_ranks`.
 
     Args:
@@ -122,12 +122,10 @@ def report(report: Report, found: dict[str, Any], shared: bool) -> None:
     """
     for note in found.get("notes", ()):
         report.note(note)
+    measured = _report_hops(report, found["hops"])
     _report_copies(report, found["copies"])
-    measured = [
-        *_report_hops(report, found["hops"]),
-        *_report_stages(report, found["stages"]),
-        *_report_waits(report, found["waits"]),
-    ]
+    measured += _report_stages(report, found["stages"])
+    measured += _report_waits(report, found["waits"])
     for goal, figure in measured:
         if goal is _WAITS or not shared:
             report.goal(goal, figure)

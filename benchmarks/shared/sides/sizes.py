@@ -30,7 +30,7 @@ def compare(
     """Start jobs in turn, and report the microseconds of a micro-batch.
 
     Args:
-        run: the run, whose option `repetitions` says how often each job is started.
+        run: the run, whose option `repetitions` is how often each job is started.
         title: the title of the table.
         jobs: start a job each.
 
