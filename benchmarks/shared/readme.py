@@ -35,15 +35,14 @@ def readme() -> str:
     return text.replace(_BEGIN, "").replace(_END, "")
 
 
-def publish(name: str, figures: str, folder: Path | None = None) -> None:
+def publish(name: str, figures: str) -> None:
     """Replace the figures of a published report.
 
     Args:
         name: the name of the benchmark.
         figures: the new figures, as Markdown.
-        folder: the folder of the reports; by default `benchmarks/published`.
     """
-    path = (folder or PUBLISHED) / f"{name}.md"
+    path = PUBLISHED / f"{name}.md"
     measured = f"{_BEGIN}{figures}{_END}"
     text = path.read_text(encoding="utf-8") if path.exists() else measured
     path.write_text(_MEASURED.sub(lambda _: measured, text, count=1), encoding="utf-8")

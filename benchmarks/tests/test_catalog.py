@@ -1,6 +1,7 @@
 """Every benchmark is listed, has a help page and published figures; a new one is one file."""
 
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,15 @@ def added(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield "one-figure"
     if sys.modules.pop("benchmarks.catalog.one_figure", None):
         delattr(catalog, "one_figure")
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the published reports, to which `publish` writes."""
+    folder = tmp_path / "published"
+    shutil.copytree(readme_module.PUBLISHED, folder)
+    monkeypatch.setattr(readme_module, "PUBLISHED", folder)
+    return folder
 
 
 def test_the_readme_is_what_the_command_generates() -> None:
@@ -51,12 +61,9 @@ def test_every_benchmark_has_a_help_page(name: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("name", benchmark_names())
-def test_published_figures_can_be_replaced(name: str, tmp_path: Path) -> None:
-    (file,) = (file for file in readme_module.PUBLISHED.glob("*.md") if file.stem == name)
-    copy = tmp_path / file.name
-    copy.write_text(file.read_text(encoding="utf-8"))
-    publish(name, "new figures\n", tmp_path)
-    assert copy.read_text().count("new figures") == 1
+def test_published_figures_can_be_replaced(name: str, published: Path) -> None:
+    publish(name, "new figures\n")
+    assert (published / f"{name}.md").read_text(encoding="utf-8").count("new figures") == 1
 
 
 def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,14 +94,10 @@ def test_a_failure_has_a_message_and_a_status(
     assert capsys.readouterr().err == "one-figure: it is broken\n"
 
 
+@pytest.mark.usefixtures("published")
 def test_publishing_stores_the_figures(
     added: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    published = tmp_path / "published"
-    published.mkdir()
-    for file in readme_module.PUBLISHED.glob("*.md"):
-        (published / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
-    monkeypatch.setattr(readme_module, "PUBLISHED", published)
     monkeypatch.setattr(__main__, "README", tmp_path / "README.md")
     assert main([added, "--publish"]) == 0
     page = (tmp_path / "README.md").read_text(encoding="utf-8")

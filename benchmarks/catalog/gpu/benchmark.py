@@ -122,18 +122,17 @@ def report_figures(report: Report, found: dict[str, Any], shared: bool) -> None:
     """
     for note in found.get("notes", ()):
         report.note(note)
-    measured = _report_hops(report, found["hops"])
+    times = _report_hops(report, found["hops"])
     _report_copies(report, found["copies"])
-    measured += _report_stages(report, found["stages"])
-    measured += _report_waits(report, found["waits"])
-    for goal, figure in measured:
-        if goal is _WAITS or not shared:
-            report.goal(goal, figure)
+    times[_LOSS] = _report_stages(report, found["stages"])
+    _report_waits(report, found["waits"])
+    for goal, figure in () if shared else times.items():
+        report.goal(goal, figure)
 
 
-def _report_hops(report: Report, found: list[Any]) -> list[tuple[Goal, Figure]]:
+def _report_hops(report: Report, found: list[Any]) -> dict[Goal, Figure]:
     rows: list[Row] = []
-    goals = []
+    goals = {}
     for position, nbytes in enumerate(_HOP_BYTES):
         if len(found) == 1:
             figure = scaled(found[0][position], 1e6)
@@ -142,7 +141,7 @@ def _report_hops(report: Report, found: list[Any]) -> list[tuple[Goal, Figure]]:
         for end, by_size in zip(_ENDS, found, strict=False):
             figure = scaled(by_size[position], 1e6)
             rows.append([f"{end}, {nbytes} B", figure])
-            goals.append((_HOPS[end, nbytes], figure))
+            goals[_HOPS[end, nbytes]] = figure
     report.note(f"the median of a burst; median (min..max) of {_BURSTS} bursts")
     report.table("(a) host time to enqueue one hop", ["end", "us"], rows)
     return goals
@@ -160,7 +159,7 @@ def _report_copies(report: Report, found: list[Any]) -> None:
     )
 
 
-def _report_stages(report: Report, found: list[Any]) -> list[tuple[Goal, Figure]]:
+def _report_stages(report: Report, found: list[Any]) -> Figure:
     every = [list(zip(*turns, strict=True)) for turns in found]
     slowest = [max(alone) for alone in zip(*(alone for alone, _ in every), strict=True)]
     report.table(
@@ -171,10 +170,10 @@ def _report_stages(report: Report, found: list[Any]) -> list[tuple[Goal, Figure]
             for k, (alone, piped) in enumerate(every)
         ],
     )
-    return [(_LOSS, ratio(every[-1][1], slowest))]
+    return ratio(every[-1][1], slowest)
 
 
-def _report_waits(report: Report, found: list[Any]) -> list[tuple[Goal, Figure]]:
+def _report_waits(report: Report, found: list[Any]) -> None:
     report.table(
         "(b) calls that make the host wait for the GPU",
         ["stage", "a micro-batch", "calls in all"],
@@ -186,8 +185,8 @@ def _report_waits(report: Report, found: list[Any]) -> list[tuple[Goal, Figure]]
     blind = [k for k, (calls, _, _) in enumerate(found) if not calls]
     if blind:
         report.note(f"the profiler recorded no CUDA call on ranks {blind}: (b) is not known")
-        return []
-    return [(_WAITS, Figure((max(each for _, each, _ in found),)))]
+    else:
+        report.goal(_WAITS, Figure((max(each for _, each, _ in found),)))
 
 
 BENCHMARK: Final = Benchmark(
