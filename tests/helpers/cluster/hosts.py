@@ -99,8 +99,8 @@ def set_link(host: str, state: str) -> None:
 def hosts(shapes: Sequence[str]) -> Iterator[Hosts]:
     """Hosts joined by a switch; gone again afterwards, with all that still runs there.
 
-    A signal must end the process by an exception for that, see `launch.signals_unwind`. What a
-    killed run left behind is removed by the next.
+    A signal must end the process by an exception for that, see `signals_unwind` of the benchmarks.
+    What a killed run left behind is removed by the next.
 
     Args:
         shapes: for each host, the queueing discipline of what it sends, in tc's words; empty for a
