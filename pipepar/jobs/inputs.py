@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipepar.comm.world import World
-from pipepar.data.readers.cast import Cast
+from pipepar.data.readers.cast import CastReader
 from pipepar.data.readers.labels import Labelled, read_labels
 from pipepar.data.readers.open_prepared import open_arrays, open_prepared
 from pipepar.data.readers.pixels import as_pixel_values, process_arrays, process_pictures
@@ -36,7 +36,7 @@ def open_input(job: Job) -> Reader:
     """
     reader = _open(job)
     if job.torch_dtype is not None:
-        reader = Cast(reader, job.torch_dtype)
+        reader = CastReader(reader, job.torch_dtype)
     if job.labels is None:
         return reader
     classes = classes_of(job.folder)

@@ -50,7 +50,7 @@ class Work:
             StageError: a stage or a function of the user's failed; the cause is chained to it.
         """
         count = len(done) + done.missing
-        first = SampleSet(count, [*done.runs(), *alone.runs()])
+        first = SampleSet(count, [*done.ranges(), *alone.ranges()])
         self._stream(self.assembly.agreed.micro_batch, first)
         if not self.lenient and not len(alone):
             return

@@ -114,7 +114,7 @@ def test_a_row_without_a_text(csv_input: Path, tmp_path: Path) -> None:
 def test_a_reader_is_listed(csv_input: Path) -> None:
     status, output = command("run", "--help")
     assert status == 0
-    assert "Text (.csv): a sample a row, the field in its column 'text'." in _words(output)
+    assert "Text (.csv): a sample per row, the field in its column 'text'." in _words(output)
     csv_input.rename(csv_input.with_suffix(".cvs"))
     with pytest.raises(InputError, match=r"expected one of .*\.csv"):
         find_input_format(csv_input.with_suffix(".cvs"))
@@ -151,7 +151,7 @@ def test_what_a_writer_refuses(tsv: Path, rows: Path, tmp_path: Path) -> None:
 def test_a_writer_is_listed(tsv: Path) -> None:
     status, output = command("run", "--help")
     assert status == 0
-    assert "Numbers of one tensor (.tsv): a sample a line" in _words(output)
+    assert "Numbers of one tensor (.tsv): a sample per line" in _words(output)
     with pytest.raises(InputError, match=r"expected one of .*\.tsv"):
         find_output_format(tsv.with_suffix(".tvs"))
 

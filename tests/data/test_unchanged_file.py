@@ -34,7 +34,7 @@ def test_written_over(file: Path) -> None:
     os.utime(file, (1, 1))  # not in this tick of the kernel's clock
     steady = UnchangedFile(file)
     file.write_text("A\nb\n")
-    with pytest.raises(InputError, match=r"in\.txt was written to after it had been opened"):
+    with pytest.raises(InputError, match=r"in\.txt was written to after it was opened"):
         steady.check()
 
 

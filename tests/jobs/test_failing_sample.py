@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from pipepar.data.readers.reader import Feed
-from pipepar.data.sample_names import naming_samples, sample_names
+from pipepar.data.sample_names import sample_names, stage_errors
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError, PipeparError, StageError, WireError
 from pipepar.jobs.failing_sample import (
@@ -117,10 +117,10 @@ def test_pipepars_own_errors_pass_unchanged() -> None:
     def describe(_error: Exception) -> str:
         return sample_names([0, 1])
 
-    with pytest.raises(InputError, match="so"), naming_samples("it", describe):
+    with pytest.raises(InputError, match="so"), stage_errors("it", describe):
         raise InputError("so")
     expected = pytest.raises(StageError, match="it failed on samples 0, 1: KeyError: 'so'")
-    with expected as found, naming_samples("it", describe):
+    with expected as found, stage_errors("it", describe):
         raise KeyError("so")
     assert isinstance(found.value.__cause__, KeyError)
 

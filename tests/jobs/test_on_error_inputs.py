@@ -155,5 +155,5 @@ def test_lines_for_a_function(tmp_path: Path) -> None:
     assert_same(np.load(job.output)[[0, 2]], lengths(["a b", "abc"]))
     assert {at: error.partition(";")[0] for at, (_, error) in told(job).items()} == {
         1: f"{job.input}, line 2: found an object with the fields 'body'",
-        3: f"{job.input}, line 4: no valid JSON (Expecting ',' delimiter)",
+        3: f"{job.input}, line 4: invalid JSON (Expecting ',' delimiter)",
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipepar.data.sample_set import runs
+from pipepar.data.sample_set import consecutive_parts
 from pipepar.data.writers.journal import Record, Trail
 from pipepar.data.writers.partial import Partial, write_at
 from pipepar.data.writers.row_writer import RowWriter
@@ -56,7 +56,7 @@ class ArrayWriter(RowWriter):
         flat = value.resolve_conj().resolve_neg().contiguous().reshape(-1)
         data = flat.view(torch.uint8).numpy().data
         size = len(data) // len(positions)
-        for start, stop in runs(positions):
+        for start, stop in consecutive_parts(positions):
             trail.write(data[start * size : stop * size], offset + positions[start] * size)
 
     def _restore(self, record: Record, data: bytes) -> bool:

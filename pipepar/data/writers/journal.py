@@ -17,7 +17,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from pipepar.data.sample_set import runs
+from pipepar.data.sample_set import consecutive_parts
 from pipepar.data.writers.partial import Partial, sync_folder, write_at
 from pipepar.errors import InputError, PipeparError
 
@@ -34,7 +34,7 @@ _MUCH: Final = 256 << 20
 class Record:
     """One micro-batch whose rows are on disk."""
 
-    runs: tuple[tuple[int, int], ...]
+    consecutive_parts: tuple[tuple[int, int], ...]
     """Its samples in the order of its rows: positions in the user's input, as half-open ranges."""
     ranges: tuple[tuple[int, int], ...]
     """Where its bytes are in the part file, half-open, in the order they were written."""
@@ -48,11 +48,13 @@ class Record:
     @property
     def samples(self) -> list[int]:
         """Positions in the user's input, in the order of its rows."""
-        return [at for start, stop in self.runs for at in range(start, stop)]
+        return [at for start, stop in self.consecutive_parts for at in range(start, stop)]
 
     def to_json(self) -> str:
         """A text that `from_json` reads."""
-        return json.dumps([self.runs, self.ranges, self.checksum, self.layout, self.note])
+        return json.dumps(
+            [self.consecutive_parts, self.ranges, self.checksum, self.layout, self.note]
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Record:
@@ -86,7 +88,7 @@ class Trail:
 
     def record(self, samples: Sequence[int], layout: Any, note: Any) -> Record:
         """What has been written, as some samples' record; then begin anew."""
-        their = tuple((samples[a], samples[b - 1] + 1) for a, b in runs(samples))
+        their = tuple((samples[a], samples[b - 1] + 1) for a, b in consecutive_parts(samples))
         record = Record(their, tuple(self._ranges), self._checksum, layout, note)
         self._ranges, self._checksum = [], 0
         return record

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from pipepar.data.sample_names import naming_samples
+from pipepar.data.sample_names import stage_errors
 from pipepar.data.sample_set import SampleSet
 from pipepar.data.writers.journal import Fields
 from pipepar.data.writers.open_output import open_output
@@ -64,7 +64,7 @@ class Sink:
         apart = SampleSet(self._writer.count)
         apart.add(self._quarantine.together)
         apart.add(self._quarantine if self._lenient else ())
-        return list(self._writer.done.runs()), list(apart.runs())
+        return list(self._writer.done.ranges()), list(apart.ranges())
 
     def take(
         self, results: Iterator[MicroBatch], graph: Graph, tracer: Tracer
@@ -89,9 +89,9 @@ class Sink:
     def settled(self) -> Runs:
         """The samples that need not be tried again, written or not, as half-open ranges."""
         writer = self._writer
-        settled = SampleSet(writer.count, writer.done.runs())
+        settled = SampleSet(writer.count, writer.done.ranges())
         settled.add(self._quarantine if self._lenient else ())
-        return list(settled.runs())
+        return list(settled.ranges())
 
     def finish(self) -> int:
         """Put the output under its name, or leave it to be resumed if samples are missing.
@@ -145,7 +145,7 @@ class Sink:
         def alone(row: int) -> object:
             return self._answer(*select_row((output, extras), row, len(samples)))
 
-        with naming_samples(self._what, lambda e: name_failing(samples.tolist(), e, alone)):
+        with stage_errors(self._what, lambda e: name_failing(samples.tolist(), e, alone)):
             rows = self._answer(output, extras)
         if self._tally is None:
             self._writer.write(samples, rows)

@@ -125,7 +125,7 @@ def test_a_text_without_a_mask_is_refused_with_its_line(tmp_path: Path) -> None:
     source.write_text("the [MASK]\nthe dog\n")
     status, output = pipepar("run", folder, source, tmp_path / "o.jsonl", "--task", "fill-mask")
     assert status == 1
-    assert "in.txt, line 2: found no [MASK] in it" in output
+    assert "in.txt, line 2: the text contains no [MASK]" in output
 
 
 def test_image_classification(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path, names: list[str], 
 @pytest.mark.parametrize("name", ["x.png", "x.JPEG"])
 def test_one_picture_is_no_input(tmp_path: Path, name: str) -> None:
     grey(tmp_path / name, 1)
-    with pytest.raises(InputError, match=f"is one picture.*folder that holds it, {tmp_path}"):
+    with pytest.raises(InputError, match=f"is one picture.*folder that contains it, {tmp_path}"):
         find_input_format(tmp_path / name)
     with pytest.raises(InputError, match="does not exist"):
         find_input_format(tmp_path / "missing.png")

@@ -76,7 +76,7 @@ def test_a_part_of_a_micro_batch_is_refused(reader: Reader) -> None:
     for part in (first[:1], first[:2], first[2:]):
         done = SampleSet(COUNT)
         done.add(part)
-        with pytest.raises(PipeparError, match=f"{len(part)} of the 3 samples of a micro-batch"):
+        with pytest.raises(PipeparError, match=f"{len(part)} of the 3 samples of the micro-batch"):
             list(reader.feeds(3, done))
 
 

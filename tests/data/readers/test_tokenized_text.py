@@ -156,7 +156,9 @@ def test_special_tokens_leave_room_for_others(tmp_path: Path, own: bool) -> None
         return open_tokenized(path, words, TokenizedOptions(None if own else limit))
 
     for limit in (1, 2):
-        with pytest.raises(InputError, match=f"after {limit} token.* 2 special.*-length 3 or more"):
+        with pytest.raises(
+            InputError, match=f"truncated to {limit} token.* 2 special.*-length 3 or more"
+        ):
             opened(limit)
     assert next(opened(3).feeds(1)).kwargs["input_ids"].shape == (1, 3)
 
@@ -183,9 +185,9 @@ def test_example_of_an_empty_file(tmp_path: Path) -> None:
     ("line", "found"),
     [
         (b"\xff\xfe", "byte 0xff at position 0 is not UTF-8"),
-        (b"{", "no valid JSON"),
-        (b"", "no valid JSON"),
-        (b"[" * 100_000, "no valid JSON"),
+        (b"{", "invalid JSON"),
+        (b"", "invalid JSON"),
+        (b"[" * 100_000, "invalid JSON"),
         (b"3", "found a bare int"),
         (b'["a"]', "found a bare list"),
         (b'{"body": "a"}', "found an object with the fields 'body'"),

@@ -32,7 +32,7 @@ def begun(path: Path, header: Mapping[str, Any] = ONE) -> RowWriter:
 def write(writer: RowWriter, sign: int, batches: list[list[int]]) -> Iterator[list[int]]:
     """The rows that are still to do; yields the micro-batches that are written or were."""
     for batch in batches:
-        if not writer.done.holds(batch):
+        if not writer.done.contains_microbatch(batch):
             writer.write(torch.tensor(batch), {"y": sign * ROWS[batch]})
         yield batch
 

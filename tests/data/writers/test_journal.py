@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipepar.data.sample_set import runs
+from pipepar.data.sample_set import consecutive_parts
 from pipepar.data.writers.journal import Record, journal_of, read_journal
 from pipepar.data.writers.open_output import open_output
 from pipepar.data.writers.partial import Partial, partial_of
@@ -173,7 +173,7 @@ def test_rows_that_lie_otherwise(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(0, 30), min_size=1, unique=True))
 def test_a_record_reads_as_it_was_written(samples: list[int]) -> None:
-    their = tuple((samples[a], samples[b - 1] + 1) for a, b in runs(samples))
+    their = tuple((samples[a], samples[b - 1] + 1) for a, b in consecutive_parts(samples))
     record = Record(their, ((0, 3), (9, 12)), 2**32 - 1, 5, {"a": [1]})
     assert Record.from_json(record.to_json()) == record
     assert record.samples == samples
@@ -202,7 +202,7 @@ def test_lines_whose_neighbours_are_done_again(tmp_path: Path) -> None:
         file.seek(len('{"y": 0.0}\n') * 2)
         file.write(b"x")  # in the line of sample 4
     with opened(path, resume=True) as writer:
-        assert [batch for batch in order if not writer.done.holds(batch)] == [[4, 5]]
+        assert [batch for batch in order if not writer.done.contains_microbatch(batch)] == [[4, 5]]
         writer.write(torch.tensor([4, 5]), {"y": value[4:]})
         writer.write(torch.arange(6, 11), {"y": torch.zeros(5)})
     lines = [f'{{"y": {at}.0}}' for at in range(6)] + ['{"y": 0.0}'] * 5

@@ -55,7 +55,7 @@ def finish(path: Path) -> int:
     """Resume and finish; how many micro-batches were still to do."""
     taken: list[tuple[list[int], Any]] = []
     with opened(path, True, taken) as writer:
-        rest = [batch for batch in BATCHES if not writer.done.holds(batch)]
+        rest = [batch for batch in BATCHES if not writer.done.contains_microbatch(batch)]
         assert taken == [(batch, batch[0]) for batch in BATCHES if batch not in rest]
         write(writer, rest)
     return len(rest)
