@@ -69,7 +69,7 @@ CASES: list[Case] = [
     (
         "two outputs in .npy",
         lambda t, r: ["tests.helpers.factories:two", _two(t), t / "o.npy"],
-        "returns 2 tensors (hidden, logits), a .npy file holds one",
+        "returns 2 tensors (hidden, logits), expected one for a .npy file",
     ),
     (
         "input does not match",
@@ -116,7 +116,7 @@ CASES: list[Case] = [
     (
         "a dtype that .npy lacks",
         lambda t, r: ["tests.helpers.factories:halves", r, t / "o.npy"],
-        "is torch.bfloat16, which .npy files lack",
+        "is torch.bfloat16, expected a dtype that .npy files support",
     ),
     (
         "feature-extraction of pictures",

@@ -64,7 +64,7 @@ def test_a_whole_micro_batch_is_done_or_none_of_it() -> None:
 @pytest.mark.parametrize(("there", "batch"), [(1, [2, 3, 4]), (2, [3, 1, 2]), (1, [4, 2])])
 def test_a_part_of_a_micro_batch_is_refused(there: int, batch: list[int]) -> None:
     """Even if it is a single sample."""
-    message = rf"{there} of the {len(batch)} samples .* begins with sample {batch[0]}, are done"
+    message = rf"{there} of the {len(batch)} samples .* begins with sample {batch[0]} are done"
     with pytest.raises(PipeparError, match=message):
         SampleSet(5, [(0, 3)]).contains_microbatch(batch)
 

@@ -127,8 +127,8 @@ def test_ended_between_the_last_row_and_the_name(job: Job, monkeypatch: pytest.M
         raise OSError(5, "gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipepar.data.writers.partial.put_under", gone)
-        patch.setattr("pipepar.jobs.output.quarantine.put_under", lambda *_: None)
+        patch.setattr("pipepar.data.writers.partial.rename_synced", gone)
+        patch.setattr("pipepar.jobs.output.quarantine.rename_synced", lambda *_: None)
         with pytest.raises(OSError, match="gone"):
             run(job)
     summary = run(replace(job, resume=True))

@@ -48,7 +48,7 @@ def test_rows_that_do_not_fit_the_output(tmp_path: Path, first: int) -> None:
     assert run(job).failed == 1
     at = 0 if first else 3
     assert {at: where for at, (where, _) in told(job).items()} == {at: "sink"}
-    assert "got a list that JSON cannot hold" in told(job)[at][1]
+    assert "is a list that JSON cannot represent" in told(job)[at][1]
 
 
 def test_lack_of_memory_is_no_samples_fault(tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def test_all_was_done_but_the_renaming(job: Job, monkeypatch: pytest.MonkeyPatch
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipepar.data.writers.partial.put_under", fails)
+        patch.setattr("pipepar.data.writers.partial.rename_synced", fails)
         with pytest.raises(OSError, match="Input/output"):
             run(job)
     assert go_on(job).samples == 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipepar.data.writers.open_output import check_output_path, target_of
-from pipepar.data.writers.partial import Partial, naming
+from pipepar.data.writers.partial import Partial, named_os_errors
 from pipepar.data.writers.unfinished import Unfinished, find_unfinished, is_unfinished
 from pipepar.jobs.options import Job
 from pipepar.model.source.import_path import UserFunction, import_path
@@ -65,7 +65,7 @@ def claim_output(job: Job) -> Iterator[OutputClaim]:
     classes = classes_of(job.folder).names if job.labels is not None else None
     replaces, overwrites = path.exists(), not job.resume and is_unfinished(path)
     with ExitStack() as held:
-        with naming(path):
+        with named_os_errors(path):
             partial = Partial(path)
             held.callback(partial.keep)
             unfinished = find_unfinished(partial) if job.resume else None

@@ -86,7 +86,7 @@ def require_same(found: Fields, own: Fields, path: Path) -> None:
         path: the output.
 
     Raises:
-        InputError: naming every difference.
+        InputError: named_os_errors every difference.
     """
     names = [*own, *(name for name in found if name not in own)]
     differing = [

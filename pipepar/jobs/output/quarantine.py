@@ -9,7 +9,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from pipepar.data.writers.partial import partial_of, put_under, write_at
+from pipepar.data.writers.partial import partial_of, rename_synced, write_at
 from pipepar.microbatch import Fault
 
 
@@ -89,7 +89,7 @@ class Quarantine:
         hidden = partial_of(self._file)
         with FileIO(hidden, "w") as file:
             write_at(file, "\n".join([*lines, ""]).encode(), 0)
-            put_under(file, hidden, self._file)
+            rename_synced(file, hidden, self._file)
 
 
 def errors_of(output: Path) -> Path:

@@ -77,7 +77,7 @@ class Resuming:
             Of the micro-batch as far as it is known; nothing on the other ranks.
 
         Raises:
-            InputError: naming every difference.
+            InputError: named_os_errors every difference.
         """
         if not self.world.is_root:
             return {}

@@ -12,7 +12,7 @@ from pipepar.data.sample_names import stage_errors
 from pipepar.data.sample_set import SampleSet
 from pipepar.data.writers.journal import Fields
 from pipepar.data.writers.open_output import open_output
-from pipepar.data.writers.partial import naming
+from pipepar.data.writers.partial import named_os_errors
 from pipepar.data.writers.row_writer import RowWriter
 from pipepar.data.writers.unfinished import Resumable
 from pipepar.errors import InputError, StageError
@@ -52,7 +52,7 @@ class Sink:
         self._quarantine = Quarantine(claim.output)
         self._close = claim.held.close
         left = claim.unfinished and replace(claim.unfinished, progress=progress)
-        resumable = Resumable(claim.partial, header, left, self._taken)
+        resumable = Resumable(claim.partial, header, left, self._restore_record)
         self._writer = claim.held.enter_context(open_output(claim.output, count, resumable))
 
     def resumed(self) -> tuple[Runs, Runs]:
@@ -108,7 +108,7 @@ class Sink:
         if len(failed) == writer.done.missing:
             if failed:
                 self._leave_out(writer, failed)
-            with naming(self._path):
+            with named_os_errors(self._path):
                 self._quarantine.write()
         else:
             writer.suspend()
@@ -156,9 +156,9 @@ class Sink:
         self._tally.restore(counted)
 
     def _fail(self, samples: torch.Tensor, fault: Fault) -> None:
-        self._writer.note(self._quarantine.add(samples.tolist(), fault))
+        self._writer.add_note(self._quarantine.add(samples.tolist(), fault))
 
-    def _taken(self, samples: list[int], note: dict[str, Any] | None) -> None:
+    def _restore_record(self, samples: list[int], note: dict[str, Any] | None) -> None:
         """Take over what an earlier run has noted of a micro-batch."""
         self._quarantine.discard(samples)
         if note is None:
@@ -174,4 +174,4 @@ class Sink:
                 f"all {len(failed)} samples failed, {self._quarantine.first}; expected one at "
                 f"least that does not. Nothing is written to {self._path}"
             )
-        writer.leave_blank(torch.tensor(failed), self._quarantine.to_note())
+        writer.write_blank(torch.tensor(failed), self._quarantine.to_note())

@@ -68,16 +68,16 @@ def begun(path: Path) -> Iterator[Journal]:
     partial = Partial(path)
     begun = Journal(partial, HEADER)
     begun.add(record(0))
-    while not begun.holds_any:
+    while not begun.has_records:
         time.sleep(1e-3)
     yield begun
-    begun.end()
+    begun.close()
     partial.discard()
 
 
 def test_many_bytes_are_safe_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "_PERIOD", NEVER)
-    monkeypatch.setattr(journal, "_MUCH", 80)
+    monkeypatch.setattr(journal, "_URGENT_BYTES", 80)
     with begun(path) as some:
         for first in (1, 3):
             some.add(record(first))
@@ -192,7 +192,7 @@ def test_a_journal_that_is_there_stays(tmp_path: Path, monkeypatch: pytest.Monke
 def test_nothing_comes_after_the_end(tmp_path: Path) -> None:
     partial = Partial(tmp_path / "y.npy")
     journal = Journal(partial, HEADER)
-    journal.end()
-    with pytest.raises(PipeparError, match=r"\.y\.npy\.journal has ended; expected no rows after"):
+    journal.close()
+    with pytest.raises(PipeparError, match=r"\.y\.npy\.journal is closed; expected no rows after"):
         journal.add(Record((), (), 0, None))
     partial.discard()

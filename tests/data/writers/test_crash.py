@@ -60,7 +60,7 @@ def leave_damaged(path: Path) -> None:
 
 def found(partial: Partial) -> Iterator[int]:
     """Samples of records that hold."""
-    for record, _ in Unfinished(ONE, partial, renamed=False).sound():
+    for record, _ in Unfinished(ONE, partial, renamed=False).valid_records():
         yield from record.samples
 
 
@@ -100,7 +100,7 @@ def test_every_moment(
         leave_damaged(path)
     elif mode == "overwriting":
         leave(path, -1)
-    monkeypatch.setattr(journal, "_MUCH", 0)  # a commit for every micro-batch
+    monkeypatch.setattr(journal, "_URGENT_BYTES", 0)  # a commit for every micro-batch
     disk = Disk(path.parent, BATCHES[0] if mode == "resumed" else ())
     with monkeypatch.context() as patch:
         disk.watch(patch)

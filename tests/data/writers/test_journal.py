@@ -134,7 +134,7 @@ def test_rows_with_a_byte_changed_or_cut(
 def test_a_damaged_header_is_told(left: Path) -> None:
     with copied(left) as path:
         journal_of(path).write_bytes(b"x" + journal_of(path).read_bytes())
-        with pytest.raises(InputError, match=r"found 3 records without the header.*--resume"):
+        with pytest.raises(InputError, match=r"found 3 records without a header.*--resume"):
             find_unfinished(Partial(path))
 
 

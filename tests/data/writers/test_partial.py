@@ -92,5 +92,5 @@ def test_names_leave_room_for_those_beside_them(tmp_path: Path) -> None:
     longest = tmp_path / ("\u00e9" * ((most - 4) // 2) + "x" * (most % 2) + ".npy")
     assert len(os.fsencode(longest.name)) == most
     write_one(longest)
-    with pytest.raises(InputError, match=rf"has {most + 1} bytes; expected at most {most}, as"):
+    with pytest.raises(InputError, match=rf"has {most + 1} bytes; expected at most {most}, since"):
         check_output_path(longest.with_name(f"x{longest.name}"))

@@ -134,7 +134,7 @@ def test_lines_are_copied_piece_by_piece(
     tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of samples that follow one another as one, however they came."""
-    monkeypatch.setattr("pipepar.data.writers.line_writer._PIECE", piece)
+    monkeypatch.setattr("pipepar.data.writers.line_writer._COPY_BYTES", piece)
     value = torch.arange(11.0)[:, None]
     write(tmp_path / "y.jsonl", {"y": value}, [[4, 5, 6], [7], [0, 1], [9, 8], [10], [2, 3]])
     assert torch.equal(read(tmp_path / "y.jsonl")["y"], value)
