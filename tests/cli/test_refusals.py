@@ -62,7 +62,7 @@ CASES: list[Case] = [
     ),
     ("no input", lambda t, r: [MLP, t / "gone.npy", t / "o.npy"], "gone.npy"),
     ("input suffix", lambda t, r: [MLP, t / "in.csv", t / "o.npy"], "in.csv"),
-    ("text without tokenizer", lambda t, r: [MLP, _file(t), t / "o.npy"], "brings no tokenizer"),
+    ("text without tokenizer", lambda t, r: [MLP, _file(t), t / "o.npy"], "has no tokenizer"),
     ("output suffix", lambda t, r: [MLP, r, t / "o.csv"], "'.csv'"),
     ("output folder", lambda t, r: [MLP, r, t / "no" / "o.npy"], "does not exist"),
     ("output is a folder", lambda t, r: [MLP, r, t], "o"),

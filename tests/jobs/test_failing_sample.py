@@ -15,9 +15,9 @@ from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError, PipeparError, StageError, WireError
 from pipepar.jobs.failing_sample import (
     depends_on_samples,
-    fault_alone,
-    first_failing,
-    name_failing,
+    describe_failing,
+    fault_of_one_sample,
+    find_failing_row,
     select_row,
 )
 
@@ -31,7 +31,7 @@ def test_the_first_that_fails_alone(count: int, data: Any) -> None:
         if row in bad:
             raise ValueError
 
-    found = name_failing(samples, ValueError(), alone)
+    found = describe_failing(samples, ValueError(), alone)
     if len(bad) < count or count == 1:
         assert found == f"sample {100 + min(bad)}"
     else:
@@ -39,13 +39,13 @@ def test_the_first_that_fails_alone(count: int, data: Any) -> None:
 
 
 def test_samples_that_fail_only_together() -> None:
-    found = name_failing(range(12), ValueError(), lambda row: row)
+    found = describe_failing(range(12), ValueError(), lambda row: row)
     assert found == "samples 0, 1, 2, 3, 4, 5, 6, 7, ..."
 
 
 def test_no_trials_after_a_lack_of_memory() -> None:
     tries = list[int]()
-    assert name_failing(range(2), MemoryError(), tries.append) == "samples 0, 1"
+    assert describe_failing(range(2), MemoryError(), tries.append) == "samples 0, 1"
     assert not tries
 
 
@@ -57,7 +57,7 @@ def test_the_trials_have_a_time_limit() -> None:
         time.sleep(0.6)
         raise ValueError
 
-    assert first_failing(12, alone) is None
+    assert find_failing_row(12, alone) is None
     assert len(tries) <= 3
 
 
@@ -93,11 +93,11 @@ def test_each_sample_of_a_failed_micro_batch_is_read_alone(bad: set[int], messag
     reader = Reading(10, bad)
     together = StageError("together")
     together.__cause__ = ValueError()
-    assert str(fault_alone(reader, [7, 3, 4], together)) == message
+    assert str(fault_of_one_sample(reader, [7, 3, 4], together)) == message
     together.__cause__ = MemoryError()
-    assert fault_alone(reader, [7, 3, 4], together) is together
+    assert fault_of_one_sample(reader, [7, 3, 4], together) is together
     unreadable = InputError("no picture")
-    assert fault_alone(reader, [7, 3, 4], unreadable) is unreadable
+    assert fault_of_one_sample(reader, [7, 3, 4], unreadable) is unreadable
 
 
 @pytest.mark.parametrize(

@@ -139,10 +139,10 @@ def test_what_could_be_resumed_is_told(job: Job) -> None:
     run(job, 3)
     status, output = pipepar("run", MLP, job.input, job.output)
     assert status == 0, output
-    assert "unfinished, which this one overwrites; --resume would go on with it" in output
+    assert "unfinished, and this run overwrites it; --resume would continue it" in output
     status, output = pipepar("run", MLP, job.input, job.output, "--resume")
     assert status == 0, output
-    assert "out.npy exists and nothing of it is unfinished; it is made anew" in output
+    assert "out.npy is finished, so there is nothing to resume; it is replaced" in output
     assert "11 samples in" in output
 
 

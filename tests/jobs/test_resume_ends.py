@@ -108,12 +108,12 @@ def test_another_file_has_the_name(job: Job) -> None:
 
 def test_a_finished_output_is_made_anew(job: Job) -> None:
     run(job)
-    told = f"output {job.output} exists and nothing of it is unfinished; it is made anew"
+    told = f"output {job.output} is finished, so there is nothing to resume; it is replaced"
     assert told in notes(replace(job, resume=True))
 
 
 def test_nothing_is_left(job: Job) -> None:
-    told = f"nothing is left of output {job.output} to resume; beginning anew"
+    told = f"output {job.output} has nothing to resume; starting from the beginning"
     assert told in notes(replace(job, resume=True))
 
 

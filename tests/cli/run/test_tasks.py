@@ -221,7 +221,7 @@ def test_pictures_need_a_processor(tmp_path: Path) -> None:
     save_pictures(tmp_path / "in", 2)
     status, output = pipepar("run", MLP, tmp_path / "in", tmp_path / "o.npy")
     assert status == 1
-    assert "brings no image processor; give --preprocess" in output
+    assert "has no image processor; give --preprocess" in output
     folder = text_folder(tmp_path / "bert", "BertModel")
     status, output = pipepar("run", folder, tmp_path / "in", tmp_path / "o.npy")
     assert status == 1
