@@ -10,7 +10,7 @@ import torch
 
 from pipepar.comm.world import World
 from pipepar.data.readers.cast import CastReader
-from pipepar.data.readers.labels import Labelled, read_labels
+from pipepar.data.readers.labels import LabelledReader, read_labels
 from pipepar.data.readers.open_prepared import open_arrays, open_prepared
 from pipepar.data.readers.pixels import as_pixel_values, process_arrays, process_pictures
 from pipepar.data.readers.reader import Feed, Reader
@@ -46,7 +46,7 @@ def open_input(job: Job) -> Reader:
             f"--labels {job.labels} is one class per sample, but {job.model} was trained for "
             f"{classes.problem}; leave the option out"
         )
-    return Labelled(reader, read_labels(job.labels, classes.names), job.labels)
+    return LabelledReader(reader, read_labels(job.labels, classes.names), job.labels)
 
 
 def agree_on_input(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipepar.data.readers.labels import Labelled, read_labels
+from pipepar.data.readers.labels import LabelledReader, read_labels
 from pipepar.data.readers.open_prepared import open_arrays
 from pipepar.errors import InputError
 from pipepar.report.confusion import Confusion, Tally
@@ -80,7 +80,7 @@ def test_without_names_only_numbers_count(tmp_path: Path) -> None:
 
 def test_labels_follow_their_samples(rows: Path) -> None:
     labels = torch.arange(11) * 2
-    reader = Labelled(open_arrays(rows), labels, Path("y.npy"))
+    reader = LabelledReader(open_arrays(rows), labels, Path("y.npy"))
     for feed in reader.feeds(4):
         assert torch.equal(feed.extras["label"], feed.samples * 2)
     assert reader.example().extras["label"].tolist() == [0, 0]
@@ -92,7 +92,7 @@ def test_labels_follow_their_samples(rows: Path) -> None:
 @pytest.mark.parametrize("count", [10, 12])
 def test_one_label_a_sample(rows: Path, count: int) -> None:
     with pytest.raises(InputError, match=f"y.npy has {count} labels for 11 samples"):
-        Labelled(open_arrays(rows), torch.zeros(count, dtype=torch.int64), Path("y.npy"))
+        LabelledReader(open_arrays(rows), torch.zeros(count, dtype=torch.int64), Path("y.npy"))
 
 
 def test_what_is_counted() -> None:
@@ -145,10 +145,10 @@ def test_a_label_beyond_the_classes() -> None:
 
 def test_one_score_is_no_class(rows: Path, tmp_path: Path) -> None:
     labels = torch.zeros(11, dtype=torch.int64)
-    message = "one score a sample, expected one for each class.*leave --labels out"
+    message = "one score per sample, expected one for each class.*leave --labels out"
     with pytest.raises(InputError, match=message):
         Tally(()).add(torch.ones(11, 1), labels)
     with pytest.raises(InputError, match=message):
-        Labelled(open_arrays(rows), labels, Path("y.npy")).require(1)
+        LabelledReader(open_arrays(rows), labels, Path("y.npy")).require(1)
     with pytest.raises(InputError, match=message):
         read_labels(written(tmp_path / "y.txt", "0\n1\n"), ("LABEL_0",))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from pipepar.data.readers.labels import Labelled
+from pipepar.data.readers.labels import LabelledReader
 from pipepar.data.readers.reader import Reader
 from pipepar.data.writers.registry import find_output_format
 from pipepar.errors import InputError
@@ -38,7 +38,7 @@ def check_outputs(graph: Graph, job: Job, reader: Reader | None) -> None:
         check(output)
     if job.labels is not None:
         classes = class_logits(output).shape[1]
-        if isinstance(reader, Labelled) and isinstance(classes, int):
+        if isinstance(reader, LabelledReader) and isinstance(classes, int):
             reader.require(classes)
     if job.postprocess is None and check is None:
         _check_tensors(tensors_by_name(output), job)
