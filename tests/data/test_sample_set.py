@@ -1,4 +1,4 @@
-"""The book of samples that are done, against a list with a mark for each sample."""
+"""SampleSet, compared with a set of positions."""
 
 import itertools
 import random
@@ -17,8 +17,8 @@ STEP = st.lists(POSITION, max_size=6) | st.tuples(POSITION, POSITION)
 
 
 @given(st.lists(STEP, max_size=8))
-def test_it_is_a_mark_for_each_sample(steps: list[list[int] | tuple[int, int]]) -> None:
-    """Lists of samples are added, ranges are what it begins with; none is out of range."""
+def test_equals_a_set_of_positions(steps: list[list[int] | tuple[int, int]]) -> None:
+    """Lists are added, and ranges are passed to the constructor; both may be out of range."""
     done, marks = SampleSet(COUNT), set[int]()
     for step in steps:
         if isinstance(step, tuple):
@@ -40,20 +40,20 @@ def test_it_is_a_mark_for_each_sample(steps: list[list[int] | tuple[int, int]]) 
     assert all(before < start for (_, before), (start, _) in itertools.pairwise(found))
 
 
-def test_nothing_of_an_input_without_samples() -> None:
+def test_an_input_without_samples() -> None:
     done = SampleSet(0)
     assert (len(done), done.missing, done.first_missing) == (0, 0, -1)
     assert list(done.ranges()) == []
     assert 0 not in done
 
 
-def test_ranges_in_any_order_and_over_one_another() -> None:
+def test_unordered_and_overlapping_ranges() -> None:
     done = SampleSet(20, [(10, 12), (0, 3), (2, 5), (11, 11), (8, 10)])
     assert list(done.ranges()) == [(0, 5), (8, 12)]
     assert len(done) == 9
 
 
-def test_a_whole_micro_batch_is_done_or_none_of_it() -> None:
+def test_a_micro_batch_is_done_as_a_whole() -> None:
     done = SampleSet(9, [(0, 3), (6, 7)])
     assert done.contains_microbatch([1, 0])
     assert done.contains_microbatch([6, 2])
@@ -62,15 +62,15 @@ def test_a_whole_micro_batch_is_done_or_none_of_it() -> None:
 
 
 @pytest.mark.parametrize(("there", "batch"), [(1, [2, 3, 4]), (2, [3, 1, 2]), (1, [4, 2])])
-def test_a_part_of_a_micro_batch_is_refused(there: int, batch: list[int]) -> None:
-    """Even if it is a single sample."""
+def test_a_partly_done_micro_batch_is_refused(there: int, batch: list[int]) -> None:
+    """Also if only one sample is done."""
     message = rf"{there} of the {len(batch)} samples .* begins with sample {batch[0]} are done"
     with pytest.raises(PipeparError, match=message):
         SampleSet(5, [(0, 3)]).contains_microbatch(batch)
 
 
-def test_memory_is_for_stretches_not_for_samples() -> None:
-    """As texts come: in any order within a window, one window after the other."""
+def test_memory_grows_with_ranges_not_samples() -> None:
+    """Samples arrive as those of texts: windows in order, in any order within a window."""
     some = random.Random(0)
     tracemalloc.start()
     done = SampleSet(2**40, [(2**30, 2**39)])
@@ -87,7 +87,7 @@ def test_memory_is_for_stretches_not_for_samples() -> None:
 
 
 @given(st.lists(st.integers(0, 30), unique=True))
-def test_runs_are_the_longest_parts_that_follow_one_another(positions: list[int]) -> None:
+def test_consecutive_parts_are_maximal(positions: list[int]) -> None:
     found = list(consecutive_parts(positions))
     assert [at for start, stop in found for at in positions[start:stop]] == positions
     for start, stop in found:
