@@ -26,7 +26,7 @@ from pipepar.jobs.run import Job
 from tests.helpers import factories, functions
 from tests.helpers.folders import text_folder
 from tests.helpers.jobs.command import MLP, command, pipepar
-from tests.helpers.jobs.in_process import go_on, hidden, run, told
+from tests.helpers.jobs.in_process import errors_in_file, hidden_files, resume, run
 from tests.helpers.one_more_file import one_more_file
 
 TEXTS = ["the quick fox", 'a "dog",\nover the fox', "", "lazy\n\ndog", "jump\r\nover", "fox"]
@@ -105,7 +105,7 @@ def test_a_row_without_a_text(csv_input: Path, tmp_path: Path) -> None:
         run(job)
     summary = run(replace(job, on_error="skip"))
     assert summary.failed == 1
-    ((stage, error),) = told(job).values()
+    ((stage, error),) = errors_in_file(job).values()
     assert stage == "source"
     assert "in.csv, row 7: no field 'text'" in error
     assert np.isnan(np.load(job.output)).all(1).tolist() == [False] * 6 + [True, False]
@@ -132,8 +132,8 @@ def test_an_unfinished_output_of_an_added_writer_is_resumed(tsv: Path, rows: Pat
     job = Job(MLP, rows, tsv, micro_batch=3)
     run(replace(job, output=tsv.with_name("whole.tsv")))
     assert run(job, micro_batches=2).stopped
-    assert hidden(tsv.parent) == [".out.tsv.journal", ".out.tsv.partial"]
-    go_on(job)
+    assert hidden_files(tsv.parent) == [".out.tsv.journal", ".out.tsv.partial"]
+    resume(job)
     assert tsv.read_bytes() == tsv.with_name("whole.tsv").read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""The first sample that fails alone is named, if another one does not fail."""
+"""The message names the first sample that fails alone, if another one succeeds."""
 
 import time
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from pipepar.jobs.failing_sample import (
 
 
 @given(some.integers(1, 40), some.data())
-def test_the_first_that_fails_alone(count: int, data: Any) -> None:
+def test_the_first_sample_that_fails_alone(count: int, data: Any) -> None:
     bad = data.draw(some.sets(some.integers(0, count - 1), min_size=1, max_size=count))
     samples = [100 + row for row in range(count)]
 
@@ -43,7 +43,7 @@ def test_samples_that_fail_only_together() -> None:
     assert found == "samples 0, 1, 2, 3, 4, 5, 6, 7, ..."
 
 
-def test_no_trials_after_a_lack_of_memory() -> None:
+def test_no_trials_if_out_of_memory() -> None:
     tries = list[int]()
     assert describe_failing(range(2), MemoryError(), tries.append) == "samples 0, 1"
     assert not tries
@@ -62,7 +62,7 @@ def test_the_trials_have_a_time_limit() -> None:
 
 
 class Reading:
-    """Reads samples one by one, all but some of which fail."""
+    """A reader of single samples, of which some fail."""
 
     def __init__(self, count: int, bad: set[int]) -> None:
         self._count, self._bad = count, bad
@@ -89,7 +89,7 @@ class Reading:
     ids=["one", "none", "all"],
 )
 def test_each_sample_of_a_failed_micro_batch_is_read_alone(bad: set[int], message: str) -> None:
-    """Also where the samples of a micro-batch do not follow one another, as those of texts."""
+    """Also if the samples are not consecutive, as those of texts."""
     reader = Reading(10, bad)
     together = StageError("together")
     together.__cause__ = ValueError()
@@ -104,7 +104,7 @@ def test_each_sample_of_a_failed_micro_batch_is_read_alone(bad: set[int], messag
     "error",
     [MemoryError(), torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate")],
 )
-def test_a_lack_of_memory_does_not_depend_on_samples(error: Exception) -> None:
+def test_out_of_memory_does_not_depend_on_samples(error: Exception) -> None:
     assert not depends_on_samples(error)
     raised = StageError("a stage failed")
     raised.__cause__ = error
@@ -125,7 +125,7 @@ def test_pipepars_own_errors_pass_unchanged() -> None:
     assert isinstance(found.value.__cause__, KeyError)
 
 
-def test_one_row_of_each_tensor_with_rows() -> None:
+def test_select_row_of_each_tensor_with_rows() -> None:
     tree = ({"a": torch.arange(4), "b": torch.tensor(7)}, torch.ones(3, 4), 4)
     first, *rest = select_row(tree, 2, 4)
     assert first["a"].tolist() == [2]
