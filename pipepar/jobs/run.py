@@ -118,11 +118,8 @@ def _local_model(world: World, job: Job) -> Iterator[Job]:
 
 
 def _claim(world: World, job: Job, held: ExitStack) -> OutputClaim | None:
-    return (
-        held.enter_context(claim_output(job))
-        if world.rank == Ends.of_files(world.size).sink
-        else None
-    )
+    is_sink = world.rank == Ends.of_files(world.size).sink
+    return held.enter_context(claim_output(job)) if is_sink else None
 
 
 def _open(world: World, job: Job, claim: OutputClaim | None, resuming: Resuming) -> _OpenFiles:

@@ -107,16 +107,12 @@ class LabelledReader:
         return map(self._labelled, self._reader.feeds(micro_batch, done))
 
     def example(self) -> Feed:
-        """Return a feed of up to 2 rows with the label 0."""
-        feed = self._reader.example()
-        return _with_labels(feed, torch.zeros_like(feed.samples))
+        """Return a feed of up to 2 rows, without labels."""
+        return self._reader.example()
 
     def _labelled(self, feed: Feed) -> Feed:
-        return _with_labels(feed, self._labels[feed.samples])
-
-
-def _with_labels(feed: Feed, labels: torch.Tensor) -> Feed:
-    return dataclasses.replace(feed, extras={**feed.extras, "label": labels})
+        labels = self._labels[feed.samples]
+        return dataclasses.replace(feed, extras={**feed.extras, "label": labels})
 
 
 def _number(value: object, names: Sequence[str], numbers: Mapping[str, int], where: str) -> int:

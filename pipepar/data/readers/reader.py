@@ -60,7 +60,7 @@ class Reader(Protocol):
     def example(self) -> Feed:
         """Return a feed of up to 2 rows to capture the model with; made up for an empty input.
 
-        It has a fault if the first samples cannot be read.
+        It has a fault if the first samples cannot be read. Columns may be missing.
         """
 
 

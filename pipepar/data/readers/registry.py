@@ -39,18 +39,18 @@ def find_input_format(
     Raises:
         InputError: the input is missing or unreadable, or no accepted format has its suffix.
     """
-    wanted = [each for each in input_formats() if accepts(each)]
+    accepted = [each for each in input_formats() if accepts(each)]
     if path.is_dir():
-        return _of_folder(path, wanted)
+        return _of_folder(path, accepted)
     if not path.exists():
         raise InputError(
             f"{path} does not exist, seen from {Path.cwd()}; expected an input file. Check the "
             "path, and that its file system is mounted on this host."
         )
-    found = next((each for each in wanted if path.suffix.lower() in each.suffixes), None)
+    found = next((each for each in accepted if path.suffix.lower() in each.suffixes), None)
     if found is None:
         raise InputError(
-            f"{path} has the suffix {path.suffix!r}; expected one of {_listed(wanted)}. "
+            f"{path} has the suffix {path.suffix!r}; expected one of {_listed(accepted)}. "
             "Convert the file, or rename it if its suffix is wrong."
         )
     if found.is_folder:
@@ -88,8 +88,8 @@ def _listed(some: list[InputFormat]) -> str:
     return ", ".join(suffix for each in some if not each.is_folder for suffix in each.suffixes)
 
 
-def _of_folder(path: Path, wanted: list[InputFormat]) -> InputFormat:
-    found = next((each for each in wanted if each.is_folder), None)
+def _of_folder(path: Path, accepted: list[InputFormat]) -> InputFormat:
+    found = next((each for each in accepted if each.is_folder), None)
     if found is None:
         raise InputError(f"{path} is a directory; expected one file. Name a file inside it.")
     return found

@@ -169,7 +169,9 @@ class RowWriter(ABC):
             elif worth_resuming or file.renamed:
                 partial.keep()
             else:
-                self._discard(partial)
+                if partial.is_own:  # else another run replaced the files
+                    journal_of(self.path).unlink(missing_ok=True)
+                partial.discard()
 
     def _start(self, partial: Partial, resumable: Resumable | None) -> _OpenFile:
         """Continue the unfinished output, or start from the beginning."""
@@ -200,12 +202,6 @@ class RowWriter(ABC):
                 self.done.add(samples)
                 on_restored(samples, record.note)
                 yield record
-
-    def _discard(self, partial: Partial) -> None:
-        """Remove the hidden files, unless another run replaced them."""
-        if partial.is_own:
-            journal_of(self.path).unlink(missing_ok=True)
-        partial.discard()
 
     @abstractmethod
     def _blank_rows(self, count: int) -> Mapping[str, torch.Tensor] | list[Any]:

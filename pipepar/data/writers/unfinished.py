@@ -24,7 +24,8 @@ class Unfinished:
     partial: Partial
     """The partial file, locked by this run."""
     renamed: bool
-    """Whether the earlier run renamed the output, and only did not remove the journal."""
+    """Whether the rows can only be under the final name, since the partial file is empty: the
+    earlier run then renamed the output, and only did not remove the journal."""
     progress: Callable[[], None] = lambda: None
     """Called for every record that is read, since reading all of them may take long."""
 

@@ -82,8 +82,8 @@ class Resuming:
         """
         if not self.world.is_root:
             return {}
-        wanted = self.job.micro_batch
-        size = self.micro_batch if wanted is None else min(wanted, count)
+        given = self.job.micro_batch
+        size = self.micro_batch if given is None else min(given, count)
         own = identity(self.job, graph, source, context, count, size)
         if self.header is not None:
             require_same(self.header, own, self.job.output)
