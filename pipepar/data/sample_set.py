@@ -45,7 +45,7 @@ class SampleSet:
         return first if first < self._count else -1
 
     def __contains__(self, position: int) -> bool:
-        """Whether a sample is done; False out of range."""
+        """Return whether a sample is done; False out of range."""
         return self.covers(position, position + 1)
 
     def add(self, positions: Iterable[int]) -> None:
@@ -55,12 +55,12 @@ class SampleSet:
             self._add(order[start], order[stop - 1] + 1)
 
     def covers(self, start: int, stop: int) -> bool:
-        """Whether all samples of a range are done; the range is not empty."""
+        """Return whether all samples of a range are done; the range must not be empty."""
         at = bisect_right(self._starts, start) - 1
         return at >= 0 and stop <= self._stops[at]
 
     def contains_microbatch(self, positions: Sequence[int]) -> bool:
-        """Whether the samples of a micro-batch are done.
+        """Return whether the samples of a micro-batch are done.
 
         Args:
             positions: of its samples, at least one.

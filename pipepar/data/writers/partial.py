@@ -21,7 +21,7 @@ class Partial:
 
     The name is fixed, so that the next run continues or overwrites the file of a killed run. A lock
     prevents two runs from sharing the file. On a file system without locks, a run that does not
-    resume creates a new file, and an earlier run detects that before its next commit or rename.
+    resume creates a new file. An earlier run detects that before its next commit or rename.
 
     Attributes:
         path: the final name.
