@@ -62,14 +62,14 @@ CASES: list[Case] = [
     ),
     ("no input", lambda t, r: [MLP, t / "gone.npy", t / "o.npy"], "gone.npy"),
     ("input suffix", lambda t, r: [MLP, t / "in.csv", t / "o.npy"], "in.csv"),
-    ("text without tokenizer", lambda t, r: [MLP, _file(t), t / "o.npy"], "brings no tokenizer"),
+    ("text without tokenizer", lambda t, r: [MLP, _file(t), t / "o.npy"], "has no tokenizer"),
     ("output suffix", lambda t, r: [MLP, r, t / "o.csv"], "'.csv'"),
     ("output folder", lambda t, r: [MLP, r, t / "no" / "o.npy"], "does not exist"),
     ("output is a folder", lambda t, r: [MLP, r, t], "o"),
     (
         "two outputs in .npy",
         lambda t, r: ["tests.helpers.factories:two", _two(t), t / "o.npy"],
-        "returns 2 tensors (hidden, logits), a .npy file holds one",
+        "returns 2 tensors (hidden, logits), expected one for a .npy file",
     ),
     (
         "input does not match",
@@ -116,7 +116,7 @@ CASES: list[Case] = [
     (
         "a dtype that .npy lacks",
         lambda t, r: ["tests.helpers.factories:halves", r, t / "o.npy"],
-        "is torch.bfloat16, which .npy files lack",
+        "is torch.bfloat16, expected a dtype that .npy files support",
     ),
     (
         "feature-extraction of pictures",

@@ -110,8 +110,8 @@ def test_results_as_json_and_as_tensors(rows: Path, tmp_path: Path) -> None:
             "npy",
             "--postprocess tests.helpers.functions:number returned a int;",
         ),
-        ("post", HERE + "as_json", "npy", "holds arrays; found a list of dict, one a sample"),
-        ("post", HERE + "no_json", "jsonl", "sample 0 got a Tensor that JSON cannot hold"),
+        ("post", HERE + "as_json", "npy", "holds arrays; found a list of dict, one per sample"),
+        ("post", HERE + "no_json", "jsonl", "sample 0 is a Tensor that JSON cannot represent"),
         ("post", HERE + "one_row", "npy", "has shape (4,); expected 11 rows"),
     ],
 )

@@ -116,7 +116,7 @@ def test_one_score_is_refused_before_the_work(rows: Path, tmp_path: Path, label:
         *("--labels", tmp_path / "y.txt", "--trace", tmp_path / "trace.json"),
     )
     assert status == 1
-    assert "the model has one score a sample, expected one for each class" in output
+    assert "the model has one score per sample, expected one for each class" in output
     assert "micro-batch" not in output
     assert not (tmp_path / "trace.json").exists()
 

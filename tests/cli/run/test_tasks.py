@@ -125,7 +125,7 @@ def test_a_text_without_a_mask_is_refused_with_its_line(tmp_path: Path) -> None:
     source.write_text("the [MASK]\nthe dog\n")
     status, output = pipepar("run", folder, source, tmp_path / "o.jsonl", "--task", "fill-mask")
     assert status == 1
-    assert "in.txt, line 2: found no [MASK] in it" in output
+    assert "in.txt, line 2: the text contains no [MASK]" in output
 
 
 def test_image_classification(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_pictures_need_a_processor(tmp_path: Path) -> None:
     save_pictures(tmp_path / "in", 2)
     status, output = pipepar("run", MLP, tmp_path / "in", tmp_path / "o.npy")
     assert status == 1
-    assert "brings no image processor; give --preprocess" in output
+    assert "has no image processor; give --preprocess" in output
     folder = text_folder(tmp_path / "bert", "BertModel")
     status, output = pipepar("run", folder, tmp_path / "in", tmp_path / "o.npy")
     assert status == 1
