@@ -68,7 +68,10 @@ def test_published_figures_can_be_replaced(name: str, published: Path) -> None:
 
 def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["jump"]) == 2
-    assert "found benchmark 'jump', expected readme or one of door, faults, " in capsys.readouterr().err
+    assert (
+        "found benchmark 'jump', expected readme or one of door, faults, "
+        in capsys.readouterr().err
+    )
 
 
 def test_a_benchmark_that_starts_its_ranks_is_refused_under_a_launcher(
