@@ -46,7 +46,10 @@ def test_four_stages_with_a_skip() -> None:
     ]
     inlets = [[], [chain[0]], [chain[1]], [chain[2], skip]]
     outlets = [
-        [Outlet(("a",), (1,), chain[0].sender), Outlet(("a",), (1,), skip.sender, beside=False)],
+        [
+            Outlet(("a",), (1,), chain[0].sender),
+            Outlet(("a",), (1,), skip.sender, sends_samples=False),
+        ],
         [Outlet(("b",), (1,), chain[1].sender)],
         [Outlet(("c",), (1,), chain[2].sender)],
         [],
@@ -104,7 +107,7 @@ def test_a_fault_reaches_all_that_need_a_value() -> None:
         pairs = list(zip(edges, channels, strict=True))
         inlets = [channel.receiver for edge, channel in pairs if edge.consumer == at]
         outlets = [
-            Outlet(edge.names, (1,), channel.sender, edge.beside)
+            Outlet(edge.names, (1,), channel.sender, edge.sends_samples)
             for edge, channel in pairs
             if edge.producer == at
         ]

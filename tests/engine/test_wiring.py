@@ -133,7 +133,7 @@ def test_values_cross_from_whoever_made_them() -> None:
 
 
 def test_samples_and_columns_come_once_from_the_nearest() -> None:
-    assert {(e.producer, e.consumer): e.beside for e in edges_of(PLAN, FILES, 2)} == {
+    assert {(e.producer, e.consumer): e.sends_samples for e in edges_of(PLAN, FILES, 2)} == {
         (0, 1): True,
         (0, 2): True,
         (0, 3): False,
