@@ -44,7 +44,7 @@ def test_a_single_microbatch_comes_back_whatever_it_is() -> None:
 @pytest.mark.parametrize(
     ("leaves", "message"),
     [
-        ([1, "a", torch.tensor(2)], "nothing to split"),
+        ([1, "a", torch.tensor(2)], "found no input tensor with a first dimension"),
         ([torch.zeros(2), torch.zeros(3, 1)], r"differ: \[2, 3\]"),
     ],
 )
@@ -62,7 +62,7 @@ def test_inputs_without_a_common_batch_are_refused(leaves: list[Any], message: s
     ],
 )
 def test_outputs_without_a_row_a_sample_cannot_be_joined(outputs: list[Any]) -> None:
-    with pytest.raises(InputError, match="no row for every sample"):
+    with pytest.raises(InputError, match="does not have one row per sample"):
         merge(outputs, [2, 2])
 
 

@@ -163,7 +163,7 @@ def test_a_stream_of_named_tuples_is_one_of_positional_arguments() -> None:
     batches: list[Any] = [(rows(0), rows(1)), Both(rows(0), rows(1)), (rows(0), rows(1))]
     for found in pipe.stream(batches):
         assert torch.equal(found, rows(0) - rows(1))
-    with pytest.raises(InputError, match="nothing to split"):
+    with pytest.raises(InputError, match="found no input tensor with a first dimension"):
         list(pipe.stream([Named(a=rows(0), b=rows(1))]))
     pipe.close()
 
