@@ -93,7 +93,7 @@ def test_short_names_stay_what_they_are() -> None:
 def test_the_pace_where_ranks_differ(slower: float, told: bool) -> None:
     pair = [DeviceCost(speed, GIB, EPYC) for speed in (1.0, slower)]
     lines = shown(chosen(*pair))
-    assert ("pace: 1 is what such a device usually reaches" in lines) == told
+    assert ("pace: speed relative to the usual speed of such a device" in lines) == told
     assert lines[2].split()[4:5] == (["1.00"] if told else ["1"])
     assert lines[3].split()[4:5] == (["0.90"] if told else ["1"])
     assert "pace" not in " ".join(shown(chosen(*pair), measured=False))

@@ -154,7 +154,7 @@ def test_a_described_cluster_needs_no_measuring(tmp_path: Path) -> None:
 def test_measuring_in_one_process_needs_a_number_of_stages() -> None:
     status, output = pipepar("plan", MLP, *SHAPE, "--profile")
     assert status == 1
-    assert "found no --stages, expected how many" in output
+    assert "found no --stages, expected a number" in output
 
 
 @pytest.mark.parametrize("profile", [(), ("--profile",)])

@@ -158,7 +158,7 @@ def test_neither_stages_nor_cuts_are_asked_for(tmp_path: Path) -> None:
     for options in ((), ("--show-cuts", "-o", tmp_path / "plan.json")):
         status, output = pipepar("plan", MLP, "--shape", "2x4", *options)
         assert status == 1
-        assert "found no --stages, expected how many; give --stages N" in output
+        assert "found no --stages, expected a number; give --stages N" in output
 
 
 def test_a_pipe_gets_whole_paths(tmp_path: Path) -> None:
