@@ -65,7 +65,7 @@ def test_without_arguments_a_script_explains_itself(path: Path) -> None:
     ended = script(path.name)
     assert ended.status == 2
     assert f"launch/{path.name} MODEL INPUT OUTPUT" in ended.output
-    assert "# Environment:" in ended.output
+    assert "# Environment variables:" in ended.output
     assert "set -" not in ended.output
 
 

@@ -42,7 +42,7 @@ def ended(script: str, ranks: str, answers: str) -> Finished:
 def test_ranks_that_fail_without_a_node_go_on_later(script: str) -> None:
     found = ended(script, "exit 14", "1")
     assert found.status == 14
-    assert "a node does not answer; job 7 goes back into the queue" in found.output
+    assert "a node does not respond; requeueing job 7" in found.output
     assert found.output.endswith(REQUEUED)
 
 
