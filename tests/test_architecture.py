@@ -24,7 +24,7 @@ def files_of_pipepar() -> set[str]:
 
 
 def rows_of(page: str) -> list[tuple[str, str]]:
-    """The file of each row, relative to pipepar, and its idea."""
+    """Return the file of each row, relative to pipepar, and its idea."""
     return [(file_of(name), idea) for name, idea in ROW.findall(page)]
 
 

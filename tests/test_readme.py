@@ -1,4 +1,4 @@
-"""The documents name files, modules and tests that exist."""
+"""The files, modules and tests that the documents mention exist."""
 
 import re
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Roles come from the placement: no other code derives one from a rank's number."""
+"""Roles come from the placement: no other code derives a role from a rank's number."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ DEFINE_ROLES = ("pipepar/plan/placement.py", "pipepar/comm/group/")
 """Where roles are defined: the placement of a plan, and the root of a group."""
 
 ALLOWED = {
-    # A communicator of NCCL has two ranks of its own, whatever those of the job: the producer is 0
-    # and the consumer 1, so the peer of one is the other.
+    # A NCCL communicator has two ranks of its own: the producer is 0, the consumer 1. Each is the
+    # peer of the other.
     ("pipepar/comm/gpu/nccl.py", "Communicator.start", "size - 1 - rank"),
 }
-"""File, function and expression of what looks alike and is no role."""
+"""File, function and text of expressions that look like a role but are none."""
 
 
 def found_in(file: Path) -> list[tuple[str, str, str]]:
