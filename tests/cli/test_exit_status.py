@@ -94,7 +94,9 @@ def test_ctrl_c(rows: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_during_pipepar_plan() -> None:
-    status, _ = pipepar("plan", "tests.helpers.functions:leaves", "--shape", "2x4", "--stages", 2)
+    status, _ = pipepar(
+        "plan", "tests.helpers.functions:interrupted", "--shape", "2x4", "--stages", 2
+    )
     assert status == 130
 
 

@@ -141,8 +141,8 @@ def test_a_function_that_fails_names_the_samples(tmp_path: Path, option: str) ->
 
 
 def test_a_factorys_model_is_released_before_the_work(rows: Path, tmp_path: Path) -> None:
-    options = ["--postprocess", "tests.helpers.functions:while_it_is_gone"]
+    options = ["--postprocess", "tests.helpers.functions:requires_release"]
     status, output = pipepar(
-        "run", "tests.helpers.functions:remembered", rows, tmp_path / "o.npy", *options
+        "run", "tests.helpers.functions:tracked", rows, tmp_path / "o.npy", *options
     )
     assert status == 0, output
