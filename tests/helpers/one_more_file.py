@@ -1,4 +1,4 @@
-"""Adds a file to a package of formats or tasks, without a change of other files."""
+"""A file that is added to a package of formats or tasks, with no edit of another file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ADDED = Path(__file__).parent / "added"
 
 @contextmanager
 def one_more_file(package: ModuleType, name: str, folder: Path) -> Iterator[None]:
-    """Add a file of tests/helpers/added to a package, within a ``with`` statement.
+    """The package has a file of tests/helpers/added too.
 
     Args:
-        package: a package whose modules a registry finds.
-        name: name of the file.
-        folder: a folder that does not exist; it becomes part of the package.
+        package: one whose files a registry finds.
+        name: of the file.
+        folder: an empty one, which becomes a part of the package.
     """
     folder.mkdir()
     shutil.copy(ADDED / name, folder)

@@ -1,4 +1,4 @@
-"""Fixtures of tests that run on several ranks."""
+"""A temporary folder and one thread for each rank, and a world for tests that ask for one."""
 
 import itertools
 import os
@@ -23,11 +23,11 @@ from tests.helpers.models import six_layers
 
 
 def configure(config: pytest.Config) -> None:
-    """Give this rank its own temporary folder, and one thread."""
+    """Give this rank a temporary folder of its own, and one thread."""
     from mpi4py import MPI
 
-    config.addinivalue_line("markers", "usual: runs in `make test` on this number of ranks")
-    if config.option.basetemp:  # without it, pytest gives each process its own folder
+    config.addinivalue_line("markers", "usual: every run has it, on this number of ranks")
+    if config.option.basetemp:  # else pytest gives each process a folder of its own
         config.option.basetemp = Path(f"{config.option.basetemp}{MPI.COMM_WORLD.rank}")
     torch.set_num_threads(1)
 
@@ -40,7 +40,7 @@ def world() -> Iterator[World]:
 
 
 def on_ranks(*sizes: int) -> pytest.MarkDecorator:
-    """Return the mark of a test for these numbers of ranks; `make test-all` runs it on all."""
+    """Marks what is to run on these numbers of ranks; `make test-all` runs it on every number."""
     from mpi4py import MPI
 
     return pytest.mark.usual if MPI.COMM_WORLD.size in sizes else pytest.mark.full
@@ -48,7 +48,7 @@ def on_ranks(*sizes: int) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder that all ranks share."""
+    """A folder of all ranks."""
     world = World.start()
     path = Path(world.broadcast(str(tmp_path_factory.mktemp("shared"))))
     world.close()
@@ -56,9 +56,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def set_affinity(cores: Iterable[int]) -> None:
-    """Bind every thread of this process to these cores."""
+    """Let every thread of this process have these cores; one may end meanwhile."""
     for thread in map(int, os.listdir("/proc/self/task")):
-        with suppress(ProcessLookupError):  # the thread has ended since
+        with suppress(ProcessLookupError):
             os.sched_setaffinity(thread, cores)
 
 
@@ -67,10 +67,7 @@ _tests = itertools.count()
 
 @pytest.fixture(autouse=True)
 def cache(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a cache folder that all ranks share, new for each test.
-
-    The ranks agree on its name, because they run the same tests in the same order.
-    """
+    """A folder of all ranks, new for each test; they run the same tests in the same order."""
     path = shared / f"cache{next(_tests)}"
     path.mkdir(exist_ok=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
@@ -79,17 +76,17 @@ def cache(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def graphs_made_once() -> Iterator[None]:
-    """Trace each class of tests.helpers.models only once for the same sizes."""
-    graphs: dict[str, Graph] = {}
+    """Models of tests.helpers.models, which take no arguments, are traced once for sizes."""
+    made: dict[str, Graph] = {}
 
     def captured(module: nn.Module, args: Any, kwargs: Any) -> Graph:
         if type(module).__module__ != models.__name__:
             return capture(module, args, kwargs)
         sizes = pytree.tree_map_only(torch.Tensor, lambda x: (x.shape, x.dtype), (args, kwargs))
         key = f"{type(module).__qualname__} {sizes}"
-        if key not in graphs:
-            graphs[key] = capture(module, args, kwargs)
-        return graphs[key]
+        if key not in made:
+            made[key] = capture(module, args, kwargs)
+        return made[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assembly, "capture", captured)
@@ -98,7 +95,7 @@ def graphs_made_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def brief_measuring(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the measurements of devices and links: tests do not depend on their precision."""
+    """Most pipelines measure devices and links; here no plan hangs on how well they do."""
     if pytestconfig.option.markexpr == "not full":
         monkeypatch.setattr(links, "_SECONDS", 0.02)
         monkeypatch.setattr(timing, "_PACE_SECONDS", 0.02)
