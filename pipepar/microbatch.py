@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -110,10 +111,7 @@ class TensorSpec:
     @property
     def numel(self) -> int:
         """Product of the sizes in `shape`."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
     @property
     def extent(self) -> int:
@@ -127,10 +125,8 @@ class TensorSpec:
     @property
     def own(self) -> int:
         """Number of distinct elements: an expanded dimension (stride 0) counts as one element."""
-        count = 1
-        for size, step in zip(self.shape, self.stride, strict=True):
-            count *= size if step else min(size, 1)
-        return count
+        pairs = zip(self.shape, self.stride, strict=True)
+        return math.prod(size if step else min(size, 1) for size, step in pairs)
 
     @property
     def has_holes(self) -> bool:

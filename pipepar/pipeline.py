@@ -64,7 +64,7 @@ class Pipeline:
         dtype: the dtype of a model that is named; None for the model's own. Inputs are not cast.
         example_args: positional inputs of one call, tensors [batch, ...]; only their shapes and
             dtypes matter. The first two dimensions may vary in later calls if the model allows it.
-            If not, all micro-batches must have the traced number of rows, and a warning says so.
+            If not, a warning is issued and all micro-batches must have the traced number of rows.
         example_kwargs: keyword inputs of the same call.
         micro_batch: rows per micro-batch, at least 1; None to choose by measurements for batches as
             large as the example, or 8 if the example has one row.

@@ -31,8 +31,8 @@ def load_stage(
         The stage; None for a rank without one.
 
     Raises:
-        PipeparError: see `Stage.load`; raised on the lowest rank that has the problem, PeerError
-            on the others.
+        PipeparError: see `BareStage.cut` and `BareStage.load`; raised on the lowest rank that has
+            the problem, PeerError on the others.
     """
     world, device, from_root = run.world, run.device_context.device, shared.from_root
     specs = [_specs_of(graph, plan, placement.stage_of(rank)) for rank in range(world.size)]

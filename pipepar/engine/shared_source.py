@@ -32,6 +32,6 @@ class SharedSource:
             self.source.weights.check(())
 
     def held(self, device: torch.device) -> float:
-        """Return how many bytes of the weights are already in the memory of a device."""
+        """Return how many bytes of the weights are already in the memory of `device`."""
         weights = self.source.weights
         return weights.held(device) if isinstance(weights, ModuleWeights) else 0.0

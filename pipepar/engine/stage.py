@@ -119,21 +119,9 @@ class Stage:
         weights: Weights,
         device: torch.device | str = "cpu",
     ) -> Stage:
-        """Cut a stage out of the model and read its weights, and no others.
+        """Cut a stage out of the model and read its weights.
 
-        Args:
-            graph: the captured model.
-            plan: a plan made for this graph.
-            index: the stage, 0-based.
-            weights: the source of the weights.
-            device: the device that computes the stage, such as "cpu" or "cuda:1".
-
-        Returns:
-            The stage.
-
-        Raises:
-            PlanError: the plan was made for another model, or has no such stage.
-            WeightsError: a weight is missing or has another shape or dtype, or a file is damaged.
+        For arguments and errors see `BareStage.cut` and `BareStage.load`.
         """
         return BareStage.cut(graph, plan, index, device).load(weights)
 

@@ -101,16 +101,16 @@ def round_trip(
     scheduler = Scheduler(seed, POLICIES[seed % 6], eagerness)
     gpu = SimulatedGpu(scheduler, "a")
     pinned_by[:] = [gpu]
-    kept: list[tuple[Any, tuple[Value, ...]]] = []
+    results: list[tuple[Any, tuple[Value, ...]]] = []
     for each in results_of(gpu, fed(gpu, sent), random.choice([1, 2, 3]), forwards):
-        assert each.index == len(kept)
+        assert each.index == len(results)
         assert each.samples is not None
         assert torch.equal(each.samples, torch.arange(each.index, each.index + 3))
-        kept.append((on_host(gpu, each.values), each.values))
+        results.append((on_host(gpu, each.values), each.values))
     scheduler.drain()
     scheduler.assert_ordered()
-    assert len(kept) == len(sent)
-    for whole, (found, values) in zip(sent, kept, strict=True):
+    assert len(results) == len(sent)
+    for whole, (found, values) in zip(sent, results, strict=True):
         for item, (spec, value), kept_value in zip(whole, found, values, strict=True):
             assert_same(item.expected, spec, value)
             # A result belongs to the caller, so its memory is not reused.

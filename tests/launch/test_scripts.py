@@ -12,12 +12,12 @@ LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = ["slurm.sbatch", "slurm-mpirun.sbatch"]
 STANDINS = {
     "squeue": "echo RUNNING",
-    "scontrol": 'echo "asked: $*"',
+    "scontrol": 'echo "called: $*"',
     "mpirun": 'eval "$RANKS"',
     "srun": """case " $* " in *" --overlap "*) for node in $RESPONDING; do
         case " $* " in *" --nodes=$node "*) exit 0 ;; esac; done; exit 1 ;; esac; eval "$RANKS" """,
 }
-REQUEUED = "asked: requeue 7\n"
+REQUEUED = "called: requeue 7\n"
 
 
 @pytest.fixture

@@ -43,10 +43,10 @@ def check_arguments(
     """Raise an error if the arguments of a Pipeline are invalid.
 
     Args:
-        model: None if not given.
-        layers: None if not given.
-        micro_batch: None if not given.
-        depth: None if not given.
+        model: an argument of `Pipeline`; None if not given, like the others.
+        layers: see `Pipeline`.
+        micro_batch: see `Pipeline`.
+        depth: see `Pipeline`.
 
     Raises:
         InputError: model and layers are both given or both missing, a number is below 1, or
