@@ -193,10 +193,7 @@ class Tracer:
         self.spans += other.spans
 
     def _settle(self) -> None:
-        """Count the spans whose marks are reached.
-
-        Called often, because old marks lose precision and each occupies an event.
-        """
+        """Count the spans whose marks are reached: old marks lose precision and hold an event."""
         self._take_reached(self._pending, self._count)
         if self._beside:
             self._take_reached(self._beside, self._keep_beside)

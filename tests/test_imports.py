@@ -50,12 +50,12 @@ def imports_of_pipepar() -> dict[str, set[str]]:
     return {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
 
 
-def test_no_imports_run_in_a_cycle() -> None:
+def test_there_are_no_import_cycles() -> None:
     assert cycles(imports_of_pipepar()) == []
 
 
 @pytest.mark.parametrize("importer", ["pipepar.errors", "pipepar.plan.costs", "pipepar.comm.world"])
-def test_a_cycle_is_found(importer: str) -> None:
+def test_an_import_cycle_is_found(importer: str) -> None:
     imports = imports_of_pipepar()
     imports[importer].add("pipepar.jobs.run")
     (found,) = cycles(imports)
