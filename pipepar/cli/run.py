@@ -232,9 +232,9 @@ def run(  # noqa: PLR0913 - the options of a command
     elif world.is_root:
         print_summary(summary, console)
         if summary.failed:
-            samples = f"{summary.failed:,} sample{'s' * (summary.failed > 1)}"
-            listed = escape(str(errors_of(output_path)))
-            console.print(f"[yellow]warning:[/] {samples} failed and were left out: {listed}")
+            samples = f"{summary.failed:,} failed sample{'s' * (summary.failed > 1)}"
+            errors = escape(str(errors_of(output_path)))
+            console.print(f"[yellow]warning:[/] left out {samples}, listed in {errors}")
         console.print(f"wrote {output_path}", markup=False, soft_wrap=True)
     world.close()
     if summary.stopped:

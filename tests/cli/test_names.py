@@ -29,7 +29,7 @@ def test_names_in_the_output_of_a_run(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_names_in_the_report_of_failed_samples() -> None:
     status, output = pipepar("run", PICKY, "[in].npy", "[red].npy", "--on-error", "skip")
     assert status == 0, output
-    assert "1 sample failed and were left out: [red].npy.errors.jsonl" in output
+    assert "left out 1 failed sample, listed in [red].npy.errors.jsonl" in output
     assert output.endswith("wrote [red].npy")
 
 

@@ -148,7 +148,7 @@ def test_on_error(options: tuple[str, ...], status: int, tmp_path: Path) -> None
     picky = "tests.helpers.factories:picky_first"
     found, words = pipepar("run", picky, tmp_path / "in.npy", tmp_path / "o.npy", *options)
     assert found == status, words
-    assert ("1 sample failed and were left out" in words) == (status == 0)
+    assert ("left out 1 failed sample, listed in" in words) == (status == 0)
     assert ("ValueError: too much" in words) == (status == 1)
 
 
