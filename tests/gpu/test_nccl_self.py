@@ -119,5 +119,5 @@ def test_it_is_aborted(gpu: CudaGpu, nccl: Nccl) -> None:
 
 
 def test_a_refusal_is_nccls_own(gpu: CudaGpu, nccl: Nccl) -> None:
-    with pytest.raises(WireError, match="ncclCommInitRankConfig gave 4, invalid argument"):
+    with pytest.raises(WireError, match="ncclCommInitRankConfig returned 4, invalid argument"):
         Communicator.start(nccl, nccl.unique_id(), 3, 2, "edge rank 0 -> rank 1")

@@ -202,8 +202,10 @@ def test_announcements_that_are_none_are_refused() -> None:
     scheduler = Scheduler()
     edge = Edge.between(SimulatedGpu(scheduler, "a"), SimulatedGpu(scheduler, "b"))
     edge.told.sender.send(MicroBatch(0, ("\u4e00", None)))
-    with pytest.raises(WireError, match="not by a spec"):
+    with pytest.raises(WireError, match=r"announced by '\u4e00', expected a spec.* same version"):
         next(edge.receiver.receive())
     edge.told.sender.send(MicroBatch(0, (gpu_channel._text_of((None,)), None, None)))
-    with pytest.raises(WireError, match="2 values are announced, 1 described"):
+    with pytest.raises(
+        WireError, match=r"announced with 2 values, but its spec has 1.* same version"
+    ):
         next(edge.receiver.receive())
