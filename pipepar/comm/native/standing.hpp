@@ -73,7 +73,7 @@ class Standing {
   // For the pulse's thread.
   void live(double seconds) { lived_.store(lived() + seconds, std::memory_order_relaxed); }
 
-  // What the rank is doing. Waits that follow one another within `2 * lately` seconds count as one.
+  // What the rank is doing. A wait that ended at most `2 * lately` seconds ago counts as still under way.
   Doing look(double lately) {
     Doing doing;
     const std::uint64_t version = version_.load(std::memory_order_acquire);
