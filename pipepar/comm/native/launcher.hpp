@@ -92,6 +92,7 @@ class Children {
     launcher.process.signal(SIGKILL);
     for (const std::string &file : launcher.shared) unlink(file.c_str());
   }
+  // After the launcher: mpirun would report the loss of its daemon and exit with status 0.
   children.signal(SIGTERM);
   _exit(0);
 }

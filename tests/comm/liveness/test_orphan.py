@@ -20,12 +20,13 @@ ROOT = str(Path(__file__).parents[3])
 MARK = "PIPEPAR_TEST_MARK"
 PATIENCE = 30.0
 
-# Like mpirun, it starts a rank and an agent, which would be the ssh to another host.
+# Like mpirun, it starts a rank, whose output it reads to the end, and an agent, which would be the
+# ssh to another host.
 LAUNCHER = """#!{python}
 import signal, subprocess, sys, time
 agent = subprocess.Popen(["sleep", "600"])
 signal.signal(signal.SIGTERM, signal.{terminated})
-subprocess.run([sys.executable, "-c", '''{rank}'''], check=True)
+subprocess.check_output([sys.executable, "-c", '''{rank}'''])
 print(agent.pid, flush=True)
 {then}
 """
