@@ -38,15 +38,19 @@ def wait_in_channel(world: Forked, doing: Doing = "receive") -> None:
         time.sleep(0.05)
 
 
-def compute(world: Forked, seconds: float, microbatch: int = 4) -> None:
-    world.heartbeat.tell("compute", microbatch, torch.tensor([8, 9]))
+def compute(world: Forked, seconds: float) -> None:
+    world.heartbeat.tell("compute", 4, torch.tensor([8, 9]))
     world.mark("failing")
     time.sleep(seconds)
 
 
 def begin(world: Forked) -> None:
-    """Compute a first micro-batch, from which the pulse learns the usual time."""
-    compute(world, 0.01, 3)
+    """Begin a first micro-batch, from which the pulse learns that one takes almost no time.
+
+    It ends with the next work. The clock of the pulse advances in steps of 0.05 s: a longer one
+    could contain a step, and 30 times that is more than `STALL`.
+    """
+    world.heartbeat.tell("compute", 3)
 
 
 def stop(world: Forked) -> None:
