@@ -132,7 +132,7 @@ def test_a_stopped_rank(ranks: int, rank: int, inputs: Path, tmp_path: Path) -> 
     watched = job(inputs, tmp_path, ranks, f"stop {rank}")
     ended = watched.wait()
     assert watched.seconds() < SECONDS + SLACK
-    assert_reported_once(ended, rank, ranks, "fell silent")
+    assert_reported_once(ended, rank, ranks, "sends no heartbeat")
     assert f"stage {rank} was computing micro-batch 4 (samples 8 to 9)." in ended.output
     assert "in _stop" in watched.stacks()  # it was continued to write its stacks
     for other in range(ranks):
@@ -174,7 +174,7 @@ def test_a_rank_that_hangs_while_it_loads(inputs: Path, tmp_path: Path) -> None:
     watched = job(inputs, tmp_path, 2, "load 1", ceiling=3 * SECONDS)
     ended = watched.wait()
     assert watched.seconds() < 3 * SECONDS + SLACK
-    assert_reported_once(ended, 1, 2, "stage 1 has been at work outside of micro-batches")
+    assert_reported_once(ended, 1, 2, "stage 1 has been working outside of micro-batches")
     assert "rank 0 on " in ended.output
     assert ": waiting for another rank for " in ended.output
     assert "set PIPEPAR_STALL_CEILING_SECONDS to more" in ended.output
@@ -245,7 +245,7 @@ def test_a_slow_caller_ends_nothing(tmp_path: Path) -> None:
 def test_a_script_that_stops(tmp_path: Path) -> None:
     end = "import os; pipe.rank or os.kill(os.getpid(), 19); pipe(torch.zeros(2, 4))"
     ended = script(tmp_path, pause=0, end=end).wait()
-    assert_reported_once(ended, 0, 2, "in its caller's hands")
+    assert_reported_once(ended, 0, 2, "waiting for its caller")
 
 
 @pytest.mark.full  # without mpirun: test_invalid_timeouts_are_refused

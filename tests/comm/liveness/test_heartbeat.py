@@ -105,7 +105,7 @@ def test_a_stopped_rank_is_reported(tmp_path: Path) -> None:
 
 def check_stopped(ended: Job, size: int, rank: int) -> None:
     # Rank 0 reports; if it is the stopped one, rank 1 does.
-    block = report_of(ended, 0 if rank else 1, rank, "fell silent")
+    block = report_of(ended, 0 if rank else 1, rank, "sends no heartbeat")
     assert "at most 1.0 s expected" in block
     assert f"stage {rank} was computing micro-batch 4 (samples 8 to 9)." in block, block
     assert "set PIPEPAR_SILENCE_SECONDS" in block
@@ -126,7 +126,7 @@ def test_a_killed_rank_is_reported(tmp_path: Path) -> None:
         for rank, ended in enumerate(started.values()):
             ended.wait(PATIENCE)
             assert ended.seconds_from("failing", rank) < SILENCE + SLACK
-            report_of(ended, 0 if rank else 1, rank, "fell silent")
+            report_of(ended, 0 if rank else 1, rank, "sends no heartbeat")
             assert ended.status[rank] == -signal.SIGKILL
             assert f"=== rank {rank} of" not in ended.stacks()
 
@@ -140,7 +140,7 @@ def test_without_rank_0_the_first_remaining_rank_reports(tmp_path: Path) -> None
             reporter = next(rank for rank in range(4) if rank not in killed)
             ended.wait_for(range(4), PATIENCE)  # so that any second report would be there
             assert ended.reporters() == [reporter], killed
-            assert ended.stderr(reporter).count("fell silent") == 1
+            assert ended.stderr(reporter).count("sends no heartbeat") == 1
 
 
 def test_a_rank_that_computes_for_too_long_is_reported(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_rank_that_computes_for_too_long_is_reported(tmp_path: Path) -> None:
             assert ended.seconds_from("failing", rank) < STALL + SLACK
             text = f"stage {rank} has been computing micro-batch 4 (samples 8 to 9) for "
             block = report_of(ended, 0, rank, text)
-            assert "at most 1.0 s expected; the others wait for it" in block
+            assert "at most 1.0 s expected; the other ranks wait for it" in block
             assert "set PIPEPAR_STALL_SECONDS to more" in block
             assert block.count("waiting for micro-batch 4 for ") == 2
             assert "in compute" in ended.stacks()
@@ -180,7 +180,7 @@ def test_the_report_has_the_work_and_its_timeout(tmp_path: Path) -> None:
     cases = {
         "reading micro-batch 4 for ": (stall_in("source"), LIMITS, 1.0, "STALL"),
         "writing micro-batch 4 for ": (stall_in("sink"), LIMITS, 1.0, "STALL"),
-        "at work outside of micro-batches for ": (stall_in("other"), low, 1.5, "STALL_CEILING"),
+        "working outside of micro-batches for ": (stall_in("other"), low, 1.5, "STALL_CEILING"),
         # The first micro-batch may take long: kernels are loaded, files are read.
         "computing micro-batch 4 ": (
             lambda world: compute(world, FOREVER),
@@ -195,7 +195,7 @@ def test_the_report_has_the_work_and_its_timeout(tmp_path: Path) -> None:
             ended.wait(PATIENCE)
             block = report_of(ended, 0, 1, f"stage 1 has been {work}")
             _, _, limit, name = cases[work]
-            assert f"at most {limit} s expected; the others wait for it" in block
+            assert f"at most {limit} s expected; the other ranks wait for it" in block
             assert f"set PIPEPAR_{name}_SECONDS to more" in block
 
 
@@ -206,16 +206,16 @@ def test_if_all_ranks_wait_the_first_that_does_not_send_is_reported(tmp_path: Pa
 
     with job(tmp_path, Case(3, part, LIMITS)) as ended:
         ended.wait(PATIENCE)
-        block = report_of(ended, 0, 1, "waits, as all others do")
-    assert "no rank has moved for " in block
-    assert "stage 1 is waiting for micro-batch 4 and does not get on" in block
+        block = report_of(ended, 0, 1, "waits, as all other ranks do")
+    assert "no rank has made progress for " in block
+    assert "stage 1 is waiting for micro-batch 4\n" in block
 
 
 def test_the_report_is_completed_by_the_caller(tmp_path: Path) -> None:
     case = Case(2, on((1,), stay), LIMITS, lambda block: f"{block}\nrun again")
     with job(tmp_path, case) as ended:
         ended.wait(PATIENCE)
-        assert report_of(ended, 0, 1, "does not get on").endswith("\nrun again\n")
+        assert report_of(ended, 0, 1, "has stalled").endswith("\nrun again\n")
 
 
 def test_if_the_reporting_rank_hangs_all_ranks_end(tmp_path: Path) -> None:
@@ -227,6 +227,6 @@ def test_if_the_reporting_rank_hangs_all_ranks_end(tmp_path: Path) -> None:
 
     with job(tmp_path, Case(3, on((1,), stay), LIMITS, hang)) as ended:
         ended.wait_for([0], PATIENCE)
-        report_of(ended, 0, 1, "does not get on")
+        report_of(ended, 0, 1, "has stalled")
         ended.wait_for(range(3), 10)
         assert ended.status == {0: 1, 1: 1, 2: 1}
