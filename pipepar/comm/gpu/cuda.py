@@ -67,7 +67,10 @@ class Gpu(Protocol):
 
     @property
     def entry(self) -> tuple[int, int]:
-        """What a thread that is not Python's calls before it asks; see `Engine.enter`."""
+        """Function and argument that make its CUDA context current in the calling thread.
+
+        The engine's thread calls it before it queries events; see `Engine.enter`.
+        """
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor lies in its memory."""

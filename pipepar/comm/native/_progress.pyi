@@ -72,14 +72,14 @@ class Engine:
         """Test the oldest tickets of every lane once, in the calling thread."""
 
     def enter(self, function: int, argument: int) -> int:
-        """Have the engine's thread call a function before it does anything else, and wait for that.
+        """Call a function in the engine's thread, before its next round of tests, and wait for it.
 
         Args:
             function: address of an ``int function(void *)``, such as cuCtxSetCurrent.
-            argument: what it is called with.
+            argument: the argument of the call.
 
         Returns:
-            What it returned.
+            The result of the call.
         """
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from pipepar.model.capture.rewrite import drop_asserts, inline_regions, protect_
 from pipepar.model.capture.sequential import capture_sequential, is_sequence
 from pipepar.model.capture.shape_candidates import ShapeCandidate, resized, shape_candidates
 from pipepar.model.capture.shape_probe import restriction
-from pipepar.model.capture.signature import ConstantInput, Signature, TensorInput
+from pipepar.model.capture.signature import Constant, Signature, TensorInput
 from pipepar.model.fake_tensors import fake_tensor, faked, quiet
 
 # FlatCall holds the model in this attribute, so export puts it before the model's own names.
@@ -158,7 +158,7 @@ def _results(output: fx.Node) -> Sequence[Any]:
 def _signature(call: FlatCall, placeholders: list[fx.Node]) -> Signature:
     nodes = iter(placeholders)
     leaves = [
-        _tensor_input(next(nodes)) if isinstance(leaf, torch.Tensor) else ConstantInput(name, leaf)
+        _tensor_input(next(nodes)) if isinstance(leaf, torch.Tensor) else Constant(name, leaf)
         for name, leaf in zip(call.names, call.leaves, strict=True)
     ]
     return Signature(call.structure, call.keywords, tuple(leaves), _conditions(placeholders))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from pipepar.model.capture.signature import OutputTemplate, Signature, Value
+from pipepar.model.capture.signature import OutputTemplate, Signature
 from pipepar.model.capture.size_limits import Restriction, Varies, sentence, varies
 from pipepar.model.weights.weight_source import WeightSpec
 
@@ -38,7 +38,10 @@ class Graph:
     digest: str
     """SHA-256 of the nodes and of the shapes of their tensors; the same in every process."""
     restriction: Restriction | None = None
-    """Sizes that the graph requires although the model accepts others; None for most models."""
+    """Inputs with sizes that only tracing fixed, or with a fixed batch if no batch is dynamic.
+
+    None if there are none among dimensions 0 and 1; always None for sequences of layers.
+    """
 
     @property
     def varies(self) -> Varies:
@@ -46,13 +49,13 @@ class Graph:
         return varies(self.signature.tensors)
 
     def limitation(self, name: str) -> str | None:
-        """Return a sentence for the user about sizes that only tracing fixed.
+        """Return a sentence for the user about the `restriction`.
 
         Args:
             name: the name of the model in the sentence.
 
         Returns:
-            The sentence; None if the graph accepts every size that the model accepts.
+            The sentence; None without a restriction.
         """
         return sentence(name, self.signature, self.restriction)
 
@@ -63,12 +66,12 @@ class Graph:
 
     def flatten_inputs(
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> tuple[Value, ...]:
+    ) -> tuple[torch.Tensor, ...]:
         """Check a call of the model and return its tensors.
 
         Args:
             args: positional arguments, nested as in the example.
-            kwargs: keyword arguments.
+            kwargs: keyword arguments, in any order; nested dicts must have the example's key order.
 
         Returns:
             The tensors, in the order of `inputs`.
@@ -76,7 +79,7 @@ class Graph:
         Raises:
             InputError: the call differs from what the graph requires.
         """
-        return self.signature.flatten(args, kwargs or {})
+        return self.signature.checked_tensors(args, kwargs or {})
 
     def unflatten_outputs(self, values: Sequence[Any]) -> Any:
         """Return the model's output for the values that the graph computed.
@@ -85,7 +88,7 @@ class Graph:
             values: the values, in the order of `outputs`.
 
         Returns:
-            The output, of the same structure as the model's own.
+            The output, structured as the model returns it.
         """
         return self.template.unflatten(values)
 

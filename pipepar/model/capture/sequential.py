@@ -18,7 +18,7 @@ from pipepar.model.capture.flat_call import FlatCall, constant, positional
 from pipepar.model.capture.graph import Graph, digest_of
 from pipepar.model.capture.graph_state import weight_specs
 from pipepar.model.capture.rewrite import protect_inputs
-from pipepar.model.capture.signature import ConstantInput, OutputTemplate, Signature, TensorInput
+from pipepar.model.capture.signature import Constant, OutputTemplate, Signature, TensorInput
 from pipepar.model.fake_tensors import fake_tensor, faked
 from pipepar.model.module_tensors import named_weights
 from pipepar.model.to_meta import to_meta
@@ -216,13 +216,13 @@ def _children(
 
 def _output_leaves(
     graph: fx.Graph, node: fx.Node, result: Any
-) -> tuple[list[fx.Node], tuple[int | ConstantInput, ...], pytree.TreeSpec]:
+) -> tuple[list[fx.Node], tuple[int | Constant, ...], pytree.TreeSpec]:
     """Return the tensors of a result, an index or constant for each leaf, and the structure."""
     leaves, structure = flatten(result)
     if _is_single(result):
         return [node], (0,), structure
     values: list[fx.Node] = []
-    indices: list[int | ConstantInput] = []
+    indices: list[int | Constant] = []
     for index, leaf in enumerate(leaves):
         if not isinstance(leaf, torch.Tensor):
             indices.append(constant(leaf))

@@ -127,7 +127,7 @@ def extract(graph: Graph, part: Bounds) -> fx.GraphModule:
 
     def place(node: fx.Node) -> fx.Node:
         if node not in values:
-            values[node] = sizes.recompute(node, new, place) or new.node_copy(node, place)
+            values[node] = sizes.read_size(node, new, place) or new.node_copy(node, place)
         return values[node]
 
     for node in own:

@@ -90,7 +90,7 @@ def takes_rows(graph: Graph, rows: int) -> bool:
         False if the graph or a layer does not accept that size, or if an output does not have one
         row for each sample.
     """
-    if not graph.signature.holds_for([each.shape for each in _example(graph, rows)]):
+    if not graph.signature.sizes_hold([each.shape for each in _example(graph, rows)]):
         return False
     try:
         outputs = pytree.tree_leaves(_run(fx.Interpreter(graph.module), graph, rows))

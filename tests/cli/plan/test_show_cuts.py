@@ -135,7 +135,7 @@ def test_a_sequences_cut_names_its_child() -> None:
 
 def test_the_share_of_work_before_a_cut() -> None:
     graph = capture(nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))), (torch.randn(2, 4),), {})
-    assert [cut.done for cut in cut_table(graph).cuts] == pytest.approx([0.25, 0.5, 0.75])
+    assert [cut.work_before for cut in cut_table(graph).cuts] == pytest.approx([0.25, 0.5, 0.75])
 
 
 def test_one_line_a_cut_and_a_summary() -> None:
