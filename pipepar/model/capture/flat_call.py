@@ -46,7 +46,7 @@ class FlatCall(nn.Module):
             _check_argument(name, leaf)
 
     def forward(self, *tensors: torch.Tensor) -> tuple[Any, ...]:
-        """Call the model with these tensors and return its output, flattened."""
+        """Call the model with these tensors; return tensors and symbolic numbers of its output."""
         remaining = iter(tensors)
         leaves = [next(remaining) if isinstance(x, torch.Tensor) else x for x in self.leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self.structure)
@@ -114,7 +114,7 @@ def constant(leaf: Any) -> Constant:
         The constant.
 
     Raises:
-        CaptureError: the leaf is not a plain Python value.
+        CaptureError: the leaf is not None, a number, a str, a torch.dtype or a torch.device.
     """
     if not isinstance(leaf, _CONSTANTS):
         kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"

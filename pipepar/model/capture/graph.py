@@ -24,7 +24,7 @@ class Graph:
     inputs: tuple[str, ...]
     """Names of the input tensors, in order."""
     outputs: tuple[str, ...]
-    """Names of the values in the model's output, each once."""
+    """Names of the nodes in the model's output, each once; constants are in `template`."""
     weights: Mapping[str, WeightSpec]
     """Parameters and persistent buffers, by every name in the graph."""
     signature: Signature
@@ -36,7 +36,7 @@ class Graph:
     device: torch.device
     """The device that the graph was captured for."""
     digest: str
-    """SHA-256 of the nodes and of the shapes of their tensors; the same in every process."""
+    """SHA-256 from `digest_of`; the same in every process."""
     restriction: Restriction | None = None
     """Inputs with sizes that only tracing fixed, or with a fixed batch if no batch is dynamic.
 
@@ -45,7 +45,7 @@ class Graph:
 
     @property
     def varies(self) -> Varies:
-        """Dimensions whose sizes may differ from call to call."""
+        """Whether batch and length, dimensions 0 and 1, may differ from call to call."""
         return varies(self.signature.tensors)
 
     def limitation(self, name: str) -> str | None:
@@ -99,7 +99,7 @@ def get_attribute(module: nn.Module, target: str, *default: Any) -> Any:
     Args:
         module: the module that the name starts from.
         target: the dotted name.
-        default: the result if there is no such attribute.
+        default: the result if there is no such attribute; at most one value.
 
     Returns:
         A tensor, a module or another attribute.
@@ -118,13 +118,16 @@ def digest_of(
 ) -> str:
     """Return a digest of a graph that is the same in every process.
 
+    It does not depend on the values of tensors.
+
     Args:
         module: the graph.
         weights: its weights.
-        device: the device it was captured for.
+        device: the device it was captured for; only its type counts.
 
     Returns:
-        SHA-256 in hexadecimal digits.
+        SHA-256 in hexadecimal digits, of the nodes with their arguments, and of the shapes and
+        dtypes of weights, buffers and constants.
     """
     lines = [f"device {device.type}", *_described(module)]
     lines += [f"weight {n} {w.shape} {w.dtype} {w.aliases}" for n, w in sorted(weights.items())]
@@ -149,13 +152,14 @@ def _target(node: fx.Node) -> str:
 
 
 def described_state(state: Any) -> list[str]:
-    """Return the shapes and settings of a tensor, a module or another attribute.
+    """Return a description of a tensor, a module or another attribute, without values of tensors.
 
     Args:
         state: the attribute.
 
     Returns:
-        Lines of text that are the same in every process.
+        Lines of text: shape and dtype of a tensor; classes, extra_repr and state_dict of a module,
+        which may lack a setting; the nodes of a graph; class and repr of anything else.
     """
     if isinstance(state, torch.Tensor):
         return [f"tensor {tuple(state.shape)} {state.dtype}"]

@@ -49,7 +49,7 @@ class CutTable:
     costs: tuple[float, ...]
     """Work of each compute node: FLOPs, plus the bytes moved as an equivalent number of FLOPs."""
     flops: tuple[int, ...]
-    """Floating-point operations of each compute node."""
+    """Floating-point operations of each compute node; see `NodeCost.flops`."""
     cuts: tuple[Cut, ...]
     """Every legal cut, by position."""
 
