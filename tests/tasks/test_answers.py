@@ -89,8 +89,8 @@ def test_arrays_hold_no_answers(tmp_path: Path, suffix: str) -> None:
     ("answers", "message"),
     [
         ([1], "a list of 1 values for 2 samples"),
-        ([1, torch.ones(1)], "sample 4 got a Tensor that JSON cannot hold"),
-        ([1, {2: {3}}], "sample 4 got a dict that JSON cannot hold"),
+        ([1, torch.ones(1)], "sample 4 is a Tensor that JSON cannot represent"),
+        ([1, {2: {3}}], "sample 4 is a dict that JSON cannot represent"),
     ],
 )
 def test_answers_that_do_not_fit(tmp_path: Path, answers: list[Any], message: str) -> None:
