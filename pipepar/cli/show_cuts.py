@@ -63,6 +63,6 @@ def _cells(cut: Cut) -> tuple[str, ...]:
         escape(cut.operation),
         str(cut.tensors),
         readable_bytes(cut.nbytes),
-        f"{cut.done:.1%}",
-        bar(cut.done, _BAR),
+        f"{cut.work_before:.1%}",
+        bar(cut.work_before, _BAR),
     )

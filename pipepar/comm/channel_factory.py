@@ -3,7 +3,7 @@
 host -> host   MPI
 GPU  -> GPU    NCCL for tensors on the GPU, MPI for everything else
 GPU  -> host   a copy to pinned memory, then MPI
-host -> GPU    MPI into pinned memory; the receiving stage copies from there to its GPU
+host -> GPU    MPI into pinned host memory; the receiving stage copies from there to its GPU
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ class ChannelFactory:
 
     Args:
         engine: the progress engine that tests the MPI requests.
-        gpu: the GPU of this rank; None if no link uses one.
-        watch: called with every transfer between two GPUs and its times; None to measure none.
+        gpu: the GPU of this rank; None if no link of this rank ends at a GPU. With None, a link
+            that does is plain MPI.
+        watch: called with every transfer between two GPUs and its times; None to skip timing.
 
     Raises:
-        WireError: the thread of the engine cannot use the GPU.
+        WireError: the engine's thread cannot make the GPU's CUDA context current.
     """
 
     def __init__(self, engine: Engine, gpu: Gpu | None, watch: Watch | None) -> None:
@@ -47,7 +48,7 @@ class ChannelFactory:
 
         Args:
             link: the link; this rank is its producer.
-            endpoint: the end of the MPI channel between the hosts.
+            endpoint: this rank's endpoint of the MPI channel.
             transport: NCCL between the two GPUs; None unless both ends are GPUs.
         """
         if not link.from_gpu or self._gpu is None:
@@ -64,7 +65,7 @@ class ChannelFactory:
 
         Args:
             link: the link; this rank is its consumer.
-            endpoint: the end of the MPI channel between the hosts.
+            endpoint: this rank's endpoint of the MPI channel.
             transport: NCCL between the two GPUs; None unless both ends are GPUs.
         """
         if not link.to_gpu or self._gpu is None:

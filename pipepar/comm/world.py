@@ -118,8 +118,8 @@ class World(Group):
         Args:
             links: one for each channel, the same on every rank; the position is the id of the
                 channel. Several links may connect the same two ranks.
-            gpu: the GPU of this rank; None if no link uses one.
-            watch: called with every transfer between two GPUs and its times; None to measure none.
+            gpu: the GPU of this rank; None if no link of this rank ends at a GPU.
+            watch: called with every transfer between two GPUs and its times; None to skip timing.
 
         Returns:
             The receivers and the senders of this rank, by channel id.

@@ -14,7 +14,7 @@ from pipepar.comm.channels.link import Link
 from pipepar.comm.world import World
 from pipepar.errors import PeerError
 from pipepar.microbatch import MicroBatch, compact
-from pipepar.model.module_tensors import passing_buffers
+from pipepar.model.module_tensors import non_persistent_buffers
 from pipepar.model.weights.weight_source import Reading, Weights, WeightSpec
 
 # Depth of the channel to each rank: one tensor is read while another is sent.
@@ -101,7 +101,7 @@ def share_buffers(world: World, module: nn.Module) -> None:
     """
     receivers, senders = world.connect([Link(world.root, rank, _DEPTH) for rank in world.others])
     for sender in senders.values():
-        _send(sender, ((name, buffer) for name, buffer in passing_buffers(module).items()))
+        _send(sender, ((name, buffer) for name, buffer in non_persistent_buffers(module).items()))
         sender.close()
     for receiver in receivers.values():
         for name, buffer in _receive(receiver):

@@ -1,4 +1,4 @@
-"""Parameters and buffers of a module, by all their names."""
+"""Parameters and buffers of a module, under every name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 SAMPLE_BYTES: Final = 4096
-"""Bytes of each tensor in a fingerprint; few suffice, because training changes all of a tensor."""
+"""Bytes of each tensor in a fingerprint; few suffice for weights: training changes all values."""
 
 
 def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -20,7 +20,7 @@ def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
         module: the module.
 
     Returns:
-        The tensors by name; a tied one appears under each of its names.
+        The tensors by name; a tied one appears under every name.
     """
     return {
         **dict(module.named_parameters(remove_duplicate=False)),
@@ -35,20 +35,20 @@ def named_weights(module: nn.Module) -> dict[str, torch.Tensor]:
         module: the module.
 
     Returns:
-        The tensors by name; a tied one appears under each of its names.
+        The tensors by name; a tied one appears under every name.
     """
     omitted = _non_persistent_names(module)
     return {name: tensor for name, tensor in named_tensors(module).items() if name not in omitted}
 
 
-def passing_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+def non_persistent_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return a module's non-persistent buffers, which are not in its checkpoint.
 
     Args:
         module: the module.
 
     Returns:
-        The buffers by name; a shared one appears under each of its names.
+        The buffers by name; a shared one appears under every name.
     """
     names = _non_persistent_names(module)
     return {name: tensor for name, tensor in named_tensors(module).items() if name in names}
@@ -58,8 +58,8 @@ def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors have equal shapes, dtypes and values; NaN equals NaN.
 
     Args:
-        one: a tensor with values.
-        other: another one, on the same device.
+        one: a tensor that is not on meta.
+        other: the other tensor, on the same device.
     """
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
@@ -67,14 +67,15 @@ def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def fingerprint_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return a digest that differs for tensors with other names, shapes, dtypes or values.
+    """Return a digest of names, shapes and dtypes and a sample of the values.
+
+    A change outside the sample goes unnoticed.
 
     Args:
-        tensors: tensors with values, by name.
+        tensors: tensors by name, not on meta.
 
     Returns:
-        SHA-256 of names, shapes and dtypes, and of `SAMPLE_BYTES` from the middle of each tensor,
-        in hexadecimal digits.
+        SHA-256 in hexadecimal digits. The sample is `SAMPLE_BYTES` from the middle of each tensor.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

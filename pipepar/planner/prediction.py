@@ -145,7 +145,7 @@ def model_cost(
             count operations instead.
     """
     scale = micro_batch / max(1, example_rows(graph))
-    counted = table.counted
+    node_costs = table.node_costs
     works: Sequence[float | Mapping[str, float]]
     works = _works(measured) if measured else [work * scale for work in table.costs]
     weights = _weights(graph)
@@ -154,12 +154,12 @@ def model_cost(
         LayerCost(
             work=work,
             weights=sum(own.values()),
-            workspace=counted[node].touched * scale,
+            workspace=node_costs[node].touched * scale,
             crossing=None if crossing is None else crossing * scale,
         )
         for node, work, crossing, own in zip(*columns, strict=True)
     ]
-    sizes = {node.name: cost.size * scale for node, cost in counted.items()}
+    sizes = {node.name: cost.size * scale for node, cost in node_costs.items()}
     return ModelCost(tuple(layers), sizes, _first_use(weights))
 
 

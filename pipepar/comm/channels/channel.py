@@ -22,7 +22,7 @@ class Sender(Protocol):
     """The sending end of a channel."""
 
     def send(self, microbatch: MicroBatch) -> None:
-        """Send a micro-batch; block only while `depth` of them are under way.
+        """Send a micro-batch; block only while `depth` micro-batches or end markers are under way.
 
         The sender keeps references to the tensors until they are sent. The caller must not change
         them after this call.
@@ -46,6 +46,8 @@ class Sender(Protocol):
 
     def close(self) -> None:
         """Wait until everything is sent, then free the channel. May be called twice.
+
+        In a channel between threads it does nothing.
 
         Raises:
             WireError: the peer has ended.
@@ -72,7 +74,10 @@ class Receiver(Protocol):
         """
 
     def ready(self) -> bool:
-        """Return whether the next micro-batch is available. Does not wait."""
+        """Return whether the next micro-batch, or the end marker, has begun to arrive.
+
+        `receive` may still wait for the data of the micro-batch. Does not wait.
+        """
 
     def close(self) -> None:
         """Free the channel; no micro-batch may be under way. May be called twice."""

@@ -43,7 +43,7 @@ class Header:
     index: int
     """Position in the stream, 0-based; for END the number of micro-batches of the stream."""
     generation: int
-    """The number of times that the receiver's buffers had to grow; see mpi_sender.py."""
+    """The number of times that tensors did not fit into the buffers; see mpi_sender.py."""
     spec_bytes: int = 0
     """Bytes of the spec that follows; 0 if the last spec is still valid."""
     spec_checksum: int = 0

@@ -32,7 +32,11 @@ class InprocChannel:
         self.receiver = InprocReceiver(self)
 
     def put(self, item: MicroBatch | None) -> None:
-        """Append a micro-batch, or None for the end of a stream; wait while the queue is full."""
+        """Append a micro-batch, or None for the end of a stream; wait while the queue is full.
+
+        Raises:
+            WireError: the channel is aborted.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._aborted or len(self._queue) < self._depth)
             self._check()
@@ -40,7 +44,11 @@ class InprocChannel:
             self._changed.notify_all()
 
     def take(self) -> MicroBatch | None:
-        """Remove and return the next item of `put`; wait while the queue is empty."""
+        """Remove and return the next item of `put`; wait while the queue is empty.
+
+        Raises:
+            WireError: the channel is aborted.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._aborted or bool(self._queue))
             self._check()
@@ -49,11 +57,11 @@ class InprocChannel:
             return item
 
     def is_empty(self) -> bool:
-        """Return whether `take` would wait."""
+        """Return whether the queue is empty, so that `take` would wait."""
         return not self._queue
 
     def has_room(self) -> bool:
-        """Return whether `put` would return without waiting."""
+        """Return whether the queue has room, so that `put` would not wait."""
         return len(self._queue) < self._depth
 
     def abort(self) -> None:
@@ -74,7 +82,7 @@ class InprocSender:
         self._channel = channel
 
     def send(self, microbatch: MicroBatch) -> None:
-        """See `Sender.send`; refuses the values that other channels refuse."""
+        """See `Sender.send`; refuses the types and layouts that other channels refuse."""
         for value in entries_of(microbatch):
             describe(value)
         self._channel.put(microbatch)
@@ -88,7 +96,7 @@ class InprocSender:
         self._channel.put(None)
 
     def close(self) -> None:
-        """See `Sender.close`."""
+        """Do nothing: the queue needs no release."""
 
     def abort(self) -> None:
         """See `Sender.abort`."""
@@ -111,7 +119,7 @@ class InprocReceiver:
         return not self._channel.is_empty()
 
     def close(self) -> None:
-        """See `Receiver.close`."""
+        """Do nothing: the queue needs no release."""
 
     def abort(self) -> None:
         """See `Receiver.abort`."""

@@ -39,7 +39,10 @@ _M_MMAP_THRESHOLD: Final = -3
 
 
 def fits(sizes: Sizes, buffer_sizes: Sizes) -> bool:
-    """Return whether buffers of these sizes can receive tensors of `sizes` bytes."""
+    """Return whether buffers of these sizes can receive tensors of `sizes` bytes.
+
+    There must be one buffer for each tensor, and it must take as many messages as the tensor.
+    """
     return len(sizes) == len(buffer_sizes) and all(
         size <= buffer_size and pieces(size) == pieces(buffer_size)
         for size, buffer_size in zip(sizes, buffer_sizes, strict=True)
@@ -47,7 +50,7 @@ def fits(sizes: Sizes, buffer_sizes: Sizes) -> bool:
 
 
 def grow(buffer_sizes: Sizes, sizes: Sizes) -> Sizes:
-    """Return the buffer sizes after tensors of `sizes` bytes did not fit into the buffers.
+    """Return the new buffer sizes after tensors of `sizes` bytes did not fit into the buffers.
 
     Sender and receiver both compute this, so it depends on nothing else.
     """
@@ -75,7 +78,7 @@ class TensorLayout:
     """The layout of one tensor of a micro-batch."""
 
     position: int
-    """Its position among the values."""
+    """Its position among the entries."""
     spec: TensorSpec
     """Its dtype, shape and stride."""
     nbytes: int

@@ -107,7 +107,9 @@ def leak(memory: object) -> None:
 
 
 class SendQueue:
-    """The micro-batches and end markers under way from one end of a channel, at most `depth`.
+    """The micro-batches and end markers under way from one end of a channel.
+
+    They are at most `depth`, if the caller calls `wait_for_room` before each `push`.
 
     Without `query`, `push` starts every message. With it, the engine starts all of them, gated or
     not, as persistent requests: a message that `push` started would overtake those that wait for
@@ -168,7 +170,11 @@ class SendQueue:
             self._lane.poll()  # starts what may start, before the next period of the engine
 
     def close(self) -> None:
-        """Wait until everything is sent. May be called twice."""
+        """Wait until everything is sent. May be called twice.
+
+        Raises:
+            WireError: the peer has ended, or another thread has aborted the channel.
+        """
         if self._open:
             wait_for(self._lane, self._lane.pushed, self._endpoint, "sending to")
             self._open = False

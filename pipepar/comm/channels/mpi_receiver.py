@@ -33,7 +33,7 @@ class _Post:
 
 
 class MpiReceiver:
-    """The receiving end; see `channel.Receiver`. The constructor posts the first receives.
+    """The receiving end; see `channel.Receiver`. The constructor posts receives for headers.
 
     Args:
         endpoint: this end of the channel.
@@ -148,7 +148,7 @@ class MpiReceiver:
             raise self._error(str(error)) from error
 
     def _open_generation(self, generation: int) -> None:
-        """Cancel the posted receives, and post ones with larger buffers and another tag."""
+        """Cancel the posted receives of tensors; post ones with other buffers and another tag."""
         self._cancel_payloads()
         self._generation = generation
         self._buffer_sizes = grow(self._buffer_sizes, self._layout.sizes)

@@ -1,7 +1,8 @@
 """The sending end of an MPI channel, and the protocol of the channel.
 
 A micro-batch is sent as a header, a spec if it differs from the last one, and the bytes of each
-tensor, read from the tensor's own memory. Two rules make transfers overlap with computing:
+tensor, read from the tensor's own memory if it has no holes. Two rules make transfers overlap with
+computing:
 
 - **Receives are posted ahead.** The receiver posts receives for `depth` headers and their tensors,
   so messages arrive while the stage computes. Headers are sent in synchronous mode: such a send
@@ -57,7 +58,7 @@ class MpiSender:
         self.post(microbatch, layout, memory)
 
     def layout(self, values: tuple[Value, ...]) -> Layout:
-        """Return the layout of some values; the same object as before if it has not changed.
+        """Return the layout of some values; the last one that was posted if it has not changed.
 
         Args:
             values: entries of a micro-batch, each passed through `plain`.
@@ -88,6 +89,9 @@ class MpiSender:
             memory: for each tensor of the layout, a tensor whose memory begins with the bytes to
                 send; referenced until they are sent, and not read before the gate is open.
             gate: the argument of `query`, valid until the gate is open; 0 is open.
+
+        Raises:
+            WireError: the spec is too long.
         """
         spec = b""
         if layout is not self._layout:

@@ -73,8 +73,8 @@ def describe(value: Value) -> Entry:
 def matches_spec(spec: Spec, values: Sequence[Value]) -> bool:
     """Return whether `spec` consists of the entries that `describe` returns for `values`.
 
-    Unlike ``==``, it distinguishes True from 1 and 0.0 from -0.0, and NaN equals NaN. It runs for
-    every micro-batch, so it creates no entries.
+    Unlike ``==``, it distinguishes True from 1 and 0.0 from -0.0, and NaN equals NaN. It does not
+    compare devices. It runs for every micro-batch, so it creates no entries.
     """
     return len(spec) == len(values) and all(map(_matches, spec, values))
 

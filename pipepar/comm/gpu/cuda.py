@@ -70,8 +70,10 @@ class Gpu(Protocol):
 
     @property
     def entry(self) -> tuple[int, int]:
-        """Addresses of a function and its argument, which a native thread calls before it queries
-        events; see `Engine.enter`."""
+        """Function and argument that make its CUDA context current in the calling thread.
+
+        The engine's thread calls it before it queries events; see `Engine.enter`.
+        """
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Return whether a tensor is in this GPU's memory."""

@@ -126,7 +126,7 @@ class Group:
             action: called once on each rank.
 
         Raises:
-            Exception: what `action` raised, on the lowest rank that failed.
+            Exception: the one that `action` raised, on the lowest rank that failed.
             PeerError: on all other ranks, with that rank, its host and its message.
         """
         problem, result = "", None

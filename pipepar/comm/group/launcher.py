@@ -49,14 +49,14 @@ _SRUN: Final = {
 
 
 def launched() -> bool:
-    """Return whether a launcher started this process as a rank of MPI."""
+    """Return whether a variable is set that launchers set for each rank of MPI."""
     return any(name in os.environ for name in _MPI_LAUNCHER)
 
 
 def launcher_rank() -> int:
     """Return the rank that the launcher's variables state, 0 without a launcher.
 
-    torchrun counts as a launcher here. Does not initialise MPI.
+    torchrun counts as a launcher here, if no other one set a variable. Does not initialise MPI.
     """
     return _first_number((*_RANK, "RANK") if _torch_size() else _RANK) or 0
 
@@ -67,7 +67,10 @@ def is_launched_root() -> bool:
 
 
 def launcher_local_rank() -> int | None:
-    """Return the rank among those of this host by the launcher's variables, None without them."""
+    """Return the rank among those of this host by the launcher's variables, None without them.
+
+    torchrun does not count.
+    """
     return _first_number(_LOCAL_RANK)
 
 
@@ -82,7 +85,7 @@ def launch_problem(library: str = "") -> str | None:
         library: the version text of the MPI library; empty if MPI is not initialised.
 
     Returns:
-        None if this process can run alone.
+        An error message; None if this process can run alone.
     """
     name = next((name for name in _SIZE if os.environ.get(name, "").isdecimal()), None)
     if name is not None and int(os.environ[name]) > 1:

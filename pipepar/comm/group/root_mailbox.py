@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class RootMailbox:
-    """A mailbox of the root for numbers of at least 1. Create it with `World.mailbox`.
+    """Sends positive ints from any rank to the root; 0 means none. Create it with `World.mailbox`.
 
     Args:
         comm: a communicator that nothing else uses; None in a world of one rank.
@@ -27,20 +27,27 @@ class RootMailbox:
         self._lock = threading.Lock()
 
     def send(self, number: int) -> None:
-        """Send a number to the root; does nothing after `close`. Any thread may call it."""
+        """Send a number to the root. Any thread may call it.
+
+        Does nothing after `close` or in a world of one rank.
+        """
         with self._lock:
             if self._comm is not None and not self._closed:
                 self._comm.Send(array("q", [number]), self._root)
                 self._sent += 1
 
     def receive(self) -> int:
-        """Return the next number that has arrived at this rank, 0 if none has. Does not wait."""
+        """Return, on the root, the next number; 0 if none; 0 on other ranks. Does not wait."""
         if self._comm is None or not self._comm.Iprobe():
             return 0
         return self._receive_one()
 
     def close(self) -> None:
-        """Receive all numbers that were sent, drop them, and free the mailbox. *Collective.*"""
+        """Close the mailbox. *Collective.*
+
+        The root drops all numbers not yet received; then free the communicator. Later calls do
+        nothing.
+        """
         if self._comm is None:
             return
         with self._lock:

@@ -1,4 +1,4 @@
-"""Timeouts for steps that wait for other ranks."""
+"""A time limit for steps that wait for other ranks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from contextlib import contextmanager
 def deadline(abort: Callable[[str], object], seconds: float, message: str) -> Iterator[None]:
     """Abort the job if the body of the `with` statement takes too long.
 
+    `abort` runs in a timer thread; the body is not interrupted.
+
     Args:
-        abort: ends the job with a report, such as `World.abort`.
+        abort: ends the job, given the text to print; for example `World.abort`.
         seconds: time limit of the body.
-        message: which rank waited, for what, and the remedy.
+        message: which rank waited, for what, and what to try.
     """
     timer = threading.Timer(seconds, abort, [f"error: {message}"])
     timer.daemon = True

@@ -78,14 +78,14 @@ class Engine:
         """Test the oldest tickets of all lanes once, in the calling thread."""
 
     def enter(self, function: int, argument: int) -> int:
-        """Call a function in the engine's thread, and wait until it returns.
+        """Call a function in the engine's thread, before its next round of tests, and wait for it.
 
         Args:
             function: address of an ``int function(void *)``, such as cuCtxSetCurrent.
-            argument: its argument.
+            argument: the argument of the call.
 
         Returns:
-            Its result.
+            The result of the call.
         """
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from pipepar.model.capture.rewrite import drop_asserts, inline_regions, protect_
 from pipepar.model.capture.sequential import capture_sequential, is_sequence
 from pipepar.model.capture.shape_candidates import ShapeCandidate, resized, shape_candidates
 from pipepar.model.capture.shape_probe import restriction
-from pipepar.model.capture.signature import ConstantInput, Signature, TensorInput
+from pipepar.model.capture.signature import Constant, Signature, TensorInput
 from pipepar.model.fake_tensors import fake_tensor, faked, quiet
 
 # FlatCall holds the model in this attribute, so export puts it before the model's own names.
@@ -36,9 +36,10 @@ def capture(
 ) -> Graph:
     """Return the graph of a module's operations, without its weights.
 
-    A plain nn.Sequential, or Layers, becomes one node for each child. Every other module is traced
-    by torch.export on fake tensors. Dimensions 0 and 1 of every input tensor stay dynamic if the
-    model allows it. The module is not modified.
+    A plain nn.Sequential, or Layers, called with tensors only becomes one node for each layer;
+    see `is_sequence`. Every other module is traced by torch.export on fake tensors. Dimensions 0
+    and 1 of its input tensors stay dynamic if the model and tracing allow it. During the call the
+    module's tensors are replaced; afterwards it is as before.
 
     Args:
         module: the model, in eval mode; its parameters may be on meta.
@@ -47,12 +48,15 @@ def capture(
         device: the device the graph is for, such as "cpu" or "cuda".
 
     Returns:
-        The graph; the same in every process that captures the same model. Its `restriction` has
-        the sizes that tracing fixed although the model accepts others.
+        The graph; the same in every process that captures the same model. See
+        `Graph.restriction` for sizes that tracing fixed.
 
     Raises:
-        CaptureError: the module cannot be traced.
-        InputError: the module's forward does not take the example's arguments.
+        CaptureError: the module cannot be traced, or the layers of a sequence do not fit; an
+            argument or the output contains an unsupported object; or an operation writes into a
+            parameter, a buffer or a constant.
+        InputError: the module's forward does not take the example's arguments, or a layer of a
+            sequence does not take their dtype or size; or a sequence cannot be copied.
     """
     call = FlatCall(module, args, kwargs)
     tensors = tuple(call.tensors.values())
@@ -124,7 +128,10 @@ def _graph(call: FlatCall, program: ExportedProgram, device: torch.device) -> Gr
 
 
 def _renamed(old: fx.Graph, names: list[str]) -> tuple[fx.Graph, list[Any]]:
-    """Return a copy of a graph with the model's own names, and the values that it returns."""
+    """Return a copy of a graph, and its results: nodes of the copy, and constants.
+
+    The copy has the names of the example's tensors, and the model's own names of weights.
+    """
     new = fx.Graph()
     values: dict[fx.Node, Any] = {}
     input_names = iter(names)
@@ -158,7 +165,7 @@ def _results(output: fx.Node) -> Sequence[Any]:
 def _signature(call: FlatCall, placeholders: list[fx.Node]) -> Signature:
     nodes = iter(placeholders)
     leaves = [
-        _tensor_input(next(nodes)) if isinstance(leaf, torch.Tensor) else ConstantInput(name, leaf)
+        _tensor_input(next(nodes)) if isinstance(leaf, torch.Tensor) else Constant(name, leaf)
         for name, leaf in zip(call.names, call.leaves, strict=True)
     ]
     return Signature(call.structure, call.keywords, tuple(leaves), _conditions(placeholders))
@@ -176,7 +183,7 @@ def _size(size: int | torch.SymInt) -> Any:
 
 
 def _conditions(placeholders: list[fx.Node]) -> tuple[Any, ...]:
-    """Return the conditions on dynamic sizes that tracing relied on."""
+    """Return the guards of tracing and the upper bounds of dynamic sizes; no lower bounds."""
     modes = [node.meta["val"].fake_mode for node in placeholders]
     if not modes or modes[0].shape_env is None:
         return ()
@@ -193,7 +200,10 @@ def _conditions(placeholders: list[fx.Node]) -> tuple[Any, ...]:
 
 
 def _check_device(module: fx.GraphModule, weights: Mapping[str, Any]) -> None:
-    """Refuse fake and meta tensors: with a meta mask, results are random without an error."""
+    """Refuse constants without values, and operations that create tensors on meta.
+
+    With a meta mask, results would be random without an error.
+    """
     for node in module.graph.nodes:
         if node.op == "get_attr" and str(node.target) not in weights:
             state = get_attribute(module, str(node.target))

@@ -19,13 +19,13 @@ def flatten(
 ) -> tuple[list[Any], pytree.TreeSpec]:
     """Return the leaves of a nested value and the structure that rebuilds it.
 
-    A dataclass is registered with torch's pytree when the first object of it is found. The
+    A dataclass is registered with torch's pytree on first sight, for the whole process. The
     structure rebuilds such an object without `__init__` and `__post_init__`, so that no field is
-    computed twice.
+    computed twice; attributes that are not fields are lost.
 
     Args:
         tree: nested tuples, lists, dicts, named tuples, dataclasses and other pytree nodes.
-        expected: the probable structure; a comparison is faster than flattening.
+        expected: a structure tried first, which is faster; need not match.
 
     Returns:
         The leaves in order, and the structure: `expected` itself if the structures are equal.
@@ -38,7 +38,7 @@ def flatten(
     if unknown:
         for kind in unknown:
             _register(kind)
-        return flatten(tree, expected)  # a field may hold another
+        return flatten(tree, expected)  # fields may hold more unregistered dataclasses
     return leaves, expected if expected is not None and structure == expected else structure
 
 
@@ -67,8 +67,9 @@ def nth_value(result: Any, index: int, count: int) -> Any:
         The value.
 
     Raises:
-        CaptureError: the number of values is not `count`. If a layer cannot run on fake tensors,
-            `count` is only a guess: the number of values that the next layer requires.
+        CaptureError: the number of values is not `count`. If the layer could not run on fake
+            tensors, then `count` is taken from the next layer's forward: the number of its
+            parameters without defaults, at least 1.
     """
     values = result if isinstance(result, tuple) else (result,)
     if len(values) != count:
@@ -80,7 +81,10 @@ def nth_value(result: Any, index: int, count: int) -> Any:
 
 
 def _collect(tree: Any, expected: pytree.TreeSpec, leaves: list[Any]) -> bool:
-    """Append the leaves of a tree, and return whether its structure is the expected one."""
+    """Append the leaves of a tree, and return whether its structure is the expected one.
+
+    If False, `leaves` is incomplete.
+    """
     kind, found = expected.type, type(tree)
     if kind is None:
         leaves.append(tree)

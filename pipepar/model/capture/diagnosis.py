@@ -26,10 +26,11 @@ def not_traceable(module: nn.Module, failure: Exception | None) -> CaptureError:
 
     Args:
         module: the module.
-        failure: the error of the last attempt; None if its graph did not accept the example.
+        failure: the last error of an attempt with the example's sizes; None if there was none,
+            since each traced graph refused the example.
 
     Returns:
-        The error, with the line of the user's code if it is known.
+        The error, with the reason and a remedy.
     """
     error = CaptureError(
         f"{type(module).__name__} cannot be turned into a graph: {reason(module, failure)}; "
@@ -48,7 +49,7 @@ def reason(module: nn.Module, failure: Exception | None) -> str:
         failure: the error of the attempt; None if its graph did not accept the example.
 
     Returns:
-        The reason, with the line of the model if it is known.
+        The reason, with the lines of the model and of the user's code if they are known.
     """
     if failure is None:
         return "the traced graph does not accept the example"
@@ -80,7 +81,7 @@ def _cause(failure: Exception) -> str:
 
 
 def _leaves_torch(failure: Exception) -> bool:
-    """Whether code failed because a fake tensor has no NumPy array and no data pointer."""
+    """Whether an error's message mentions `.numpy()` or a data pointer; a fake tensor has none."""
     return any(word in str(failure) for word in (".numpy()", "data pointer", "data_ptr"))
 
 
@@ -98,7 +99,7 @@ def _remedy(module: nn.Module, failure: Exception | None) -> str:
 
 
 def _has_eager_experts(module: nn.Module) -> bool:
-    """Whether the module is a mixture of experts of transformers in the form without a graph."""
+    """Whether the module contains experts of transformers in the eager implementation."""
     return any(
         type(part).__name__.endswith("Experts")
         and getattr(getattr(part, "config", None), "_experts_implementation", None) == "eager"
@@ -109,10 +110,12 @@ def _has_eager_experts(module: nn.Module) -> bool:
 def _model_frames(
     module: nn.Module, frames: Iterable[traceback.FrameSummary]
 ) -> list[traceback.FrameSummary]:
-    """Return the innermost frame in a class of the model, and the innermost in the user's code.
+    """Return the innermost frame in the model's files, and the innermost in the user's code.
 
-    They differ if the user's model contains one of a library. A layer of that library explains
-    more than the helper function it calls, such as one that makes masks.
+    The model's files define its classes; without a frame in them, the innermost frame outside of
+    torch and this package counts. The two differ if the user's model contains one of a library. A
+    layer of that library explains more than the helper function it calls, such as one that makes
+    masks. Frames at the same line are returned once.
     """
     libraries = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
     model_files = _model_files(module)
@@ -138,7 +141,7 @@ def is_tracing_code(filename: str) -> bool:
 
 
 def _model_files(module: nn.Module) -> set[str]:
-    """Return the files that define the module's classes, except torch's own."""
+    """Return the files that define the module's classes, except those of torch and this package."""
     sources = {sys.modules.get(type(part).__module__) for part in module.modules()}
     files = {getattr(source, "__file__", None) for source in sources}
     return {name for name in files if name and not is_tracing_code(name)}

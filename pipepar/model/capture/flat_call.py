@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from pipepar.errors import CaptureError, InputError
 from pipepar.model.capture.containers import flatten
-from pipepar.model.capture.signature import ConstantInput, OutputTemplate
+from pipepar.model.capture.signature import Constant, OutputTemplate
 
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _CONSTANTS = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
@@ -46,7 +46,7 @@ class FlatCall(nn.Module):
             _check_argument(name, leaf)
 
     def forward(self, *tensors: torch.Tensor) -> tuple[Any, ...]:
-        """Call the model with these tensors and return its output, flattened."""
+        """Call the model with these tensors; return tensors and symbolic numbers of its output."""
         remaining = iter(tensors)
         leaves = [next(remaining) if isinstance(x, torch.Tensor) else x for x in self.leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self.structure)
@@ -64,7 +64,7 @@ class Output:
 
     def __init__(self) -> None:
         self._structure = pytree.tree_flatten(None)[1]
-        self._leaves: list[ConstantInput | None] = []
+        self._leaves: list[Constant | None] = []
 
     def flatten(self, output: Any) -> tuple[Any, ...]:
         """Return the tensors and symbolic numbers of an output, and store its structure.
@@ -94,7 +94,7 @@ class Output:
         """
         remaining = iter(results)
         leaves = [next(remaining) if leaf is None else leaf for leaf in self._leaves]
-        leaves = [x if isinstance(x, (fx.Node, ConstantInput)) else constant(x) for x in leaves]
+        leaves = [x if isinstance(x, (fx.Node, Constant)) else constant(x) for x in leaves]
         names = tuple(dict.fromkeys(x.name for x in leaves if isinstance(x, fx.Node)))
         indices = [names.index(x.name) if isinstance(x, fx.Node) else x for x in leaves]
         return names, OutputTemplate(self._structure, tuple(indices))
@@ -104,7 +104,7 @@ def _is_value(leaf: Any) -> bool:
     return isinstance(leaf, (torch.Tensor, *_SYMBOLIC))
 
 
-def constant(leaf: Any) -> ConstantInput:
+def constant(leaf: Any) -> Constant:
     """Return a leaf of an output that is not a tensor as a constant.
 
     Args:
@@ -114,7 +114,7 @@ def constant(leaf: Any) -> ConstantInput:
         The constant.
 
     Raises:
-        CaptureError: the leaf is not a plain Python value.
+        CaptureError: the leaf is not None, a number, a str, a torch.dtype or a torch.device.
     """
     if not isinstance(leaf, _CONSTANTS):
         kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
@@ -125,7 +125,7 @@ def constant(leaf: Any) -> ConstantInput:
             f"the model's output contains a {kind}, expected tensors in tuples, lists, dicts or "
             f"dataclasses; {remedy}"
         )
-    return ConstantInput("output", leaf)
+    return Constant("output", leaf)
 
 
 def _check_parameters(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from pipepar.model.capture.signature import OutputTemplate, Signature, Value
+from pipepar.model.capture.signature import OutputTemplate, Signature
 from pipepar.model.capture.size_limits import Restriction, Varies, sentence, varies
 from pipepar.model.weights.weight_source import WeightSpec
 
@@ -24,7 +24,7 @@ class Graph:
     inputs: tuple[str, ...]
     """Names of the input tensors, in order."""
     outputs: tuple[str, ...]
-    """Names of the values in the model's output, each once."""
+    """Names of the nodes in the model's output, each once; constants are in `template`."""
     weights: Mapping[str, WeightSpec]
     """Parameters and persistent buffers, by every name in the graph."""
     signature: Signature
@@ -36,23 +36,26 @@ class Graph:
     device: torch.device
     """The device that the graph was captured for."""
     digest: str
-    """SHA-256 of the nodes and of the shapes of their tensors; the same in every process."""
+    """SHA-256 from `digest_of`; the same in every process."""
     restriction: Restriction | None = None
-    """Sizes that the graph requires although the model accepts others; None for most models."""
+    """Inputs with sizes that only tracing fixed, or with a fixed batch if no batch is dynamic.
+
+    None if there are none among dimensions 0 and 1; always None for sequences of layers.
+    """
 
     @property
     def varies(self) -> Varies:
-        """Dimensions whose sizes may differ from call to call."""
+        """Whether batch and length, dimensions 0 and 1, may differ from call to call."""
         return varies(self.signature.tensors)
 
     def limitation(self, name: str) -> str | None:
-        """Return a sentence for the user about sizes that only tracing fixed.
+        """Return a sentence for the user about the `restriction`.
 
         Args:
             name: the name of the model in the sentence.
 
         Returns:
-            The sentence; None if the graph accepts every size that the model accepts.
+            The sentence; None without a restriction.
         """
         return sentence(name, self.signature, self.restriction)
 
@@ -63,12 +66,12 @@ class Graph:
 
     def flatten_inputs(
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> tuple[Value, ...]:
+    ) -> tuple[torch.Tensor, ...]:
         """Check a call of the model and return its tensors.
 
         Args:
             args: positional arguments, nested as in the example.
-            kwargs: keyword arguments.
+            kwargs: keyword arguments, in any order; nested dicts must have the example's key order.
 
         Returns:
             The tensors, in the order of `inputs`.
@@ -76,7 +79,7 @@ class Graph:
         Raises:
             InputError: the call differs from what the graph requires.
         """
-        return self.signature.flatten(args, kwargs or {})
+        return self.signature.checked_tensors(args, kwargs or {})
 
     def unflatten_outputs(self, values: Sequence[Any]) -> Any:
         """Return the model's output for the values that the graph computed.
@@ -85,7 +88,7 @@ class Graph:
             values: the values, in the order of `outputs`.
 
         Returns:
-            The output, of the same structure as the model's own.
+            The output, structured as the model returns it.
         """
         return self.template.unflatten(values)
 
@@ -96,7 +99,7 @@ def get_attribute(module: nn.Module, target: str, *default: Any) -> Any:
     Args:
         module: the module that the name starts from.
         target: the dotted name.
-        default: the result if there is no such attribute.
+        default: the result if there is no such attribute; at most one value.
 
     Returns:
         A tensor, a module or another attribute.
@@ -115,13 +118,16 @@ def digest_of(
 ) -> str:
     """Return a digest of a graph that is the same in every process.
 
+    It does not depend on the values of tensors.
+
     Args:
         module: the graph.
         weights: its weights.
-        device: the device it was captured for.
+        device: the device it was captured for; only its type counts.
 
     Returns:
-        SHA-256 in hexadecimal digits.
+        SHA-256 in hexadecimal digits, of the nodes with their arguments, and of the shapes and
+        dtypes of weights, buffers and constants.
     """
     lines = [f"device {device.type}", *_described(module)]
     lines += [f"weight {n} {w.shape} {w.dtype} {w.aliases}" for n, w in sorted(weights.items())]
@@ -146,13 +152,14 @@ def _target(node: fx.Node) -> str:
 
 
 def described_state(state: Any) -> list[str]:
-    """Return the shapes and settings of a tensor, a module or another attribute.
+    """Return a description of a tensor, a module or another attribute, without values of tensors.
 
     Args:
         state: the attribute.
 
     Returns:
-        Lines of text that are the same in every process.
+        Lines of text: shape and dtype of a tensor; classes, extra_repr and state_dict of a module,
+        which may lack a setting; the nodes of a graph; class and repr of anything else.
     """
     if isinstance(state, torch.Tensor):
         return [f"tensor {tuple(state.shape)} {state.dtype}"]

@@ -48,8 +48,8 @@ def graph_state(
         wrapper: the prefix of the model's own tensors in `exported`.
 
     Returns:
-        For each target a weight on meta, a buffer or constant with its values, or the body of a
-        region.
+        For each target a weight on meta, the model's own buffer, a lifted constant, or the body of
+        a region.
     """
     weights = named_weights(module)
     buffers = dict(module.named_buffers(remove_duplicate=False))

@@ -1,4 +1,7 @@
-"""Changes to an exported graph: inlined regions, no asserts, no writes into inputs."""
+"""Changes to an exported graph: inlining of regions, removal of asserts, copies of inputs.
+
+Inputs are copied if operations write into them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from pipepar.model.aliases import alias_groups, memory_of, writes
 aten = torch.ops.aten
 higher_order = torch.ops.higher_order
 
-# The signature checks the same before the first micro-batch.
+# The signature checks the inputs' dtypes and sizes on each micro-batch. Checks of intermediate
+# values are dropped.
 _ASSERTS = {
     aten._assert_tensor_metadata.default,
     aten._assert_scalar.default,
@@ -24,20 +28,23 @@ _ASSERTS = {
 
 
 def inline_regions(module: fx.GraphModule) -> None:
-    """Replace regions without effect on inference by the nodes inside them.
+    """Replace grad-mode and disabled-autocast regions by the nodes inside them.
 
-    torch.export makes one opaque node of each block under autocast(enabled=False), as in rotary
-    embeddings, and of each block that switches gradients. Enabled autocast changes results, so its
-    regions stay.
+    torch.export turns each block under autocast(enabled=False), as in rotary embeddings, and each
+    block that sets grad mode into one opaque node. Enabled autocast changes results, so its regions
+    stay.
 
     Args:
         module: the exported module; modified in place.
+
+    Raises:
+        CaptureError: the body of a region is not a graph, or its result is used as a whole.
     """
     regions = [node for node in module.graph.nodes if _region(node) is not None]
     for node in regions:
         _inline(module, node)
     if regions:
-        inline_regions(module)  # the inlined nodes may be regions
+        inline_regions(module)  # bodies may contain regions
 
 
 def _region(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:
@@ -62,10 +69,10 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
         zip(inner.graph.find_nodes(op="placeholder"), arguments, strict=True)
     )
     with module.graph.inserting_before(node):
-        for held in inner.graph.find_nodes(op="get_attr"):
-            name = f"{body.target}_{held.target}".replace(".", "_")
-            setattr(module, name, getattr(inner, str(held.target)))
-            values[held] = module.graph.get_attr(name)
+        for attribute in inner.graph.find_nodes(op="get_attr"):
+            name = f"{body.target}_{attribute.target}".replace(".", "_")
+            setattr(module, name, getattr(inner, str(attribute.target)))
+            values[attribute] = module.graph.get_attr(name)
         result = module.graph.graph_copy(inner.graph, values)
     for user in list(node.users):
         if user.target is not operator.getitem or not isinstance(result, (tuple, list)):
@@ -79,7 +86,9 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
 
 
 def drop_asserts(graph: fx.Graph) -> None:
-    """Remove the checks that torch.export adds, and all nodes without a user.
+    """Remove the checks that torch.export adds, and dead code.
+
+    Inputs and in-place operations stay.
 
     Args:
         graph: modified in place.
@@ -97,11 +106,11 @@ def protect_inputs(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
         graph: modified in place.
 
     Returns:
-        The copy of each input that is written into.
+        The copy of each used input that may share memory with a written value.
 
     Raises:
-        CaptureError: the model writes into a parameter or a buffer, so its result would depend on
-            the order of the micro-batches.
+        CaptureError: an operation writes into memory that may be a parameter's, a buffer's or a
+            constant's, so results would depend on the order of the micro-batches.
     """
     memory = {node: memory_of(node.meta.get("val")) for node in graph.nodes}
     group = alias_groups(graph.nodes, memory)
@@ -113,8 +122,8 @@ def protect_inputs(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
         if node.op == "get_attr":
             raise CaptureError(
                 f"{written[group[node]].name} writes into {node.target} while it computes, "
-                f"expected parameters and buffers that do not change; call module.eval(), switch "
-                f"off the update, or pass the tensor as an input"
+                f"expected parameters, buffers and constants that do not change; call "
+                f"module.eval(), switch off the update, or pass the tensor as an input"
             )
         if node.op == "placeholder" and node.users:
             copies[node] = _use_copy(graph, node)

@@ -1,4 +1,4 @@
-"""Graphs of nn.Sequential and Layers: one node for each child, without tracing."""
+"""Graphs of nn.Sequential and Layers: one node for each layer, without tracing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipepar.model.capture.flat_call import FlatCall, constant, positional
 from pipepar.model.capture.graph import Graph, digest_of
 from pipepar.model.capture.graph_state import weight_specs
 from pipepar.model.capture.rewrite import protect_inputs
-from pipepar.model.capture.signature import ConstantInput, OutputTemplate, Signature, TensorInput
+from pipepar.model.capture.signature import Constant, OutputTemplate, Signature, TensorInput
 from pipepar.model.fake_tensors import fake_tensor, faked
 from pipepar.model.module_tensors import named_weights
 from pipepar.model.to_meta import to_meta
@@ -49,13 +49,14 @@ class Layers(nn.Sequential):
 
 
 def is_sequence(call: FlatCall) -> bool:
-    """Whether a call needs no tracing: plain layers whose arguments are all tensors.
+    """Whether a call needs no tracing: plain layers with positional arguments, all tensors.
 
     Args:
         call: the model and its example.
 
     Returns:
-        True for an nn.Sequential with one tensor, and for Layers with one or more.
+        True for an nn.Sequential with one tensor, and for Layers with one or more; False for
+        subclasses of these, with forward hooks, and without layers.
     """
     count = len(call.leaves)
     if call.structure != flatten(((0,) * count, {}))[1] or not len(call.tensors) == count > 0:
@@ -64,18 +65,23 @@ def is_sequence(call: FlatCall) -> bool:
 
 
 def capture_sequential(call: FlatCall, device: torch.device) -> Graph:
-    """Return a graph with one node for each child, without tracing.
+    """Return a graph with one node for each layer, without tracing.
+
+    Further nodes take values out of tuples, and tensors out of the output.
 
     Args:
-        call: a call for which `is_sequence` is true; nested plain sequences are flattened.
+        call: a call for which `is_sequence` is true; each nested plain nn.Sequential is replaced by
+            its layers.
         device: the device the graph is for.
 
     Returns:
-        The graph. All sizes are dynamic, because the requirements of the children are unknown.
+        The graph. All sizes are dynamic, because the requirements of the layers are unknown.
 
     Raises:
-        CaptureError: a child does not take as many values as the one before it returns.
-        InputError: a linear or convolution layer does not accept the dtype or the size before it.
+        CaptureError: a layer does not take as many values as the one before it returns, or the
+            output contains an unsupported object.
+        InputError: a linear or convolution layer does not accept the dtype before it, or a linear
+            layer the size; or the model cannot be copied.
     """
     meta_model = to_meta(call.model)
     examples = tuple(call.tensors.values())
@@ -131,13 +137,16 @@ class _Chain:
         return inputs, node
 
     def _record(self, node: fx.Node, result: Any) -> None:
-        """Store a value, and in the node's meta a tuple if it is nested: then no cut is legal."""
+        """Store a node's result, and its `val`: a tuple if it is nested, which no cut divides."""
         self.results[node] = result
         known = None if result is _UNKNOWN else result
         node.meta["val"] = known if _is_single(known) else tuple(pytree.tree_leaves(result))
 
     def _run_layer(self, node: fx.Node, layer: nn.Module) -> None:
-        """Run a layer, and record its result and whether it aliases or writes its arguments."""
+        """Run a layer, and record its result and whether it may alias or write its arguments.
+
+        An unknown result may alias. Writes are found by an attribute `inplace`, and by the run.
+        """
         arguments = [self.results[argument] for argument in node.all_input_nodes]
         _check_input(str(node.target), layer, arguments[0])
         before = _versions(arguments)
@@ -151,7 +160,10 @@ class _Chain:
         ) or (before != _versions(arguments))
 
     def _unpack(self, node: fx.Node, following: nn.Module) -> list[fx.Node]:
-        """Return the values that the following layer is called with."""
+        """Return the nodes of the values that the following layer is called with.
+
+        An unknown result counts as a tuple of as many values as that layer requires.
+        """
         result = self.results[node]
         if result is _UNKNOWN:
             parts: tuple[Any, ...] = (_UNKNOWN,) * max(_required(following), 1)
@@ -169,9 +181,9 @@ class _Chain:
 
 
 def _check_input(name: str, layer: nn.Module, value: Any) -> None:
-    """Refuse an input of the wrong dtype or size for a linear or convolution layer of torch.
+    """Refuse an input of the wrong dtype for a linear or convolution layer of torch.
 
-    The requirements of other layers are unknown before they run.
+    Also refuse a wrong size for a linear layer. Other requirements are unknown before a layer runs.
     """
     if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) or layer._forward_pre_hooks:
         return
@@ -192,7 +204,7 @@ def _check_input(name: str, layer: nn.Module, value: Any) -> None:
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Sequential]) -> bool:
-    """Whether a module only calls its children in order: of this very class, and without hooks."""
+    """Whether a module only calls its children: of this class itself, not empty, no hooks."""
     hooked = module._forward_hooks or module._forward_pre_hooks
     return type(module) is kind and not hooked and len(module) > 0
 
@@ -200,9 +212,10 @@ def _is_plain(module: nn.Module, kind: type[nn.Sequential]) -> bool:
 def _children(
     module: nn.Module, prefix: str = "", unpacks_at_end: bool = False
 ) -> Iterator[tuple[str, nn.Module, bool]]:
-    """Yield name, module, and whether a tuple is unpacked for the next one, of each child.
+    """Yield name, module, and whether a tuple is unpacked for the next one, of each layer.
 
-    A module that occurs twice in the sequence is yielded twice.
+    Nested plain nn.Sequential are replaced by their layers. A module that occurs twice in the
+    sequence is yielded twice.
     """
     children = [(name, child) for name, child in module._modules.items() if child is not None]
     for name, child in children:
@@ -216,13 +229,16 @@ def _children(
 
 def _output_leaves(
     graph: fx.Graph, node: fx.Node, result: Any
-) -> tuple[list[fx.Node], tuple[int | ConstantInput, ...], pytree.TreeSpec]:
-    """Return the tensors of a result, an index or constant for each leaf, and the structure."""
+) -> tuple[list[fx.Node], tuple[int | Constant, ...], pytree.TreeSpec]:
+    """Return output nodes, an index or constant for each leaf, and the structure.
+
+    For each tensor of a nested result, a node that extracts it is added to the graph.
+    """
     leaves, structure = flatten(result)
     if _is_single(result):
         return [node], (0,), structure
     values: list[fx.Node] = []
-    indices: list[int | ConstantInput] = []
+    indices: list[int | Constant] = []
     for index, leaf in enumerate(leaves):
         if not isinstance(leaf, torch.Tensor):
             indices.append(constant(leaf))
@@ -260,7 +276,7 @@ def _required(layer: nn.Module) -> int:
 
 
 def _run(child: nn.Module, arguments: list[Any]) -> Any:
-    """Return a child's result for fake tensors; `_UNKNOWN` if it needs values."""
+    """Return a layer's result for fake tensors; `_UNKNOWN` if it fails or one of them is."""
     if any(argument is _UNKNOWN for argument in arguments):
         return _UNKNOWN
     try:

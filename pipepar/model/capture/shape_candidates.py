@@ -30,9 +30,9 @@ def shape_candidates(
     """Yield the shapes to try, the most general first.
 
     torch.export takes a size of 1 for a constant, and equal sizes (batch and length, length and
-    width) for one size. So dynamic dimensions are traced with unused sizes instead of the
-    example's. torch's settings backed_size_oblivious and use_duck_shape are no substitute: with an
-    example of one row, they fix the batch or the length of GPT-2, Llama, Mixtral and T5.
+    width) for one size. So the first candidates have unused sizes in dynamic dimensions instead of
+    the example's. torch's settings backed_size_oblivious and use_duck_shape are no substitute: with
+    an example of one row, they fix the batch or the length of GPT-2, Llama, Mixtral and T5.
 
     Args:
         tensors: the example's tensors.
@@ -75,7 +75,7 @@ def resized(tensor: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
         sizes: the new size of each dimension.
 
     Returns:
-        A tensor without storage.
+        A tensor without values and without holes in memory.
     """
     if tensor.is_contiguous():
         return torch.empty(sizes, dtype=tensor.dtype, device="meta")

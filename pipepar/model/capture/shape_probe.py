@@ -18,36 +18,38 @@ from pipepar.model.fake_tensors import fake_tensor, faked, quiet
 
 
 def restriction(call: FlatCall, graph: Graph, failure: Exception | None) -> Restriction | None:
-    """Return the sizes that the graph requires and the model does not.
+    """Return the inputs with sizes that only tracing fixed, and the reason.
 
-    The channels of a picture are fixed by the model: it fails with another number of them. A size
-    is fixed by tracing if the model runs, on fake tensors, with another one.
+    The channels of a picture are fixed by the model: the model fails with any other number of
+    channels. A size is fixed only by tracing if the model runs, on fake tensors, with another one.
 
     Args:
         call: the model and its example.
         graph: the captured graph.
-        failure: the error of the last attempt with the example's sizes and more dynamic
-            dimensions, if one failed.
+        failure: the error of an earlier attempt that kept the example's sizes; None if there was
+            none.
 
     Returns:
-        The restriction; None if the graph accepts all that the model accepts. A fixed batch is
-        always reported, because micro-batches need a dynamic one.
+        The restriction; None if no size of dimension 0 or 1 was fixed by tracing and some input has
+        a dynamic batch. Dimensions from 2 on are fixed and never reported. If tracing fixed no
+        size, but no input has a dynamic batch, the inputs with a fixed batch are reported, because
+        micro-batches need a dynamic one.
     """
     fixed = _fixed_sizes(graph)
     keys = [key for key in fixed if _runs_with_other_size(call, key, graph.device)]
     if keys:
         why = _fixing_line(graph, keys)
         if why is None:
-            why = reason(call.model, failure) if failure else "an operation of torch requires it"
+            why = reason(call.model, failure) if failure else "tracing fixed it, at an unknown line"
     else:
         keys = [key for key in fixed if key[0] == 0 and "batch" not in graph.varies]
-        why = "the model itself takes no other"
+        why = "the model accepts only this batch size"
     names = dict.fromkeys(name for key in keys for name in fixed[key])
     return Restriction(tuple(names), why) if names else None
 
 
 def _fixed_sizes(graph: Graph) -> dict[tuple[int, int], list[str]]:
-    """Return the inputs of each (dimension, size) that is fixed and could be dynamic."""
+    """Return the inputs of each (dimension, size) that is fixed, among dims 0 and 1."""
     found: dict[tuple[int, int], list[str]] = {}
     for leaf in graph.signature.tensors:
         for dim, size in enumerate((leaf.sizes or ())[:DYNAMIC_DIMS]):
@@ -57,10 +59,11 @@ def _fixed_sizes(graph: Graph) -> dict[tuple[int, int], list[str]]:
 
 
 def _runs_with_other_size(call: FlatCall, key: tuple[int, int], device: torch.device) -> bool:
-    """Whether the model runs if one (dimension, size) is another in all inputs that have it.
+    """Whether the model runs with another size.
 
-    Tries a small size, for models with a maximum (a table of positions), and twice the size, for
-    models with a minimum (convolutions without padding).
+    The other size is in place of `size` in dimension `dim` of every input that has it. Tries an
+    unused size of at least 11, usually below a model's maximum (a table of positions), and twice
+    the size, for models with a minimum (convolutions without padding).
     """
     dim, size = key
     small = unused_sizes(tuple(call.tensors.values()), call.model)[key]
@@ -82,7 +85,10 @@ def _runs(call: FlatCall, dim: int, size: int, other: int, device: torch.device)
 
 
 def _fixing_line(graph: Graph, fixed: list[tuple[int, int]]) -> str | None:
-    """Return the line of the model at which tracing fixed one of these sizes."""
+    """Return where tracing fixed one of these sizes, as a clause for a message; None if unknown.
+
+    Guards are matched by size, not by dimension.
+    """
     for node in graph.module.graph.find_nodes(op="placeholder"):
         env = node.meta["val"].fake_mode.shape_env
         for guard in env.guards if env else ():
@@ -91,5 +97,5 @@ def _fixing_line(graph: Graph, fixed: list[tuple[int, int]]) -> str | None:
                 symbol, size = guard.expr.args
                 fixes = symbol.is_Symbol and size in {number for _, number in fixed}
                 if fixes and not is_tracing_code(frame.filename):
-                    return f"tracing fixes it at {source_line(frame)}"
+                    return f"tracing fixed it at {source_line(frame)}"
     return None

@@ -13,7 +13,6 @@ import torch.utils._pytree as pytree
 from pipepar.errors import InputError
 from pipepar.model.capture.containers import flatten
 
-Value: TypeAlias = torch.Tensor | int | float | bool | None
 # An expression over the symbols of dynamic sizes; sympy has no type hints.
 Expression: TypeAlias = Any
 Size: TypeAlias = int | Expression
@@ -34,8 +33,8 @@ class TensorInput:
 
 
 @dataclass(frozen=True, slots=True)
-class ConstantInput:
-    """A leaf of the arguments or of the output that is not a tensor; the graph fixes its value."""
+class Constant:
+    """A leaf of the arguments or output, not a tensor, whose value is baked into the graph."""
 
     name: str
     """Its name in messages."""
@@ -51,12 +50,12 @@ class Signature:
     """Nesting of (args, kwargs)."""
     keywords: tuple[str, ...]
     """Names of the keyword arguments, in the example's order."""
-    leaves: tuple[TensorInput | ConstantInput, ...]
+    leaves: tuple[TensorInput | Constant, ...]
     """Every leaf, in the order of the structure."""
     conditions: tuple[Expression, ...] = ()
-    """Conditions on the symbols; if one is false, the model would take another branch."""
-    seen: dict[tuple[torch.Size, ...], None] = field(default_factory=dict, compare=False)
-    """Shapes that passed the checks, as a cache; the checks evaluate symbolic expressions."""
+    """Conditions on the symbols that tracing relied on; outside them the graph is not valid."""
+    passed: dict[tuple[torch.Size, ...], None] = field(default_factory=dict, compare=False)
+    """Shapes that passed, to skip re-evaluating symbolic expressions."""
     tensors: tuple[TensorInput, ...] = field(init=False)
     """The leaves that are tensors, in the order of the graph's placeholders."""
 
@@ -65,12 +64,14 @@ class Signature:
         tensors = tuple(leaf for leaf in self.leaves if isinstance(leaf, TensorInput))
         object.__setattr__(self, "tensors", tensors)
 
-    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Value, ...]:
+    def checked_tensors(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, ...]:
         """Check a call and return its tensors.
 
         Args:
             args: positional arguments, nested as in the example.
-            kwargs: keyword arguments, in any order.
+            kwargs: keyword arguments, in any order; nested dicts must have the example's key order.
 
         Returns:
             One tensor for each of `tensors`.
@@ -82,11 +83,11 @@ class Signature:
         return self.check(self.leaves_of(args, kwargs))
 
     def leaves_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-        """Return the leaves of a call.
+        """Return the leaves of a call; check only its structure.
 
         Args:
             args: positional arguments, nested as in the example.
-            kwargs: keyword arguments, in any order.
+            kwargs: keyword arguments, in any order; nested dicts must have the example's key order.
 
         Returns:
             The values, in the order of `leaves`.
@@ -102,7 +103,7 @@ class Signature:
             )
         return values
 
-    def check(self, values: Sequence[Any]) -> tuple[Value, ...]:
+    def check(self, values: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         """Check the leaves of a call and return its tensors.
 
         Args:
@@ -117,18 +118,20 @@ class Signature:
         """
         flat: list[torch.Tensor] = []
         for leaf, value in zip(self.leaves, values, strict=True):
-            if isinstance(leaf, ConstantInput):
+            if isinstance(leaf, Constant):
                 _check_constant(leaf, value)
             else:
                 flat.append(_check_tensor(leaf, value))
         shapes = tuple(value.shape for value in flat)
-        if shapes not in self.seen:
+        if shapes not in self.passed:
             self._check_sizes(shapes)
-            self.seen[shapes] = None
+            self.passed[shapes] = None
         return tuple(flat)
 
-    def holds_for(self, shapes: Sequence[torch.Size]) -> bool:
-        """Whether the graph accepts inputs of these shapes.
+    def sizes_hold(self, shapes: Sequence[torch.Size]) -> bool:
+        """Whether sizes satisfy the fixed sizes and the conditions.
+
+        Does not check the number of dimensions.
 
         Args:
             shapes: one for each of `tensors`.
@@ -140,7 +143,10 @@ class Signature:
         return True
 
     def _ordered(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return keyword arguments in the example's order, which the structure has too."""
+        """Return keyword arguments in the example's order.
+
+        They are unchanged if their names differ, which `leaves_of` then refuses.
+        """
         if kwargs.keys() != set(self.keywords):
             return kwargs
         return {name: kwargs[name] for name in self.keywords}
@@ -158,17 +164,22 @@ class Signature:
                     checks.append((name, expected, found))
         for name, expected, found in checks:
             if _value(expected, bound) not in (found, None):
+                remedy = "these sizes must agree; give inputs that do"
+                if isinstance(expected, int):
+                    remedy = (
+                        f"the example fixed it: give inputs of that size, or an example of size "
+                        f"{found}"
+                    )
                 raise InputError(
-                    f"{name} is {found}, expected {_text(expected, origin, bound)}; the example "
-                    f"fixed it: give inputs of that size, or an example of size {found}"
+                    f"{name} is {found}, expected {_text(expected, origin, bound)}; {remedy}"
                 )
         for condition in self.conditions:
             if _value(condition, bound) is sympy.false:
                 raise InputError(
-                    f"the model takes another branch for these inputs: found "
+                    f"the graph is not valid for these inputs: found "
                     f"{_sizes_found(condition, origin, bound)}, expected "
-                    f"{_text(condition, origin)}; give inputs that satisfy this, or an example "
-                    f"with these sizes"
+                    f"{_text(condition, origin)}, a condition that tracing relied on; give inputs "
+                    f"that satisfy it, or an example with these sizes"
                 )
 
 
@@ -178,7 +189,7 @@ class OutputTemplate:
 
     structure: pytree.TreeSpec
     """Nesting of the output, with the model's own classes."""
-    leaves: tuple[int | ConstantInput, ...]
+    leaves: tuple[int | Constant, ...]
     """For each leaf an index into the graph's outputs, or a constant."""
 
     def unflatten(self, values: Sequence[Any]) -> Any:
@@ -188,13 +199,13 @@ class OutputTemplate:
             values: the graph's outputs, in order.
 
         Returns:
-            The output, of the same structure as the model's own.
+            The output, structured as the model returns it.
         """
         leaves = [values[leaf] if isinstance(leaf, int) else leaf.value for leaf in self.leaves]
         return pytree.tree_unflatten(leaves, self.structure)
 
 
-def _check_constant(leaf: ConstantInput, value: Any) -> None:
+def _check_constant(leaf: Constant, value: Any) -> None:
     same_type = type(value) is type(leaf.value) and not isinstance(value, torch.Tensor)
     if not same_type or value != leaf.value:
         raise InputError(
@@ -223,7 +234,10 @@ def _check_tensor(leaf: TensorInput, value: Any) -> torch.Tensor:
 
 
 def _value(expected: Size, bound: Mapping[sympy.Symbol, int]) -> Any:
-    """Return the value of an expression at the sizes found; None if a symbol has no size yet."""
+    """Return an int, sympy.true or sympy.false; None if undetermined or not an integer.
+
+    The caller accepts None.
+    """
     if isinstance(expected, int):
         return expected
     value = expected.xreplace({symbol: sympy.Integer(size) for symbol, size in bound.items()})

@@ -1,4 +1,4 @@
-"""Dynamic sizes of a graph, and the sentence about sizes that tracing fixed."""
+"""Dynamic sizes of a graph, and the sentence about fixed sizes."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Varies: TypeAlias = Literal["all sizes", "batch and length", "batch", "length", 
 
 @dataclass(frozen=True, slots=True)
 class Restriction:
-    """Sizes that the graph requires although the model accepts others, and a batch fixed by it."""
+    """Inputs with sizes that only tracing fixed, or with a batch that the model fixes."""
 
     inputs: tuple[str, ...]
     """Names of the inputs with such a size."""
     reason: str
-    """Why the size is fixed, with the line of the model if it is known."""
+    """A clause that says why the size is fixed, with the line of the model if it is known."""
 
 
 def varies(leaves: Sequence[TensorInput]) -> Varies:
-    """Return which sizes may differ from call to call.
+    """Return which of the sizes of dimensions 0 and 1 may differ from call to call.
 
     Args:
-        leaves: the tensor inputs of the graph.
+        leaves: tensor inputs of the graph.
 
     Returns:
-        "batch" if dimension 0 of an input is dynamic, "length" if dimension 1 is; "all sizes" for
-        a sequence of layers, which is not traced.
+        "batch" if dimension 0 of an input is dynamic, "length" if dimension 1 is, or both, or
+        "nothing"; "all sizes" for a sequence of layers, which is not traced.
     """
     if any(leaf.sizes is None for leaf in leaves):
         return "all sizes"
@@ -43,12 +43,12 @@ def varies(leaves: Sequence[TensorInput]) -> Varies:
 
 
 def sentence(name: str, signature: Signature, restriction: Restriction | None) -> str | None:
-    """Return a sentence for the user about sizes that only tracing fixed.
+    """Return a sentence for the user about the fixed sizes in a restriction.
 
     Args:
         name: the name of the model.
         signature: the inputs of the graph.
-        restriction: the sizes that were fixed, if any.
+        restriction: the inputs with fixed sizes, if any.
 
     Returns:
         The sentence; None without a restriction.

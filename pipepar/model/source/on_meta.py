@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pipepar.errors import InputError, PipeparError
 from pipepar.model.fake_tensors import meta_parameter
-from pipepar.model.module_tensors import passing_buffers, same_values
+from pipepar.model.module_tensors import non_persistent_buffers, same_values
 
 _REGISTER: Final = nn.Module.register_parameter
 
@@ -77,9 +77,9 @@ def build_on_meta(make: Callable[[], nn.Module], name: str, alone: bool) -> nn.M
     with params_on_meta():
         try:
             made = make()
-            passing = passing_buffers(made) if alone else {}
+            passing = non_persistent_buffers(made) if alone else {}
             with _OtherNumbers():
-                other = passing_buffers(make()) if passing else {}
+                other = non_persistent_buffers(make()) if passing else {}
         except PipeparError:
             raise
         except Exception as error:  # whatever a function of the user's does without values

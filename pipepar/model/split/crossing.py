@@ -15,7 +15,7 @@ from pipepar.model.split.node_costs import NodeCost, measure
 from pipepar.model.split.stage_sizes import is_scalar
 
 # Moving a byte to or from memory takes about as long as this many FLOPs on a modern CPU or GPU, so
-# that nodes without FLOPs have a cost too. The exact number matters little for where to cut.
+# that nodes without FLOPs have a cost too.
 _FLOPS_PER_BYTE: Final = 8
 
 
@@ -28,12 +28,15 @@ class Cut:
     operation: str
     """Name of the last node before the cut."""
     module: str
-    """Path of the module that this last node was traced in; "" for the model itself."""
+    """Path of the module whose forward produced this last node; "" for the model itself."""
     tensors: int
-    """Number of tensors that cross; 1 or more."""
+    """Number of tensors that cross; 1 or more.
+
+    Numbers that cross are not counted, nor tensors that only numbers read, as in `.item()`.
+    """
     nbytes: int
     """Total size of these tensors in bytes, at the example's sizes."""
-    done: float
+    work_before: float
     """Share of the model's work before the cut, 0 to 1."""
 
 
@@ -41,18 +44,21 @@ class Cut:
 class CutTable:
     """The costs and the legal cuts of a graph, from which a partition is chosen."""
 
-    counted: Mapping[fx.Node, NodeCost]
+    node_costs: Mapping[fx.Node, NodeCost]
     """Cost of each node of the graph, inputs and weights included."""
     costs: tuple[float, ...]
     """Work of each compute node: FLOPs, plus the bytes moved as an equivalent number of FLOPs."""
     flops: tuple[int, ...]
-    """Floating-point operations of each compute node."""
+    """Floating-point operations of each compute node; see `NodeCost.flops`."""
     cuts: tuple[Cut, ...]
     """Every legal cut, by position."""
 
     @property
     def crossing(self) -> tuple[float | None, ...]:
-        """For each compute node the bytes that cross a cut before it; None if it is illegal."""
+        """For each compute node the bytes that cross a cut before it; see `Cut.nbytes`.
+
+        None if that cut is illegal; always None for position 0.
+        """
         sizes = {cut.position: float(cut.nbytes) for cut in self.cuts}
         return tuple(sizes.get(position) for position in range(len(self.costs)))
 
@@ -74,7 +80,7 @@ def cut_table(graph: Graph) -> CutTable:
         float(costs[node].flops + _FLOPS_PER_BYTE * costs[node].touched) for node in graph.nodes
     ]
     return CutTable(
-        counted=costs,
+        node_costs=costs,
         costs=tuple(work),
         flops=tuple(costs[node].flops for node in graph.nodes),
         cuts=tuple(_cuts(graph, costs, work)),
@@ -83,7 +89,7 @@ def cut_table(graph: Graph) -> CutTable:
 
 def _cuts(graph: Graph, costs: dict[fx.Node, NodeCost], work: Sequence[float]) -> Iterator[Cut]:
     nodes = graph.nodes
-    done = list(accumulate(work))
+    work_until = list(accumulate(work))
     lifetimes = list(_lifetimes(graph))
     tensors = _totals(len(nodes), ((created, last, 1) for _, created, last in lifetimes))
     nbytes = _totals(
@@ -104,28 +110,31 @@ def _cuts(graph: Graph, costs: dict[fx.Node, NodeCost], work: Sequence[float]) -
                 module=str(module),
                 tensors=tensors[position],
                 nbytes=nbytes[position],
-                done=done[position - 1] / (done[-1] or 1.0),
+                work_before=work_until[position - 1] / (work_until[-1] or 1.0),
             )
 
 
 def _totals(count: int, spans: Iterable[tuple[int, int, int]]) -> list[int]:
-    """Return for each of `count` positions the total of the spans that a cut before it divides.
+    """Return for each position the total weight of the spans that a cut before it divides.
 
-    A span has the positions of its first and last node, and a number that is added.
+    A span has the positions of its first and last node, and its weight, a number. Entry p is the
+    sum of the numbers of the spans with first < p <= last; the list has two spare entries.
     """
     changes = [0] * (count + 2)
-    for first, last, number in spans:
+    for first, last, weight in spans:
         if last > first:
-            changes[first + 1] += number
-            changes[last + 1] -= number
+            changes[first + 1] += weight
+            changes[last + 1] -= weight
     return list(accumulate(changes))
 
 
 def _lifetimes(graph: Graph) -> Iterator[tuple[fx.Node, int, int]]:
-    """Yield each tensor with its position and the last position that reads it.
+    """Yield each value that is not a number (tuples too), its position, and its last reader's.
 
-    The position of an input is -1, and that of the model's output the number of nodes. A read of
-    a size does not count: a stage reads sizes from tensors that it receives anyway.
+    The position of an input is -1, and that of the model's output the number of nodes; last is -1
+    if nothing reads the value. Reads by numbers are ignored, because a stage reads most sizes from
+    tensors that it receives anyway. So the tensor under a `.item()` is not counted, nor are numbers
+    that are sent themselves.
     """
     nodes = graph.nodes
     position = {node: index for index, node in enumerate(nodes)}
@@ -139,7 +148,7 @@ def _lifetimes(graph: Graph) -> Iterator[tuple[fx.Node, int, int]]:
 
 
 def _written(graph: Graph, costs: dict[fx.Node, NodeCost]) -> list[tuple[int, int]]:
-    """Return the first position and the position of the last write of each group of aliases."""
+    """For each alias group that is written into, return its first position and its last write's."""
     nodes = graph.nodes
     memory = {node: costs[node].memory for node in nodes}
     group = alias_groups(graph.module.graph.nodes, memory)

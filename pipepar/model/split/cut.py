@@ -26,7 +26,7 @@ class Part:
     inputs: tuple[str, ...]
     """Names of the input values, in calling order."""
     outputs: tuple[str, ...]
-    """Names of the values for later parts or for the model's output."""
+    """Names of the values for later parts or for the model's output, in the order returned."""
     weights: tuple[str, ...]
     """Names of the weights, each tensor once."""
     weight_bytes: int
@@ -79,7 +79,10 @@ def parts(graph: Graph, cuts: Sequence[int]) -> tuple[Part, ...]:
 
 
 def _inputs(graph: Graph, own: list[fx.Node], outputs: list[fx.Node]) -> list[fx.Node]:
-    """Return the values of earlier stages that a stage needs, in the graph's order."""
+    """Return the values of earlier stages and of the model's inputs that a stage needs.
+
+    They are in the graph's order.
+    """
     inside = set(own)
     tensors = {
         value
@@ -116,7 +119,10 @@ def extract(graph: Graph, part: Bounds) -> fx.GraphModule:
 
     Returns:
         A module that takes `part.inputs` by position and returns a tuple of `part.outputs`. It has
-        only its own weights, on meta; non-persistent buffers have their values.
+        only its own weights, on meta; non-persistent buffers and constants have their values.
+
+    Raises:
+        InputError: a layer of a sequence cannot be copied.
     """
     named = {node.name: node for node in graph.module.graph.nodes}
     received = [named[name] for name in part.inputs]
@@ -127,7 +133,7 @@ def extract(graph: Graph, part: Bounds) -> fx.GraphModule:
 
     def place(node: fx.Node) -> fx.Node:
         if node not in values:
-            values[node] = sizes.recompute(node, new, place) or new.node_copy(node, place)
+            values[node] = sizes.read_size(node, new, place) or new.node_copy(node, place)
         return values[node]
 
     for node in own:

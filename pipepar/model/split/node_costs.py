@@ -23,9 +23,13 @@ class NodeCost:
     """The cost of one node at the example's sizes."""
 
     flops: int
-    """Floating-point operations."""
+    """Floating-point operations that torch's FlopCounterMode counts; 0 for other operations.
+
+    It counts matrix products and convolutions, and attention for a GPU. `measure` adds grouped
+    products.
+    """
     touched: int
-    """Bytes of activations read and written; 0 for a view."""
+    """Bytes of activations read and written, without weights; 0 for a view and an input."""
     size: int
     """Bytes of the tensors in its result."""
     memory: frozenset[int]
@@ -36,13 +40,13 @@ UNKNOWN = NodeCost(flops=0, touched=1, size=0, memory=frozenset())
 
 
 def measure(graph: Graph) -> dict[fx.Node, NodeCost]:
-    """Count the work of every node on fake tensors.
+    """Return the cost of every node, counted on fake tensors.
 
     Args:
         graph: the captured model.
 
     Returns:
-        The cost of each node; `UNKNOWN` from the first node on that needs values.
+        The cost of each node; `UNKNOWN` from the first node on that fails on fake tensors.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     inputs = [fake_tensor(tensor, mode, graph.device) for tensor in graph.example]
@@ -83,14 +87,17 @@ class _CountingRun(fx.Interpreter):
 
 
 def _formulas(graph: fx.Graph) -> dict[Any, Callable[..., int]]:
-    """Return FLOP formulas for operations that torch's counter does not count."""
+    """Return FLOP formulas for grouped products, which torch's counter does not count."""
     targets = {n.target for n in graph.nodes if isinstance(n.target, torch._ops.OpOverload)}
     # torch and transformers each have an operation with this name.
     return {t.overloadpacket: _grouped_mm for t in targets if "grouped_mm" in str(t)}
 
 
 def _grouped_mm(a: tuple[int, ...], b: tuple[int, ...], *_: Any, **__: Any) -> int:
-    """Return the FLOPs of a grouped product, which multiplies each row by one of the matrices."""
+    """Return the FLOPs of a grouped product, where one operand may be several matrices.
+
+    Each row, or column, of the other is multiplied by one of them.
+    """
     matrices = a[0] if len(a) > len(b) else 1  # the matrices are in `a` if it has more dimensions
     return 2 * prod(a) * b[-1] // matrices
 

@@ -41,7 +41,10 @@ class Operation:
     kwargs: Mapping[str, Any]
     """Keyword arguments, with `Needed` instead of tensors."""
     signature: str
-    """Description that is equal for equal targets with arguments of equal layouts."""
+    """Description that is equal if the targets, the layouts of tensors and other arguments are.
+
+    Modules are compared by their description and FLOPs, which may lack a setting.
+    """
 
     @property
     def needed(self) -> list[Needed]:
@@ -70,7 +73,7 @@ def operations_of(graph: Graph, rows: int) -> dict[fx.Node, Operation]:
         rows: number of samples; must be the example's if the batch is not dynamic.
 
     Returns:
-        The operations, up to the first node that needs values.
+        The operations, up to the first node that fails on fake tensors.
     """
     run = _DescribingRun(graph)
     with contextlib.suppress(Exception):
@@ -87,10 +90,10 @@ def accepts_rows(graph: Graph, rows: int) -> bool:
         rows: number of samples.
 
     Returns:
-        False if the graph or a layer does not accept that size, or if an output does not have one
-        row for each sample.
+        False if the graph or a layer does not accept that size, if a layer fails on fake tensors
+        for another reason, or if an output does not have one row for each sample.
     """
-    if not graph.signature.holds_for([each.shape for each in _example(graph, rows)]):
+    if not graph.signature.sizes_hold([each.shape for each in _example(graph, rows)]):
         return False
     try:
         outputs = pytree.tree_leaves(_run(fx.Interpreter(graph.module), graph, rows))

@@ -17,7 +17,7 @@ def is_scalar(node: fx.Node) -> bool:
         node: a node of a captured graph.
 
     Returns:
-        False for tensors and all other values.
+        True for int, float, bool and symbolic numbers.
     """
     return isinstance(node.meta.get("val"), _SCALARS)
 
@@ -26,11 +26,12 @@ class StageSizes:
     """The sizes that one stage needs.
 
     A size is read from a received tensor if a dimension of it has the same symbolic expression.
-    Otherwise it is computed from other sizes. It crosses as a number only if neither is possible.
+    Otherwise it is computed from other sizes. Failing both, an earlier stage sends the number, or,
+    for a node of this stage, the tensor it reads.
 
     Args:
         own: the nodes of the stage.
-        received: the input values of the stage, in calling order.
+        received: the input values of the stage known so far.
     """
 
     def __init__(self, own: set[fx.Node], received: Sequence[fx.Node]) -> None:
@@ -44,13 +45,14 @@ class StageSizes:
                     self._dims.setdefault(_expression(size), (node, dim))
 
     def missing(self, node: fx.Node) -> list[fx.Node]:
-        """Return the further inputs that the stage needs for a number.
+        """Return the further inputs that the stage needs for a value.
 
         Args:
-            node: the number.
+            node: the value, usually a number.
 
         Returns:
-            Values of earlier stages; empty if the stage can compute the number without them.
+            Values of earlier stages; empty if the stage has the value or can compute it without
+            them.
         """
         if node.op == "get_attr" or node in self._received or self._dimension(node) is not None:
             return []
@@ -67,7 +69,7 @@ class StageSizes:
             return []
         return self.missing(value)
 
-    def recompute(
+    def read_size(
         self, node: fx.Node, graph: fx.Graph, place: Callable[[fx.Node], fx.Node]
     ) -> fx.Node | None:
         """Add a node that reads a size from a received tensor.
@@ -78,7 +80,7 @@ class StageSizes:
             place: returns the stage's node for a node of the whole graph.
 
         Returns:
-            The new node; None if no received tensor has this size.
+            The new node; None if the value is not a symbolic size, or no received tensor has it.
         """
         found = self._dimension(node)
         if found is None:

@@ -101,7 +101,7 @@ class ModuleWeights:
         return ((spec.name, self._find(spec).detach()) for spec in specs)
 
     def fingerprint(self) -> str:
-        """What tells these values from others; see `tensors.fingerprint_of`."""
+        """What tells these values from others; see `module_tensors.fingerprint_of`."""
         return fingerprint_of(self._tensors)
 
     def _find(self, spec: WeightSpec) -> torch.Tensor:

@@ -137,7 +137,7 @@ def test_a_cut_of_a_sequential_names_the_child() -> None:
 
 def test_the_share_of_work_before_a_cut() -> None:
     graph = capture(nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))), (torch.randn(2, 4),), {})
-    assert [cut.done for cut in cut_table(graph).cuts] == pytest.approx([0.25, 0.5, 0.75])
+    assert [cut.work_before for cut in cut_table(graph).cuts] == pytest.approx([0.25, 0.5, 0.75])
 
 
 def test_each_cut_has_a_line() -> None:

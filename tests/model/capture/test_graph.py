@@ -69,6 +69,20 @@ def test_batch_and_length_of_equal_size_are_independent() -> None:
         graph.flatten_inputs((torch.ones(2, 9, dtype=torch.long), torch.ones(2, 8)))
 
 
+def test_remedy_for_a_dynamic_size_is_inputs_that_agree_and_for_a_fixed_one_an_example() -> None:
+    class Sum(nn.Module):
+        def forward(self, one: torch.Tensor, other: torch.Tensor) -> Any:
+            return one + other
+
+    graph = capture(Sum(), (torch.ones(2, 3, 4), torch.ones(2, 3, 4)), {})
+    agree = r"other.size\(0\) is 6, expected one.size\(0\) = 5; these sizes must agree; give inputs"
+    with pytest.raises(InputError, match=agree):
+        graph.flatten_inputs((torch.ones(5, 3, 4), torch.ones(6, 3, 4)))
+    fixed = r"one.size\(2\) is 7, expected 4; the example fixed it: .* or an example of size 7$"
+    with pytest.raises(InputError, match=fixed):
+        graph.flatten_inputs((torch.ones(5, 3, 7), torch.ones(5, 3, 7)))
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_batch_is_dimension_1_in_one_input_and_0_in_another(batch: int) -> None:
     class Transposed(nn.Module):

@@ -137,6 +137,6 @@ def test_batch_fixed_by_the_model_is_reported_too() -> None:
     assert graph.varies == "length"
     assert message is not None
     assert "x must be [3, length]" in message
-    assert "the model itself takes no other" in message
+    assert "the model accepts only this batch size" in message
     with pytest.raises(InputError, match=r"x.size\(0\) is 4, expected 3"):
         graph.flatten_inputs((torch.randn(4, 5),))

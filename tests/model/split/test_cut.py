@@ -71,8 +71,8 @@ def test_cost_is_flops_and_eight_for_each_byte_moved() -> None:
         2 * 4 * 16 * 2 + 8 * (wide + narrow),
     )
     first, second = table.cuts
-    assert first.done == table.costs[0] / sum(table.costs)
-    assert second.done == (table.costs[0] + table.costs[1]) / sum(table.costs)
+    assert first.work_before == table.costs[0] / sum(table.costs)
+    assert second.work_before == (table.costs[0] + table.costs[1]) / sum(table.costs)
     assert (first.module, second.module) == ("0", "1")
 
 
@@ -84,7 +84,7 @@ def test_view_has_no_cost_and_a_write_in_place_has() -> None:
     table = cut_table(graph_of(Views(), torch.randn(4, 16).double()))
     whole = 4 * 16 * 8
     assert table.costs == (8 * 2 * whole, 0, 8 * 2 * whole)
-    assert [table.counted[node].size for node in table.counted if node.op != "output"] == [
+    assert [table.node_costs[node].size for node in table.node_costs if node.op != "output"] == [
         whole
     ] * 4
 
@@ -93,7 +93,7 @@ def test_model_without_work_can_be_cut_anywhere() -> None:
     module = nn.Sequential(nn.Identity(), nn.Identity(), nn.Identity())
     table = cut_table(graph_of(module, torch.randn(4, 16)))
     assert table.costs == (0, 0, 0)
-    assert [cut.done for cut in table.cuts] == [0, 0]
+    assert [cut.work_before for cut in table.cuts] == [0, 0]
 
 
 def test_skip_connections_cross_the_cuts_they_span() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pipepar.errors import WeightsError
-from pipepar.model.module_tensors import named_weights, passing_buffers
+from pipepar.model.module_tensors import named_weights, non_persistent_buffers
 from pipepar.model.weights.weight_source import ModuleWeights, WeightSpec
 from tests.helpers.models import Tied
 
@@ -44,7 +44,7 @@ def test_what_no_checkpoint_holds_is_known_by_every_name() -> None:
     part.register_buffer("passing", torch.zeros(2), persistent=False)
     part.register_buffer("staying", torch.zeros(2))
     module = nn.ModuleDict({"one": part, "again": part})
-    assert set(passing_buffers(module)) == {"one.passing", "again.passing"}
+    assert set(non_persistent_buffers(module)) == {"one.passing", "again.passing"}
     assert set(named_weights(module)) == {
         *("one.weight", "one.staying", "again.weight", "again.staying")
     }
