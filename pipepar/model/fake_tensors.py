@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from pipepar.model.compat.torch_internals import EXPORT_LOGGERS, FakeTensor, FakeTensorMode
 
 
 def meta_parameter(param: nn.Parameter) -> nn.Parameter:
@@ -74,8 +75,7 @@ def fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode, device: torch.device
 @contextmanager
 def quiet() -> Iterator[None]:
     """Inside, torch does not log each size that a model refuses, or that tracing fixes."""
-    names = ("torch._subclasses.fake_tensor", "torch._export.non_strict_utils")
-    logs = [logging.getLogger(name) for name in names]
+    logs = [logging.getLogger(name) for name in EXPORT_LOGGERS]
     for log in logs:
         log.addFilter(_nothing)
     try:

@@ -9,10 +9,14 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from pipepar.errors import CaptureError
+from pipepar.model.compat.torch_internals import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    GuardOnDataDependentSymNode,
+)
+from pipepar.model.compat.transformers_internals import has_eager_experts
 
 _DATA_DEPENDENT = (
     GuardOnDataDependentSymNode,
@@ -87,7 +91,7 @@ def _leaves_torch(failure: Exception) -> bool:
 
 
 def _remedy(module: nn.Module, failure: Exception | None) -> str:
-    if isinstance(failure, _DATA_DEPENDENT) and _has_eager_experts(module):
+    if isinstance(failure, _DATA_DEPENDENT) and has_eager_experts(module):
         return (
             "the experts' eager code visits only those that were chosen: build the model with "
             'experts_implementation="grouped_mm" or "batched_mm"'
@@ -97,15 +101,6 @@ def _remedy(module: nn.Module, failure: Exception | None) -> str:
     if failure is not None and _leaves_torch(failure):
         return "use torch's own operation instead"
     return "check that the model itself takes the example, or change that line"
-
-
-def _has_eager_experts(module: nn.Module) -> bool:
-    """Whether it is one of transformers' mixtures of experts, in the one form that has no graph."""
-    return any(
-        type(part).__name__.endswith("Experts")
-        and getattr(getattr(part, "config", None), "_experts_implementation", None) == "eager"
-        for part in module.modules()
-    )
 
 
 def _own_frames(
