@@ -78,9 +78,9 @@ def test_pictures_by_configuration() -> None:
 def test_a_configuration_that_does_not_say() -> None:
     from transformers import CLIPConfig, ViTConfig
 
-    with pytest.raises(InputError, match="a vit model does not say what tokens look like"):
+    with pytest.raises(InputError, match="a vit model does not describe tokens"):
         text_example(ViTConfig())
-    with pytest.raises(InputError, match="a clip model does not say what pictures look like"):
+    with pytest.raises(InputError, match="a clip model does not describe pictures"):
         picture_example(CLIPConfig(), torch.float32)
 
 
