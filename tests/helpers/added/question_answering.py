@@ -1,4 +1,4 @@
-"""The place of a sample's largest value."""
+"""The position of a sample's largest value."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from pipepar.tasks.task import Task
 
 def _answers(folder: ModelFolder | None) -> Answer:
     def answer(output: Any, extras: Extras) -> Rows:
-        return [{"answer": place} for place in logits_of(output).argmax(-1).tolist()]
+        return [{"answer": position} for position in logits_of(output).argmax(-1).tolist()]
 
     return answer
 
