@@ -1,13 +1,15 @@
 """The private interfaces of torch that pipepar uses.
 
-Tried: torch 2.11.0 (a CUDA build) and 2.13.0, on CPUs. To try another version X:
+Tried on CPUs: torch 2.11.0 and 2.14.1 (CUDA builds) and 2.13.0. To try another version X:
 
     pip install --target FOLDER torch==X
     PYTHONPATH=FOLDER python -m pytest tests/model
 
-Private names that have not changed for years stay where they are used: `torch.utils._pytree` and
-`TorchDispatchMode`, which torch documents under these paths only, the tables of nn.Module
-(`_parameters`, `_buffers`, `_modules`, hooks) and `Tensor._version`.
+Private names that have not changed for years stay where they are used: `torch.utils._pytree`, to
+which the documentation of torch.export refers; `TorchDispatchMode`, which is documented in
+"Extending PyTorch"; the tables of nn.Module (`_parameters`, `_buffers`, `_modules`, hooks); and
+`Tensor._version`. `model/capture` also reads `guards`, `replacements` and `var_to_range` of a
+ShapeEnv, which are undocumented.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The private interfaces of transformers that pipepar uses.
 
-Tried: transformers 5.3.0, 5.5.4, 5.7.0, 5.9.0, 5.10.1, 5.14.1, 5.19.0 and 5.24.0, with torch 2.13.
-5.0.0 lacks `_get_dtype_plan`; 5.1.0 and 5.2.0 cannot trace experts in float32 on a CPU.
-`tests/model/compat/test_versions.py` tries the oldest and the newest version that pyproject.toml
-accepts.
+Tried with torch 2.13: transformers 5.18.0, 5.19.0 and 5.24.0. Weights also load with 5.3.0 to
+5.17.0, but their image processors need torchvision. 5.1.0 and 5.2.0 cannot trace experts in float32
+on a CPU, and 5.0.0 lacks `_get_dtype_plan`. `tests/model/compat/test_versions.py` tries the oldest
+and the newest version that pyproject.toml accepts.
 
 transformers takes seconds to import, so only the functions that need it import it.
 """

@@ -85,7 +85,6 @@ def stored_weights(folder: Path, module: nn.Module, head: Head) -> StoredWeights
     Returns:
         The weights, by the module's names.
     """
-
     wrapped = head.wrapper is not None
     model: Any = module.model if wrapped else module
     names = TransformersNames(model, _WRAPPER if wrapped else "")
@@ -177,8 +176,8 @@ def _keep_precision(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
     """Convert the parameters that need more precision than the model, as `from_pretrained` does."""
     dtypes = dtypes_by_pattern(model, dtype) if dtype else {}
     for name, parameter in list(model.named_parameters()):
-        for pattern, wanted in dtypes.items():
+        for pattern, precision in dtypes.items():
             if re.search(pattern.replace("*", ".*"), name):
                 owner, _, leaf = name.rpartition(".")
-                precise = nn.Parameter(parameter.detach().to(wanted), parameter.requires_grad)
+                precise = nn.Parameter(parameter.detach().to(precision), parameter.requires_grad)
                 setattr(model.get_submodule(owner), leaf, precise)

@@ -167,6 +167,11 @@ def _torch_header(path: Path) -> dict[str, Stored]:
             f"{path} contains more than tensors, which could run code when it is read; save it "
             f"again with torch.save(model.state_dict(), path), or with safetensors"
         ) from error
+    except NotImplementedError as error:  # torch 2.14 cannot validate sparse tensors on meta
+        raise WeightsError(
+            f"a tensor in {path} is sparse or quantized, expected plain tensors; save it dense or "
+            f"dequantized"
+        ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise WeightsError(
             f"{path} cannot be read as a file of torch.save: {_first_line(error)}; it may be "

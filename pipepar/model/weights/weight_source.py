@@ -46,7 +46,6 @@ Named: TypeAlias = tuple[str, torch.Tensor]
 Reading: TypeAlias = Generator[Named, None, None]
 """Weights, one at a time; a caller that does not take all of them must close it."""
 
-
 Requested: TypeAlias = list[tuple[str, WeightSpec]]
 """Requested tensors, each with the one of its names that the checkpoint provides."""
 

@@ -87,11 +87,11 @@ def assert_stages_equal(
     graph = graph or capture(source.module, (), batch(1, 6))
     calls = [batch(size, length) for size, length in [(1, 6), (2, 6), (3, 11), (6, 3)]]
     with torch.no_grad():
-        whole = [reference(**inputs) for inputs in calls]
+        references = [reference(**inputs) for inputs in calls]
     for count in counts:
         plan = make_plan(graph, count)
         stages = [Stage.load(graph, plan, i, source.weights) for i in range(count)]
-        for inputs, expected in zip(calls, whole, strict=True):
+        for inputs, expected in zip(calls, references, strict=True):
             found = run(graph, plan, stages, (), inputs)
             assert torch.equal(found, expected)
             assert found.dtype == expected.dtype

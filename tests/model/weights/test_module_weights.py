@@ -30,7 +30,7 @@ def test_buffers_are_counted_and_only_on_their_device() -> None:
     assert ModuleWeights(module.to("meta")).held(CPU) == 0
 
 
-class Held(nn.Module):
+class Buffers(nn.Module):
     """A module with buffers of these names."""
 
     def __init__(self, **tensors: torch.Tensor) -> None:
@@ -55,15 +55,15 @@ def test_different_modules_have_different_fingerprints() -> None:
     middle = long.clone()
     middle[5_000] = -1.0
     modules = [
-        Held(a=long),
-        Held(a=middle),
-        Held(b=long),
-        Held(a=long[None]),
-        Held(a=long.view(torch.int32)),
+        Buffers(a=long),
+        Buffers(a=middle),
+        Buffers(b=long),
+        Buffers(a=long[None]),
+        Buffers(a=long.view(torch.int32)),
     ]
     prints = [ModuleWeights(module).fingerprint() for module in modules]
     assert len(set(prints)) == len(prints)
-    assert ModuleWeights(Held(a=long.clone())).fingerprint() == prints[0]
+    assert ModuleWeights(Buffers(a=long.clone())).fingerprint() == prints[0]
 
 
 def test_a_modules_tensors_are_shared() -> None:
@@ -74,7 +74,7 @@ def test_a_modules_tensors_are_shared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "wanted", "message"),
+    ("module", "requested", "message"),
     [
         (nn.Linear(3, 2), spec("wait"), "similar names: weight"),
         (nn.Linear(3, 3), spec("weight"), r"\(3, 3\) torch.float32, expected \(2, 3\)"),
@@ -82,7 +82,7 @@ def test_a_modules_tensors_are_shared() -> None:
     ],
 )
 def test_a_module_that_does_not_fit_is_refused(
-    module: nn.Module, wanted: WeightSpec, message: str
+    module: nn.Module, requested: WeightSpec, message: str
 ) -> None:
     with pytest.raises(WeightsError, match=message):
-        ModuleWeights(module).check([wanted])
+        ModuleWeights(module).check([requested])

@@ -41,10 +41,10 @@ def test_a_read_may_return_fewer_bytes_than_requested(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Linux returns at most 2 GiB, and a network file system may return less."""
-    whole = os.preadv
+    preadv = os.preadv
 
     def at_most_five(handle: int, buffers: Any, offset: int) -> int:
-        return whole(handle, [buffer[:5] for buffer in buffers], offset)
+        return preadv(handle, [buffer[:5] for buffer in buffers], offset)
 
     monkeypatch.setattr(os, "preadv", at_most_five)
     with TensorFiles() as files:
@@ -54,14 +54,14 @@ def test_a_read_may_return_fewer_bytes_than_requested(
 
 def test_a_tensor_larger_than_one_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requested: list[int] = []
-    whole = os.preadv
+    preadv = os.preadv
 
-    def noted(handle: int, buffers: Any, offset: int) -> int:
+    def recorded(handle: int, buffers: Any, offset: int) -> int:
         requested.append(sum(map(len, buffers)))
-        return whole(handle, buffers, offset)
+        return preadv(handle, buffers, offset)
 
     monkeypatch.setattr(checkpoint, "_READ_BYTES", 7)
-    monkeypatch.setattr(os, "preadv", noted)
+    monkeypatch.setattr(os, "preadv", recorded)
     with TensorFiles() as files:
         assert torch.equal(files.read(located(file)), VALUES["a"])
     assert requested == [7, 7, 7, 3]
@@ -122,11 +122,11 @@ def test_one_tensor_under_two_names_is_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save({"a": VALUES["a"], "c": VALUES["a"]}, tmp_path / "model.bin")
-    count, whole = [0], os.preadv
+    count, preadv = [0], os.preadv
 
     def counted(handle: int, buffers: Any, offset: int) -> int:
         count[0] += 1
-        return whole(handle, buffers, offset)
+        return preadv(handle, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", counted)
     ((_, read),) = weights(tmp_path / "model.bin").read([spec("a", "c")])
@@ -172,16 +172,16 @@ def test_the_parts_of_a_tensor_are_read_in_file_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The recipe may need them in another order."""
-    offsets, whole = list[int](), os.preadv
+    offsets, preadv = list[int](), os.preadv
 
-    def noted(handle: int, buffers: Any, offset: int) -> int:
+    def recorded(handle: int, buffers: Any, offset: int) -> int:
         offsets.append(offset)
-        return whole(handle, buffers, offset)
+        return preadv(handle, buffers, offset)
 
     first, second = torch.ones(2), torch.zeros(2)
     parts = {"a1": second, "a2": first, "c1": second, "c2": first}
     torch.save(dict(reversed(parts.items())), tmp_path / "model.bin")
-    monkeypatch.setattr(os, "preadv", noted)
+    monkeypatch.setattr(os, "preadv", recorded)
     read = StoredWeights(tmp_path / "model.bin", Stacked()).read([spec("a", shape=(2, 2))])
     ((_, found),) = read
     assert torch.equal(found, torch.stack([second, first]))
@@ -198,11 +198,11 @@ class Halved:
 
 
 def test_a_part_of_a_fused_tensor_holds_only_its_own_memory(tmp_path: Path) -> None:
-    whole = torch.arange(12.0).view(4, 3)
-    save_file({"ab": whole}, tmp_path / "fused.safetensors")
-    fused = StoredWeights(tmp_path / "fused.safetensors", Halved())
-    ((_, part),) = fused.read([spec("b")])
-    assert torch.equal(part, whole[2:])
+    fused = torch.arange(12.0).view(4, 3)
+    save_file({"ab": fused}, tmp_path / "fused.safetensors")
+    stored = StoredWeights(tmp_path / "fused.safetensors", Halved())
+    ((_, part),) = stored.read([spec("b")])
+    assert torch.equal(part, fused[2:])
     assert part.untyped_storage().nbytes() == part.nbytes
 
 
@@ -213,17 +213,17 @@ def fingerprint(file: Path, tensors: dict[str, torch.Tensor], **metadata: str) -
 
 def test_different_checkpoints_have_different_fingerprints(file: Path, tmp_path: Path) -> None:
     long = torch.arange(10_000.0)
-    whole = {"a": long, "b": VALUES["b"]}
+    original = {"a": long, "b": VALUES["b"]}
     middle = long.clone()
     middle[5_000] = -1.0
     prints = [
-        fingerprint(file, whole),
-        fingerprint(file, {**whole, "a": middle}),
+        fingerprint(file, original),
+        fingerprint(file, {**original, "a": middle}),
         fingerprint(file, {"a": long, "c": VALUES["b"]}),
-        fingerprint(file, {**whole, "b": VALUES["b"].view(torch.int32)}),
-        fingerprint(file, {**whole, "b": VALUES["b"][None]}),
-        fingerprint(file, whole, note="saved again"),
-        fingerprint(tmp_path / "other.safetensors", whole),
+        fingerprint(file, {**original, "b": VALUES["b"].view(torch.int32)}),
+        fingerprint(file, {**original, "b": VALUES["b"][None]}),
+        fingerprint(file, original, note="saved again"),
+        fingerprint(tmp_path / "other.safetensors", original),
     ]
     assert len(set(prints)) == len(prints)
-    assert fingerprint(file, whole) == prints[0]
+    assert fingerprint(file, original) == prints[0]
