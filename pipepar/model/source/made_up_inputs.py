@@ -54,7 +54,7 @@ def _shaped(shape: str) -> tuple[str | None, torch.Tensor]:
     dtype = getattr(torch, found["dtype"] or "float32", None) if found else None
     if found is None or not isinstance(dtype, torch.dtype):
         raise InputError(
-            f"--shape {shape} cannot be parsed, expected [NAME=]SIZExSIZE...[:DTYPE]; write for "
+            f"--shape {shape} cannot be read, expected [NAME=]SIZExSIZE...[:DTYPE]; write for "
             "example input_ids=2x128:int64, or 2x512 for a positional float32"
         )
     sizes = [int(size) for size in found["sizes"].split("x")]
