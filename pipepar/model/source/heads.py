@@ -24,7 +24,7 @@ class MeanPooling(nn.Module):
         self.model = model
 
     def forward(self, *, attention_mask: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-        """Embed a batch.
+        """Return the embeddings of a batch.
 
         Args:
             attention_mask: int64 [B, S], 1 for a token and 0 for padding.
@@ -53,7 +53,7 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Score a batch.
+        """Return the logits of a batch.
 
         Args:
             inputs: the model's inputs, [B, ...] each.

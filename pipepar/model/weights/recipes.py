@@ -31,7 +31,7 @@ class Recipes:
     by_name: Mapping[str, Recipe]
     """The recipe of each tensor, by the model's name."""
     surplus: tuple[str, ...]
-    """The checkpoint's names of tensors that belong to no part of the model."""
+    """The checkpoint's names of tensors that show that it belongs to another model."""
 
 
 class Naming(Protocol):

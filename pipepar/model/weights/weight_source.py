@@ -60,8 +60,8 @@ class Weights(Protocol):
             specs: the tensors that will be read.
 
         Raises:
-            WeightsError: a tensor is missing, has the wrong shape or dtype, or belongs to no part
-                of the model.
+            WeightsError: a tensor is missing or has the wrong shape or dtype, or the source has a
+                tensor that the model lacks.
         """
 
     def read(self, specs: Sequence[WeightSpec]) -> Reading:
