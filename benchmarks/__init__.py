@@ -1,1 +1,1 @@
-"""Benchmarks: each a module to run, each printing its own figures."""
+"""Measurements: see README.md for the questions and the figures."""

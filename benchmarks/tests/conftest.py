@@ -1,4 +1,4 @@
-"""Fixtures and settings of the benchmarks' own tests."""
+"""Fixtures and settings of the tests of the benchmarks."""
 
 import pytest
 

@@ -1,13 +1,13 @@
-"""The GPU benchmark's own sums, and where it places ranks; no GPU needed."""
+"""Counting and placement of the GPU benchmark; no GPU needed."""
 
-import sys
 from collections import Counter
 
 import pytest
 import torch
 
-from benchmarks.calls import _BEGIN, _END, Call, count, hidden, hidden_shares, profiled
-from benchmarks.gpu import main
+from benchmarks.__main__ import main
+from benchmarks.catalog.gpu.copies import hidden_share, hidden_shares
+from benchmarks.catalog.gpu.profile import _BEGIN, _END, Call, count, profiled
 from tests.helpers.cluster.gpus import Gpus, NoPlace, place
 
 
@@ -23,7 +23,7 @@ def marked(*inside: Call) -> list[Call]:
     return [host(_BEGIN, 0), *inside, host(_END, 100)]
 
 
-def test_what_waits_is_counted_by_name() -> None:
+def test_waits_are_counted_by_name() -> None:
     counted = count(
         marked(
             host("cudaLaunchKernel", 2),
@@ -47,19 +47,19 @@ def test_what_waits_is_counted_by_name() -> None:
     assert "cudaStreamSynchronize 2" in str(counted)
 
 
-def test_only_what_lies_between_the_marks_counts() -> None:
+def test_only_calls_between_the_marks_count() -> None:
     calls = marked(host("cudaStreamSynchronize", 50))
     outside = [host("cudaDeviceSynchronize", -5), host("cudaDeviceSynchronize", 200)]
     counted = count([*outside, *calls, on_gpu(_BEGIN, 90), on_gpu(_END, 91)])
     assert counted.waits == Counter(cudaStreamSynchronize=1)
 
 
-def test_nothing_to_wait_for() -> None:
+def test_no_waits() -> None:
     counted = count(marked(host("cudaLaunchKernel", 2)))
     assert (counted.calls, counted.total, str(counted)) == (1, 0, "none")
 
 
-def test_a_missing_mark_is_told() -> None:
+def test_a_missing_mark_is_an_error() -> None:
     with pytest.raises(ValueError, match="1 and 0 marks"):
         count([host(_BEGIN, 0)])
 
@@ -76,20 +76,20 @@ def test_marks_are_found_in_a_profile() -> None:
 
 
 def test_the_hidden_share() -> None:
-    assert hidden(2, 1, 2) == 1
-    assert hidden(1, 2, 3) == 0
-    assert hidden(4, 2, 5) == 0.5
+    assert hidden_share(2, 1, 2) == 1
+    assert hidden_share(1, 2, 3) == 0
+    assert hidden_share(4, 2, 5) == 0.5
     assert hidden_shares([(2, 1, 2), (2, 2, 3)]) == [1, 0.5]
 
 
-def test_a_gpu_each_where_there_are_enough() -> None:
+def test_each_rank_has_its_own_gpu_if_there_are_enough() -> None:
     placed = place(2, Gpus(4, (2, 28, 9)))
     assert (placed.shared, dict(placed.env)) == (False, {})
     assert placed.words == "2 ranks, one GPU a rank"
     assert place(1, Gpus(1, None)).words == "1 rank, one GPU a rank"
 
 
-def test_ranks_share_where_nccl_lets_them() -> None:
+def test_ranks_share_gpus_if_nccl_allows_it() -> None:
     placed = place(3, Gpus(2, (2, 30, 3)))
     assert placed.shared
     assert placed.words == "3 ranks on 2 GPUs, shared (NCCL 2.30.3)"
@@ -104,16 +104,15 @@ def test_ranks_share_where_nccl_lets_them() -> None:
         (Gpus(1, None), "no libnccl"),
     ],
 )
-def test_there_is_no_place(gpus: Gpus, reason: str) -> None:
+def test_ranks_that_cannot_be_placed(gpus: Gpus, reason: str) -> None:
     with pytest.raises(NoPlace, match=reason):
         place(2, gpus)
 
 
-def test_without_a_gpu_it_says_so_and_fails(
+def test_without_a_gpu_the_benchmark_fails_with_a_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["gpu"])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main() == 1
+    assert main(["gpu"]) == 1
     assert "torch sees no CUDA device; there is nothing to measure here" in capsys.readouterr().err

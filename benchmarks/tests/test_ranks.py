@@ -1,4 +1,4 @@
-"""ranks_gpu.py on several ranks. A plain pytest does not collect it."""
+"""Runs ranks_gpu.py, which pytest does not collect, on several ranks."""
 
 from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""From a rank to its neighbours; knows no model."""
+"""Communication between ranks over MPI and NCCL; does not know models."""

@@ -1,9 +1,9 @@
-"""The two ends of a link: which channel serves it, by where its tensors lie on either side.
+"""The choice of a channel for a link, by the devices at its two ends.
 
 host -> host   MPI
-GPU  -> GPU    NCCL, announced over MPI
-GPU  -> host   copied into pinned memory, and from there over MPI
-host -> GPU    over MPI into pinned memory; the stage that needs it copies it on
+GPU  -> GPU    NCCL for tensors on the GPU, MPI for everything else
+GPU  -> host   a copy to pinned memory, then MPI
+host -> GPU    MPI into pinned memory; the receiving stage copies from there to its GPU
 """
 
 from __future__ import annotations
@@ -21,34 +21,35 @@ from pipepar.errors import WireError
 
 
 class ChannelFactory:
-    """Makes one rank's ends of channels.
+    """Makes the senders and receivers of one rank.
 
     Args:
-        engine: what moves MPI's messages.
-        gpu: this rank's, None where no link is from or to it.
-        watch: receives every transfer between two GPUs; None to take no times of them.
+        engine: the progress engine that tests the MPI requests.
+        gpu: the GPU of this rank; None if no link uses one.
+        watch: called with every transfer between two GPUs and its times; None to measure none.
 
     Raises:
-        WireError: the engine cannot use the GPU.
+        WireError: the thread of the engine cannot use the GPU.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        gpu: Gpu | None,
-        watch: Watch | None,
-    ) -> None:
+    def __init__(self, engine: Engine, gpu: Gpu | None, watch: Watch | None) -> None:
         if gpu is not None and (code := engine.enter(*gpu.entry)):
             raise WireError(
-                f"the progress engine cannot use {gpu.device}, CUDA error {code}; see that "
-                "nvidia-smi shows it, or run with --device cpu"
+                f"the progress engine cannot use {gpu.device}, CUDA error {code}; check that "
+                "nvidia-smi lists it, or run with --device cpu"
             )
         self._engine = engine
         self._gpu = gpu
         self._watch = watch
 
     def sender(self, link: Link, endpoint: MpiEndpoint, transport: P2PTransport | None) -> Sender:
-        """The end that sends; with a transport where both ends are GPUs."""
+        """Return the sending end of a link.
+
+        Args:
+            link: the link; this rank is its producer.
+            endpoint: the end of the MPI channel between the hosts.
+            transport: NCCL between the two GPUs; None unless both ends are GPUs.
+        """
         if not link.from_gpu or self._gpu is None:
             return MpiSender(endpoint, self._engine)
         if transport is None:
@@ -59,7 +60,13 @@ class ChannelFactory:
     def receiver(
         self, link: Link, endpoint: MpiEndpoint, transport: P2PTransport | None
     ) -> Receiver:
-        """The end that receives; its first receives are posted."""
+        """Return the receiving end of a link, with its first receives posted.
+
+        Args:
+            link: the link; this rank is its consumer.
+            endpoint: the end of the MPI channel between the hosts.
+            transport: NCCL between the two GPUs; None unless both ends are GPUs.
+        """
         if not link.to_gpu or self._gpu is None:
             return MpiReceiver(endpoint, self._engine)
         if transport is None:

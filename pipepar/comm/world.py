@@ -1,7 +1,7 @@
-"""The ranks of a job: who they are, what they agree on, how they are connected, how they end.
+"""All ranks of a job: their start, channels, CPU cores, shutdown and abort.
 
-Importing this module starts nothing. MPI is initialised by `World.start`, and not even then in a
-process that no launcher started: a world of one needs no MPI at all.
+Importing this module does not initialise MPI. `World.start` does, except in a process without a
+launcher, which is a world of one rank and needs no MPI.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from pipepar.comm.channels.channel import Receiver, Sender
 from pipepar.comm.channels.link import Link
 from pipepar.comm.group.group import Group
-from pipepar.comm.group.launcher import launched, refusal, torchrun_below_a_rank
+from pipepar.comm.group.launcher import launch_problem, launched, torchrun_problem
 from pipepar.comm.group.root_mailbox import RootMailbox
 from pipepar.comm.liveness.heartbeat import Heartbeat
 from pipepar.errors import PipeparError
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
     from pipepar.comm.gpu.nccl_channel import P2PTransport, Watch
     from pipepar.comm.native._progress import Engine
 
-# Seconds between two looks of the progress engine. Waking up costs a computing core 25 us, most
-# of it in the kernel and the caches: half a per cent. A network's buffers bridge the gap; see
-# benchmarks/README.md.
+# Seconds between two polls of the progress engine. Each wake-up takes 25 us from a core that
+# computes, 0.5 %, most of it in the kernel and in cache misses. Network buffers cover the time
+# between polls; see benchmarks/README.md.
 PROGRESS_PERIOD: Final = 5e-3
-# A job that cannot even abort in order is ended all the same.
+# Time limit of an orderly abort; after that the process exits by itself.
 _ABORT_SECONDS: Final = 3.0
 
 
 class World(Group):
-    """All ranks of the job, as seen by one of them. Made by `World.start`.
+    """All ranks of the job, as seen by one of them. Create it with `World.start`.
 
     Attributes:
-        cores: for each rank on this machine, by rank, the cores it is bound to.
-        heartbeat: what keeps watch over the ranks, once it has begun.
+        cores: the logical CPUs of each rank on this host, by rank.
+        heartbeat: the mutual monitoring of the ranks; does nothing until it is started.
     """
 
     def __init__(
@@ -61,19 +61,19 @@ class World(Group):
 
     @classmethod
     def start(cls, progress_period: float = PROGRESS_PERIOD) -> World:
-        """Join the world that the launcher started. *Collective.*
+        """Initialise MPI and return the world of all ranks. *Collective.*
 
         Args:
-            progress_period: seconds between two looks of the progress engine.
+            progress_period: seconds between two polls of the progress engine.
 
         Raises:
-            PipeparError: the launcher started several ranks that MPI does not know of, as torchrun
-                does; or the MPI library does not support threads.
+            PipeparError: the launcher started several processes that are not ranks of this MPI
+                library, as torchrun does; or the library does not support threads.
         """
         if not launched() and "mpi4py.MPI" not in sys.modules:
-            _refuse(refusal())
+            _raise_if(launch_problem())
             return cls(None, progress_period)
-        _refuse(torchrun_below_a_rank())
+        _raise_if(torchrun_problem())
         launcher = os.getppid()
         from mpi4py import MPI
 
@@ -84,26 +84,27 @@ class World(Group):
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             raise PipeparError(
                 f"MPI runs at thread level {MPI.Query_thread()}, pipepar needs MPI_THREAD_MULTIPLE "
-                f"({MPI.THREAD_MULTIPLE}): leave mpi4py.rc.thread_level alone, or use an MPI "
+                f"({MPI.THREAD_MULTIPLE}): do not set mpi4py.rc.thread_level, or use an MPI "
                 "library built with thread support"
             )
         if MPI.COMM_WORLD.size == 1:
-            _refuse(refusal(MPI.Get_library_version().splitlines()[0].split(",")[0].strip()))
+            library = MPI.Get_library_version().splitlines()[0].split(",")[0].strip()
+            _raise_if(launch_problem(library))
         return cls(MPI.COMM_WORLD.Dup(), progress_period)
 
     def bind(self, cores: Iterable[int] | None) -> None:
-        """Keep this rank's threads to some of its cores, and tell the others. *Collective.*
+        """Bind the threads of this rank to some cores, and update `cores`. *Collective.*
 
-        A thread that is bound to a part of them already stays there; threads started later follow
-        the one that starts them. `cores` then says what has become of every rank.
+        Each thread keeps those of its present cores that are among the given ones. If none are, it
+        gets all of the given ones. Threads that are started later inherit their cores.
 
         Args:
-            cores: numbers of logical CPUs, at least one; None to leave this rank as it is.
+            cores: at least one logical CPU; None to change nothing on this rank.
         """
         if cores is not None:
             wanted = set(cores)
             for thread in map(int, os.listdir("/proc/self/task")):
-                # One that has just ended, or a system that does not allow it: slower, not wrong.
+                # The thread may have ended, or the system may forbid it. That costs only speed.
                 with contextlib.suppress(OSError):
                     bound = os.sched_getaffinity(thread)
                     os.sched_setaffinity(thread, bound & wanted or wanted)
@@ -112,16 +113,16 @@ class World(Group):
     def connect(
         self, links: Sequence[Link], gpu: Gpu | None = None, watch: Watch | None = None
     ) -> tuple[dict[int, Receiver], dict[int, Sender]]:
-        """Make this rank's ends of all channels. *Collective*; the same links on every rank.
+        """Create the ends of all channels that this rank has. *Collective.*
 
         Args:
-            links: what to connect; the id of a channel is its position here. Several may connect
-                the same two ranks.
-            gpu: this rank's, where a link is from or to it.
-            watch: receives every transfer between two GPUs; None to take no times of them.
+            links: one for each channel, the same on every rank; the position is the id of the
+                channel. Several links may connect the same two ranks.
+            gpu: the GPU of this rank; None if no link uses one.
+            watch: called with every transfer between two GPUs and its times; None to measure none.
 
         Returns:
-            The receivers and the senders of this rank, by the id of their channel.
+            The receivers and the senders of this rank, by channel id.
 
         Raises:
             WireError: NCCL cannot connect two GPUs.
@@ -139,18 +140,18 @@ class World(Group):
         factory = ChannelFactory(self._start_engine(), gpu, watch)
         waited = self.heartbeat.waited
         for channel, link in enumerate(links):
-            place = partial(MpiEndpoint, self._comm, tag=self._next_tag, depth=link.depth)
+            endpoint_to = partial(MpiEndpoint, self._comm, tag=self._next_tag, depth=link.depth)
             if link.consumer == self.rank:
-                endpoint = place(peer=link.producer, waited=waited)
+                endpoint = endpoint_to(peer=link.producer, waited=waited)
                 receivers[channel] = factory.receiver(link, endpoint, transports.get(channel))
             if link.producer == self.rank:
-                endpoint = place(peer=link.consumer, waited=waited)
+                endpoint = endpoint_to(peer=link.consumer, waited=waited)
                 senders[channel] = factory.sender(link, endpoint, transports.get(channel))
             self._next_tag += MpiEndpoint.tags(link.depth)
         return receivers, senders
 
     def mailbox(self) -> RootMailbox:
-        """A mailbox to which any rank can send a number at any time. *Collective.*"""
+        """Create a mailbox for numbers from any rank to the root. *Collective.*"""
         return RootMailbox(self._comm and self._comm.Dup(), self.root)
 
     def _transports(self, links: Sequence[Link], gpu: Gpu | None) -> Mapping[int, P2PTransport]:
@@ -168,9 +169,12 @@ class World(Group):
         return started
 
     def close(self) -> None:
-        """Let go of MPI; every channel must be closed. *Collective*, may be called twice."""
+        """Stop the heartbeat and free the communicators of MPI and NCCL. *Collective.*
+
+        Every channel must be closed before. May be called twice.
+        """
         if self.heartbeat.kept:
-            self.all_gather("")  # no rank waits for the beats of one that has left
+            self.all_gather("")  # a barrier: until then other ranks expect beats of this one
             self.heartbeat.close()
         for communicators in self._communicators:
             communicators.close()
@@ -182,9 +186,11 @@ class World(Group):
             self._comm = None
 
     def abort(self, report: str) -> NoReturn:
-        """Print a report and end every rank of the job, at once and with exit status 1.
+        """Print a report and end every rank of the job with exit status 1.
 
-        An empty report stands for a problem that another rank will tell: wait to be ended by it.
+        Args:
+            report: the text to print; empty if another rank reports the problem. This rank then
+                waits, for a limited time, until that rank has ended the job.
         """
         sys.stdout.flush()
         if self._comm is None:
@@ -196,7 +202,7 @@ class World(Group):
             time.sleep(_ABORT_SECONDS)
         sys.stderr.write(f"\n{report}\n")
         sys.stderr.flush()
-        time.sleep(0.1)  # the launcher forwards our stderr; let it have the report first
+        time.sleep(0.1)  # time for the launcher to forward the report
         for communicators in self._communicators:
             communicators.abort()
         self._comm.Abort(1)
@@ -204,8 +210,8 @@ class World(Group):
 
     def _gather_cores(self) -> dict[int, list[int]]:
         gathered = self.all_gather(json.dumps(sorted(os.sched_getaffinity(0))))
-        places = enumerate(zip(self.hosts, gathered, strict=True))
-        return {rank: json.loads(text) for rank, (host, text) in places if host == self.host}
+        by_rank = enumerate(zip(self.hosts, gathered, strict=True))
+        return {rank: json.loads(text) for rank, (host, text) in by_rank if host == self.host}
 
     def _start_engine(self) -> Engine:
         if self._engine is None:
@@ -222,7 +228,7 @@ def _exit_after(seconds: float) -> None:
     os._exit(1)
 
 
-def _refuse(reason: str | None) -> None:
-    """Do not run as many jobs of one rank what was meant as one job of many."""
-    if reason:
-        raise PipeparError(reason)
+def _raise_if(problem: str | None) -> None:
+    """Raise an error with this text, if there is one."""
+    if problem:
+        raise PipeparError(problem)

@@ -1,1 +1,1 @@
-"""From files to samples and back; knows no model and no rank."""
+"""Readers of inputs and writers of outputs; independent of models and ranks."""

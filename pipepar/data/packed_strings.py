@@ -1,4 +1,4 @@
-"""Strings that travel beside tensors: one uint8 tensor holds those of a whole micro-batch."""
+"""The strings of a micro-batch, encoded as one uint8 tensor."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import torch
 
 
 def pack_strings(strings: Sequence[str]) -> torch.Tensor:
-    """Put strings into a tensor.
+    """Encode strings as a tensor.
 
     Args:
-        strings: one a sample.
+        strings: one per sample.
 
     Returns:
-        uint8 [bytes], JSON in ASCII, so that even a file name that is no UTF-8 survives.
+        uint8 [bytes], JSON in ASCII, which also preserves file names that are not UTF-8.
     """
     return torch.frombuffer(bytearray(json.dumps(list(strings)).encode()), dtype=torch.uint8)
 
 
 def unpack_strings(packed: torch.Tensor) -> list[str]:
-    """Take the strings out again.
+    """Decode the strings.
 
     Args:
-        packed: what `pack_strings` returned, on any device.
+        packed: the result of `pack_strings`, on any device.
 
     Returns:
-        The strings, one a sample.
+        The strings, one per sample.
     """
     strings: list[str] = json.loads(packed.cpu().numpy().tobytes())
     return strings

@@ -1,4 +1,4 @@
-"""A user function that fails on samples: the error names the function and the samples."""
+"""Errors that name a user function and the samples on which it failed."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ _SHOWN: Final = 8
 
 
 def sample_names(samples: Sequence[int]) -> str:
-    """Return words for samples, given their positions in the user's input."""
+    """Return a phrase for an error message that lists samples by position in the input."""
     if len(samples) == 1:
         return f"sample {samples[0]}"
     return f"samples {', '.join(map(str, samples[:_SHOWN]))}" + ", ..." * (len(samples) > _SHOWN)
 
 
 @contextmanager
-def naming_samples(function: str, describe: Callable[[Exception], str]) -> Iterator[None]:
-    """Turn an exception of the body into a StageError that names the function and the samples.
+def stage_errors(function: str, describe: Callable[[Exception], str]) -> Iterator[None]:
+    """Convert exceptions of the body to a StageError that names the function and the samples.
 
     Args:
-        function: name of the function that the body calls, as the user knows it.
-        describe: returns words for the samples that failed with an exception.
+        function: the user's name of the function that the body calls.
+        describe: returns a phrase for the samples that failed with the exception.
 
     Raises:
-        StageError: the body raised an exception that is not pipepar's own; it is chained.
+        StageError: the body raised an exception other than PipeparError, which is chained.
     """
     try:
         yield

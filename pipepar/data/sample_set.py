@@ -1,4 +1,4 @@
-"""Which samples of an input need no work any more."""
+"""A set of samples, stored as ranges."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ from pipepar.errors import PipeparError
 
 
 class SampleSet:
-    """A book of samples, each done or not.
+    """The samples of an input that are done.
 
-    It takes memory for each stretch of samples that are done one after the other, not for each
-    sample: an input may have very many.
+    Memory is proportional to the number of ranges, not of samples, since inputs may be very large.
     """
 
-    def __init__(self, count: int, runs: Iterable[tuple[int, int]] = ()) -> None:
-        """Begin with some of them done.
+    def __init__(self, count: int, ranges: Iterable[tuple[int, int]] = ()) -> None:
+        """Make a set of the given ranges.
 
         Args:
-            count: number of samples.
-            runs: those done, as half-open ranges of positions in the input.
+            count: number of samples of the input.
+            ranges: half-open ranges of positions that are done.
         """
         self._count = count
         self._done = 0
-        # Sorted, and none touches the next.
+        # Sorted, disjoint and not adjacent.
         self._starts: list[int] = []
         self._stops: list[int] = []
-        for start, stop in runs:
+        for start, stop in ranges:
             self._add(start, stop)
 
     def __len__(self) -> int:
@@ -41,49 +40,50 @@ class SampleSet:
 
     @property
     def first_missing(self) -> int:
-        """The first sample that is not done; -1 if all are."""
+        """The first sample that is not done; -1 if all are done."""
         first = self._stops[0] if 0 in self else 0
         return first if first < self._count else -1
 
     def __contains__(self, position: int) -> bool:
-        """Whether a sample is done; there is none out of range."""
+        """Return whether a sample is done; False out of range."""
         return self.covers(position, position + 1)
 
     def add(self, positions: Iterable[int]) -> None:
-        """Note that samples are done."""
+        """Add samples to the set."""
         order = sorted(positions)
-        for start, stop in runs(order):
+        for start, stop in consecutive_parts(order):
             self._add(order[start], order[stop - 1] + 1)
 
     def covers(self, start: int, stop: int) -> bool:
-        """Whether all samples of a range are done; it has at least one."""
+        """Return whether all samples of a range are done; the range must not be empty."""
         at = bisect_right(self._starts, start) - 1
         return at >= 0 and stop <= self._stops[at]
 
-    def holds(self, positions: Sequence[int]) -> bool:
-        """Whether a whole micro-batch is done.
+    def contains_microbatch(self, positions: Sequence[int]) -> bool:
+        """Return whether the samples of a micro-batch are done.
 
         Args:
             positions: of its samples, at least one.
 
         Raises:
-            PipeparError: a part of it is, so that these are not the micro-batches of before.
+            PipeparError: only some of them are done, so the micro-batches are not those of the
+                earlier run.
         """
         found = sum(position in self for position in positions)
         if 0 < found < len(positions):
             raise PipeparError(
-                f"{found} of the {len(positions)} samples of a micro-batch, which begins with "
-                f"sample {positions[0]}, are done and the others are not; expected the "
+                f"{found} of the {len(positions)} samples of the micro-batch that begins with "
+                f"sample {positions[0]} are done and the others are not; expected the "
                 "micro-batches of the run that is resumed. Run again without --resume."
             )
         return found > 0
 
-    def runs(self) -> Iterator[tuple[int, int]]:
-        """Yield the samples that are done as half-open ranges, in order."""
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield the samples that are done as half-open ranges, in ascending order."""
         yield from zip(self._starts, self._stops, strict=True)
 
     def _add(self, start: int, stop: int) -> None:
-        """Note a range, as far as there are such samples, and join it with those it touches."""
+        """Clip a range to the input, and merge it with the ranges that it overlaps or touches."""
         start, stop = max(start, 0), min(stop, self._count)
         if start >= stop:
             return
@@ -93,14 +93,14 @@ class SampleSet:
         if first < last:
             start = min(start, self._starts[first])
             stop = max(stop, self._stops[last - 1])
-        known = zip(self._starts[touched], self._stops[touched], strict=True)
-        self._done += stop - start - sum(end - begin for begin, end in known)
+        merged = zip(self._starts[touched], self._stops[touched], strict=True)
+        self._done += stop - start - sum(end - begin for begin, end in merged)
         self._starts[touched] = [start]
         self._stops[touched] = [stop]
 
 
-def runs(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield the parts [start, stop) of positions that follow one another."""
+def consecutive_parts(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield [start, stop) of each part of a list of positions in which they are consecutive."""
     start = 0
     for at in range(1, len(positions) + 1):
         if at == len(positions) or positions[at] != positions[at - 1] + 1:

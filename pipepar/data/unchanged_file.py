@@ -1,4 +1,4 @@
-"""An input that must stay as it is while it is read."""
+"""Detects that an input changes while it is read."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ from pipepar.errors import InputError
 
 
 class UnchangedFile:
-    """Knows how large a file was when it was opened, and when it was last written to.
+    """The size and the modification time of a file when it was opened.
 
-    A file that is cut short ends in the middle of a line, or reads as zeros where it is mapped; of
-    one that is written over, some samples are old and some new. So what was read is right only if
-    the file was still the same afterwards.
+    A truncated file ends in the middle of a line, or reads as zeros where it is mapped. A file that
+    is overwritten yields old and new samples. So samples are valid only if the file is unchanged
+    after they were read.
     """
 
     def __init__(self, path: Path) -> None:
-        """Take note of the file.
+        """Store the size and the modification time.
 
         Args:
-            path: the file; it exists.
+            path: an existing file.
         """
         self._path = path
-        with path.open("rb") as file:  # NFS looks anew at a file only where it is opened
-            self._size, self._written = _state(os.fstat(file.fileno()))
+        with path.open("rb") as file:  # NFS refreshes its cached attributes only at an open
+            self._size, self._modified = _state(os.fstat(file.fileno()))
 
     def check(self) -> None:
-        """See that what has been read so far was there.
+        """Check that the file is unchanged, so that what was read is valid.
 
         Raises:
-            InputError: the file has another size or time now, or is gone.
+            InputError: the file has another size or modification time, or no longer exists.
         """
         try:
-            size, written = _state(self._path.stat())
+            size, modified = _state(self._path.stat())
         except OSError as error:
             raise InputError(
-                f"{self._path} is gone, {error.strerror}; expected it to stay. Run again on one "
-                "that does."
+                f"{self._path} is gone, {error.strerror}; expected it to stay unchanged during the "
+                "run. Run again, and do not move the file."
             ) from error
         if size != self._size:
             raise InputError(
                 f"{self._path} has {size} bytes now; expected {self._size}, as when it was opened. "
                 "Run again on a file that nothing writes to."
             )
-        if written != self._written:
+        if modified != self._modified:
             raise InputError(
-                f"{self._path} was written to after it had been opened; expected it to stay as it "
-                "was. Run again on a file that nothing writes to."
+                f"{self._path} was written to after it was opened; expected it to stay unchanged "
+                "during the run. Run again on a file that nothing writes to."
             )
 
 
 def _state(status: os.stat_result) -> tuple[int, int]:
-    """A file's size, and when it was last written to, in nanoseconds; reading changes neither."""
+    """Return the size in bytes and the modification time in nanoseconds."""
     return status.st_size, status.st_mtime_ns

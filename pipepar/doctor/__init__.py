@@ -1,1 +1,1 @@
-"""Checks before a run."""
+"""Preflight checks of the ranks, hosts and links of a job."""

@@ -1,4 +1,4 @@
-"""What `pipepar doctor` knows of ranks and links, and what it says of them: numbers and strings."""
+"""The facts that `pipepar doctor` gathers, and its findings, as plain values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Final, Literal, TypeAlias
 
 Level: TypeAlias = Literal["ok", "warning", "problem"]
-"""How bad a finding is: fine, slower than need be, or sure to go wrong."""
+"""The severity of a finding: fine, slower than necessary, or certain to fail."""
 
 LEVELS: Final[tuple[Level, ...]] = ("ok", "warning", "problem")
 """From the best to the worst."""
@@ -16,84 +16,84 @@ LEVELS: Final[tuple[Level, ...]] = ("ok", "warning", "problem")
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Free space in one of the places where files are made."""
+    """The free space in a directory where files are created."""
 
     use: str
     """Its use: shared memory, temporary files, working directory."""
     path: str
     """The directory."""
     free: int
-    """Bytes that this user may still write; 0 where it may not write at all."""
+    """Free bytes for this user; 0 if the directory is not writable."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankFacts:
-    """One rank and the host it runs on."""
+    """The facts of one rank and its host."""
 
     rank: int
-    """0-based."""
+    """The rank, from 0."""
     host: str
-    """Its machine."""
+    """The name of its host."""
     cores: Sequence[str]
-    """The cores it is bound to, each by the list of its hardware threads, such as 0,64."""
+    """The cores that it is bound to, each as the list of its hardware threads, such as 0,64."""
     allotted: int
-    """Cores of the host that the job may use."""
+    """Number of cores of the host that the job may use."""
     threads: int
-    """Threads it would compute with."""
+    """Number of threads that it would compute with."""
     cpu: str
-    """Model of its processor."""
+    """Model of the processor."""
     memory: int
-    """Bytes of the host's memory."""
+    """Bytes of memory of the host."""
     devices: Sequence[str]
-    """CUDA devices that torch sees, each by its name and memory."""
+    """The visible CUDA devices, each as its name and memory."""
     mpi: str
-    """The MPI library; empty where one process needs none."""
+    """The MPI library; empty for a process without a launcher, which needs none."""
     thread_level: str
-    """What the MPI library supports, such as MPI_THREAD_MULTIPLE; empty without one."""
+    """The thread level of MPI, such as MPI_THREAD_MULTIPLE; empty without MPI."""
     versions: Mapping[str, str]
-    """Python, the packages that count, and NCCL where torch has it; empty if not installed."""
+    """Versions of Python, of the main packages, and of NCCL if torch has it; empty if missing."""
     environment: Mapping[str, str]
-    """Environment variables that change how it computes, those that are set."""
+    """The environment variables that are set and affect the computation."""
     spaces: Sequence[Space]
-    """Where files are made."""
+    """The directories where files are created."""
     gpus: Sequence[str] = ()
     """The UUID of each of `devices`."""
     local_rank: int | None = None
-    """Its number on its host by its launcher; None if that gives none."""
+    """Its rank on its host, from its launcher; None if the launcher sets none."""
     device: str = ""
-    """What it would compute on if nothing else is asked for: cpu, or cuda:1 and what that is."""
+    """The device that it would use by default: cpu, or, for example, cuda:1 and its name."""
     gpu: str = ""
-    """The UUID of that; empty for the CPU."""
+    """The UUID of that device; empty for the CPU."""
 
     def to_json(self) -> str:
-        """As text for another rank; undone by `from_json`."""
+        """Return the facts as JSON, for another rank."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> RankFacts:
-        """Undo `to_json`."""
+        """Return the facts that `to_json` wrote."""
         fields = json.loads(text)
         return cls(**fields | {"spaces": [Space(**space) for space in fields["spaces"]]})
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at, and what there is to say about it."""
+    """The result of one check."""
 
     check: str
-    """What was looked at, in a word or two."""
+    """The name of the check, in one or two words."""
     level: Level
-    """How bad it is."""
+    """The severity."""
     found: str
-    """What is so."""
+    """What was found."""
     expected: str = ""
-    """What should be so; empty where all is well."""
+    """What was expected; empty if the level is ok."""
     remedy: str = ""
-    """What to do; may be given where all is well, as a hint."""
+    """What to do; if the level is ok, an optional hint."""
 
 
 def by_host(ranks: Sequence[RankFacts]) -> dict[str, list[RankFacts]]:
-    """The ranks of each host, in their order."""
+    """Return the facts of the ranks of each host, in their order."""
     hosts: dict[str, list[RankFacts]] = {}
     for facts in ranks:
         hosts.setdefault(facts.host, []).append(facts)

@@ -1,7 +1,7 @@
-"""What is right and wrong about a job's ranks and hosts: facts in, findings out.
+"""Rules for the ranks and hosts of a job: facts in, findings out.
 
-Every rule looks at one thing. It yields a finding for each thing wrong, with what was found, what
-was expected and the remedy; where nothing is wrong, one finding that says what is so.
+Each rule checks one subject. It yields a finding for each fault, with what was found, what was
+expected and the remedy; without a fault, it yields one finding of level ok.
 """
 
 from __future__ import annotations
@@ -11,30 +11,30 @@ from typing import Final
 
 from pipepar.doctor.facts import Finding, Level, RankFacts, by_host
 from pipepar.format import named, readable_bytes
-from pipepar.host.devices import LET_SHARE, more_gpus
+from pipepar.host.devices import SHARE_REMEDY, gpu_remedy
+from pipepar.host.threads import overloaded
 
 _MIB: Final = 2**20
-# Free bytes below which a place is a problem, and below which it is a warning. Shared memory is
-# counted for each rank of a host: Open MPI takes 16 MiB there for every one.
+# The limits of free bytes for a problem and for a warning. The limits of shared memory are for each
+# rank of a host: Open MPI takes 16 MiB there for each.
 _LEAST_SPACE: Final = {
     "shared memory": (16 * _MIB, 64 * _MIB),
     "temporary files": (64 * _MIB, 1024 * _MIB),
     "working directory": (64 * _MIB, 1024 * _MIB),
 }
 _SPACE_REMEDY: Final = {
-    "shared memory": "start fewer ranks there, remove what dead jobs left in it, or enlarge it "
-    "(a container: --shm-size)",
-    "temporary files": "remove files there, or set TMPDIR to a directory with room",
-    "working directory": "remove files there, or start in a directory that has room and that you "
-    "may write to",
+    "shared memory": "start fewer ranks there, remove files that dead jobs left in it, or enlarge "
+    "it (a container: --shm-size)",
+    "temporary files": "remove files there, or set TMPDIR to a directory with more space",
+    "working directory": "remove files there, or start in a writable directory with more space",
 }
 
 
 def judge_ranks(ranks: Sequence[RankFacts]) -> list[Finding]:
-    """All that there is to say about the ranks.
+    """Return the findings about the ranks.
 
     Args:
-        ranks: every rank of the job, in order; at least one.
+        ranks: the facts of every rank of the job, in order; at least one.
     """
     rules = (_ranks, _cores, _threads, _environment, _devices, _mpi, _versions, _space)
     return [finding for rule in rules for finding in rule(ranks)]
@@ -48,30 +48,23 @@ def _ranks(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
 
 
 def _cores(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
-    crowds = [crowd for host in by_host(ranks).values() if (crowd := _crowd(host))]
-    for those, cores in crowds:
+    overloads = [
+        (host, found)
+        for host, those in by_host(ranks).items()
+        if (found := overloaded({facts.rank: set(facts.cores) for facts in those}))
+    ]
+    for host, (those, cores) in overloads:
         yield Finding(
             "cores",
             "problem",
-            f"{named([facts.rank for facts in those])} share {_count(cores, 'core')} on "
-            f"{those[0].host}",
-            "a core for each rank; they would take turns, and every stage wait for them",
+            f"{named(those)} share {_count(cores, 'core')} on {host}",
+            "a core for each rank, since ranks on one core take turns and delay every stage",
             "start fewer ranks there, or bind each to cores of its own (mpirun --bind-to core, "
             "srun --cpu-bind=cores)",
         )
-    if not crowds:
+    if not overloads:
         fewest = min(len(facts.cores) for facts in ranks)
         yield Finding("cores", "ok", f"each rank is bound to {_count(fewest, 'core')} or more")
-
-
-def _crowd(host: Sequence[RankFacts]) -> tuple[list[RankFacts], int] | None:
-    """Ranks of one host that have fewer cores than they are, and how many cores; else None."""
-    bound = [frozenset(facts.cores) for facts in host]
-    for cores in [*bound, frozenset[str]().union(*bound)]:
-        within = [facts for facts, own in zip(host, bound, strict=True) if own <= cores]
-        if len(within) > len(cores):
-            return within, len(cores)
-    return None
 
 
 def _threads(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
@@ -90,7 +83,7 @@ def _threads(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
 
 
 def _wrong_threads(facts: RankFacts, host: Sequence[RankFacts]) -> tuple[str, str, str] | None:
-    """What is found, expected and to be done about a rank's threads; None if nothing."""
+    """Return found, expected and remedy if the number of threads is wrong, else None."""
     sharers = sum(not set(facts.cores).isdisjoint(other.cores) for other in host)
     room = max(1, len(facts.cores) // sharers)
     fair = facts.allotted // len(host)
@@ -117,11 +110,11 @@ def _environment(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
             "environment",
             "warning",
             _on_ranks(texts, list(groups.values())),
-            "the same on every rank, since a stage with fewer threads holds up the others",
+            "the same on every rank, since a stage with fewer threads delays the others",
             "set it for all of them (mpirun -x OMP_NUM_THREADS), or for none",
         )
     else:
-        why = "" if next(iter(groups)) else ": each rank takes its share of the cores"
+        why = "" if next(iter(groups)) else ": each rank uses its share of the cores"
         yield Finding("environment", "ok", texts[0] + why)
 
 
@@ -134,7 +127,7 @@ def _devices(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
             "devices",
             "warning",
             _on_ranks(list(groups), list(groups.values())),
-            "the same on every rank, since the slowest stage sets the pace",
+            "the same on every rank, since the slowest stage limits the speed",
             "ask for hosts of one kind (sbatch --constraint)",
         )
     elif not wrong:
@@ -143,17 +136,17 @@ def _devices(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
 
 
 def _gpus(host: Sequence[RankFacts]) -> Iterator[Finding]:
-    """What is wrong with how the ranks of a host share its GPUs out."""
+    """Yield the faults in the assignment of the GPUs of a host to its ranks."""
     seen = {gpu for facts in host for gpu in facts.gpus}
-    remedy = more_gpus(len(host), len(seen))
+    remedy = gpu_remedy(len(host), len(seen))
     without = [facts.rank for facts in host if not facts.gpu]
     if seen and without:
         found = (
             f"{_count(len(seen), 'GPU')} on {host[0].host} for {_count(len(host), 'rank')}: "
             f"{named(without)} would compute on the CPU"
         )
-        expected = "a GPU for each rank, since the slowest stage sets the pace"
-        yield Finding("devices", "warning", found, expected, remedy + LET_SHARE)
+        expected = "a GPU for each rank, since the slowest stage limits the speed"
+        yield Finding("devices", "warning", found, expected, remedy + SHARE_REMEDY)
     for gpu in dict.fromkeys(facts.gpu for facts in host if facts.gpu):
         those = [facts for facts in host if facts.gpu == gpu]
         if len(those) > 1:
@@ -170,7 +163,7 @@ def _mpi(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
             "MPI",
             "problem",
             _on_ranks([library or "no MPI" for library in libraries], list(libraries.values())),
-            "one library on all ranks; others may not understand each other",
+            "one library on all ranks, since different ones may be incompatible",
             "load the same MPI module on every host",
         )
     if weak:
@@ -203,7 +196,7 @@ def _versions(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
                     [f"{name} {version or 'not installed'}" for version in groups],
                     list(groups.values()),
                 ),
-                "the same on every rank, or the ranks make different graphs",
+                "the same on every rank, since other versions may make different graphs",
                 "start all ranks in one environment, on a file system that every host sees",
             )
     if not wrong:
@@ -222,12 +215,12 @@ def _space(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
             lowest[space.use] = min(space.free, lowest.get(space.use, space.free))
         for (use, path), free in least.items():
             share = len(those) if use == "shared memory" else 1
-            red, yellow = (share * limit for limit in _LEAST_SPACE[use])
-            if free < yellow:
+            problem, warning = (share * limit for limit in _LEAST_SPACE[use])
+            if free < warning:
                 wrong = True
-                level: Level = "problem" if free < red else "warning"
+                level: Level = "problem" if free < problem else "warning"
                 found = f"{use}: {readable_bytes(free)} free in {path} on {host}"
-                needed = f"{readable_bytes(yellow)} or more ({_count(len(those), 'rank')} there)"
+                needed = f"{readable_bytes(warning)} or more ({_count(len(those), 'rank')} there)"
                 yield Finding("space", level, found, needed, _SPACE_REMEDY[use])
     if not wrong:
         texts = [f"{use} {readable_bytes(free)}" for use, free in lowest.items()]
@@ -235,7 +228,7 @@ def _space(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
 
 
 def _alike(ranks: Sequence[RankFacts], values: Sequence[str]) -> dict[str, list[int]]:
-    """The ranks that have each value."""
+    """Return the ranks with each value."""
     groups: dict[str, list[int]] = {}
     for facts, value in zip(ranks, values, strict=True):
         groups.setdefault(value, []).append(facts.rank)

@@ -1,4 +1,4 @@
-"""Where a rank computes: its device, and what the loop and the channels need of it."""
+"""The device of this rank, as the loop and the channels use it."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _HOST: Final = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class DeviceContext:
-    """One rank's place among the devices of the job."""
+    """The device of this rank, and the kinds of device of all ranks."""
 
     devices: Devices
-    """Every rank's."""
+    """The devices of all ranks."""
     gpu: Gpu | None
-    """This rank's; None where it computes on its host."""
+    """The GPU of this rank; None if it computes on the CPU."""
 
     @staticmethod
     def on_hosts(world: World) -> DeviceContext:
-        """Every rank computes on its host. *Collective.*"""
+        """Return the context of a job whose ranks all compute on the CPU. *Collective.*"""
         return DeviceContext(choose_devices(world, "cpu"), None)
 
     @property
     def device(self) -> torch.device:
-        """What tensors of its stage lie on."""
+        """The device of the tensors of its stage."""
         return _HOST if self.gpu is None else self.gpu.device
 
     @property
     def kind(self) -> str:
-        """Ranks of one kind take the same time for the same operation."""
+        """The kind of its device; ranks of one kind take the same time for the same operation."""
         if self.gpu is not None:
             return self.devices.name
         threads = torch.get_num_threads()
@@ -49,26 +49,33 @@ class DeviceContext:
 
     @property
     def room(self) -> float:
-        """Bytes of its device's memory that it could still take, if all who share it do alike."""
+        """Bytes of free memory on its device, divided by the ranks that share the device."""
         if self.device.type == "cuda":
             return _free_on_gpu(self.device) / self.devices.sharers
         return free_memory() / self.devices.sharers
 
     def is_gpu(self, rank: int) -> bool:
-        """Whether a rank computes on a GPU."""
+        """Return whether a rank computes on a GPU."""
         return self.devices.by_rank[rank] == "cuda"
 
     def reached(self, value: Value) -> Value:
-        """A value where this rank's channels and its stage can reach it: not on another GPU."""
+        """Return a value that the channels and the stage of this rank can access.
+
+        Args:
+            value: a tensor, or another value of a micro-batch.
+
+        Returns:
+            A copy on the host if it is a tensor on another GPU; otherwise the value itself.
+        """
         if not isinstance(value, torch.Tensor) or value.device in (self.device, _HOST):
             return value
         return value.to(_HOST)
 
     def require_stream(self) -> None:
-        """Refuse to compute on a CUDA stream that nothing else is ordered by.
+        """Refuse to compute on another CUDA stream than the one that copies are ordered with.
 
         Raises:
-            InputError: the caller has made another one current.
+            InputError: another CUDA stream is current.
         """
         if self.device.type != "cuda" or self.gpu is None:
             return
@@ -79,20 +86,21 @@ class DeviceContext:
             )
 
     def clock(self) -> Clock:
-        """What the times of its stage are taken by; on a GPU it waits for that once."""
+        """Return a clock for the times of its stage; on a GPU this synchronises once."""
         return HostClock() if self.gpu is None else GpuClock(self.gpu)
 
 
 def open_device_context(world: World, wanted: Wanted, note: Callable[[str], None]) -> DeviceContext:
-    """Choose this rank's device, and make it ready. *Collective.*
+    """Choose the device of this rank, and initialise it. *Collective.*
 
     Args:
         world: all ranks, before they claim their threads.
-        wanted: "cuda" for GPUs only, "cpu" for hosts only, "auto" for a GPU where there is one.
-        note: receives, on rank 0, which ranks do without.
+        wanted: "cuda" for GPUs only, "cpu" for CPUs only, "auto" for GPUs as far as there are any.
+        note: called on rank 0 with a note about ranks without a GPU or far from it.
 
     Raises:
-        PipeparError: a rank has no GPU and is to have one; raised once, PeerError elsewhere.
+        PipeparError: the GPU of this rank cannot be used, or a GPU is required and this rank has
+            none. The other ranks raise PeerError.
     """
     devices = choose_devices(world, wanted)
     if devices.note and world.is_root:
@@ -108,12 +116,12 @@ def _ready(world: World, devices: Devices) -> Gpu | None:
     except RuntimeError as error:
         raise PipeparError(
             f"rank {world.rank} on {world.host} cannot use {devices.mine}, "
-            f"{devices.name}: {error}; see with nvidia-smi who does, and whether it lets several, "
-            "or run with --device cpu"
+            f"{devices.name}: {error}; check with nvidia-smi which processes use it, and whether "
+            "its compute mode allows several, or run with --device cpu"
         ) from error
 
 
 def _free_on_gpu(device: torch.device) -> float:
-    """Bytes that the driver has, and those that torch has taken but does not use."""
+    """Return the bytes that are free in the driver, or reserved but unused by torch."""
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return float(torch.cuda.mem_get_info(device)[0] + unused)

@@ -1,8 +1,8 @@
-"""How fast the links between neighbours are, and how far apart their clocks: by ping-pong.
+"""Ping-pong measurement of the links between neighbouring ranks, and of the skew of their clocks.
 
-The lower rank of a link sends, the other one answers. The answer to a small micro-batch is the
-time on the answering rank's clock; were the way out as long as the way back, it was written in the
-middle of the trip, which gives the skew, and half a trip is as far as that can be wrong.
+The lower rank of a link sends, the higher rank answers. The answer to a small micro-batch is the
+time on the clock of the higher rank. If both directions take equally long, the answer was made in
+the middle of the round trip, which gives the skew. Its uncertainty is half a round trip.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _SMALL_BYTES: Final = 256
 _LARGE_BYTES: Final = 4 * 2**20
 _SMALL_TRIPS: Final = 100
 _LARGE_TRIPS: Final = 20
-# The first trips make connections and buffers, and do not count.
+# The first round trips create connections and buffers, and do not count.
 _WARM_UP: Final = 3
-# A slow link is measured with fewer trips.
+# No further round trip begins after this time.
 _SECONDS: Final = 0.5
 _DEPTH: Final = 2
-_PATIENCE: Final = 30.0
+_TIMEOUT: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class LinkFacts:
-    """What joins two neighbours in the pipeline, measured by ping-pong."""
+    """The measured link between two neighbouring ranks."""
 
     first: int
     """The lower rank."""
@@ -49,31 +49,37 @@ class LinkFacts:
     latency: float
     """Seconds for a small micro-batch, one way; the median."""
     bandwidth: float
-    """Bytes a second of a large micro-batch, one way; the median."""
+    """Bytes per second of a large micro-batch, one way; the median."""
     skew: float
-    """Seconds by which the second rank's clock is ahead of the first's."""
+    """Seconds by which the clock of the second rank is ahead of the clock of the first."""
     uncertainty: float
-    """Seconds by which `skew` may be wrong either way."""
+    """The largest error of `skew`, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Trip:
-    """A micro-batch's way to the neighbour and the answer's way back."""
+    """One round trip: a micro-batch to the neighbour, and its answer."""
 
     begin: float
-    """Wall time, seconds."""
+    """Wall time when it began, in seconds."""
     seconds: float
-    """There and back."""
+    """Duration."""
     answered: float
-    """First element of the answer; to a small micro-batch, wall time on the neighbour's clock."""
+    """First element of the answer; for a small micro-batch, wall time on the neighbour's clock."""
 
 
 def measure_links(world: World, context: DeviceContext) -> list[LinkFacts]:
-    """Every link between neighbours, in order, on every rank. *Collective.*
+    """Measure the links between neighbouring ranks. *Collective.*
 
-    What travels begins and ends where the ranks compute, as in a run. Links that have no rank in
-    common are measured at the same time, as they are used in a pipeline;
-    so it takes a few seconds, however many ranks there are.
+    Tensors are sent from device to device, as in a run. Links without a common rank are measured at
+    the same time, as in a pipeline, so this takes a few seconds for any number of ranks.
+
+    Args:
+        world: all ranks.
+        context: the devices of the ranks.
+
+    Returns:
+        The links, in order; the same on every rank.
     """
     pairs = list(pairwise(range(world.size)))
     both_ways = [
@@ -83,14 +89,14 @@ def measure_links(world: World, context: DeviceContext) -> list[LinkFacts]:
     ]
     receivers, senders = world.connect(both_ways, context.gpu)
     mine: LinkFacts | None = None
-    # Every other pair at a time, since a rank has two neighbours.
+    # First the even pairs, then the odd ones, since a rank has two neighbours.
     for pair in sorted(pairs, key=lambda pair: pair[0] % 2):
         if world.rank not in pair:
             continue
         there = 2 * pairs.index(pair)
         first, second = pair
         peer = second if world.rank == first else first
-        with deadline(world.abort, _PATIENCE, _silence(world, peer)):
+        with deadline(world.abort, _TIMEOUT, _timeout_message(world, peer)):
             if world.rank == first:
                 mine = _measure(first, senders[there], receivers[there + 1], context.device)
             else:
@@ -102,12 +108,12 @@ def measure_links(world: World, context: DeviceContext) -> list[LinkFacts]:
     return [LinkFacts(**fields) for fields in map(json.loads, texts) if fields]
 
 
-def _silence(world: World, peer: int) -> str:
+def _timeout_message(world: World, peer: int) -> str:
     return (
-        f"rank {world.rank} on {world.host} exchanges micro-batches with rank {peer} on "
-        f"{world.hosts[peer]} for {_PATIENCE:.0f} s without coming to an end; see that rank {peer} "
-        "is alive and that no firewall is between the hosts, and name the network to use "
-        "(--mca btl_tcp_if_include NAME, UCX_NET_DEVICES)"
+        f"rank {world.rank} on {world.host} could not measure its link with rank {peer} on "
+        f"{world.hosts[peer]} within {_TIMEOUT:.0f} s; check that rank {peer} is alive and that no "
+        "firewall is between the hosts, and name the network to use (--mca btl_tcp_if_include "
+        "NAME, UCX_NET_DEVICES)"
     )
 
 
@@ -130,7 +136,7 @@ def _measure(rank: int, there: Sender, back: Receiver, device: torch.device) -> 
 
 
 def _travel(there: Sender, back: Receiver, payload: torch.Tensor, trips: int) -> list[_Trip]:
-    """One stream of pings, each sent when the one before has been answered."""
+    """Send one stream of pings, each after the answer to the one before; return the round trips."""
     answers, made, deadline = back.receive(), list[_Trip](), math.inf
     for index in range(_WARM_UP + trips):
         if index == _WARM_UP:
@@ -140,28 +146,30 @@ def _travel(there: Sender, back: Receiver, payload: torch.Tensor, trips: int) ->
             break
         there.send(MicroBatch(index, (payload,)))
         (answer,) = next(answers).values
-        # Waits for a GPU to have it, from a host too.
+        # Waits until the answer is on the GPU, also if it came from a CPU.
         answered = cast("torch.Tensor", answer).to(payload.device)[0].item()
         made.append(_Trip(wall, time.perf_counter() - begin, answered))
     there.end()
     for _ in answers:
-        pass  # nothing is left but the end of the stream
+        pass  # receives the end of the stream
     return made[_WARM_UP:]
 
 
 def _answer(back: Sender, there: Receiver, device: torch.device) -> None:
-    """The other side of `_measure`."""
+    """Answer the pings of `_measure`."""
 
-    def stamped(ping: torch.Tensor) -> torch.Tensor:
-        ping.to(device)[0].item()  # it has come, on a GPU too
+    def timestamp(ping: torch.Tensor) -> torch.Tensor:
+        ping.to(device)[0].item()  # waits until the ping is on the GPU
         return torch.full((_SMALL_BYTES // 8,), time.time(), dtype=torch.float64, device=device)
 
-    _return(back, there, stamped)
-    # What came from a host lies there still.
-    _return(back, there, lambda ping: ping.to(device))
+    _answer_stream(back, there, timestamp)
+    # A ping from a CPU is still on the host.
+    _answer_stream(back, there, lambda ping: ping.to(device))
 
 
-def _return(back: Sender, there: Receiver, answer: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def _answer_stream(
+    back: Sender, there: Receiver, answer: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
     for ping in there.receive():
         (payload,) = ping.values
         back.send(MicroBatch(ping.index, (answer(cast("torch.Tensor", payload)),)))

@@ -1,4 +1,4 @@
-"""What this rank's host gives it: the name of its processor, and memory."""
+"""The processor and the free memory of this host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GROUPS: Final = Path("/sys/fs/cgroup")
 
 
 def processor() -> str:
-    """What the processor calls itself."""
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -23,10 +23,10 @@ def processor() -> str:
 
 
 def free_memory() -> float:
-    """Bytes of the host's memory that this process could still take.
+    """Return the bytes of memory that this process could still allocate.
 
-    The least of what the kernel calls available and what is left of the limits that a batch system
-    set; shared with the other ranks of the host.
+    The smallest of the kernel's available memory and of the free memory within each limit of a
+    control group, as set by batch systems. All ranks of the host share it.
     """
     return min([_available(), *_left_of_limits()])
 
@@ -42,7 +42,7 @@ def _available() -> float:
 
 
 def _left_of_limits() -> Iterator[float]:
-    """Of each control group that this process is in, its own and those around it."""
+    """Yield the free bytes of each control group that contains this process."""
     try:
         groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -66,7 +66,7 @@ def _left(root: Path, path: str, limit: str, usage: str, prefix: str) -> Iterato
 
 
 def _cached(path: Path, prefix: str) -> float:
-    """Bytes in use that hold files; the kernel gives them up before it refuses any."""
+    """Return the bytes of cached files, which the kernel frees before an allocation fails."""
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -77,7 +77,7 @@ def _cached(path: Path, prefix: str) -> float:
 
 
 def _number(path: Path) -> float:
-    """What a file of the kernel's says; infinite where it sets no limit, or is not there."""
+    """Return the number in a file of the kernel; infinity (no limit) if there is none."""
     try:
         text = path.read_text(encoding="ascii").strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""The circumstances of a run, as one rank has them."""
+"""The circumstances of a run on one rank."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pipepar.trace import Tracer
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What does not change from the first measurement of a run to its end; made by `begin`."""
+    """The circumstances of a run, which stay the same until its end; made by `begin`."""
 
     world: World
     """All ranks."""
     device_context: DeviceContext
-    """Where this rank computes."""
+    """The device of this rank."""
     threads: int
-    """Threads that it computes with."""
+    """Number of threads of this rank."""
     tracer: Tracer
-    """This stage's times."""
+    """Records the times of this stage."""
     display: Display
-    """Where this rank's notes and progress go."""
+    """Displays the notes and the progress of this rank."""
     asked_to_stop: Callable[[], str]
-    """Gives on rank 0 what asked the run to stop; empty if nothing did."""
+    """Returns on rank 0 the cause of a requested stop; empty if there is none."""
 
     @classmethod
     def begin(
@@ -38,14 +38,14 @@ class RunContext:
         asked_to_stop: Callable[[], str] = lambda: "",
         keeps_spans: bool = False,
     ) -> RunContext:
-        """Claim this rank's threads, and begin to take its times.
+        """Claim the threads of this rank, and begin to record its times.
 
         Args:
             world: all ranks.
-            device_context: where this rank computes.
-            display: where this rank's notes and progress go.
-            asked_to_stop: gives on rank 0 what asked the run to stop; empty if nothing did.
-            keeps_spans: whether to keep every span, for a timeline.
+            device_context: the device of this rank.
+            display: displays the notes and the progress of this rank.
+            asked_to_stop: returns on rank 0 the cause of a requested stop; empty if there is none.
+            keeps_spans: whether to store every span, for a timeline.
         """
         threads = claim_threads(world)
         clock = device_context.clock()
@@ -53,13 +53,17 @@ class RunContext:
         return cls(world, device_context, threads, tracer, display, asked_to_stop)
 
     def on_stage(self, stage: int | None) -> RunContext:
-        """The same, with the times of that stage; None for a rank without one, under its number."""
+        """Return a copy that records the times of a stage.
+
+        Args:
+            stage: the stage of this rank; None if it has none, which records under its rank.
+        """
         old = self.tracer
         number = self.world.rank if stage is None else stage
         return replace(self, tracer=Tracer(number, old.keeps_spans, old.clock, old.enter))
 
     def with_new_times(self) -> RunContext:
-        """The same, with no times taken yet."""
+        """Return a copy with no recorded times."""
         old = self.tracer
         clock = self.device_context.clock()
         return replace(self, tracer=Tracer(old.stage, old.keeps_spans, clock, old.enter))

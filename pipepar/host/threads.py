@@ -1,9 +1,9 @@
-"""How many threads a rank computes with."""
+"""The number of threads of a rank."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 
 import torch
@@ -12,10 +12,10 @@ from pipepar.comm.world import World
 
 
 def claim_threads(world: World) -> int:
-    """Give this rank its share of the host's cores, and return how many.
+    """Set the number of threads of this rank to its share of the cores, and return it.
 
-    What its binding leaves it, divided by the ranks bound to the same cores; a core's hardware
-    threads count as one. OMP_NUM_THREADS, where the user has set it, is left alone.
+    The share is the number of cores that the rank is bound to, divided by the ranks that are bound
+    to any of them. Hardware threads of one core count as one. OMP_NUM_THREADS takes precedence.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         mine = cores_behind(world.cores[world.rank])
@@ -25,22 +25,36 @@ def claim_threads(world: World) -> int:
 
 
 def crowded(world: World) -> str | None:
-    """A warning where ranks of this host share a core, else None."""
-    bound = {rank: cores_behind(cpus) for rank, cpus in world.cores.items()}
-    for cores in [*bound.values(), frozenset[str]().union(*bound.values())]:
-        within = [rank for rank, own in bound.items() if own <= cores]
+    """Return a warning if ranks of this host share a core, else None."""
+    found = overloaded({rank: cores_behind(cpus) for rank, cpus in world.cores.items()})
+    if found is None:
+        return None
+    ranks, cores = found
+    return (
+        f"ranks {', '.join(map(str, ranks))} share {cores} core{'s' * (cores > 1)} on "
+        f"{world.host}: they will slow each other down; start fewer ranks there, or bind each to "
+        "cores of its own (mpirun --bind-to core, srun --cpu-bind=cores)"
+    )
+
+
+def overloaded(cores_of: Mapping[int, Set[str]]) -> tuple[list[int], int] | None:
+    """Return ranks of a host that share fewer cores than there are ranks, and the number of cores.
+
+    Args:
+        cores_of: the cores that each rank of the host is bound to.
+
+    Returns:
+        None if there are no such ranks.
+    """
+    for cores in [*cores_of.values(), frozenset[str]().union(*cores_of.values())]:
+        within = [rank for rank, own in cores_of.items() if own <= cores]
         if len(within) > len(cores):
-            ranks = ", ".join(map(str, within))
-            return (
-                f"ranks {ranks} share {len(cores)} core{'s' * (len(cores) > 1)} on {world.host}: "
-                "they will slow each other; start fewer ranks there, or bind each to cores of its "
-                "own (mpirun --bind-to core, srun --cpu-bind=cores)"
-            )
+            return within, len(cores)
     return None
 
 
 def cores_behind(cpus: Iterable[int]) -> frozenset[str]:
-    """The cores behind logical CPUs; a core is known by its list of hardware threads."""
+    """Return the cores of logical CPUs; a core is identified by its list of hardware threads."""
     return frozenset(map(_siblings, cpus))
 
 
@@ -48,5 +62,5 @@ def _siblings(cpu: int) -> str:
     path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
     try:
         return path.read_text(encoding="ascii").strip()
-    except OSError:  # a kernel that does not tell: take every CPU for a core
+    except OSError:  # the kernel does not report it: treat every CPU as a core
         return str(cpu)

@@ -1,1 +1,1 @@
-"""Use cases from file to file."""
+"""Jobs from an input file to an output file, and the planning of such jobs."""

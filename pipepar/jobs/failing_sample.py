@@ -1,4 +1,4 @@
-"""Which sample of a failed micro-batch fails by itself: each is tried alone, one after another."""
+"""Finds the sample of a failed micro-batch that fails alone, by trying one sample at a time."""
 
 from __future__ import annotations
 
@@ -14,47 +14,48 @@ from pipepar.data.sample_names import sample_names
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError, PipeparError, StageError
 
-# Time for the trials: the other ranks of the job end after them.
+# The time limit of the trials, since they delay the end of the job on all ranks.
 _SECONDS: Final = 1.0
-# Part of the message when torch cannot allocate host memory; it has no exception of its own.
+# In the message of torch's RuntimeError if host memory cannot be allocated.
 _ALLOCATOR: Final = "DefaultCPUAllocator"
 
 
 def depends_on_samples(error: BaseException) -> bool:
-    """Return whether other samples may pass: not after a lack of memory or a fault of a GPU."""
+    """Return whether other samples may succeed: False if out of memory or after a GPU fault."""
     if isinstance(error, PipeparError):
-        of_user = isinstance(error, InputError | StageError)
-        return of_user if error.__cause__ is None else depends_on_samples(error.__cause__)
-    lacks_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or _ALLOCATOR in str(
-        error
-    )
-    return not (lacks_memory or isinstance(error, torch.AcceleratorError))
+        if error.__cause__ is not None:
+            return depends_on_samples(error.__cause__)
+        return isinstance(error, InputError | StageError)
+    resources = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
+    return not (isinstance(error, resources) or _ALLOCATOR in str(error))
 
 
-def name_failing(samples: Sequence[int], error: Exception, alone: Callable[[int], object]) -> str:
-    """Return words for the sample that fails alone, or for all samples of the micro-batch.
+def describe_failing(
+    samples: Sequence[int], error: Exception, alone: Callable[[int], object]
+) -> str:
+    """Return a phrase for the sample that fails alone, or for all samples of the micro-batch.
 
     Args:
         samples: positions of the rows in the user's input.
-        error: what the micro-batch failed with.
-        alone: computes for one row, by its number in the micro-batch, what failed for all of them.
+        error: the error of the micro-batch.
+        alone: repeats the failed computation for one row, given its index in the micro-batch.
     """
-    row = first_failing(len(samples), alone) if depends_on_samples(error) else None
+    row = find_failing_row(len(samples), alone) if depends_on_samples(error) else None
     return sample_names(samples if row is None else [samples[row]])
 
 
-def first_failing(count: int, alone: Callable[[int], object]) -> int | None:
-    """Return the first row that fails alone while another row does not.
+def find_failing_row(count: int, alone: Callable[[int], object]) -> int | None:
+    """Return the first row that fails alone, if another row succeeds alone.
 
-    If every row fails alone, the rows may need one another, or the fault is not in any row.
+    If every row fails alone, the rows may depend on each other, or no row is the cause.
 
     Args:
-        count: rows of the micro-batch, at least 1.
-        alone: computes one row; it raises if the row fails.
+        count: number of rows of the micro-batch, at least 1.
+        alone: computes one row, given its index; raises if the row fails.
 
     Returns:
-        The number of the row in the micro-batch; None if there is no such row, or if the time for
-        the trials is over.
+        The index of the row in the micro-batch; None if there is no such row, or if the time limit
+        is reached.
     """
     deadline = time.monotonic() + _SECONDS
     failed: int | None = None
@@ -64,7 +65,7 @@ def first_failing(count: int, alone: Callable[[int], object]) -> int | None:
             return None
         try:
             alone(row)
-        except Exception:  # the micro-batch's own exception is the one that is raised
+        except Exception:  # the caller raises the exception of the micro-batch
             failed = row if failed is None else failed
         else:
             one_passed = True
@@ -73,13 +74,15 @@ def first_failing(count: int, alone: Callable[[int], object]) -> int | None:
     return None
 
 
-def fault_alone(reader: Reader, samples: Sequence[int], fault: PipeparError) -> PipeparError:
+def fault_of_one_sample(
+    reader: Reader, samples: Sequence[int], fault: PipeparError
+) -> PipeparError:
     """Return the error of the first sample that fails when it is read alone, or else `fault`.
 
     Args:
         reader: the input.
-        samples: those of a micro-batch that could not be read.
-        fault: why not.
+        samples: the samples of a micro-batch that could not be read.
+        fault: the error of the micro-batch.
     """
     if not (isinstance(fault, StageError) and depends_on_samples(fault)):
         return fault
@@ -94,17 +97,17 @@ def fault_alone(reader: Reader, samples: Sequence[int], fault: PipeparError) -> 
         if faults[-1] is not None:
             raise faults[-1]
 
-    row = first_failing(len(samples), alone)
+    row = find_failing_row(len(samples), alone)
     return (None if row is None else faults[row]) or fault
 
 
 def select_row(tree: Any, row: int, count: int) -> Any:
-    """Return one row of each tensor that has one for every sample of a micro-batch.
+    """Return a structure with only one row of each tensor that has one row per sample.
 
     Args:
         tree: tensors [B, ...] and other values, nested in any way.
-        row: number of the row.
-        count: rows of the micro-batch, B.
+        row: index of the row.
+        count: number of rows of the micro-batch, B.
     """
     return pytree.tree_map_only(
         torch.Tensor,

@@ -1,9 +1,9 @@
-"""What becomes of a micro-batch that a stage of a file job fails on."""
+"""How a file job handles a micro-batch on which a stage fails."""
 
 from __future__ import annotations
 
 from pipepar.engine.loop import Compute, FailurePolicy
-from pipepar.jobs.failing_sample import depends_on_samples, name_failing, select_row
+from pipepar.jobs.failing_sample import depends_on_samples, describe_failing, select_row
 from pipepar.microbatch import MicroBatch, Value
 
 
@@ -11,7 +11,7 @@ def failure_policy(lenient: bool) -> FailurePolicy:
     """Return the policy of a job.
 
     Args:
-        lenient: whether the job goes on without samples that fail.
+        lenient: whether the job continues without samples that fail.
     """
     return FailurePolicy(depends_on_samples if lenient else _never, _failing_samples)
 
@@ -26,5 +26,7 @@ def _failing_samples(
     if microbatch.samples is None or not depends_on_samples(error):
         return ""
     samples = microbatch.samples.tolist()
-    found = name_failing(samples, error, lambda row: compute(select_row(values, row, len(samples))))
+    found = describe_failing(
+        samples, error, lambda row: compute(select_row(values, row, len(samples)))
+    )
     return f", {found}"

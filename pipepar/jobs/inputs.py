@@ -1,4 +1,4 @@
-"""From the user's input to the values that enter the first stage."""
+"""Opens the input of a job, and converts it to the values of the first stage."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from pipepar.comm.world import World
-from pipepar.data.readers.cast import Cast
-from pipepar.data.readers.labels import Labelled, read_labels
+from pipepar.data.readers.cast import CastReader
+from pipepar.data.readers.labels import LabelledReader, read_labels
 from pipepar.data.readers.open_prepared import open_arrays, open_prepared
 from pipepar.data.readers.pixels import as_pixel_values, process_arrays, process_pictures
 from pipepar.data.readers.reader import Feed, Reader
@@ -19,77 +19,77 @@ from pipepar.data.readers.text_samples import TextRules
 from pipepar.data.readers.tokenized_text import TokenizedOptions, open_tokenized
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError, PipeparError
-from pipepar.jobs.failing_sample import depends_on_samples, fault_alone
+from pipepar.jobs.failing_sample import depends_on_samples, fault_of_one_sample
 from pipepar.jobs.options import Job
 from pipepar.microbatch import SOURCE, Fault, MicroBatch, Value
 from pipepar.model.capture.graph import Graph
 from pipepar.model.source.import_path import UserFunction, import_path
+from pipepar.model.source.made_up_inputs import Example
 from pipepar.tasks.model_folder import ModelFolder, classes_of
 from pipepar.trace import Tracer
 
 
 def open_input(job: Job) -> Reader:
-    """Open what the user named, and its labels.
+    """Open the input of a job and its labels.
 
     Raises:
-        InputError: a file is missing, damaged or of another kind than the model takes.
+        InputError: a file is missing or damaged, or the model does not accept its kind.
     """
     reader = _open(job)
     if job.torch_dtype is not None:
-        reader = Cast(reader, job.torch_dtype)
+        reader = CastReader(reader, job.torch_dtype)
     if job.labels is None:
         return reader
     classes = classes_of(job.folder)
     if classes.problem in ("regression", "multi_label_classification"):
         raise InputError(
-            f"--labels {job.labels} is one class a sample, but {job.model} was trained for "
+            f"--labels {job.labels} is one class per sample, but {job.model} was trained for "
             f"{classes.problem}; leave the option out"
         )
-    return Labelled(reader, read_labels(job.labels, classes.names), job.labels)
+    return LabelledReader(reader, read_labels(job.labels, classes.names), job.labels)
 
 
 def agree_on_input(
     world: World, reader: Reader | None, micro_batch: int, lenient: bool
-) -> tuple[int, Feed]:
-    """The number of samples, and an example of a micro-batch. *Collective.*
+) -> tuple[int, Example]:
+    """Return the number of samples and example arguments of a micro-batch. *Collective.*
 
     Args:
         world: all ranks.
         reader: the input on rank 0, None elsewhere.
-        micro_batch: samples that travel together.
+        micro_batch: rows of the example.
         lenient: see `example_of`.
 
     Returns:
-        Rank 0's number, and an example of its shapes and dtypes without its values.
+        The number of samples, and arguments of the right shapes and dtypes, without values.
     """
     found = world.together(
         lambda: None if reader is None else example_of(reader, micro_batch, lenient)
     )
     text = ""
     if reader is not None and found is not None:
-        named = ({n: _outline(t) for n, t in d.items()} for d in (found.kwargs, found.extras))
-        text = json.dumps([len(reader), [_outline(t) for t in found.args], *named])
-    count, args, *rest = json.loads(world.broadcast(text))
-    kwargs, extras = ({n: _blank(o) for n, o in named.items()} for named in rest)
-    return count, Feed(torch.arange(0), tuple(map(_blank, args)), kwargs, extras)
+        args, kwargs = found
+        named = {name: _outline(tensor) for name, tensor in kwargs.items()}
+        text = json.dumps([len(reader), [_outline(tensor) for tensor in args], named])
+    count, outlines, named = json.loads(world.broadcast(text))
+    return count, (tuple(map(_blank, outlines)), {name: _blank(o) for name, o in named.items()})
 
 
-def example_of(reader: Reader, micro_batch: int, lenient: bool = False) -> Feed:
-    """A micro-batch's shapes and dtypes, without its values.
+def example_of(reader: Reader, micro_batch: int, lenient: bool = False) -> Example:
+    """Return positional and keyword arguments of a micro-batch's shapes and dtypes, without values.
 
     Args:
         reader: the input.
-        micro_batch: samples that travel together; fewer if there are not as many.
-        lenient: whether any sample will do, if the first cannot be had.
+        micro_batch: rows of the example; fewer if the input has fewer.
+        lenient: whether another sample may be used if the first ones cannot be read.
 
     Raises:
-        InputError: the first sample cannot be read, or none.
+        InputError: the first sample cannot be read, or no sample if lenient.
         StageError: a function of the user's failed; the cause is chained to it.
     """
     found = reader.example()
-    if found.fault is not None:
-        sound = (feed for feed in reader.feeds(1) if lenient and feed.fault is None)
-        found = next(sound, found)
+    if found.fault is not None and lenient:
+        found = next((feed for feed in reader.feeds(1) if feed.fault is None), found)
     if found.fault is not None:
         raise found.fault
     rows = min(micro_batch, len(reader)) or len(found.samples)
@@ -97,12 +97,8 @@ def example_of(reader: Reader, micro_batch: int, lenient: bool = False) -> Feed:
     def blank(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype)
 
-    args = tuple(map(blank, found.args))
-    kwargs, extras = (
-        {name: blank(tensor) for name, tensor in named.items()}
-        for named in (found.kwargs, found.extras)
-    )
-    return Feed(torch.arange(0), args, kwargs, extras)
+    kwargs = {name: blank(tensor) for name, tensor in found.kwargs.items()}
+    return tuple(map(blank, found.args)), kwargs
 
 
 def feed_all(
@@ -113,25 +109,26 @@ def feed_all(
     done: SampleSet,
     lenient: bool,
 ) -> Iterator[MicroBatch]:
-    """The whole input, micro-batch by micro-batch, as values of the graph.
+    """Yield the input as micro-batches of the values that enter the graph.
 
     Args:
         reader: the input.
-        micro_batch: samples that travel together.
+        micro_batch: samples per micro-batch.
         graph: the captured model.
-        tracer: this stage's times.
-        done: samples that are left out.
-        lenient: whether a sample that cannot be had is the error of its micro-batch, not raised.
+        tracer: records the times of reading.
+        done: samples to leave out.
+        lenient: whether the error of a sample becomes the error of its micro-batch; otherwise it is
+            raised.
 
     Raises:
-        InputError: a sample cannot be read, or does not fit what was captured.
+        InputError: a sample cannot be read, or the graph does not accept it.
         StageError: a function of the user's failed; the cause is chained to it.
     """
     tracer.enter("source", 0)
     begin = tracer.clock.now()
     for index, feed in enumerate(reader.feeds(micro_batch, done)):
         if feed.fault is not None and not lenient:
-            raise fault_alone(reader, feed.samples.tolist(), feed.fault)
+            raise fault_of_one_sample(reader, feed.samples.tolist(), feed.fault)
         microbatch = _microbatch(index, feed, graph, lenient)
         tracer.record("source", index, begin, tracer.clock.now())
         yield microbatch
@@ -140,7 +137,7 @@ def feed_all(
 
 
 def _microbatch(index: int, feed: Feed, graph: Graph, lenient: bool) -> MicroBatch:
-    """What enters the first stage, or the error in its place."""
+    """Return the micro-batch of a feed, with an error instead of values if it cannot be read."""
     values: tuple[Value, ...] = ()
     error = None
     try:
@@ -165,7 +162,7 @@ def _open(job: Job) -> Reader:
     if folder is None:
         lacking = "tokenizer" if kind == "text" else "image processor"
         raise InputError(
-            f"input {job.input} is {kind}, but {job.model} brings no {lacking}; give --preprocess "
+            f"input {job.input} is {kind}, but {job.model} has no {lacking}; give --preprocess "
             f"module:function, a Hugging Face folder as MODEL, or arrays ({suffixes_of('arrays')}) "
             "as INPUT"
         )
@@ -187,7 +184,7 @@ def _open_text(job: Job, folder: ModelFolder) -> Reader:
 
 
 def _open_arrays(job: Job) -> Reader:
-    """Arrays as the model takes them, but pictures' pixels through its own processor."""
+    """Open arrays that are passed to the model unchanged; uint8 pixels go through its processor."""
     reader = open_arrays(job.input)
     folder = job.folder
     if folder is None or not job.resolved_task.takes_pixels:

@@ -1,4 +1,4 @@
-"""What the user asked for, and whether it goes together."""
+"""The options of a job, and the checks that they are consistent."""
 
 from __future__ import annotations
 
@@ -20,72 +20,71 @@ from pipepar.tasks.task import Task
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the user asked for."""
+    """The options of a job."""
 
     model: str
     """A Hugging Face folder, an exported program (.pt2), or package.module:factory."""
     input: Path
     """Text, arrays, or a folder of pictures."""
     output: Path
-    """Where the results go; its suffix says how."""
+    """The file of the results; its suffix determines the format."""
     task: str | None = None
-    """What the model is to do, by Hugging Face's name; None for what its kind does by itself."""
+    """Hugging Face's name of the task; None for the default, see `task_name`."""
     micro_batch: int | None = None
-    """Samples that travel together, at least 1; None for what the plan says, or is measured to be
-    best."""
+    """Samples per micro-batch, at least 1; None for that of the plan, or for the measured best."""
     depth: int | None = None
-    """Micro-batches that may wait on each end of a channel, at least 1; None likewise."""
+    """Micro-batches that may wait on each end of a channel, at least 1; None as above."""
     weights: Path | None = None
-    """Checkpoint for a factory's model; None to take the factory's own values."""
+    """Checkpoint for the model of a factory; None for the values that the factory made."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """What to compute in, by torch's name; "auto" for what the checkpoint or the factory says."""
+    """Torch's name of the dtype to compute in; "auto" for that of the checkpoint or the factory."""
     device: Wanted = "auto"
-    """What ranks compute on; "auto" for a GPU where there is one."""
+    """The kind of device to compute on; "auto" for a GPU if the rank has one."""
     max_length: int | None = None
-    """Tokens after which a text is cut; None for the tokenizer's own limit."""
+    """Largest number of tokens of a text; None for the tokenizer's own limit."""
     padding: Literal["longest", "max_length"] = "longest"
-    """To which length texts are padded: the "longest" of their micro-batch, or "max_length"."""
+    """The length that texts are padded to: the "longest" of their micro-batch, or "max_length"."""
     plan: Path | None = None
-    """A plan made earlier; None to make one."""
+    """The file of an existing plan; None to make a plan."""
     trace: Path | None = None
-    """Where the timeline goes; None for nowhere."""
+    """The file of the timeline; None to write none."""
     preprocess: str | None = None
-    """package.module:function that makes the model's arguments; None for what the model brings."""
+    """package.module:function that prepares the model's arguments; None for the model's own
+    tokenizer or image processor."""
     postprocess: str | None = None
-    """package.module:function that makes the results; None for those of the task."""
+    """package.module:function that makes the results; None for the answers of the task."""
     labels: Path | None = None
-    """The samples' right classes; None if unknown."""
+    """The right class of each sample; None if unknown."""
     weights_from: Literal["disk", "root"] = "disk"
-    """Who reads the weights: every rank its own ("disk"), or rank 0 for all ("root")."""
+    """Whether every rank reads its own weights ("disk"), or rank 0 reads and sends all ("root")."""
     resume: bool = False
-    """Whether to go on with what an earlier run has left of the output, if it has."""
-
+    """Whether to continue an unfinished output of an earlier run, if there is one."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What becomes of the job when a sample fails: it ends, or goes on without the sample."""
+    """Whether a sample that fails ends the job ("stop"), or is left out ("skip")."""
 
     @property
     def lenient(self) -> bool:
-        """Whether the job goes on without samples that fail."""
+        """Whether the job continues without samples that fail."""
         return self.on_error == "skip"
 
     @property
     def weights_from_root(self) -> bool:
-        """Whether rank 0 sends the others their weights; also those that a factory gives there."""
+        """Whether rank 0 sends the weights to the other ranks; always true for a factory's own."""
         return self.weights_from == "root" or (self.is_factory and self.weights is None)
 
     @property
     def is_factory(self) -> bool:
-        """Whether the model is named as package.module:factory."""
+        """Whether the model is a package.module:factory."""
         return is_factory(self.model)
 
     @property
     def is_folder(self) -> bool:
-        """Whether the model is named as a Hugging Face folder."""
+        """Whether the model is a Hugging Face folder."""
         return not self.is_factory and Path(self.model).suffix != ".pt2"
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
-        """The dtype asked for; None to leave it to the model."""
+        """The requested dtype; None for that of the model."""
         dtype: torch.dtype | None = getattr(torch, self.dtype, None)
         return dtype
 
@@ -96,28 +95,28 @@ class Job:
 
     @property
     def task_name(self) -> str:
-        """The task asked for; else feature-extraction for a folder, raw for any other model."""
+        """The requested task, or else feature-extraction for a folder, raw for other models."""
         return self.task or ("feature-extraction" if self.is_folder else "raw")
 
     @property
     def resolved_task(self) -> Task:
-        """The task of that name."""
+        """The task with the name `task_name`."""
         return find_task(self.task_name)
 
     @property
     def pads_texts(self) -> bool:
         """Whether the samples are texts that the folder's own tokenizer prepares."""
-        # By the name alone: only rank 0 has to see the input.
+        # By the suffix only, since the input need not be visible to ranks other than 0.
         return kind_by_name(self.input) == "text" and self.preprocess is None
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether the results are about tokens, and made by the task itself."""
+        """Whether the task itself makes the results from columns that describe the tokens."""
         return self.resolved_task.about_tokens and self.postprocess is None
 
     @property
     def writes_answers(self) -> bool:
-        """Whether the output can hold a task's answers, and not only tensors."""
+        """Whether the format of the output supports answers, and not only tensors."""
         return holds_answers(self.output)
 
 
@@ -125,13 +124,13 @@ def check_options(job: Job) -> None:
     """Refuse options that are out of range or contradict each other.
 
     Raises:
-        InputError: naming the option, and what to give instead.
+        InputError: the message names the option and the remedy.
     """
     check_task(job)
     if job.weights_from == "root" and Path(job.model).suffix == ".pt2":
         raise InputError(
-            f"--weights-from root does not go with {job.model}, whose program every rank must "
-            "read; copy the file to where all ranks see it"
+            f"--weights-from root does not go with {job.model}, since every rank must read the "
+            "program; copy the file to a folder that all ranks see"
         )
     if not job.pads_texts and (job.max_length is not None or job.padding != "longest"):
         raise InputError(
@@ -141,8 +140,8 @@ def check_options(job: Job) -> None:
     if job.labels is not None and not job.resolved_task.takes_labels:
         fitting = [name for name in task_names() if find_task(name).takes_labels]
         raise InputError(
-            f"--labels {job.labels} is one class a sample, but the task is {job.task_name}; "
-            f"expected one with one score a class, {', '.join(fitting)}: give that --task, or "
+            f"--labels {job.labels} is one class per sample, but the task is {job.task_name}; "
+            f"expected one with one score per class, {', '.join(fitting)}: give that --task, or "
             "leave --labels out"
         )
     if job.reads_tokens:
@@ -150,15 +149,15 @@ def check_options(job: Job) -> None:
 
 
 def check_task(job: Job) -> None:
-    """Refuse a task that is not known, or that the model is none for.
+    """Refuse a task that is unknown, or that the model does not support.
 
     Raises:
-        InputError: naming the task, and what to give instead.
+        InputError: the message names the task and the remedy.
     """
     if job.resolved_task.needs_folder and not job.is_folder:
         raise InputError(
             f"{job.task_name} is for a Hugging Face folder, found {job.model}; leave --task out "
-            f"to get what the model returns"
+            "to get the outputs of the model"
         )
 
 

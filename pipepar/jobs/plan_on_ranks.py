@@ -1,4 +1,4 @@
-"""Planning with the ranks of a job that only measures: what `pipepar plan` does under mpirun."""
+"""`pipepar plan` under mpirun: measures the model on the ranks of the job, and plans for them."""
 
 from __future__ import annotations
 
@@ -34,17 +34,18 @@ def plan_measured(
 
     Args:
         world: all ranks; each sees the model, and the input if there is one.
-        planned: the job to plan for, as `check_planned` lets it pass.
-        request: what the user wants of the plan; it is made for as many samples as the input has.
-        stages: how many, as many as there are ranks; one rank stands for any number like it.
-        note: receives, on rank 0, remarks on the measuring.
-        device: what ranks compute on; "auto" for a GPU where there is one.
+        planned: the job to plan for, checked by `check_planned`.
+        request: the requirements of the plan; the number of samples is that of the input.
+        stages: number of stages, equal to the number of ranks; a single rank represents any number
+            of ranks of its speed.
+        note: receives remarks on the measurement, on rank 0.
+        device: the kind of device to compute on; "auto" for a GPU if the rank has one.
 
     Returns:
         The plan on rank 0, None elsewhere.
 
     Raises:
-        PipeparError: the model cannot be captured, measured or cut so; raised once.
+        PipeparError: the model cannot be captured, measured or cut into these stages.
     """
     world.together(lambda: _check(world, stages))
     context = open_device_context(world, device, note)
@@ -68,7 +69,7 @@ def _check(world: World, stages: int | None) -> None:
     if stages is not None and world.size > 1 and stages != world.size:
         raise InputError(
             f"found --stages {stages} with {world.size} ranks to measure, expected a stage for "
-            f"each; leave --stages out, or start {stages} ranks"
+            f"each rank; leave --stages out, or start {stages} ranks"
         )
 
 

@@ -1,4 +1,4 @@
-"""The job to plan for: its model, and the input that the user names, else one made up."""
+"""The job that `pipepar plan` plans for: its model, and its input or a made-up example."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json")
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The job to plan for, as far as the user tells it."""
+    """The options of the job to plan for."""
 
     model: str
     """A Hugging Face folder, an exported program (.pt2), or package.module:factory."""
     task: str | None = None
-    """What the model is to do; None for what its kind does by itself."""
+    """The task of the model; None for the default, see `Job.task_name`."""
     file: Path | None = None
-    """The job's input; None if there is none yet."""
+    """The input of the job; None if there is none yet."""
     preprocess: str | None = None
-    """package.module:function that makes the model's arguments of the input's samples."""
+    """package.module:function that prepares the model's arguments from the samples."""
     shapes: Sequence[str] = ()
-    """The model's arguments instead of an input; see `shaped_example`."""
+    """The shapes of the model's arguments instead of an input; see `shaped_example`."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """What to compute in; "auto" for what the checkpoint or the factory says."""
+    """The dtype to compute in; "auto" for that of the checkpoint or the factory."""
 
     @property
     def job(self) -> Job:
-        """The job itself; where nobody named its files, they are the working directory."""
+        """The job; the paths that are not given are the working directory."""
         file = self.file or Path()
         return Job(
             self.model, file, Path(), self.task, dtype=self.dtype, preprocess=self.preprocess
@@ -54,26 +54,26 @@ class Planned:
 
 
 def check_planned(planned: Planned) -> None:
-    """Refuse what is not known, or contradicts itself.
+    """Refuse options that are unknown or contradict each other.
 
     Raises:
-        InputError: naming the option, and what to give instead.
+        InputError: the message names the option and the remedy.
     """
     check_task(planned.job)
     if planned.shapes and planned.file is not None:
         raise InputError(
             f"found --input {planned.file} and --shape {planned.shapes[0]}, expected one of them, "
-            "as each says what the model takes; leave --shape out to plan for the input"
+            "since each defines the model's arguments; leave --shape out to plan for the input"
         )
     if planned.preprocess is not None and planned.file is None:
         raise InputError(
-            f"found --preprocess {planned.preprocess} without --input, expected samples for it to "
-            "make arguments of; give --input too, or --shape with the arguments that it makes"
+            f"found --preprocess {planned.preprocess} without --input, expected samples to "
+            "prepare; give --input too, or --shape with the arguments that the function returns"
         )
 
 
 def planned_model(planned: Planned) -> nn.Module:
-    """The model in eval mode, parameters on meta.
+    """Return the model in eval mode with its parameters on meta.
 
     Raises:
         PipeparError: as in `open_source`.
@@ -87,19 +87,19 @@ def planned_model(planned: Planned) -> nn.Module:
 def example_for(
     planned: Planned, module: nn.Module, request: PlanRequest
 ) -> tuple[Example, int | None]:
-    """Arguments to capture a model with, as a run of the job would.
+    """Return arguments to capture a model with, as a run of the job would.
 
     Args:
-        planned: the job to plan for, as `check_planned` lets it pass.
+        planned: the job to plan for, checked by `check_planned`.
         module: its model.
-        request: what the user wants of the plan.
+        request: the requirements of the plan.
 
     Returns:
-        Positional and keyword arguments; and how many samples there are, None if unknown.
+        Positional and keyword arguments; and the number of samples, None if unknown.
 
     Raises:
-        InputError: a shape or the file cannot be read, or nothing tells what the model takes.
-        StageError: the function of the user's failed; the cause is chained to it.
+        InputError: a shape or the file cannot be read, or the model's arguments are unknown.
+        StageError: a function of the user's failed; the cause is chained to it.
     """
     job = planned.job
     if planned.shapes:
@@ -108,18 +108,17 @@ def example_for(
         return (args, kwargs) if dtype is None else cast(args, kwargs, dtype), None
     if planned.file is not None:
         reader = open_input(job)
-        feed = example_of(reader, request.example_rows)
-        return (feed.args, feed.kwargs), len(reader)
+        return example_of(reader, request.example_rows), len(reader)
     if job.folder is not None:
         return _made_up(job.folder, module), None
     raise InputError(
-        f"found neither --input nor --shape, and {job.model} does not tell what it takes; expected "
-        "an example: give --shape SIZExSIZE:DTYPE for each input, such as 2x512"
+        f"found neither --input nor --shape, and {job.model} does not define its arguments; "
+        "expected an example: give --shape SIZExSIZE:DTYPE for each input, such as 2x512"
     )
 
 
 def _made_up(folder: ModelFolder, module: nn.Module) -> Example:
-    """What a folder's configuration and its tokenizer tell."""
+    """Return an example made from a folder's configuration and tokenizer."""
     pretrained: Any = module if hasattr(module, "main_input_name") else module.model
     kind, config = pretrained.main_input_name, pretrained.config
     if kind == "pixel_values":
@@ -127,15 +126,15 @@ def _made_up(folder: ModelFolder, module: nn.Module) -> Example:
     if kind == "input_ids":
         return text_example(config, _token_names(folder))
     raise InputError(
-        f"{folder.path} takes {kind}, expected a model of text or of pictures where there is "
-        f"neither --input nor --shape; give --shape {kind}=SIZExSIZE"
+        f"{folder.path} takes {kind}, expected a model of text or of pictures if neither --input "
+        f"nor --shape is given; give --shape {kind}=SIZExSIZE"
     )
 
 
 def _token_names(folder: ModelFolder) -> Sequence[str]:
-    """What the folder's tokenizer gives the model."""
+    """Return the names of the model inputs that the folder's tokenizer returns."""
     if not any((folder.path / name).is_file() for name in _TOKENIZER_FILES):
         return TOKEN_INPUTS
     tokenizer = folder.tokenizer()
-    given = tokenizer("example")
-    return [name for name in tokenizer.model_input_names if name in given]
+    encoded = tokenizer("example")
+    return [name for name in tokenizer.model_input_names if name in encoded]

@@ -1,4 +1,4 @@
-"""A whole run from input file to output file: what `pipepar run` does once its options are read."""
+"""`pipepar run`: a run from the input file to the output file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from pipepar.comm.world import World
-from pipepar.data.readers.reader import Feed, Reader
+from pipepar.data.readers.reader import Reader
 from pipepar.data.writers.journal import Fields
 from pipepar.engine.assembly import Assembly, assemble, capture_together
 from pipepar.engine.shared_source import SharedSource
@@ -28,6 +28,7 @@ from pipepar.jobs.shared_folder import replica
 from pipepar.jobs.work import Work
 from pipepar.model.capture.graph import Graph
 from pipepar.model.source.import_path import source_file
+from pipepar.model.source.made_up_inputs import Example
 from pipepar.model.source.open_source import open_source
 from pipepar.plan.placement import Ends
 from pipepar.plan.plan import Plan
@@ -50,20 +51,20 @@ def run_job(
 ) -> RunRecord:
     """Run a job on every rank of the world. *Collective.*
 
-    Rank 0 reads the input, the last rank writes the output. What can be checked is checked before
-    the work starts; the output appears under its name when all of it is there.
+    Rank 0 reads the input, the last rank writes the output. Options and files are checked before
+    the work starts. The output gets its final name when it is complete.
 
     Args:
         world: all ranks.
-        job: what the user asked for.
-        display: rank 0's shows how far the work is.
-        asked_to_stop: what, if anything, asks rank 0 to begin no more samples.
+        job: the options of the job.
+        display: shows the progress on rank 0.
+        asked_to_stop: returns, on rank 0, the name of the signal that stops the job, or "".
 
     Returns:
-        The same on every rank.
+        The record of the run, the same on every rank.
 
     Raises:
-        PipeparError: something the user named is missing or does not fit.
+        PipeparError: a file is missing, or the model, the input and the options do not match.
     """
     world.together(lambda: _preflight(world, job))
     display = display if world.is_root else NO_DISPLAY
@@ -75,40 +76,40 @@ def run_job(
 
 def _run_job(world: World, job: Job, display: Display, asked_to_stop: Asked) -> RunRecord:
     with ExitStack() as held:
-        with _visible(world, job) as seen:
-            claim = world.together(lambda: _claim(world, seen, held))
-            resuming = Resuming.look(world, job, claim, display.note)
-            job, seen = (replace(each, micro_batch=resuming.micro_batch) for each in (job, seen))
-            opened = _open(world, seen, claim, resuming)
-            shared = world.together(lambda: _source(world, seen))
+        with _local_model(world, job) as local:
+            claim = world.together(lambda: _claim(world, local, held))
+            resuming = Resuming.find(world, job, claim, display.note)
+            job, local = (replace(each, micro_batch=resuming.micro_batch) for each in (job, local))
+            opened = _open(world, local, claim, resuming)
+            shared = world.together(lambda: _source(world, local))
         context = open_device_context(world, job.device, display.note)
         run = RunContext.begin(world, context, display, asked_to_stop, job.trace is not None)
-        identity, assembly = _assembled(run, job, opened, shared)
-        del shared  # a factory's model, whole; the stage has what it needs of it
+        identity, assembly = _assemble(run, job, opened, shared)
+        del shared  # frees the whole model of a factory; the stage has its own part
         return _run(job, opened, identity, assembly)
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
-    """What a job names, open; but for the model, which is let go once its stages are loaded."""
+class _OpenFiles:
+    """The open files of a job; the model is apart, since it is freed once the stage is loaded."""
 
     reader: Reader | None
-    """The input, on rank 0."""
+    """The input on rank 0, None elsewhere."""
     claim: OutputClaim | None
-    """The output, on the last rank."""
+    """The output on the last rank, None elsewhere."""
     request: PlanRequest
-    """How the samples are to travel, with the plan that the user gave on rank 0."""
+    """The requirements of the plan, with the user's plan on rank 0."""
     count: int
     """Number of samples."""
-    example: Feed
-    """A micro-batch without its values."""
+    example: Example
+    """Arguments of a micro-batch, without values."""
     resuming: Resuming
-    """What an earlier run has left."""
+    """The unfinished output of an earlier run."""
 
 
 @contextmanager
-def _visible(world: World, job: Job) -> Iterator[Job]:
-    """The job with a model that this rank sees too, but for its weights."""
+def _local_model(world: World, job: Job) -> Iterator[Job]:
+    """Yield the job with a model folder that this rank sees; weights may be missing there."""
     if not (job.weights_from == "root" and job.is_folder):
         yield job
         return
@@ -117,42 +118,38 @@ def _visible(world: World, job: Job) -> Iterator[Job]:
 
 
 def _claim(world: World, job: Job, held: ExitStack) -> OutputClaim | None:
-    return (
-        held.enter_context(claim_output(job))
-        if world.rank == Ends.of_files(world.size).sink
-        else None
-    )
+    is_sink = world.rank == Ends.of_files(world.size).sink
+    return held.enter_context(claim_output(job)) if is_sink else None
 
 
-def _open(world: World, job: Job, claim: OutputClaim | None, resuming: Resuming) -> _Opened:
+def _open(world: World, job: Job, claim: OutputClaim | None, resuming: Resuming) -> _OpenFiles:
     source = Ends.of_files(world.size).source
     reader = world.together(lambda: open_input(job) if world.rank == source else None)
     given = world.together(lambda: _read_plan(world, job))
     request = PlanRequest(None, job.micro_batch, job.depth, reorder=True, given=given)
     count, example = agree_on_input(world, reader, request.example_rows, job.lenient)
-    return _Opened(reader, claim, replace(request, samples=count), count, example, resuming)
+    return _OpenFiles(reader, claim, replace(request, samples=count), count, example, resuming)
 
 
-def _assembled(
-    run: RunContext, job: Job, opened: _Opened, shared: SharedSource
+def _assemble(
+    run: RunContext, job: Job, opened: _OpenFiles, shared: SharedSource
 ) -> tuple[Fields, Assembly]:
-    """What the job is known by, and this rank's stage, ready to run."""
-    pause = partial(halt_if_asked, run.world, run.asked_to_stop)
-    pause()
-    example = opened.example
-    graph = capture_together(run, shared, example.args, example.kwargs)
+    """Return the identity of the job, and this rank's stage, ready to run. *Collective.*"""
+    stop_if_asked = partial(halt_if_asked, run.world, run.asked_to_stop)
+    stop_if_asked()
+    graph = capture_together(run, shared, *opened.example)
     identity = run.world.together(lambda: _check(graph, run, job, opened, shared))
-    pause()
+    stop_if_asked()
     agreed = agree_on_plan(run, graph, opened.request, shared.held(run.device_context.device))
-    pause()
+    stop_if_asked()
     assembly = assemble(run, shared, graph, agreed, Ends.of_files(run.world.size))
     if agreed.choice is not None and opened.count:
-        _tell(agreed.choice, job, run.display)
+        _note_choice(agreed.choice, job, run.display)
     return identity, assembly
 
 
-def _tell(choice: Choice, job: Job, display: Display) -> None:
-    """What was planned, how to have the same again, and what would be faster."""
+def _note_choice(choice: Choice, job: Job, display: Display) -> None:
+    """Show the chosen plan, the option that repeats it, and advice on faster alternatives."""
     prediction = choice.prediction
     target = prediction.target
     again = f"; --micro-batch {target.micro_batch} repeats it bit for bit"
@@ -168,16 +165,16 @@ def _tell(choice: Choice, job: Job, display: Display) -> None:
         display.note(better)
 
 
-def _run(job: Job, opened: _Opened, identity: Fields, assembly: Assembly) -> RunRecord:
+def _run(job: Job, opened: _OpenFiles, identity: Fields, assembly: Assembly) -> RunRecord:
     run, count = assembly.run, opened.count
     world = run.world
-    sink, done, alone = opened.resuming.begin(opened.claim, identity, assembly.agreed, count)
+    sink, done, alone = opened.resuming.open_sink(opened.claim, identity, assembly.agreed, count)
     if done:
         run.display.note(f"resuming: {len(done):,} of {count:,} samples are done already")
     work = Work(assembly, opened.reader, sink, job.lenient)
     begin = time.perf_counter()
     with assembly.oom_explained():
-        work.do(done, alone)
+        work.compute(done, alone)
     written = sink.finish() if sink else 0
     seconds = time.perf_counter() - begin
     assembly.wiring.close()
@@ -214,9 +211,9 @@ def _preflight(world: World, job: Job) -> None:
 
 
 def _check(
-    graph: Graph, run: RunContext, job: Job, opened: _Opened, shared: SharedSource
+    graph: Graph, run: RunContext, job: Job, opened: _OpenFiles, shared: SharedSource
 ) -> Fields:
-    """Refuse a graph that does not fit the job; what the job is known by, on rank 0."""
+    """Refuse a graph that does not fit the job; return the identity of the job on rank 0."""
     reader, request = opened.reader, opened.request
     limitation = graph.limitation(job.model)
     if limitation:

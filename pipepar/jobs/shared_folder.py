@@ -1,4 +1,4 @@
-"""A Hugging Face folder that only rank 0 sees: the others get all of it but the weights."""
+"""Sends a Hugging Face folder, except its weights, to ranks that do not see it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Final
 from pipepar.comm.world import World
 from pipepar.model.source.huggingface import dtype_of, require_config
 
-# Configurations, vocabularies and templates are small; weights are large, in whatever format.
+# Larger files are taken for weights of an unknown format.
 _LARGEST: Final = 64 * 2**20
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf")
 
 
 @contextmanager
 def replica(world: World, folder: Path) -> Iterator[Path]:
-    """The folder on rank 0, a copy without its weights on every other rank. *Collective.*
+    """Yield the folder on rank 0, and a copy without weights on the other ranks. *Collective.*
 
     Args:
         world: all ranks.
-        folder: where rank 0 finds it.
+        folder: its path on rank 0.
 
     Yields:
-        Where this rank finds it; a copy is gone when the context is left.
+        Its path on this rank; a copy is removed when the context is left.
 
     Raises:
         InputError: rank 0 has no such folder.
@@ -45,7 +45,7 @@ def replica(world: World, folder: Path) -> Iterator[Path]:
 
 
 def _packed(folder: Path) -> str:
-    """The small files; the configuration names the dtype, so that nobody asks the weights."""
+    """Return the small files as JSON, with the dtype of the weights in config.json."""
     require_config(folder)
     files = [file for file in sorted(folder.iterdir()) if file.suffix not in _WEIGHTS]
     small = [file for file in files if file.is_file() and file.stat().st_size <= _LARGEST]

@@ -1,4 +1,4 @@
-"""The work of a job: all samples through the stages, then those that failed, one by one."""
+"""The computation of a job: all samples, then each sample of failed micro-batches alone."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from pipepar.trace import Tracer
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A rank's share of it: the roles that the placement gives it."""
+    """The part of a rank: source, stage and sink, as far as the placement assigns them to it."""
 
     assembly: Assembly
-    """This rank's stage and channels."""
+    """The stage and the channels of this rank."""
     reader: Reader | None
-    """The input, at the source."""
+    """The input at the source, None elsewhere."""
     sink: Sink | None
-    """The output, at the sink."""
+    """The output at the sink, None elsewhere."""
     lenient: bool
-    """Whether the job goes on without samples that fail."""
+    """Whether the job continues without samples that fail."""
 
-    def do(self, done: SampleSet, alone: SampleSet) -> None:
-        """Compute all samples but those that are done. *Collective.*
+    def compute(self, done: SampleSet, alone: SampleSet) -> None:
+        """Compute all samples that are not done. *Collective.*
 
-        In a job that goes on without samples that fail, those of a micro-batch that failed come
-        once more at the end, each in a micro-batch of its own: it is read, padded and computed as
-        if it were alone, so that its neighbours cannot matter.
+        If the job continues without samples that fail, the samples of failed micro-batches follow
+        in a second stream. Each is then in a micro-batch of its own, so that it is read, padded and
+        computed independently of other samples.
 
         Args:
-            done: by an earlier run.
-            alone: those that failed together in an earlier run.
+            done: samples that an earlier run wrote.
+            alone: samples of micro-batches that failed in an earlier run.
 
         Raises:
-            InputError: a sample cannot be read, or what was returned cannot be written.
+            InputError: a sample cannot be read, or a result cannot be written.
             StageError: a stage or a function of the user's failed; the cause is chained to it.
         """
         count = len(done) + done.missing
-        first = SampleSet(count, [*done.runs(), *alone.runs()])
+        first = SampleSet(count, [*done.ranges(), *alone.ranges()])
         self._stream(self.assembly.agreed.micro_batch, first)
         if not self.lenient and not len(alone):
             return
@@ -67,32 +67,35 @@ class Work:
         self._stream(1, left)
 
     def _stream(self, micro_batch: int, done: SampleSet) -> None:
-        """Run this rank's roles for one stream, each role but one in a thread of its own.
+        """Run the roles of this rank for one stream: one in this thread, each other in a thread.
 
-        Usually a rank has one role: the source feeds the first stage of its own rank, and the sink
-        writes what the last stage of its own rank makes, in one loop. A rank has several only where
-        the plan puts these stages elsewhere; then none of them may block another.
+        Usually a rank runs one loop: the source feeds the first stage on its own rank, and the sink
+        writes the results of the last stage on its own rank. If the plan places these stages on
+        other ranks, a rank may have several roles, and these must not block each other.
         """
         wiring, run = self.assembly.wiring, self.assembly.run
-        beside = Tracer(run.tracer.stage) if wiring.known else run.tracer
+        # A tracer is for one thread; the totals are added at the end.
+        end_tracer = Tracer(run.tracer.stage) if wiring.known else run.tracer
         roles: list[Iterable[object]] = []
         schedule: Schedule | None = arrivals(wiring.inlets, run.tracer) if wiring.inlets else None
         if self.reader is not None and wiring.entry is not None:
-            roles.append(_sent(self._samples(self.reader, micro_batch, done, beside), wiring.entry))
+            samples = self._samples(self.reader, micro_batch, done, end_tracer)
+            roles.append(_send_all(samples, wiring.entry))
         elif self.reader is not None:
             schedule = self._samples(self.reader, micro_batch, done, run.tracer)
         if self.sink is not None and wiring.exit is not None:
-            roles.append(self.sink.take(wiring.exit.receive(), self.assembly.graph, beside))
+            results = wiring.exit.receive()
+            roles.append(self.sink.write_all(results, self.assembly.graph, end_tracer))
         if schedule is not None:
             roles.append(self._results(schedule))
-        _run_together(roles)
-        if beside is not run.tracer:
-            run.tracer.add_totals(beside)
+        _run_concurrently(roles)
+        if end_tracer is not run.tracer:
+            run.tracer.add_totals(end_tracer)
 
     def _samples(
         self, reader: Reader, micro_batch: int, done: SampleSet, tracer: Tracer
     ) -> Iterator[MicroBatch]:
-        """The input's micro-batches; one counts as shown once the next is asked for."""
+        """Yield the input's micro-batches until a stop is requested, and show the progress."""
         run, graph = self.assembly.run, self.assembly.graph
         feed = feed_all(reader, micro_batch, graph, tracer, done, self.lenient)
         with run.display.samples(done.missing) as advance:
@@ -101,7 +104,7 @@ class Work:
                 advance(len(samples_of(microbatch)))
 
     def _results(self, schedule: Schedule) -> Iterator[MicroBatch]:
-        """What the stage makes; at the last one, the sink writes the model's outputs."""
+        """Return an iterator that runs the stage, and the sink if it follows on this rank."""
         assembly, tracer = self.assembly, self.assembly.run.tracer
         policy = failure_policy(self.lenient)
         outlets = assembly.wiring.outlets
@@ -112,22 +115,22 @@ class Work:
         gpu = assembly.run.device_context.gpu
         if gpu is not None:
             results = copied_to_host(results, gpu, assembly.agreed.depth, tracer)
-        return self.sink.take(results, assembly.graph, tracer)
+        return self.sink.write_all(results, assembly.graph, tracer)
 
 
-def _sent(samples: Iterable[MicroBatch], entry: Outlet) -> Iterator[MicroBatch]:
-    """Send the input to the first stage on another rank."""
+def _send_all(samples: Iterable[MicroBatch], entry: Outlet) -> Iterator[MicroBatch]:
+    """Send the input to the first stage on another rank; yield each micro-batch that was sent."""
     for microbatch in samples:
         entry.send(microbatch, "source")
         yield microbatch
     entry.channel.end()
 
 
-def _run_together(roles: list[Iterable[object]]) -> None:
-    """Exhaust all of these, the last of them in this thread: that of the stage, if there is one.
+def _run_concurrently(roles: list[Iterable[object]]) -> None:
+    """Exhaust all iterators, the last one in this thread (that of the stage, if there is one).
 
-    What another thread raises ends the job by `threading.excepthook`, as `FailTogether` sets it:
-    this thread may wait for that one's results.
+    An exception in another thread ends the job through `threading.excepthook`, which `FailTogether`
+    sets, since this thread may be waiting for a result of that thread.
     """
     if not roles:
         return

@@ -1,1 +1,1 @@
-"""From a model to stages; knows no rank."""
+"""From a model to stages, without ranks."""

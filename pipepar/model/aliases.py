@@ -1,4 +1,4 @@
-"""Which values share memory, and which operations write into memory that others read."""
+"""Nodes that share memory, and nodes that write into the memory of their arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipepar.model.compat.torch_internals import schema_arguments, storage_numbe
 
 aten = torch.ops.aten
 
-# In eval mode these return their very input, which their schemas do not say.
+# In eval mode these return their input itself; their schemas do not declare the alias.
 _RETURN_THEIR_INPUT = {
     aten.dropout.default,
     aten.alpha_dropout.default,
@@ -23,15 +23,15 @@ _RETURN_THEIR_INPUT = {
 
 
 def writes(node: fx.Node) -> list[fx.Node]:
-    """The arguments that a node modifies in place.
+    """Return the arguments that a node modifies in place.
 
     Args:
         node: any node.
 
     Returns:
-        The nodes whose values it writes into; none for most.
+        The nodes whose values it writes into; empty for most nodes.
     """
-    return [argument for argument, written in _annotated(node) if written]
+    return [argument for argument, written in _aliased_arguments(node) if written]
 
 
 def alias_groups(
@@ -39,19 +39,19 @@ def alias_groups(
 ) -> dict[fx.Node, int]:
     """Divide nodes into groups that may share memory.
 
-    Two nodes share a group where an operation's schema says that its result may be a view of its
-    argument, or where a trial run found them in the same memory.
+    Two nodes are in one group if the schema of an operation allows its result to be a view of its
+    argument, or if their tensors had the same storage in a run on fake tensors.
 
     Args:
         nodes: the nodes of a graph, in order.
-        memory: for each node of the trial run, numbers of the memory its tensors lie in.
+        memory: for each node of that run, the ids of the storages of its tensors.
 
     Returns:
-        A number for each node; equal numbers may alias.
+        The number of each node's group.
     """
     groups = _Groups()
     for node in nodes:
-        for argument, _ in _annotated(node):
+        for argument, _ in _aliased_arguments(node):
             groups.join(node, argument)
         if _is_getitem(node):
             groups.join(node, node.all_input_nodes[0])
@@ -61,13 +61,13 @@ def alias_groups(
 
 
 def memory_of(values: Any) -> frozenset[int]:
-    """Numbers of the memory of some tensors, valid while those exist.
+    """Return the ids of the storages of tensors.
 
     Args:
-        values: tensors and anything else, nested; without tensors there is no memory.
+        values: tensors and other values, nested.
 
     Returns:
-        A number for each piece of memory; two values that have one in common share memory.
+        The ids, valid while the tensors exist; values with a common id share memory.
     """
     return frozenset(
         storage_number(leaf)
@@ -76,8 +76,8 @@ def memory_of(values: Any) -> frozenset[int]:
     )
 
 
-def _annotated(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
-    """The arguments that the result may alias, and whether the node writes into them."""
+def _aliased_arguments(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
+    """Yield each argument that the result may alias, and whether the node writes into it."""
     if node.target in _RETURN_THEIR_INPUT:
         yield node.all_input_nodes[0], False
     if node.meta.get("aliases_input") or node.meta.get("writes_input"):
@@ -96,7 +96,7 @@ def _is_getitem(node: fx.Node) -> bool:
 
 
 class _Groups:
-    """Disjoint sets, joined by union-find."""
+    """Disjoint sets with union-find."""
 
     def __init__(self) -> None:
         self._parent: dict[object, object] = {}
@@ -113,7 +113,7 @@ class _Groups:
         while (parent := self._parent.get(root, root)) is not root:
             root = parent
         while member is not root:
-            following = self._parent.get(member, root)
+            parent = self._parent.get(member, root)
             self._parent[member] = root
-            member = following
+            member = parent
         return root

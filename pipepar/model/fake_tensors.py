@@ -1,4 +1,4 @@
-"""Tensors without memory: how a model is traced before its weights are read."""
+"""Meta and fake tensors, to trace a model before its weights are read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from pipepar.model.compat.torch_internals import EXPORT_LOGGERS, FakeTensor, Fak
 
 
 def meta_parameter(param: nn.Parameter) -> nn.Parameter:
-    """A parameter's shape, strides and dtype without its storage.
+    """Return a parameter on meta with the same shape, strides, dtype and requires_grad.
+
+    torch selects the kernel of a matrix product by requires_grad even under no_grad, and kernels
+    round differently.
 
     Args:
-        param: any parameter; one that is on meta already is returned as it is, so ties survive.
+        param: any parameter.
 
     Returns:
-        A parameter on meta. Whether it needs a gradient stays: even where none is computed, torch
-        picks the kernel of a matrix product by that, and kernels round differently.
+        The parameter on meta; `param` itself if it is on meta, so that ties are preserved.
     """
     if param.is_meta:
         return param
@@ -29,15 +31,15 @@ def meta_parameter(param: nn.Parameter) -> nn.Parameter:
 
 @contextmanager
 def faked(module: nn.Module, mode: FakeTensorMode, device: torch.device) -> Iterator[None]:
-    """Inside, the module's parameters and buffers are fakes that claim a device.
+    """Replace a module's parameters and buffers by fake tensors inside the context.
 
-    Tracing on meta itself would bake the meta device into what the graph creates. Tied tensors
-    stay tied. The module's own tensors are put back at the end, also after an error.
+    With tensors on meta, the graph would create its own tensors on meta too. Tied tensors stay
+    tied. The original tensors are restored at the end, also after an error.
 
     Args:
-        module: the module; its tensors are exchanged in place.
-        mode: the mode that the fakes belong to.
-        device: the device that they claim to be on.
+        module: the module; its tensors are replaced in place.
+        mode: the mode of the fake tensors.
+        device: the device of the fake tensors.
     """
     fakes: dict[int, torch.Tensor] = {}
 
@@ -46,27 +48,32 @@ def faked(module: nn.Module, mode: FakeTensorMode, device: torch.device) -> Iter
             fakes[id(tensor)] = fake_tensor(tensor, mode, device)
         return fakes[id(tensor)]
 
-    held = list(_held(module))
+    originals = [
+        (owner, name, tensor)
+        for owner in module.modules()
+        for name, tensor in {**owner._parameters, **owner._buffers}.items()
+        if tensor is not None
+    ]
     try:
-        # setattr and not the dictionaries: recurrent layers keep a second list of their weights.
-        for owner, name, tensor in held:
+        # setattr instead of the dictionaries: recurrent layers have a second list of their weights.
+        for owner, name, tensor in originals:
             setattr(owner, name, fake(tensor))
         yield
     finally:
-        for owner, name, tensor in held:
+        for owner, name, tensor in originals:
             setattr(owner, name, tensor)
 
 
 def fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode, device: torch.device) -> torch.Tensor:
-    """A fake of the same shape, strides and dtype that claims a device.
+    """Return a fake tensor with the shape, strides and dtype of another tensor.
 
     Args:
-        tensor: the tensor to imitate; a parameter gives a parameter.
-        mode: the mode that the fake belongs to.
-        device: the device that it claims to be on.
+        tensor: the other tensor.
+        mode: the mode of the fake tensor.
+        device: the device of the fake tensor.
 
     Returns:
-        The fake.
+        The fake tensor; a parameter if `tensor` is one.
     """
     fake = FakeTensor(mode, tensor.detach().to("meta"), device)
     return nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
@@ -74,30 +81,23 @@ def fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode, device: torch.device
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, torch does not log each size that a model refuses, or that tracing fixes."""
+    """Suppress the log lines of torch about sizes that a model refuses or tracing fixes."""
     logs = [logging.getLogger(name) for name in EXPORT_LOGGERS]
     for log in logs:
-        log.addFilter(_nothing)
+        log.addFilter(_drop)
     try:
         yield
     finally:
         for log in logs:
-            log.removeFilter(_nothing)
+            log.removeFilter(_drop)
 
 
-def _nothing(record: logging.LogRecord) -> bool:
+def _drop(record: logging.LogRecord) -> bool:
     return False
 
 
-def _held(module: nn.Module) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
-    for owner in module.modules():
-        for name, tensor in {**owner._parameters, **owner._buffers}.items():
-            if tensor is not None:
-                yield owner, name, tensor
-
-
 def without_values(tensor: torch.Tensor) -> torch.Tensor:
-    """A weight on meta, of the same shape, strides and dtype.
+    """Return a weight on meta with the same shape, strides and dtype.
 
     Args:
         tensor: a parameter or a buffer.

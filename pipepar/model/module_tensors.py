@@ -1,4 +1,4 @@
-"""The tensors that a module holds, by every name they have."""
+"""Parameters and buffers of a module, by all their names."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 SAMPLE_BYTES: Final = 4096
-"""Of a tensor, what tells it from others; training changes all of it."""
+"""Bytes of each tensor in a fingerprint; few suffice, because training changes all of a tensor."""
 
 
 def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A module's parameters and buffers.
+    """Return a module's parameters and buffers.
 
     Args:
         module: the module.
 
     Returns:
-        The tensors; a tied one appears under each of its names.
+        The tensors by name; a tied one appears under each of its names.
     """
     return {
         **dict(module.named_parameters(remove_duplicate=False)),
@@ -29,46 +29,52 @@ def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def named_weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A module's parameters and persistent buffers: what a checkpoint holds.
+    """Return a module's parameters and persistent buffers: the tensors in its checkpoint.
 
     Args:
         module: the module.
 
     Returns:
-        The tensors; a tied one appears under each of its names.
+        The tensors by name; a tied one appears under each of its names.
     """
-    passing = _passing_names(module)
-    return {name: tensor for name, tensor in named_tensors(module).items() if name not in passing}
+    omitted = _non_persistent_names(module)
+    return {name: tensor for name, tensor in named_tensors(module).items() if name not in omitted}
 
 
 def passing_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A module's buffers that no checkpoint holds.
+    """Return a module's non-persistent buffers, which are not in its checkpoint.
 
     Args:
         module: the module.
 
     Returns:
-        The buffers, by every name they have.
+        The buffers by name; a shared one appears under each of its names.
     """
-    passing = _passing_names(module)
-    return {name: tensor for name, tensor in named_tensors(module).items() if name in passing}
+    names = _non_persistent_names(module)
+    return {name: tensor for name, tensor in named_tensors(module).items() if name in names}
 
 
 def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors hold the same, NaN included."""
+    """Whether two tensors have equal shapes, dtypes and values; NaN equals NaN.
+
+    Args:
+        one: a tensor with values.
+        other: another one, on the same device.
+    """
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def fingerprint_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """What tells tensors from others.
+    """Return a digest that differs for tensors with other names, shapes, dtypes or values.
 
     Args:
-        tensors: with values, by name.
+        tensors: tensors with values, by name.
 
     Returns:
-        SHA-256 of their names, shapes and dtypes, and of some bytes of each one's middle.
+        SHA-256 of names, shapes and dtypes, and of `SAMPLE_BYTES` from the middle of each tensor,
+        in hexadecimal digits.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
@@ -81,7 +87,7 @@ def fingerprint_of(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _passing_names(module: nn.Module) -> set[str]:
+def _non_persistent_names(module: nn.Module) -> set[str]:
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, owner in module.named_modules(remove_duplicate=False)

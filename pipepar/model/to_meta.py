@@ -1,4 +1,4 @@
-"""A copy of a module that has its structure and not its weights."""
+"""Copies of a module without the values of its weights."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pipepar.model.module_tensors import named_weights
 
 
 def to_meta(module: nn.Module) -> nn.Module:
-    """Copy a module with its weights on meta; other buffers are shared.
+    """Return a copy of a module with its weights on meta; other buffers are shared.
 
     Args:
-        module: never modified.
+        module: the module; not modified.
 
     Returns:
         The copy; tied weights stay tied.
 
     Raises:
-        InputError: the module holds something that cannot be copied.
+        InputError: the module contains an object that cannot be copied.
     """
     try:
         memo: dict[int, torch.Tensor] = {id(tensor): tensor for tensor in module.buffers()}
@@ -31,7 +31,7 @@ def to_meta(module: nn.Module) -> nn.Module:
     except Exception as error:
         raise InputError(
             f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}), "
-            f"expected a module that copy.deepcopy accepts; take locks, files and handles out of "
+            f"expected a module that copy.deepcopy accepts; remove locks, files and handles from "
             f"it, run a lazy layer once, replace torch.nn.utils.weight_norm by that of "
-            f"torch.nn.utils.parametrizations, or give a factory and a checkpoint (--weights)"
+            f"torch.nn.utils.parametrizations, or pass a factory and a checkpoint (--weights)"
         ) from error

@@ -1,1 +1,1 @@
-"""From costs to a plan: numbers only, no torch, no ranks."""
+"""From costs to a plan; imports neither torch nor MPI."""

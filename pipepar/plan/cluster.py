@@ -1,13 +1,13 @@
-"""The devices and links to plan for, as a file tells them.
+"""The devices and links to plan for, read from a `cluster.toml`.
 
-A `cluster.toml` lists the devices in the order of the pipeline, rank 0's first, and the links
+The file lists the devices in the order of the pipeline, the device of rank 0 first, and the links
 between them::
 
     [[device]]
-    kind = "gpu"            # a name of one's own; devices of one kind are alike
-    count = 3               # so many of them in a row; 1 if left out
-    memory = "40 GiB"       # what a stage may take
-    speed = "20 TFLOPS"     # what it reaches, not what its data sheet promises
+    kind = "gpu"            # any name; devices of one kind have the same memory and speed
+    count = 3               # number of such devices in a row; 1 if left out
+    memory = "40 GiB"       # memory for a stage
+    speed = "20 TFLOPS"     # speed that it reaches, not the speed on its data sheet
 
     [[device]]
     kind = "cpu"
@@ -15,21 +15,22 @@ between them::
     speed = "800 GFLOPS"
 
     [[link]]                # between any two devices
-    latency = "10 us"       # for a message of no bytes
-    bandwidth = "25 GB/s"   # for a large one
+    latency = "10 us"       # time of an empty message
+    bandwidth = "25 GB/s"   # of a large message
 
     [[link]]                # between these kinds, in either direction
     between = ["gpu", "gpu"]
     latency = "2 us"
     bandwidth = "300 GB/s"
 
-Every value but `count` is a number and a unit: B, kB, MB, GB, TB or KiB, MiB, GiB, TiB of memory;
-MFLOPS, GFLOPS, TFLOPS or PFLOPS, floating-point operations a second; ns, us, ms or s of latency;
-MB/s, GB/s, TB/s or Mbit/s, Gbit/s of bandwidth.
+Every quantity is a number and a unit: B, kB, MB, GB, TB or KiB, MiB, GiB, TiB for memory; MFLOPS,
+GFLOPS, TFLOPS or PFLOPS (floating-point operations per second) for speed; ns, us, ms or s for
+latency; MB/s, GB/s, TB/s or Mbit/s, Gbit/s for bandwidth.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ from typing import Any, Final
 
 from pipepar.errors import InputError
 from pipepar.plan.costs import DeviceCost, LinkCost
+from pipepar.plan.hardware import Cluster
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -58,37 +60,22 @@ _BANDWIDTH: Final[Units] = {
     **{"MB/s": 1e6, "GB/s": 1e9, "TB/s": 1e12},
     **{"Mbit/s": 1e6 / 8, "Gbit/s": 1e9 / 8},
 }
-# No pair of kinds: the link between all that have none of their own.
+# The key of the link for all pairs of kinds without a link of their own.
 _ANY: Final[frozenset[str]] = frozenset()
 _QUANTITY: Final = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?) ?(\D\S*)", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """What a model is to be planned for."""
-
-    devices: tuple[DeviceCost, ...]
-    """One for each rank, in order."""
-    links: Mapping[frozenset[str], LinkCost]
-    """By the kinds of the two devices; one for any two of them."""
-
-    def link(self, one: int, other: int) -> LinkCost:
-        """What connects two devices, by position."""
-        return self.links[_kinds(self.devices[one], self.devices[other])]
 
 
 def read_cluster(path: Path) -> Cluster:
     """Read and check a `cluster.toml`.
 
     Args:
-        path: the file; the module's docstring describes it.
+        path: the file; the docstring of this module describes it.
 
     Returns:
-        Its devices, and a link for any two of them.
+        Its devices, and a link for every pair of them.
 
     Raises:
-        InputError: the file is missing or no TOML, or a value is missing, unknown, or not what it
-            has to be.
+        InputError: the file cannot be read or is not TOML, or a value is missing, unknown or wrong.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -97,76 +84,84 @@ def read_cluster(path: Path) -> Cluster:
             f"--cluster {path} cannot be read: {error.strerror}; name a file that describes the "
             "devices and links to plan for"
         ) from error
-    except ValueError as error:  # no TOML, or no UTF-8
+    except ValueError as error:  # not TOML, or not UTF-8
         raise InputError(
-            f"--cluster {path} is not valid TOML: {error}; correct it there"
+            f"--cluster {path} is not valid TOML: {error}; correct the file"
         ) from error
     file = _Table(f"{path}: ", content)
     file.check_names("device", "link")
     devices = tuple(device for table in file.tables("device") for device in _devices(table))
     if not devices:
-        raise InputError(f"{path} names no device, expected one or more; add a [[device]]")
-    _check_alike(path, devices)
+        raise InputError(f"{path} has no device, expected one or more; add a [[device]]")
+    _check_kinds(path, devices)
     return Cluster(devices, _links(path, devices, list(file.tables("link"))))
 
 
+@dataclass(frozen=True, slots=True)
 class _Table:
-    """A table of the file that knows where it stands."""
+    """A table of the file, with its position for error messages."""
 
-    def __init__(self, where: str, content: Mapping[str, Any]) -> None:
-        self.where = where
-        self._content = content
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._content
+    where: str
+    content: Mapping[str, Any]
 
     def check_names(self, *known: str) -> None:
-        """Refuse what would silently not be read."""
-        for name in self._content:
+        """Refuse unknown names, which would otherwise be ignored."""
+        for name in self.content:
             if name not in known:
                 raise InputError(
-                    f"{self.where}{name} is not known, expected {', '.join(known)}; remove it, or "
+                    f"{self.where}{name} is unknown, expected {', '.join(known)}; remove it, or "
                     "correct its name"
                 )
 
     def tables(self, name: str) -> Iterator[_Table]:
-        """The tables of one name, each written under [[name]]."""
-        found = self._content.get(name, [])
+        """Yield the tables written under [[name]]."""
+        found = self.content.get(name, [])
         if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-            raise self.wrong(name, f"tables; write [[{name}]] above each")
+            raise self.wrong(name, f"a list of tables; write [[{name}]] above each")
         for index, each in enumerate(found):
             yield _Table(f"{self.where}{name}[{index}].", each)
 
     def value(self, name: str, expected: str) -> Any:
-        """What lies under a name."""
-        if name not in self._content:
+        """Return the value of a name.
+
+        Args:
+            name: a key of the table.
+            expected: description of valid values, for the error.
+        """
+        if name not in self.content:
             raise InputError(f"{self.where}{name} is missing, expected {expected}")
-        return self._content[name]
+        return self.content[name]
 
     def quantity(self, name: str, units: Units, example: str, zero: bool = False) -> float:
-        """A number with a unit, above 0 or `zero` too, in the unit that counts as 1."""
+        """Return a number with a unit, converted to the unit that counts as 1.
+
+        Args:
+            name: a key of the table.
+            units: the factor of each unit.
+            example: a valid value, for the error.
+            zero: whether 0 is valid.
+        """
         least = "" if zero else " above 0"
-        expected = f'a number{least} with a unit ({", ".join(units)}); write it such as "{example}"'
+        expected = f'a number{least} with a unit ({", ".join(units)}); for example "{example}"'
         text = self.value(name, expected)
         found = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
-        if found is None or found[2] not in units or not float(found[1]) < float("inf"):
+        number = float(found[1]) if found else math.inf
+        if found is None or found[2] not in units or math.isinf(number) or not (number or zero):
             raise self.wrong(name, expected)
-        if not (zero or float(found[1])):
-            raise self.wrong(name, expected)
-        return float(found[1]) * units[found[2]]
+        return number * units[found[2]]
 
     def wrong(self, name: str, expected: str) -> InputError:
-        """The error for a value that is not what it has to be."""
-        return InputError(f"{self.where}{name} is {self._content[name]!r}, expected {expected}")
+        """Return the error for a value that is not as expected."""
+        return InputError(f"{self.where}{name} is {self.content[name]!r}, expected {expected}")
 
 
 def _devices(table: _Table) -> list[DeviceCost]:
     table.check_names("kind", "count", "memory", "speed")
-    name = 'a name; write it such as "gpu"'
+    name = 'a name; write, for example, "gpu"'
     kind = table.value("kind", name)
     if not isinstance(kind, str) or not kind:
         raise table.wrong("kind", name)
-    count = table.value("count", "") if "count" in table else 1
+    count = table.content.get("count", 1)
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise table.wrong("count", "a whole number, 1 or more; write it without quotes")
     memory = table.quantity("memory", _MEMORY, "16 GiB")
@@ -174,20 +169,20 @@ def _devices(table: _Table) -> list[DeviceCost]:
     return [DeviceCost(speed=speed, memory=memory, kind=kind)] * count
 
 
-def _check_alike(path: Path, devices: Sequence[DeviceCost]) -> None:
+def _check_kinds(path: Path, devices: Sequence[DeviceCost]) -> None:
     first: dict[str, DeviceCost] = {}
     for device in devices:
         if first.setdefault(device.kind, device) != device:
             raise InputError(
-                f"{path} names devices of kind {device.kind!r} that differ in memory or speed, "
-                "expected them alike; give each its own kind"
+                f"{path} has devices of kind {device.kind!r} that differ in memory or speed, "
+                "expected the same for all devices of a kind; give each a kind of its own"
             )
 
 
 def _links(
     path: Path, devices: Sequence[DeviceCost], tables: Sequence[_Table]
 ) -> dict[frozenset[str], LinkCost]:
-    """A link for any two of the devices: the one for their kinds, else the one for all."""
+    """Return the link of each pair of kinds: the link for that pair, else the one for all pairs."""
     named: dict[frozenset[str], LinkCost] = {}
     for table in tables:
         table.check_names("between", "latency", "bandwidth")
@@ -203,8 +198,9 @@ def _links(
         if link is None:
             kinds = [*sorted(pair), *pair][:2]
             raise InputError(
-                f"{path} names no link between {kinds[0]!r} and {kinds[1]!r}, expected one for any "
-                f"two devices; add a [[link]] with between = {kinds}, or one without for all"
+                f"{path} has no link between {kinds[0]!r} and {kinds[1]!r}, expected one for every "
+                f"pair of devices; add a [[link]] with between = {kinds}, or one without 'between' "
+                "for all pairs"
             )
         links[pair] = link
     return links
@@ -215,11 +211,11 @@ def _kinds(one: DeviceCost, other: DeviceCost) -> frozenset[str]:
 
 
 def _pair(table: _Table, kinds: set[str]) -> frozenset[str]:
-    if "between" not in table:
+    if "between" not in table.content:
         return _ANY
-    pair = table.value("between", "")
+    pair = table.content["between"]
     if isinstance(pair, list) and len(pair) == 2 and all(kind in kinds for kind in map(str, pair)):
         return frozenset(map(str, pair))
     raise table.wrong(
-        "between", f'two kinds of device out of {sorted(kinds)}; write it such as ["gpu", "gpu"]'
+        "between", f'two of the kinds {sorted(kinds)}; write, for example, ["gpu", "gpu"]'
     )

@@ -1,4 +1,4 @@
-"""What planning reckons with: seconds and bytes of layers, devices and links."""
+"""The input of the planner: seconds and bytes of layers, devices and links."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LayerCost:
-    """One operation of a model, for one micro-batch."""
+    """The cost of one operation of a model, for one micro-batch."""
 
     work: float | Mapping[str, float]
-    """How much there is to compute: floating-point operations, or what takes as long.
+    """The amount of work: floating-point operations, or measured seconds.
 
-    Or that by `DeviceCost.kind`, since kinds of devices rank operations differently; where work
-    was measured in seconds, the devices' speed is 1.
+    One number for all devices, or one by `DeviceCost.kind`, since an operation that is slow on one
+    kind may be fast on another. Where work is in seconds, the devices have a speed of about 1.
     """
     weights: float = 0.0
     """Bytes of the weights that it uses."""
     workspace: float = 0.0
-    """Bytes that it needs while it computes: what it reads and makes."""
+    """Bytes that it reads and writes while it computes."""
     crossing: float | None = None
-    """Bytes that cross to the next stage if one cuts before it; None where that is not legal."""
+    """Bytes that cross between stages if the model is cut before it; None where that is illegal."""
 
     def work_on(self, kind: str) -> float:
-        """How much there is to compute on a device of one kind."""
+        """Return the work on a device of one kind."""
         return self.work[kind] if isinstance(self.work, Mapping) else self.work
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceCost:
-    """What one rank computes with."""
+    """The device of one rank."""
 
     speed: float
-    """Work a second, in the unit of `LayerCost.work` for its kind; above 0."""
+    """Work per second, in the unit of `LayerCost.work` for its kind; above 0."""
     memory: float = math.inf
-    """Bytes that a stage may take."""
+    """Bytes available to a stage."""
     kind: str = ""
-    """What decides how long layers take, up to the speed; links may be given by two kinds."""
+    """The name of the kind of device; selects the work of a layer, and may select a link."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinkCost:
-    """What carries micro-batches from one device to the next: the alpha-beta model."""
+    """The link between two devices, by the alpha-beta model."""
 
     latency: float = 0.0
-    """Seconds for a message of no bytes."""
+    """Seconds for an empty message."""
     bandwidth: float = math.inf
-    """Bytes a second."""
+    """Bytes per second."""
 
     def seconds(self, size: float) -> float:
-        """Time for so many bytes."""
+        """Return the transfer time of `size` bytes."""
         return self.latency + size / self.bandwidth

@@ -1,4 +1,4 @@
-"""The devices that stages run on, in order, and what joins them."""
+"""The devices that stages run on, in order, and the links between them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pipepar.plan.costs import DeviceCost, LinkCost
 
 
 class Hardware(Protocol):
-    """What a model is planned for."""
+    """The devices and links that a model is planned for."""
 
     @property
     def devices(self) -> Sequence[DeviceCost]:
         """One for each rank, in order."""
 
     def link(self, one: int, other: int) -> LinkCost:
-        """What connects two devices, by position."""
+        """Return the link between two devices, given by position."""
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Devices in a row, of which each link between neighbours is known."""
+    """Devices in a row, with measured links between neighbours."""
 
     devices: tuple[DeviceCost, ...]
     """One for each rank, in order."""
@@ -31,22 +31,26 @@ class Neighbours:
     """links[k] joins the devices at k and k + 1."""
 
     def link(self, one: int, other: int) -> LinkCost:
-        """What connects two devices; as slow as the slowest link between them."""
+        """Return the link between two devices: the slowest of the links from one to the other."""
         return _slowest(self.links[min(one, other) : max(one, other)])
 
 
 @dataclass(frozen=True, slots=True)
-class Interchangeable:
-    """Devices whose order is free: those of one kind count as alike, as the worst of them."""
+class Cluster:
+    """Devices whose links depend only on their kinds, so that their order can be free."""
 
     devices: tuple[DeviceCost, ...]
     """One for each rank, in order."""
     links: Mapping[frozenset[str], LinkCost]
-    """By the kinds of the two devices that a link joins."""
+    """The link of every pair of devices, by their kinds."""
 
     @classmethod
-    def of(cls, measured: Neighbours) -> Interchangeable:
-        """Devices whose links between neighbours were measured; others are as bad as any."""
+    def by_kind(cls, measured: Neighbours) -> Cluster:
+        """Return measured devices as a cluster, in which each kind has the worst measured values.
+
+        All devices of a kind get the speed and memory of the worst of them. The link of a pair of
+        kinds is the slowest measured between them, or the slowest of all if none was measured.
+        """
         worst = {device.kind: device for device in measured.devices}
         for device in measured.devices:
             known = worst[device.kind]
@@ -65,31 +69,31 @@ class Interchangeable:
         return cls(devices, links | {kinds: _slowest(each) for kinds, each in joined.items()})
 
     def link(self, one: int, other: int) -> LinkCost:
-        """What connects two devices, by position."""
+        """Return the link between two devices, given by position."""
         return self.links[frozenset((self.devices[one].kind, self.devices[other].kind))]
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceSubset:
-    """Some of the devices, in the order in which stages take them."""
+    """Some devices of a larger hardware, in the order in which stages take them."""
 
     whole: Hardware
-    """All of them."""
+    """All devices."""
     order: tuple[int, ...]
-    """The position there of each that is taken."""
+    """For each stage, the position of its device in `whole`."""
 
     @property
     def devices(self) -> Sequence[DeviceCost]:
         """One for each stage, in order."""
-        return tuple(self.whole.devices[place] for place in self.order)
+        return tuple(self.whole.devices[position] for position in self.order)
 
     def link(self, one: int, other: int) -> LinkCost:
-        """What connects two devices, by stage."""
+        """Return the link between the devices of two stages."""
         return self.whole.link(self.order[one], self.order[other])
 
 
 def several_kinds(hardware: Hardware) -> bool:
-    """Whether the devices are not all of one kind, so that their order can matter."""
+    """Return whether there is more than one kind of device, so that their order can matter."""
     return len({device.kind for device in hardware.devices}) > 1
 
 

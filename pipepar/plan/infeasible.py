@@ -13,79 +13,94 @@ from pipepar.plan.prefix_sums import PrefixSums
 
 
 def check_work(layers: Sequence[LayerCost], kinds: Set[str]) -> None:
-    """Refuse work in two forms, for some kinds of device only, or that is none.
+    """Refuse layers whose work is not a number of 0 or more for every kind of device.
 
     Args:
         layers: the model.
-        kinds: those of all devices.
+        kinds: the kinds of all devices.
+
+    Raises:
+        PlanError: the work is negative, not finite or missing for a kind, or has two forms.
     """
     if len({isinstance(layer.work, Mapping) for layer in layers}) > 1:
         raise PlanError(
-            "found layers with one number as their work and layers with work by kind of device, "
+            "found layers with one number as their work, and layers with work by kind of device, "
             "expected one form; give the work of every layer by kind"
         )
     for index, layer in enumerate(layers):
         missing = kinds - layer.work.keys() if isinstance(layer.work, Mapping) else ()
         if missing:
             raise PlanError(
-                f"found no work of layer {index} for devices of kind {min(missing)!r}, expected it "
-                f"for each of {sorted(kinds)}; give it, or leave those devices out"
+                f"found no work of layer {index} for devices of kind {min(missing)!r}, expected "
+                f"work for each of {sorted(kinds)}; give it, or leave those devices out"
             )
         for work in map(layer.work_on, kinds):
             if not 0 <= work < math.inf:
                 raise PlanError(
-                    f"found work of {work:g} in layer {index}, expected 0 or more; give how much "
-                    f"there is to compute"
+                    f"found work of {work:g} in layer {index}, expected 0 or more; give its "
+                    f"floating-point operations or seconds"
                 )
 
 
 def check_cuts(sums: PrefixSums, legal: int, stages: int) -> None:
-    """Refuse more stages than there are cuts with work between them.
+    """Refuse more stages than the useful cuts can make; a useful cut has work on both sides.
 
     Args:
         sums: the model.
-        legal: how many cuts are legal, useful or not.
-        stages: how many are wanted.
+        legal: number of legal cuts, useful or not.
+        stages: number of stages wanted.
+
+    Raises:
+        PlanError: there are too many stages.
     """
     most = max(1, len(np.unique(sums.done)) - 1)
     if stages > most:
         raise PlanError(
-            f"found {stages} stages to plan for, expected at most {most}: each needs work of its "
-            f"own, and of the model's legal cuts ({legal}) {most - 1} have work before, after and "
+            f"found {stages} stages to plan for, expected at most {most}: each stage needs work, "
+            f"and of the model's legal cuts ({legal}) {most - 1} have work before, after and "
             f"between them; start at most {most} ranks"
         )
 
 
 def no_room(sums: PrefixSums, devices: Sequence[DeviceCost]) -> PlanError:
-    """What stands in the way of every partition."""
+    """Return the error for a model that no partition fits, with its tightest constraint.
+
+    Args:
+        sums: the model.
+        devices: all devices.
+    """
     begin, end, need = _tightest(sums)
     layers = f"{sums.position[begin]}..{sums.position[end]}"
     largest = max(device.memory for device in devices)
     if need > largest:
         return PlanError(
             f"found a stage that needs {_size(need)} for layers {layers}, expected at most "
-            f"{_size(largest)}, the memory of the largest device; take larger devices, smaller "
-            f"micro-batches or another dtype, or let fewer micro-batches be under way"
+            f"{_size(largest)}, the memory of the largest device; use larger devices, smaller "
+            f"micro-batches, another dtype or a smaller depth"
         )
     weights, room = float(sums.weights[-1]), sum(device.memory for device in devices)
     if weights > room:
         return PlanError(
             f"found {_size(weights)} of weights, expected at most {_size(room)}, the memory of "
-            f"all {len(devices)} devices; take more or larger devices, or another dtype"
+            f"all {len(devices)} devices; use more or larger devices, or another dtype"
         )
     smallest = min(device.memory for device in devices)
     return PlanError(
         f"found no way to cut {_size(weights)} of weights so that each stage fits its device; the "
         f"tightest stage needs {_size(need)} for layers {layers}, the smallest of "
-        f"{len(devices)} devices has {_size(smallest)}; take more or larger devices, another order "
-        f"or number of them, or let fewer micro-batches be under way"
+        f"{len(devices)} devices has {_size(smallest)}; use more or larger devices, another order "
+        f"or number of devices, or a smaller depth"
     )
 
 
 def _tightest(sums: PrefixSums) -> tuple[int, int, float]:
-    """Of the smallest stages that hold each layer, the one that needs most: begin, end, bytes."""
+    """Return the begin, end and bytes of the tightest stage.
+
+    For each layer there is a smallest stage that contains it. The tightest stage is the one of
+    these that needs the most memory.
+    """
     count = len(sums.done) - 1
-    least = np.full(count, np.inf)  # bytes of the smallest stage around each place's layers
+    least = np.full(count, np.inf)  # bytes of the smallest stage around the layers at each place
     begin, end = np.zeros(count, dtype=np.intp), np.zeros(count, dtype=np.intp)
     for place in range(1, count + 1):
         memory = sums.memory(0, place)

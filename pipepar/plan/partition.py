@@ -1,12 +1,12 @@
-"""Where to cut, and which device takes which stage: as fast as can be, then with the fewest bytes.
+"""Where to cut, and which device takes which stage: smallest bottleneck, then fewest bytes.
 
-The bottleneck is what the slowest device or link takes for a micro-batch, in seconds; a pipeline
-delivers no faster (PipeDream, Narayanan et al., SOSP 2019, on the linear partition problem; Skiena,
-*The Algorithm Design Manual*, section 10.7). A bottleneck alone leaves most cuts undecided, and
-they would land anywhere, inside attention too, where several tensors cross instead of one. So
-bytes need a price off the bottleneck as well: of all partitions whose bottleneck is at most
-(1 + slack) times the smallest, the one is taken that has the fewest bytes crossing in total, and
-of those the one with the smallest bottleneck.
+The bottleneck is the time, in seconds, of the slowest device or link for one micro-batch; it limits
+the throughput of a pipeline (PipeDream, Narayanan et al., SOSP 2019, on the linear partition
+problem; Skiena, *The Algorithm Design Manual*, section 10.7). The bottleneck alone leaves most cuts
+undecided. They could then be anywhere, even inside attention, where several tensors cross instead
+of one. So bytes count too: of all partitions whose bottleneck is at most (1 + slack) times the
+smallest, the one with the fewest crossing bytes in total is taken, and of those the one with the
+smallest bottleneck.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipepar.plan.search import ROUNDING, Table, smallest_bottleneck
 
 Links = Sequence[LinkCost] | Mapping[frozenset[str], LinkCost]
 
-# Of a table of places and states, 22 bytes each.
+# Limit of the entries of a search table (places x states), of 22 bytes each.
 _MOST_ENTRIES = 10**8
 
 
@@ -35,9 +35,9 @@ class DeviceUse:
     """Which devices may take which stages."""
 
     free_order: bool = False
-    """Whether any device may take any stage; otherwise they take stages in the order given."""
+    """Whether any device may take any stage; otherwise stages take them in the given order."""
     fewer: bool = False
-    """Whether devices may be left out: all but a run of neighbours, or any in a free order."""
+    """Whether devices may be left out; in the given order, those used are neighbours."""
 
 
 ALL_IN_ORDER: Final = DeviceUse()
@@ -46,14 +46,14 @@ ALL_IN_ORDER: Final = DeviceUse()
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A model's stages, and what computes them."""
+    """The stages of a model, and their devices."""
 
     cuts: tuple[int, ...]
-    """The first layer of each stage but the first, ascending."""
+    """The first layer of each stage except stage 0, ascending."""
     devices: tuple[int, ...]
-    """Which device takes each stage, as its place among those given."""
+    """For each stage, the index of its device among those given."""
     bottleneck: float
-    """Seconds that the slowest device or link takes for a micro-batch."""
+    """Seconds of the slowest device or link for one micro-batch."""
 
 
 def partition(
@@ -65,36 +65,38 @@ def partition(
     depth: int = 2,
     slack: float = 0.05,
 ) -> Partition:
-    """Divide a row of layers among devices.
+    """Divide a sequence of layers among devices.
 
-    A stage takes the longest of: its work on its device, its inputs over the link before it, its
-    outputs over the link behind it. It fits a device that holds its weights, `depth` times what
-    crosses at both its ends, and the largest workspace of its layers.
+    The time of a stage is the longest of: its work on its device, the transfer of its inputs, and
+    the transfer of its outputs. Its memory is its weights, `depth` times the bytes that cross at
+    both its ends, and the largest workspace of its layers.
 
-    The answer is exact, or refused. It takes O(P^2 S) steps at most, for P legal cuts and S sets
-    of devices that the stages so far may have taken, and O(P^2) where all stages are about alike.
-    In a given order S is the number of devices, or half its square with `use.fewer`. In a free
-    order it counts how many devices of each kind are taken: about 11,000 for 64 devices of 3 kinds,
-    84,000 for 4; times the kinds where links differ. P S beyond 10^8 is refused, for its memory.
+    The result is exact, or refused. The search takes at most O(P^2 S) steps, for P legal cuts and S
+    states (sets of devices that the stages so far may have taken), and O(P^2) if all stages take
+    about the same time. In the given order S is the number of devices, or half its square with
+    `use.fewer`. In a free order a state is the number of devices taken of each kind: about 11,000
+    states for 64 devices of 3 kinds, 84,000 for 4 kinds; times the number of kinds if links differ.
+    A table of more than 10^8 entries (P S) is refused, because of its memory.
 
     Args:
-        layers: the model, in order; the work of all is one number, or of all by kind of device.
+        layers: the model, in order; the work of every layer is one number, or is by kind of device.
         devices: one for each stage; without `use.free_order` they take stages in this order.
-        links: links[k] joins the devices at k and k + 1, one fewer than devices; with
-            `use.free_order` all alike. Or by the kinds of the two devices that a link joins.
-        use: which devices may take which stages. Where some may be left out, the smallest
-            bottleneck wins, then the fewest stages that reach it; then bytes decide.
-        depth: how many micro-batches a channel holds, at each end of a stage.
-        slack: how much the bottleneck may exceed the smallest possible, as a fraction of it.
+        links: either a sequence, where links[k] joins the devices at k and k + 1 and all are alike
+            with `use.free_order`; or the link of every pair of devices, by their kinds.
+        use: which devices may take which stages. If some may be left out, the smallest bottleneck
+            wins, then the fewest stages that reach it, then the fewest bytes.
+        depth: number of micro-batches that a channel holds, at each end of a stage.
+        slack: how much the bottleneck may exceed the smallest possible one, as a fraction.
 
     Returns:
-        The partition. Every stage has work above 0, for one of the kinds at least and not always
-        that of its own device, unless it is the only one.
+        The partition. Every stage has work above 0 for at least one kind of device, which need not
+        be the kind of its own device. A single stage may have none.
 
     Raises:
-        PlanError: there are fewer legal cuts than the stages need, no partition fits the devices'
-            memory, the order is free and the links differ, there are too many kinds of devices, or
-            layers lack work for one of them.
+        PlanError: there are fewer legal cuts than the stages need, no partition fits the memory of
+            the devices, the order is free but the links differ, there are too many kinds of
+            devices, or a layer has no work for one of them.
+        ValueError: the number of links is not one less than the number of devices.
     """
     _check(devices, links)
     kinds = {device.kind for device in devices}
@@ -129,7 +131,7 @@ def _between_kinds(links: Links) -> LinkOf:
     if len(set(links)) > 1:
         raise PlanError(
             f"found {len(set(links))} links that differ between devices in any order, expected "
-            f"them alike: which of them joins two stages depends on the order; give links by the "
+            f"equal links, since the order decides which link joins two stages; give links by the "
             f"kinds of devices, or keep the order"
         )
     return lambda one, other: links[0]
@@ -139,16 +141,18 @@ def _check(devices: Sequence[DeviceCost], links: Links) -> None:
     if not devices:
         raise PlanError("found 0 stages, expected 1 or more; start at least 1 rank")
     if not isinstance(links, Mapping) and len(links) != len(devices) - 1:
-        raise ValueError(f"{len(links)} links between {len(devices)} devices")
+        raise ValueError(
+            f"found {len(links)} links between {len(devices)} devices, expected {len(devices) - 1}"
+        )
     for index, device in enumerate(devices):
         if not 0 < device.speed < math.inf:
             raise PlanError(
                 f"found a speed of {device.speed:g} for device {index}, expected a number above 0; "
-                f"give the work that it does in a second"
+                f"give its work per second"
             )
     for link in links.values() if isinstance(links, Mapping) else links:
         if not (link.bandwidth > 0 and 0 <= link.latency < math.inf):
             raise PlanError(
-                f"found a link of {link.latency:g} seconds and {link.bandwidth:g} bytes a second, "
-                f"expected 0 or more and above 0; give what it takes and carries"
+                f"found a link with a latency of {link.latency:g} seconds and a bandwidth of "
+                f"{link.bandwidth:g} bytes a second, expected 0 or more and above 0; correct them"
             )

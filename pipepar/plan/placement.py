@@ -1,6 +1,6 @@
-"""Which rank has which role: plain numbers, the same on every rank.
+"""The roles of the ranks, as plain numbers that are the same on every rank.
 
-No other code derives a role from a rank's number.
+No other code derives a role from the number of a rank.
 """
 
 from __future__ import annotations
@@ -13,45 +13,45 @@ from pipepar.errors import PlanError
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """The ranks at which micro-batches enter and leave a job; known before it is planned."""
+    """The ranks where micro-batches enter and leave a job; known before it is planned."""
 
     source: int
-    """Rank that reads the input."""
+    """The rank that reads the input."""
     sink: int
-    """Rank that collects the results."""
+    """The rank that collects the results."""
 
     @classmethod
     def of_files(cls, ranks: int) -> Ends:
-        """The first rank reads the input file, the last one writes the output file."""
+        """Return the ends of a job on files: the first rank reads, the last rank writes."""
         return cls(0, ranks - 1)
 
     @classmethod
     def of_script(cls) -> Ends:
-        """The first rank's script calls the model and gets the results."""
+        """Return the ends of a script: the first rank calls the model and receives the results."""
         return cls(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a plan runs."""
+    """The ranks that run a plan."""
 
     ends: Ends
-    """Where micro-batches enter and leave."""
+    """The source and the sink."""
     ranks: tuple[int, ...]
-    """For each stage the rank that runs it, all different; a rank may be without a stage."""
+    """The rank of each stage, all different; a rank may have no stage."""
 
     @classmethod
     def of(cls, ends: Ends, order: Sequence[int] | None, stages: int, ranks: int) -> Placement:
-        """The placement of a plan.
+        """Return the placement of a plan.
 
         Args:
-            ends: where micro-batches enter and leave.
+            ends: the source and the sink.
             order: the rank of each stage; None for stage k on rank k.
             stages: number of stages.
             ranks: number of ranks in the job.
 
         Raises:
-            PlanError: the order names a rank that the job does not have.
+            PlanError: the order contains a rank that the job does not have.
         """
         placed = tuple(range(stages)) if order is None else tuple(order)
         absent = [rank for rank in placed if rank >= ranks]
@@ -63,15 +63,15 @@ class Placement:
         return cls(ends, placed)
 
     def stage_of(self, rank: int) -> int | None:
-        """The stage that a rank runs; None for a rank without one."""
+        """Return the stage of a rank, or None if it has no stage."""
         return self.ranks.index(rank) if rank in self.ranks else None
 
     @property
     def enters_elsewhere(self) -> bool:
-        """Whether the source is another rank than that of the first stage."""
+        """Whether the source and the first stage are on different ranks."""
         return self.ranks[0] != self.ends.source
 
     @property
     def leaves_elsewhere(self) -> bool:
-        """Whether the sink is another rank than that of the last stage."""
+        """Whether the sink and the last stage are on different ranks."""
         return self.ranks[-1] != self.ends.sink

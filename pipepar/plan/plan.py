@@ -1,19 +1,19 @@
-"""The plan: which stage has what, and what crosses between stages."""
+"""The plan: the nodes and weights of each stage, and the values that cross between stages."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, TypeAlias
 
 from pipepar.errors import PlanError
 
 Edge = tuple[int, int]
 
-_VERSION = 3
-_FIELDS = {"version", "model", "inputs", "outputs", "micro_batch", "depth", "ranks", "stages"}
+_VERSION: Final = 3
+_Reader: TypeAlias = Callable[[object, str], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,53 +23,53 @@ class StagePlan:
     index: int
     """Position of the stage in the pipeline, from 0."""
     begin: int
-    """First node of the stage, as a position among the graph's compute nodes."""
+    """Position of its first node among the compute nodes of the graph."""
     end: int
-    """One past the last node of the stage; half-open."""
+    """Position after its last node."""
     inputs: tuple[str, ...]
-    """Names of the values that the stage is called with, in calling order."""
+    """Names of the values that the stage is called with, in this order."""
     outputs: tuple[str, ...]
-    """Names of the values made here that a later stage or the model's output needs."""
+    """Names of the values that it computes for a later stage or for the output of the model."""
     weights: tuple[str, ...]
-    """Names of the parameters and persistent buffers that the stage owns."""
+    """Names of its parameters and persistent buffers."""
     weight_bytes: int
     """Size of those weights, in bytes."""
     flops: int
-    """Floating-point operations of one forward pass, at the example's sizes."""
+    """Floating-point operations of one forward pass, at the sizes of the example."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole model divided into stages; equal on every rank."""
+    """A model divided into stages; the same on every rank."""
 
     model: str
     """Digest of the graph that the plan was made for."""
     inputs: tuple[str, ...]
-    """The model's flattened input values, in order; they enter at stage 0."""
+    """Names of the flattened inputs of the model, in order; they enter at stage 0."""
     outputs: tuple[str, ...]
-    """Names of the values that the model's output is made of; the last stage hands them out."""
+    """Names of the values in the output of the model; they leave at the last stage."""
     stages: tuple[StagePlan, ...]
-    """The stages, in order; their nodes follow one another without a gap."""
+    """The stages, in order; each begins at the node where the one before it ends."""
     micro_batch: int | None = None
-    """Samples that are to travel together, at least 1; None where the run may decide."""
+    """Samples in a micro-batch, at least 1; None if the run decides."""
     depth: int | None = None
-    """Micro-batches that are to wait on each end of a channel, at least 1; None likewise."""
+    """Micro-batches that may wait on each end of a channel, at least 1; None if the run decides."""
     ranks: tuple[int, ...] | None = None
-    """The rank that runs each stage, all different; None for stage k on rank k."""
+    """The rank of each stage, all different; None for stage k on rank k."""
 
     def __post_init__(self) -> None:
-        """Refuse a plan that no pipeline could run."""
+        """Refuse a plan that cannot be run."""
         _check_sequence(self.stages)
         _check_ranks(self)
         _check_values(self)
 
     @property
     def edges(self) -> dict[Edge, tuple[str, ...]]:
-        """The values that cross, by (producer stage, consumer stage), sorted by that pair.
+        """The names of the crossing values, by (producer stage, consumer stage), in that order.
 
-        A skip goes straight from its producer to its consumer. The model's inputs are produced
-        by stage 0, its outputs are consumed by the last stage. A stage that needs no value of
-        another still learns from its neighbour which micro-batches there are.
+        A skip goes directly from its producer to its consumer. The inputs of the model are produced
+        by stage 0, its outputs are consumed by the last stage. A stage that needs no value has an
+        edge without values from the stage before it, which sends it the micro-batches.
         """
         producer = _producers(self)
         last = len(self.stages) - 1
@@ -86,41 +86,25 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the plan's JSON, in hexadecimal digits; ranks compare it."""
+        """SHA-256 of the JSON of the plan, in hexadecimal digits; ranks compare it."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The plan as text; equal plans give equal text.
-
-        Returns:
-            JSON, indented, ending in a newline.
-        """
-        stages = [{f.name: getattr(stage, f.name) for f in fields(stage)} for stage in self.stages]
-        content = {
-            "version": _VERSION,
-            "model": self.model,
-            "inputs": self.inputs,
-            "outputs": self.outputs,
-            "micro_batch": self.micro_batch,
-            "depth": self.depth,
-            "ranks": self.ranks,
-            "stages": stages,
-        }
+        """Return the plan as indented JSON with a final newline; equal plans give equal text."""
+        content = {"version": _VERSION, **asdict(self)}
+        content["stages"] = content.pop("stages")  # last, since they are long
         return json.dumps(content, indent=2) + "\n"
 
     @staticmethod
     def from_json(text: str) -> Plan:
-        """Read a plan that `to_json` wrote, checked field by field.
+        """Read the JSON of a plan, and check every field.
 
         Args:
-            text: the JSON.
-
-        Returns:
-            The plan.
+            text: what `to_json` returned.
 
         Raises:
-            PlanError: the text is no JSON, or a field is missing, unknown, of another type, or
-                contradicts another.
+            PlanError: the text is not JSON; or a field is missing, is unknown, has the wrong type,
+                or contradicts another field.
         """
         try:
             content = json.loads(text)
@@ -128,68 +112,41 @@ class Plan:
             raise PlanError(
                 f"the plan is not valid JSON: {error}; make it again with `pipepar plan`"
             ) from error
-        record = _record(content, "plan", _FIELDS)
-        version = _integer(record["version"], "plan.version")
-        if version != _VERSION:
-            raise PlanError(
-                f"plan.version is {version}, expected {_VERSION}; make it again with `pipepar plan`"
-            )
-        stages = record["stages"]
-        if not isinstance(stages, list):
-            raise _wrong_type("plan.stages", "a list of stages", stages)
-        return Plan(
-            model=_string(record["model"], "plan.model"),
-            inputs=_names(record["inputs"], "plan.inputs"),
-            outputs=_names(record["outputs"], "plan.outputs"),
-            stages=tuple(_stage(item, f"plan.stages[{i}]") for i, item in enumerate(stages)),
-            micro_batch=_number(record["micro_batch"], "plan.micro_batch"),
-            depth=_number(record["depth"], "plan.depth"),
-            ranks=_ranks(record["ranks"], "plan.ranks"),
-        )
+        values = _record(content, "plan", ["version", *(field.name for field in fields(Plan))])
+        del values["version"]
+        return Plan(**values)
 
 
-def _stage(content: object, where: str) -> StagePlan:
-    record = _record(content, where, {f.name for f in fields(StagePlan)})
-    return StagePlan(
-        index=_integer(record["index"], f"{where}.index"),
-        begin=_integer(record["begin"], f"{where}.begin"),
-        end=_integer(record["end"], f"{where}.end"),
-        inputs=_names(record["inputs"], f"{where}.inputs"),
-        outputs=_names(record["outputs"], f"{where}.outputs"),
-        weights=_names(record["weights"], f"{where}.weights"),
-        weight_bytes=_integer(record["weight_bytes"], f"{where}.weight_bytes"),
-        flops=_integer(record["flops"], f"{where}.flops"),
-    )
-
-
-def _record(content: object, where: str, expected: set[str]) -> Mapping[str, Any]:
+def _record(content: object, where: str, names: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of an object, which has exactly these names, after reading each."""
     if not isinstance(content, dict):
         raise _wrong_type(where, "an object", content)
-    for name in sorted(expected - content.keys()):
+    for name in sorted(set(names) - content.keys()):
         raise PlanError(f"{where}.{name} is missing; make the plan again with `pipepar plan`")
-    for name in sorted(content.keys() - expected):
+    for name in sorted(content.keys() - set(names)):
         raise PlanError(f"{where}.{name} is not a field of a plan; remove it")
-    return content
+    return {name: _READERS.get(name, _count)(content[name], f"{where}.{name}") for name in names}
 
 
-def _integer(content: object, where: str) -> int:
+def _version(content: object, where: str) -> int:
+    version = _count(content, where)
+    if version != _VERSION:
+        raise PlanError(
+            f"{where} is {version}, expected {_VERSION}; make it again with `pipepar plan`"
+        )
+    return version
+
+
+def _count(content: object, where: str) -> int:
     if not isinstance(content, int) or isinstance(content, bool) or content < 0:
         raise _wrong_type(where, "a whole number, 0 or more", content)
     return content
 
 
-def _number(content: object, where: str) -> int | None:
+def _size(content: object, where: str) -> int | None:
     if content is None or (isinstance(content, int) and content is not True and content > 0):
         return content
     raise _wrong_type(where, "a whole number, 1 or more, or null", content)
-
-
-def _ranks(content: object, where: str) -> tuple[int, ...] | None:
-    if content is None:
-        return None
-    if not isinstance(content, list):
-        raise _wrong_type(where, "a list of ranks, or null", content)
-    return tuple(_integer(item, f"{where}[{i}]") for i, item in enumerate(content))
 
 
 def _string(content: object, where: str) -> str:
@@ -198,14 +155,40 @@ def _string(content: object, where: str) -> str:
     return content
 
 
-def _names(content: object, where: str) -> tuple[str, ...]:
+def _list(content: object, where: str, expected: str, read: _Reader) -> tuple[Any, ...]:
     if not isinstance(content, list):
-        raise _wrong_type(where, "a list of names", content)
-    names = tuple(_string(item, f"{where}[{i}]") for i, item in enumerate(content))
+        raise _wrong_type(where, expected, content)
+    return tuple(read(item, f"{where}[{i}]") for i, item in enumerate(content))
+
+
+def _ranks(content: object, where: str) -> tuple[int, ...] | None:
+    return None if content is None else _list(content, where, "a list of ranks, or null", _count)
+
+
+def _names(content: object, where: str) -> tuple[str, ...]:
+    names = _list(content, where, "a list of names", _string)
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise PlanError(f"{where} names {twice!r} twice, expected each name once; remove one")
+        raise PlanError(f"{where} contains {twice!r} twice, expected each name once; remove one")
     return names
+
+
+def _stages(content: object, where: str) -> tuple[StagePlan, ...]:
+    names = [field.name for field in fields(StagePlan)]
+    return _list(
+        content, where, "a list of stages", lambda item, at: StagePlan(**_record(item, at, names))
+    )
+
+
+# The reader of each field by its name; all others are counts.
+_READERS: Final[Mapping[str, _Reader]] = {
+    "version": _version,
+    "model": _string,
+    **dict.fromkeys(("inputs", "outputs", "weights"), _names),
+    **dict.fromkeys(("micro_batch", "depth"), _size),
+    "ranks": _ranks,
+    "stages": _stages,
+}
 
 
 def _wrong_type(where: str, expected: str, found: object) -> PlanError:
@@ -224,13 +207,13 @@ def _check_sequence(stages: tuple[StagePlan, ...]) -> None:
             raise PlanError(f"{where}.index is {stage.index}, expected {index}; sort the stages")
         if stage.begin != position:
             raise PlanError(
-                f"{where}.begin is {stage.begin}, expected {position}, where the stage before it "
-                f"ends; stages must follow one another without a gap"
+                f"{where}.begin is {stage.begin}, expected {position}, the end of the stage before "
+                f"it; make the plan again with `pipepar plan`"
             )
         if stage.end <= stage.begin:
             raise PlanError(
-                f"{where}.end is {stage.end}, expected more than its begin, {stage.begin}; "
-                f"plan for fewer ranks"
+                f"{where}.end is {stage.end}, expected more than its begin, {stage.begin}; plan "
+                f"for fewer ranks"
             )
         position = stage.end
 
@@ -239,8 +222,8 @@ def _check_ranks(plan: Plan) -> None:
     ranks = plan.ranks
     if ranks is not None and (len(ranks) != len(plan.stages) or len(set(ranks)) != len(ranks)):
         raise PlanError(
-            f"plan.ranks is {list(ranks)}, expected another rank for each of {len(plan.stages)} "
-            f"stages; make the plan again with `pipepar plan`"
+            f"plan.ranks is {list(ranks)}, expected a different rank for each of the "
+            f"{len(plan.stages)} stages; make the plan again with `pipepar plan`"
         )
 
 
@@ -250,26 +233,27 @@ def _check_values(plan: Plan) -> None:
         for name in stage.inputs:
             if name not in plan.inputs and producer.get(name, stage.index) >= stage.index:
                 raise PlanError(
-                    f"plan.stages[{stage.index}].inputs names {name!r}, which no earlier stage and "
-                    f"no input of the model provides; make the plan again with `pipepar plan`"
+                    f"plan.stages[{stage.index}].inputs contains {name!r}, expected an input of "
+                    f"the model or an output of an earlier stage; make the plan again with "
+                    f"`pipepar plan`"
                 )
     for name in plan.outputs:
         if name not in producer:
             raise PlanError(
-                f"plan.outputs names {name!r}, which no stage makes; "
-                f"make the plan again with `pipepar plan`"
+                f"plan.outputs contains {name!r}, expected an input of the model or an output of a "
+                f"stage; make the plan again with `pipepar plan`"
             )
 
 
 def _producers(plan: Plan) -> dict[str, int]:
-    """The stage where each value comes from; the model's inputs come from stage 0."""
+    """Return the stage that produces each value; stage 0 for the inputs of the model."""
     producer = dict.fromkeys(plan.inputs, 0)
     for stage in plan.stages:
         for name in stage.outputs:
             if name in producer:
                 raise PlanError(
-                    f"plan.stages[{stage.index}].outputs names {name!r}, which stage "
-                    f"{producer[name]} already provides, expected one source for each value; "
+                    f"plan.stages[{stage.index}].outputs contains {name!r}, which stage "
+                    f"{producer[name]} already provides, expected one producer for each value; "
                     f"make the plan again with `pipepar plan`"
                 )
             producer[name] = stage.index

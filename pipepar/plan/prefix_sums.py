@@ -1,4 +1,4 @@
-"""The model as a row of places where a stage may begin or end."""
+"""The places where a stage may begin or end, and the costs of the model before each of them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ Integers = npt.NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class PrefixSums:
-    """What a search asks of a model; a stage is what lies between two of its P places."""
+    """The costs of a model at its P places; a stage is the part between two places."""
 
     position: Integers
-    """[P] of the layer after each place: 0, the useful cuts, the number of layers."""
+    """[P] index of the layer after each place: 0, the useful cuts, the number of layers."""
     done: Integers
-    """[P] how many layers before each place have work for any kind of device, ascending."""
+    """[P] number of layers before each place that have work for any kind of device, ascending."""
     work: Mapping[str, Floats]
-    """[P] work before each place by kind of device, ascending."""
+    """[P] work before each place, by kind of device, ascending."""
     weights: Floats
     """[P] bytes of the weights before each place, ascending."""
     crossing: Floats
     """[P] bytes that cross at each place; 0 at both ends."""
     workspace: Floats
-    """[P - 1] bytes that the largest layer between a place and the next computes with."""
+    """[P - 1] bytes of the largest workspace of a layer between each place and the next."""
     depth: int
-    """How many micro-batches of what crosses a device holds."""
+    """Number of micro-batches that a channel holds."""
 
     def memory(self, begin: int, end: int) -> Floats:
-        """Bytes for the stages from each place in [begin, end) to `end`."""
+        """Return the bytes of the stages from each place in [begin, end) to the place `end`."""
         largest: Floats = np.maximum.accumulate(self.workspace[begin:end][::-1])[::-1]
         in_flight: Floats = self.depth * (self.crossing[begin:end] + self.crossing[end])
         weights: Floats = self.weights[end] - self.weights[begin:end]
@@ -42,12 +42,12 @@ class PrefixSums:
 
 
 def prefix_sums(layers: Sequence[LayerCost], kinds: Collection[str], depth: int) -> PrefixSums:
-    """Keep of the legal cuts those with work on both sides.
+    """Return the costs of a model at its useful cuts: legal cuts with work on both sides.
 
     Args:
         layers: the model.
-        kinds: those of all devices.
-        depth: how many micro-batches of what crosses a device holds.
+        kinds: the kinds of all devices.
+        depth: number of micro-batches that a channel holds.
     """
     works = {kind: [layer.work_on(kind) for layer in layers] for kind in kinds}
     has_work = np.any(np.array(list(works.values())) > 0, axis=0)

@@ -1,22 +1,23 @@
-"""What a pipeline would do, without running it: costs in, the spans of a trace out.
+"""Simulation of a pipeline: the costs of a plan become the spans of a trace.
 
-Times are constant, so no queue of events is needed: micro-batch by micro-batch and stage by stage,
-every moment is the latest of the few that it waits for. With m a micro-batch and D the depth of
-the channel it crosses, for one stage:
+Times are constant, so no event queue is needed. Micro-batches are simulated one after another,
+stage by stage; each time is the latest of the few times that it depends on. For one stage, with m a
+micro-batch and D the depth of the channel that it crosses:
 
-1. *receive* ends when m has arrived on every channel into the stage; all are emptied of it then.
-   The first stage finds its input there at once.
-2. *compute* follows and takes the stage's time.
-3. *send* hands m to the stage's channels, the nearest stage's first. It waits where D micro-batches
-   are still there that were handed over before: until m - D has left. Then comes m + 1.
+1. *receive* ends when m has arrived on every channel into the stage. The input of the first stage
+   is available at once.
+2. *compute* follows, and takes the time of the stage.
+3. *send* passes m to the channels of the stage, to the nearest stage first. The sending end of a
+   channel holds D micro-batches, so it waits until m - D has been transferred. Then m + 1 follows.
 
-And for the channel, beside what the stages do:
+Independently of the stages, for each channel:
 
-4. m sets out when it was handed over, m - 1 has left, and the receiver, which holds D micro-batches
-   that it has not taken, has taken m - D.
-5. It arrives, and has left, after the transfer's time.
+4. The transfer of m begins when m was passed to the channel, m - 1 has been transferred, and the
+   receiver has taken m - D, since the receiving end also holds D micro-batches.
+5. It ends after the time of the transfer.
 
-A channel that skips stages is as many times deeper as it spans stages, as in a run.
+The depth of a channel that skips stages is multiplied by the number of stages that it spans, as in
+a run.
 """
 
 from __future__ import annotations
@@ -30,41 +31,36 @@ from pipepar.trace import Span, Totals, bound
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """A predicted run; its clock starts at 0 when the first stage does."""
+    """A predicted run; time 0 is when the first stage begins."""
 
     stages: int
-    """How many."""
+    """Number of stages."""
     spans: tuple[Span, ...]
-    """What each stage did, by micro-batch and then by stage; seconds."""
+    """The spans of all stages, sorted by micro-batch and then by stage; in seconds."""
 
     @property
     def seconds(self) -> float:
-        """Until the last stage has computed the last micro-batch."""
+        """Seconds until all stages are done."""
         return max(span.end for span in self.spans)
 
     @property
     def fill(self) -> float:
-        """Seconds until every stage has had work: the last begins its first micro-batch."""
+        """Seconds until the last stage begins to compute its first micro-batch."""
         return min(span.begin for span in self._computed(self.stages - 1))
 
     @property
     def drain(self) -> float:
-        """Seconds from the end of the first stage's work to the end of all."""
+        """Seconds from the end of the work of the first stage to the end of the run."""
         return self.seconds - max(span.end for span in self._computed(0))
 
     @property
     def bound(self) -> float:
-        """Seconds that a perfect pipeline would take for the same stages; see `trace.bound`."""
+        """Seconds of a perfect pipeline with the same stages; see `trace.bound`."""
         totals = [Totals() for _ in range(self.stages)]
         for span in self.spans:
             if span.kind == "compute":
                 totals[span.stage].add(span.seconds)
         return bound(totals)
-
-    @property
-    def efficiency(self) -> float:
-        """Achieved / bound, as a share of the perfect pipeline's speed."""
-        return self.bound / self.seconds if self.seconds else 1.0
 
     def _computed(self, stage: int) -> Iterator[Span]:
         return (span for span in self.spans if span.stage == stage and span.kind == "compute")
@@ -73,20 +69,20 @@ class Timeline:
 def simulate(
     compute: Sequence[float], transfer: Mapping[Edge, float], microbatches: int, depth: int = 2
 ) -> Timeline:
-    """Predict when each stage does what.
+    """Predict the timeline of a run.
 
     Args:
-        compute: seconds that each stage computes for a micro-batch, 0 or more.
-        transfer: for each edge (producer, consumer), seconds that a micro-batch is on its way.
-        microbatches: how many there are, 1 or more.
+        compute: for each stage, seconds to compute one micro-batch, 0 or more.
+        transfer: for each edge (producer, consumer), seconds to transfer one micro-batch.
+        microbatches: number of micro-batches, 1 or more.
         depth: micro-batches that may wait on each end of a channel between neighbours, 1 or more.
 
     Returns:
-        The spans that a trace of the run would hold, but those of its files.
+        The spans that a trace of the run would contain, without the spans of reading and writing.
 
     Raises:
-        ValueError: there is no stage, no micro-batch or no depth, or an edge does not lead on from
-            one of the stages to a later one.
+        ValueError: there is no stage or micro-batch, the depth is 0, or an edge does not lead from
+            a stage to a later one.
     """
     if min(len(compute), microbatches, depth) < 1:
         raise ValueError(
@@ -97,7 +93,7 @@ def simulate(
     for (producer, consumer), seconds in sorted(transfer.items()):
         if not 0 <= producer < consumer < len(stages):
             raise ValueError(
-                f"found edge {producer} -> {consumer}, expected it to lead on among "
+                f"found edge {producer} -> {consumer}, expected an edge to a later one of "
                 f"{len(stages)} stages"
             )
         channel = _Channel(seconds, depth * (consumer - producer))
@@ -110,29 +106,36 @@ def simulate(
 
 
 class _Channel:
-    """One edge: when each micro-batch left the sender and was taken by the receiver."""
+    """One edge: the times when each micro-batch was transferred, and taken by the receiver."""
 
     def __init__(self, seconds: float, depth: int) -> None:
         self._seconds = seconds
         self._depth = depth
-        self.left: list[float] = []
+        self.transferred: list[float] = []
         self.taken: list[float] = []
 
     def send(self, now: float) -> float:
-        """Hand the next micro-batch over, as soon as there is room; the time that this is done."""
-        handed = max(now, _before(self.left, self._depth))
-        free = max(_before(self.left, 1), self._receiver_free())
-        self.left.append(max(handed, free) + self._seconds)
-        return handed
+        """Send the next micro-batch as soon as there is room.
+
+        Args:
+            now: the time when the stage is ready to send.
+
+        Returns:
+            The time when the stage may continue.
+        """
+        sent = max(now, _before(self.transferred, self._depth))
+        free = max(_before(self.transferred, 1), self._receiver_free())
+        self.transferred.append(max(sent, free) + self._seconds)
+        return sent
 
     def _receiver_free(self) -> float:
-        """When there is room for the next micro-batch at the receiver."""
-        earlier = len(self.left) - self._depth
+        """Return the time when the receiver has room for the next micro-batch."""
+        earlier = len(self.transferred) - self._depth
         return self.taken[earlier] if earlier >= 0 else 0.0
 
 
 class _Stage:
-    """One stage and what it does for one micro-batch after the other."""
+    """One stage, which processes one micro-batch after another."""
 
     def __init__(self, index: int, seconds: float) -> None:
         self._index = index
@@ -142,9 +145,16 @@ class _Stage:
         self.outlets: list[_Channel] = []
 
     def step(self, number: int) -> Iterator[Span]:
-        """Receive, compute, send; every earlier stage has done so for this micro-batch."""
+        """Simulate one micro-batch, which all earlier stages have already processed.
+
+        Args:
+            number: the index of the micro-batch; called in ascending order.
+
+        Yields:
+            The spans of receive, compute and send.
+        """
         begin = self._free
-        received = max([begin, *(channel.left[number] for channel in self.inlets)])
+        received = max([begin, *(channel.transferred[number] for channel in self.inlets)])
         for channel in self.inlets:
             channel.taken.append(received)
         computed = received + self._seconds
@@ -159,5 +169,5 @@ class _Stage:
 
 
 def _before(times: Sequence[float], steps: int) -> float:
-    """The time so many micro-batches ago; 0 where there was none."""
+    """Return the time of the micro-batch `steps` before the next one; 0 if there was none."""
     return times[-steps] if len(times) >= steps else 0.0

@@ -1,4 +1,4 @@
-"""Whether a pipeline is the right tool: what copies of the whole model would reach instead."""
+"""Advice whether replicas of the whole model would be faster than a pipeline."""
 
 from __future__ import annotations
 
@@ -10,50 +10,54 @@ from pipepar.plan.costs import DeviceCost
 from pipepar.planner.choice import Choice
 from pipepar.planner.prediction import seconds_on
 
-# Copies must be worth the memory and the further jobs.
-_WORTH: Final = 1.05
-_MOST: Final = 10_000
+# Replicas need more memory and more jobs, so they must be faster by this factor.
+_GAIN: Final = 1.05
+# Above this number of micro-batches, the time is computed as if they could be divided.
+_MOST_EXACT: Final = 10_000
 
 
 def advice(choice: Choice, devices: Sequence[DeviceCost]) -> str | None:
-    """What would be faster than a pipeline.
+    """Return the advice to use replicas instead of a pipeline, if they are faster.
 
-    Copies take micro-batches one after another, each the next as soon as it is free. They compute
-    as fast as was measured or counted for stages; where ranks share a memory bus, that is with all
-    ranks busy.
+    Each replica takes the next micro-batch as soon as it is free. Its speed is the speed that was
+    measured or counted for stages; on ranks that share a memory bus, with all ranks busy.
 
     Args:
         choice: the plan.
-        devices: all there are, whether the plan uses them or not.
+        devices: all devices, whether the plan uses them or not.
 
     Returns:
-        A sentence with the figures; None if the model fits no device, there is but one, or the
-        pipeline is about as fast.
+        A sentence with the figures; None if the model fits no device, there is only one device or
+        one micro-batch, or the pipeline is about as fast.
     """
     weights = sum(stage.weight_bytes for stage in choice.plan.stages)
     memory = weights + max(layer.workspace for layer in choice.cost.layers)
-    able = [device for device in devices if memory <= device.memory]
+    large_enough = [device for device in devices if memory <= device.memory]
     count = choice.prediction.target.microbatches
-    if not able or len(devices) < 2 or count < 2 or not choice.prediction.seconds:
+    if not large_enough or len(devices) < 2 or count < 2 or not choice.prediction.seconds:
         return None
-    times = sorted(seconds_on(device, choice.cost.layers) for device in able)[:count]
+    times = sorted(seconds_on(device, choice.cost.layers) for device in large_enough)[:count]
     alone = count * min(times)
-    copies, stages = alone / _makespan(times, count), alone / choice.prediction.seconds
-    if copies < _WORTH * stages:
+    replicas, stages = alone / _makespan(times, count), alone / choice.prediction.seconds
+    if replicas < _GAIN * stages:
         return None
-    single = copies < _WORTH
+    single = replicas < _GAIN
     what = "one device alone" if single else f"{len(times)} replicas"
     how = "one rank" if single else "jobs of one rank each, with a share of the input"
     return (
-        f"the model fits on one device: {what} would give {copies:.1f}x its speed, "
-        f"{len(choice.plan.stages)} stages {stages:.1f}x; where speed is all that counts, start "
-        f"{how}"
+        f"the model fits on one device: {what} would give {replicas:.1f}x its speed, "
+        f"{len(choice.plan.stages)} stages {stages:.1f}x; if only speed matters, start {how}"
     )
 
 
 def _makespan(times: Sequence[float], count: int) -> float:
-    """Seconds until so many equal tasks are done by workers that take these times for each."""
-    if count > _MOST:
+    """Return the seconds to complete equal tasks on several workers.
+
+    Args:
+        times: for each worker, seconds for one task.
+        count: number of tasks.
+    """
+    if count > _MOST_EXACT:
         return count / sum(1 / seconds for seconds in times)
     free = [(seconds, seconds) for seconds in times]
     heapq.heapify(free)

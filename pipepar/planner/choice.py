@@ -1,8 +1,8 @@
-"""How many samples travel together, how many micro-batches may wait, and where to cut for that.
+"""The choice of the micro-batch, the depth, the cuts and the order of the ranks.
 
-A larger micro-batch makes the most of a device, a smaller one fills the pipeline sooner and takes
-less memory. So a plan is made for each size whose times are known, and the one counts by which the
-user's samples are done first.
+A larger micro-batch uses a device better; a smaller one fills the pipeline sooner and takes less
+memory. So a plan is made for each size with known times, and the fastest one is chosen for the
+number of samples of the user.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from pipepar.planner.plan_from_cuts import plan_of
 from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.prediction import ModelCost, Prediction, Target, predict
 
-# A smaller micro-batch that is slower by no more than this is taken.
+# A smaller micro-batch is preferred if it is slower by at most this share.
 _CLOSE: Final = 0.03
-# Another order of the ranks must be faster by this, for it is predicted by coarser figures.
-_WORTH: Final = 0.05
+# Another order of the ranks must be faster by this share, since its prediction is less exact.
+_GAIN: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A plan, and what it would take."""
+    """A plan and its prediction."""
 
     plan: Plan
-    """With its micro-batch and depth."""
+    """The plan, with its micro-batch and depth."""
     prediction: Prediction
-    """On the hardware that it was made for."""
+    """The prediction for the hardware of the plan."""
     cost: ModelCost
-    """Of the model, for one micro-batch."""
+    """The cost of the model for one micro-batch."""
 
 
 def choose(
@@ -50,21 +50,23 @@ def choose(
     sizes: Sequence[int],
     request: PlanRequest,
 ) -> Choice:
-    """The plan by which the samples are done first.
+    """Return the fastest plan for the samples.
 
     Args:
         graph: the captured model.
         table: its legal cuts.
-        hardware: one device for each stage.
-        costs: what the model costs for a size of micro-batch.
-        sizes: those to choose from, ascending.
-        request: how many samples there are, and the depth if the user named one.
+        hardware: the devices and links.
+        costs: returns the cost of the model for a size of micro-batch.
+        sizes: the sizes of micro-batch to choose from, ascending.
+        request: the number of samples, the depth, and the allowed use of devices.
 
     Returns:
-        The best of them. Of two that are about as fast the one with the smaller micro-batch.
+        The plan with the most samples per second; of plans that are about as fast, the one with the
+        smallest micro-batch.
 
     Raises:
-        PlanError: no size can be cut into as many stages as there are devices, or fits them.
+        PlanError: for every size, there are too few cuts, or the stages do not fit the devices.
+        ValueError: there are no sizes.
     """
     planned, refusal = list[Choice](), None
     for size in sizes:
@@ -83,18 +85,18 @@ def choose(
 
 
 def faster(choice: Choice, other: Callable[[], Choice]) -> Choice:
-    """The other choice if it is clearly faster than the first and there is one.
+    """Return another choice if it is clearly faster than the given one.
 
     Args:
-        choice: in the order of the ranks.
-        other: makes one in another order; may raise PlanError.
+        choice: the choice in the order of the ranks.
+        other: makes the other choice; may raise PlanError.
     """
     try:
         made = other()
     except PlanError:
         return choice
     gain = made.prediction.samples_per_second / (choice.prediction.samples_per_second or math.inf)
-    return made if gain > 1 + _WORTH else choice
+    return made if gain > 1 + _GAIN else choice
 
 
 def _fitting(
@@ -105,7 +107,7 @@ def _fitting(
     size: int,
     request: PlanRequest,
 ) -> Choice:
-    """The plan with the first of the depths that fits the devices' memory."""
+    """Return the plan with the first depth that fits the memory of the devices."""
     *others, last = request.depths
     for depth in others:
         try:
@@ -113,7 +115,7 @@ def _fitting(
                 graph, table, cost, Target(hardware, size, depth, request.samples), request
             )
         except PlanError:
-            continue  # the last one tells why
+            continue  # the last depth raises the error
     return _planned(graph, table, cost, Target(hardware, size, last, request.samples), request)
 
 
@@ -123,7 +125,8 @@ def _planned(
     try:
         return _cut(graph, table, cost, cost.layers, target, request)
     except PlanError:
-        # A weight that several layers use counts for each of them, though a stage has it once.
+        # The layers count a shared weight once for each layer that uses it, though a stage stores
+        # it once. So try again with each weight counted once.
         sharing = _cut(graph, table, cost, cost.sharing, target, request)
         if all(stage.memory <= stage.device.memory for stage in sharing.prediction.stages):
             return sharing

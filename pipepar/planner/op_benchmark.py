@@ -1,9 +1,9 @@
-"""How long operations take, each computed by itself: once for each that differs from the others.
+"""Benchmarks of single operations.
 
-What an operation reads is cut out of memory that is made once. Activations always lie in the same
-place, so that small ones are in the caches, as they are when the operation before has just made
-them; weights follow one another through as much memory as a stage's weights take, so that they
-come from as far away as in a run.
+The arguments of an operation are views of memory that is allocated once. Activations always have
+the same addresses, so small ones are in the caches, as in a run, where the operation before has
+just written them. Weights move through as much memory as the weights of a stage take, so they come
+from the same level of memory as in a run.
 """
 
 from __future__ import annotations
@@ -26,29 +26,31 @@ from pipepar.microbatch import TensorSpec
 from pipepar.model.module_tensors import named_tensors
 from pipepar.model.split.operations import Needed, Operation
 
-# More than a core has of its caches for itself; touching more memory would take too long.
+# Bytes; more than the caches of a core. Touching more memory would take too long.
 _MOST_WEIGHTS: Final = 64 * 2**20
+# Number of random values; tensors repeat them, since drawing more would dominate the time.
 _NOISE: Final = 2**16
-_ALIGNED: Final = 64  # elements, so that every tensor begins where an allocator would put it
+# Elements; tensors are aligned as an allocator would align them.
+_ALIGNED: Final = 64
 _ROUNDS: Final = 5
-# Waiting for a GPU takes longer than many an operation, of which a run enqueues one after another.
+# Synchronising with a GPU takes longer than many operations, so several calls share one.
 _REPEATS: Final = 10
-# Slow operations are not computed as often.
+# No further round begins after this time.
 _SECONDS: Final = 1.0
-# Long enough to see a neighbour on the same core, or a quota that is renewed ten times a second.
+# Long enough to detect another process on the core, or a CPU quota with a period of 0.1 s.
 _PACE_SECONDS: Final = 0.5
 
 Call = Callable[[], Any]
 
 
 class OpBenchmark:
-    """Operations that can be computed again and again.
+    """A benchmark of operations that can be repeated.
 
     Args:
-        operations: all different.
-        device: where to compute.
-        weight_bytes: of a stage; so much memory the weights are spread over.
-        room: bytes that one operation may take; one that needs more is not computed.
+        operations: the operations, all different.
+        device: the device to compute on.
+        weight_bytes: bytes of the weights of a stage; the weights use as much memory.
+        room: bytes that one operation may take; an operation that needs more is not computed.
     """
 
     def __init__(
@@ -63,27 +65,27 @@ class OpBenchmark:
         self._operations = [each if _is_timed(each, room) else None for each in operations]
         timed = [each for each in self._operations if each is not None]
         self._memory = _Memory(timed, device, min(weight_bytes, _MOST_WEIGHTS))
-        self._round()  # finds out what fails, and warms up
+        self._round()  # warms up, and excludes operations that fail
 
     def medians(self) -> list[float | None]:
-        """Seconds of each operation, warm; None for one that cannot be computed by itself."""
+        """Return the median seconds of each operation; None for one that cannot be timed."""
         rounds: list[list[float | None]] = []
         end = time.perf_counter() + _SECONDS
         while not rounds or (len(rounds) < _ROUNDS and time.perf_counter() < end):
             rounds.append(self._round())
         columns = ([t for t in times if t is not None] for times in zip(*rounds, strict=True))
-        # One that failed in any round is not to be relied on.
+        # An operation that failed in any round has no reliable time.
         return [statistics.median(c) if len(c) == len(rounds) else None for c in columns]
 
     def pace(self, expected: Sequence[float | None], counts: Sequence[int]) -> float:
-        """How fast this device computes the operations now, 1 where it takes what is expected.
+        """Return the speed of this device now, relative to expected times; 1 if it matches them.
 
-        The mean over a while, unlike a median, counts what the device does not compute at all
-        because something else does.
+        A mean over some time is used, since a median would not count pauses while another process
+        has the device.
 
         Args:
             expected: seconds of each operation; None for one that does not count.
-            counts: how often the model has each.
+            counts: how often each operation occurs in the model.
         """
         planned = taken = 0.0
         end = time.perf_counter() + _PACE_SECONDS
@@ -93,22 +95,22 @@ class OpBenchmark:
             if not known:
                 return 1.0
             taken += sum(seconds * count for seconds, _, count in known)
-            planned += sum(awaited * count for _, awaited, count in known)
+            planned += sum(seconds * count for _, seconds, count in known)
         return planned / taken
 
     def _round(self) -> list[float | None]:
-        """Compute every operation once, and tell the seconds of each."""
-        return [self._attempt(place) for place in range(len(self._operations))]
+        """Compute every operation once, and return the seconds of each."""
+        return [self._attempt(index) for index in range(len(self._operations))]
 
-    def _attempt(self, place: int) -> float | None:
-        """Compute one operation; one that fails on made-up values is not tried again."""
-        operation = self._operations[place]
+    def _attempt(self, index: int) -> float | None:
+        """Compute one operation; exclude it if it fails on made-up values."""
+        operation = self._operations[index]
         try:
             return None if operation is None else self._timed(operation)
-        except torch.AcceleratorError:  # from now on, nothing can be computed on this GPU
+        except torch.AcceleratorError:  # the GPU is unusable after this error
             raise
-        except Exception:  # told to whoever asks, as a time that is not there
-            self._operations[place] = None
+        except Exception:  # the caller counts the operation instead
+            self._operations[index] = None
             return None
 
     def _timed(self, operation: Operation) -> float:
@@ -120,7 +122,7 @@ class OpBenchmark:
                 call()
             self._finish()
             seconds = (time.perf_counter() - begin) / self._repeats
-        self._memory.mend()
+        self._memory.refill_if_written()
         return seconds
 
     def _finish(self) -> None:
@@ -129,9 +131,9 @@ class OpBenchmark:
 
 
 def _is_timed(operation: Operation, room: float) -> bool:
-    """Whether there is room for it, and made-up values tell how long it takes.
+    """Return whether an operation fits in `room`, and its time does not depend on values.
 
-    In a mixture of experts, what there is to compute depends on more than sizes.
+    In a mixture of experts, the values decide how much each expert computes.
     """
     own = named_tensors(operation.target) if isinstance(operation.target, nn.Module) else {}
     size = sum(each.spec.extent * each.spec.dtype.itemsize for each in operation.needed)
@@ -140,14 +142,14 @@ def _is_timed(operation: Operation, room: float) -> bool:
 
 
 def _with_values(operation: Operation, device: torch.device) -> Operation:
-    """The operation with a copy of its module that has weights, for as long as it is computed."""
+    """Return the operation with a copy of its module that has weights."""
     if not isinstance(operation.target, nn.Module):
         return operation
     return replace(operation, target=_filled(operation.target, device))
 
 
 def _filled(module: nn.Module, device: torch.device) -> nn.Module:
-    """A copy with values: its own where it has them, such as a table of positions."""
+    """Return a copy with values: made-up ones for tensors on meta, else the module's own."""
     own = named_tensors(module)
     made = copy.deepcopy(module).to_empty(device=device)
     for name, tensor in named_tensors(made).items():
@@ -159,25 +161,25 @@ def _filled(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _fill(tensor: torch.Tensor) -> None:
-    """Numbers of no meaning: not all alike, none of them slow as the tiniest are.
+    """Fill a tensor with made-up values.
 
-    Whole numbers are 0, which is a position in any table.
+    Floating-point values differ, and none is denormal, which would be slow. Integers are 0, which
+    is a valid index of any table.
     """
     if not tensor.is_floating_point():
         tensor.zero_()
         return
     flat = tensor.as_strided((TensorSpec.of(tensor).extent,), (1,))  # channels may come last
     size = min(_NOISE, len(flat))
-    # Not every type of number can be drawn.
+    # Random values cannot be drawn in every dtype.
     noise = torch.empty(size, device=tensor.device).uniform_(0.1, 1.0).to(tensor.dtype)
-    # Drawing so many numbers would take longer than all the rest.
     for begin in range(0, len(flat), _NOISE):
         part = flat[begin : begin + _NOISE]
         part.copy_(noise[: len(part)])
 
 
 class _Memory:
-    """Where arguments come from, by dtype."""
+    """The memory of the arguments, by dtype."""
 
     def __init__(
         self, operations: Sequence[Operation], device: torch.device, weight_bytes: int
@@ -197,18 +199,18 @@ class _Memory:
         self._weights = {dtype: _Block(dtype, size, device) for dtype, size in weights.items()}
 
     def call(self, operation: Operation) -> Call:
-        """The operation with its arguments."""
+        """Return a call of the operation with its arguments."""
         for block in self._activations.values():
             block.rewind()
-        args, kwargs = pytree.tree_map(self._given, (operation.args, dict(operation.kwargs)))
+        args, kwargs = pytree.tree_map(self._argument, (operation.args, dict(operation.kwargs)))
         return partial(operation.target, *args, **kwargs)
 
-    def mend(self) -> None:
-        """Put back what the operation has written over, else its values grow or fade."""
+    def refill_if_written(self) -> None:
+        """Restore values that the operation has overwritten; otherwise they grow or vanish."""
         for block in (*self._activations.values(), *self._weights.values()):
-            block.mend()
+            block.refill_if_written()
 
-    def _given(self, leaf: Any) -> Any:
+    def _argument(self, leaf: Any) -> Any:
         if isinstance(leaf, torch.device):
             return self._device
         if not isinstance(leaf, Needed):
@@ -218,7 +220,7 @@ class _Memory:
 
 
 def _sizes(operation: Operation, weight: bool) -> Mapping[torch.dtype, int]:
-    """Elements that an operation needs at once, by dtype."""
+    """Return the number of elements that an operation needs, by dtype."""
     sizes: dict[torch.dtype, int] = defaultdict(int)
     for each in operation.needed:
         if each.weight == weight:
@@ -231,7 +233,7 @@ def _rounded(spec: TensorSpec) -> int:
 
 
 class _Block:
-    """One piece of memory that tensors are cut out of, one behind the other and round again."""
+    """A ring of memory; tensors are views of consecutive parts of it."""
 
     def __init__(self, dtype: torch.dtype, size: int, device: torch.device) -> None:
         self._memory = torch.empty(size, dtype=dtype, device=device)
@@ -240,17 +242,17 @@ class _Block:
         self._version = self._memory._version
 
     def rewind(self) -> None:
-        """Begin at the beginning."""
+        """Take the next tensor from the beginning."""
         self._next = 0
 
-    def mend(self) -> None:
-        """Fill it again if anybody wrote into it."""
+    def refill_if_written(self) -> None:
+        """Fill the memory again if an operation wrote into it."""
         if self._memory._version != self._version:
             _fill(self._memory)
             self._version = self._memory._version
 
     def take(self, spec: TensorSpec) -> torch.Tensor:
-        """The next tensor of that shape and strides."""
+        """Return the next part as a tensor with the shape and strides of `spec`."""
         size = _rounded(spec)
         if self._next + size > len(self._memory):
             self._next = 0

@@ -1,4 +1,4 @@
-"""Whether a plan that was given fits the model and the job, and if not, where they differ."""
+"""The check that a given plan fits the model and the job; the error lists the differences."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ def require_fit(plan: Plan, graph: Graph, ranks: int) -> None:
     """Refuse a plan that was made for another model or another number of ranks.
 
     Args:
-        plan: the plan that the user gave.
+        plan: the plan of the user.
         graph: the captured model.
-        ranks: how many the job has.
+        ranks: number of ranks in the job.
 
     Raises:
-        PlanError: they do not fit; it lists the differences, the most telling first.
+        PlanError: the plan does not fit; the message lists the differences, the most important ones
+            first.
     """
     about_ranks = list(_ranks(plan, ranks))
     about_model = list(_edited(plan, graph) if plan.model == graph.digest else _other(plan, graph))
@@ -34,16 +35,16 @@ def require_fit(plan: Plan, graph: Graph, ranks: int) -> None:
     else:
         remedy = f"start it with mpirun -n {_needed(plan)}, or plan again with --stages {ranks}"
     if about_ranks or about_model:
-        raise PlanError(f"the plan does not fit:{_told(about_ranks + about_model, remedy)}")
+        raise PlanError(f"the plan does not fit:{_listed(about_ranks + about_model, remedy)}")
 
 
 def _needed(plan: Plan) -> int:
-    """Ranks that a job needs for the plan."""
+    """Return the number of ranks that the plan needs."""
     return len(plan.stages) if plan.ranks is None else max(plan.ranks) + 1
 
 
 def _ranks(plan: Plan, ranks: int) -> Iterator[str]:
-    """Where the plan and the number of ranks differ."""
+    """Yield the difference between the plan and the number of ranks."""
     if plan.ranks is None and len(plan.stages) != ranks:
         yield f"it has {len(plan.stages)} stages, the job has {ranks}"
     elif _needed(plan) > ranks:
@@ -51,17 +52,17 @@ def _ranks(plan: Plan, ranks: int) -> Iterator[str]:
 
 
 def _other(plan: Plan, graph: Graph) -> Iterator[str]:
-    """Where the plan and a model that it was not made for differ, to the eye."""
+    """Yield the visible differences between the plan and a model that it was not made for."""
     found = [*_operations(plan, graph), *_weights(plan, graph), *_values(plan, graph)]
     yield from found or [
-        f"all names and sizes that it tells agree, but it was made for model {plan.model[:12]}, "
-        f"found {graph.digest[:12]}: sizes or constants inside, the kind of device, or the version "
-        "of torch or transformers differ"
+        f"all names and sizes in it agree, but it was made for model {plan.model[:12]}, found "
+        f"{graph.digest[:12]}: inner sizes or constants, the kind of device, or the version of "
+        "torch or transformers differ"
     ]
 
 
 def _edited(plan: Plan, graph: Graph) -> Iterator[str]:
-    """Where the plan is not what its own cuts make of the model it was made for."""
+    """Yield the differences between the plan and what its cuts make of its own model."""
     found = [*_operations(plan, graph), *_values(plan, graph)]
     yield from found
     if found:
@@ -94,7 +95,7 @@ def _weights(plan: Plan, graph: Graph) -> Iterator[str]:
     lacking = [name for name in planned if name not in whole.weights]
     unplanned = [name for name in whole.weights if name not in planned]
     if lacking:
-        yield f"weights that only the plan names ({len(lacking)}): {_few(lacking)}"
+        yield f"weights that only the plan has ({len(lacking)}): {_few(lacking)}"
     if unplanned:
         yield f"weights that only the model has ({len(unplanned)}): {_few(unplanned)}"
     if lacking:
@@ -104,8 +105,8 @@ def _weights(plan: Plan, graph: Graph) -> Iterator[str]:
     now = sum(sizes[name] for stage in plan.stages for name in stage.weights)
     if before != now:
         yield (
-            f"the weights that it names take {readable_bytes(before)} in the plan, "
-            f"{readable_bytes(now)} in the model: another --dtype, or other sizes?"
+            f"its weights take {readable_bytes(before)} in the plan, {readable_bytes(now)} in the "
+            f"model: another --dtype, or other sizes?"
         )
 
 
@@ -118,18 +119,18 @@ def _values(plan: Plan, graph: Graph) -> Iterator[str]:
     exchanged = dict.fromkeys(name for s in plan.stages for name in s.inputs + s.outputs)
     lacking = [name for name in exchanged if name not in known]
     if lacking:
-        yield f"values of its stages that the model has not ({len(lacking)}): {_few(lacking)}"
+        yield f"values of its stages that the model lacks ({len(lacking)}): {_few(lacking)}"
 
 
 def _few(names: Iterable[str]) -> str:
-    """The first of some names, and how many there are beside them."""
+    """Return the first names, and the number of the others."""
     first, *more = [*names] or ["none"]
     shown, rest = [first, *more[: _NAMES - 1]], more[_NAMES - 1 :]
     return ", ".join(shown) + (f" and {len(rest)} more" if rest else "")
 
 
-def _told(differences: list[str], remedy: str) -> str:
-    """One difference on the same line, several each on its own, and then the remedy."""
+def _listed(differences: list[str], remedy: str) -> str:
+    """Return the differences and the remedy: a single difference inline, several as a list."""
     if len(differences) == 1:
         return f" {differences[0]}; {remedy}"
     shown, rest = differences[:_LINES], differences[_LINES:]

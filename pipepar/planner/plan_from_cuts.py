@@ -1,4 +1,4 @@
-"""Cuts, and what follows from them for each stage: a plan."""
+"""A plan from cuts."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def plan_of(
     depth: int | None = None,
     ranks: tuple[int, ...] | None = None,
 ) -> Plan:
-    """The plan that cuts a model there.
+    """Return the plan that cuts a model at the given positions.
 
     Args:
         graph: the captured model.
-        table: its legal cuts.
-        cuts: positions of the first node of each stage but the first, ascending; all legal.
-        micro_batch: samples that it is made for; None to leave that to the run.
-        depth: micro-batches that may wait on each end of a channel; None likewise.
-        ranks: the rank that runs each stage; None for stage k on rank k.
+        table: its counted costs.
+        cuts: position of the first node of each stage except stage 0, ascending; all legal.
+        micro_batch: samples in a micro-batch; None if the run decides.
+        depth: micro-batches that may wait on each end of a channel; None if the run decides.
+        ranks: the rank of each stage; None for stage k on rank k.
     """
     return Plan(
         model=graph.digest,

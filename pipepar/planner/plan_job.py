@@ -1,4 +1,4 @@
-"""The plan of a job, made on rank 0 of what all ranks measured, and the same on every rank."""
+"""The plan of a job: the root reads or makes it, and every rank receives it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import CutTable, cut_table
 from pipepar.model.split.operations import example_rows, takes_rows
 from pipepar.plan.costs import LinkCost
-from pipepar.plan.hardware import Interchangeable, Neighbours, several_kinds
+from pipepar.plan.hardware import Cluster, Neighbours, several_kinds
 from pipepar.plan.plan import Plan
 from pipepar.planner.choice import Choice, choose, faster
 from pipepar.planner.plan_check import require_fit
@@ -28,38 +28,41 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """What all ranks will do."""
+    """The plan that all ranks agreed on."""
 
     plan: Plan
-    """The same on every rank."""
+    """The plan; the same on every rank."""
     micro_batch: int
-    """Samples that travel together."""
+    """Samples in a micro-batch."""
     depth: int
     """Micro-batches that may wait on each end of a channel."""
     choice: Choice | None
-    """What it was measured to take, on rank 0; None where the plan was given."""
+    """The plan with its prediction, on rank 0; None if the plan was not made from measurements."""
 
 
 def agree_on_plan(run: RunContext, graph: Graph, request: PlanRequest, held: float = 0.0) -> Agreed:
-    """Take the plan that the user gave, or measure and make one. *Collective.*
+    """Use the plan of the user, or measure the ranks and make one. *Collective.*
 
     Args:
-        run: all ranks. Rank 0 shows remarks on the measuring.
+        run: the circumstances of the run; rank 0 displays notes on the measurement.
         graph: the captured model.
-        request: what the user wants of a plan, and on rank 0 the plan that was given.
-        held: bytes of the model's weights that this rank has in memory already.
+        request: the options of the user, and on rank 0 the given plan.
+        held: bytes of the weights of the model that this rank already has in memory.
+
+    Returns:
+        The plan, the same on every rank.
 
     Raises:
-        PipeparError: the plan does not fit the model or the ranks, or there is none that does;
-            raised once, by the lowest rank that has the problem; PeerError elsewhere.
+        PipeparError: the given plan does not fit the model or the ranks, or no plan fits; raised by
+            the lowest rank that has the problem. The other ranks raise PeerError.
     """
     world = run.world
     choice: Choice | None = None
     idle = request.samples == 0
-    way = world.broadcast("given" if request.given else "nothing to do" if idle else "")
-    if way == "given":
-        made = world.together(lambda: _taken(graph, request, world.size))
-    elif way:
+    case = world.broadcast("given" if request.given else "nothing to do" if idle else "")
+    if case == "given":
+        made = world.together(lambda: _given(graph, request, world.size))
+    elif case:
         made = world.together(lambda: request.completed(make_plan(graph, world.size)))
     elif world.size == 1 and len(sizes := _sizes(world, graph, request)) == 1:
         made = plan_of(graph, cut_table(graph), (), sizes[0], request.depths[0])
@@ -69,7 +72,7 @@ def agree_on_plan(run: RunContext, graph: Graph, request: PlanRequest, held: flo
         made = choice.plan if choice else None
     plan = Plan.from_json(world.broadcast(made.to_json() if made else ""))
     world.agree("plans", plan.digest)
-    assert plan.micro_batch is not None  # every way above names both
+    assert plan.micro_batch is not None  # every case above sets both
     assert plan.depth is not None
     return Agreed(plan, plan.micro_batch, plan.depth, choice)
 
@@ -82,19 +85,19 @@ def measured_choice(
     stages: int | None = None,
     held: float = 0.0,
 ) -> Choice | None:
-    """Measure what the ranks can do, and make the plan for that. *Collective.*
+    """Measure the ranks and links, and make the fastest plan for them. *Collective.*
 
     Args:
-        run: all ranks. Rank 0 shows remarks on the measuring.
+        run: the circumstances of the run; rank 0 displays notes on the measurement.
         graph: the captured model.
         table: its legal cuts and counted costs.
-        request: what the user wants of a plan.
-        stages: in a world of one, for how many devices like this one to plan, on links that cost
-            nothing.
-        held: bytes of the model's weights that this rank has in memory already.
+        request: the options of the user.
+        stages: in a world of one rank, the number of devices like this one to plan for, joined by
+            links that take no time; None to plan for the ranks.
+        held: bytes of the weights of the model that this rank already has in memory.
 
     Returns:
-        The plan on rank 0, None elsewhere.
+        The plan on rank 0, None on the other ranks.
 
     Raises:
         PipeparError: as in `agree_on_plan`.
@@ -102,7 +105,7 @@ def measured_choice(
     world = run.world
     sizes = _sizes(world, graph, request)
     profile = take_profile(run, graph, table, sizes, held, request.fresh)
-    hardware = profile.hardware if stages is None else _as_many(profile.hardware, stages)
+    hardware = profile.hardware if stages is None else _repeated(profile.hardware, stages)
 
     def costs(size: int) -> ModelCost:
         return model_cost(graph, table, size, profile.curve[size])
@@ -114,7 +117,7 @@ def measured_choice(
         choice = choose(graph, table, hardware, costs, sizes, request)
         if not (request.reorder and several_kinds(hardware)):
             return choice
-        pooled = Interchangeable.of(hardware)
+        pooled = Cluster.by_kind(hardware)
         other = replace(request, free_order=True)
         return faster(choice, lambda: choose(graph, table, pooled, costs, sizes, other))
 
@@ -122,14 +125,14 @@ def measured_choice(
 
 
 def _sizes(world: World, graph: Graph, request: PlanRequest) -> list[int]:
-    """The micro-batches to choose from; rank 0's count, as does its input."""
+    """Return the sizes of micro-batch to choose from; rank 0, which has the input, decides."""
 
     def own() -> list[int]:
         fixed = fixed_batch(graph)
         if not world.is_root or fixed is not None or request.micro_batch is not None:
             return request.sizes(fixed)
         known = example_rows(graph)
-        if not takes_rows(graph, known):  # its rows are not those of its samples: as it is, then
+        if not takes_rows(graph, known):  # rows and samples differ: keep the size of the example
             return [known]
         return [size for size in request.sizes(None) if takes_rows(graph, size)] or [known]
 
@@ -137,12 +140,12 @@ def _sizes(world: World, graph: Graph, request: PlanRequest) -> list[int]:
     return sizes
 
 
-def _as_many(hardware: Neighbours, stages: int) -> Neighbours:
+def _repeated(hardware: Neighbours, stages: int) -> Neighbours:
     return Neighbours(hardware.devices * stages, (LinkCost(),) * (stages - 1))
 
 
-def _taken(graph: Graph, request: PlanRequest, ranks: int) -> Plan | None:
-    if request.given is None:  # on every rank but 0
+def _given(graph: Graph, request: PlanRequest, ranks: int) -> Plan | None:
+    if request.given is None:  # on every rank except 0
         return None
     require_fit(request.given, graph, ranks)
     return request.completed(request.given, fixed_batch(graph))

@@ -1,4 +1,4 @@
-"""From a model to a plan without running anything: costs counted, cuts from the programme."""
+"""A plan from counted costs, without running the model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from pipepar.errors import PlanError
 from pipepar.model.capture.capture import capture
 from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import CutTable, cut_table
-from pipepar.plan.cluster import Cluster
 from pipepar.plan.costs import DeviceCost, LayerCost, LinkCost
-from pipepar.plan.hardware import DeviceSubset, Hardware
+from pipepar.plan.hardware import Cluster, DeviceSubset, Hardware
 from pipepar.plan.partition import partition
 from pipepar.plan.plan import Plan
 from pipepar.planner.advice import advice
@@ -27,16 +26,16 @@ from pipepar.planner.prediction import model_cost
 
 @dataclass(frozen=True, slots=True)
 class Planning:
-    """What is known of a model before it runs."""
+    """The legal cuts of a model, and optionally a plan with its prediction."""
 
     table: CutTable
-    """Where it can be cut."""
+    """The legal cuts and counted costs."""
     plan: Plan | None = None
-    """How it is cut; None if nobody said into how many stages."""
+    """The plan; None if the number of stages is unknown."""
     choice: Choice | None = None
-    """What the plan would take; None if nobody said on which devices."""
+    """The plan with its prediction; None if the devices are unknown."""
     advice: str | None = None
-    """What would be faster than a pipeline; None if nothing is known to be."""
+    """The advice to use replicas instead; None if they are not known to be faster."""
 
 
 def plan_model(
@@ -50,22 +49,23 @@ def plan_model(
     """Capture a model, and plan its stages.
 
     Args:
-        module: the model in eval mode, parameters on meta.
-        args: example of its positional inputs; shapes and dtypes count, values do not.
-        kwargs: the same for its keyword inputs.
-        stages: how many, one for each rank; None for as many as the cluster has devices, or for no
-            plan without one.
-        cluster: the devices to plan for, of which the first are used; None for equal ones.
-        request: what to plan for on that cluster; None to choose all.
+        module: the model in eval mode, with its parameters on meta.
+        args: example of its positional inputs; only shapes and dtypes are used.
+        kwargs: example of its keyword inputs.
+        stages: number of stages, one for each rank. None for one stage per device of the cluster;
+            without a cluster, None makes no plan.
+        cluster: the devices to plan for; the first `stages` of them are used. None for devices that
+            are all alike.
+        request: options of the plan for the cluster; None for the defaults.
 
     Returns:
-        Its legal cuts, the plan, and what that would take on the cluster.
+        The legal cuts, the plan, and its prediction on the cluster.
 
     Raises:
         CaptureError: the model cannot be traced.
         PlanError: it cannot be cut into that many stages, or does not fit the devices.
     """
-    hardware = None if cluster is None else _first(cluster, stages)
+    hardware = None if cluster is None else _first_devices(cluster, stages)
     graph = capture(module, args, kwargs)
     table = cut_table(graph)
     if hardware is not None:
@@ -75,11 +75,11 @@ def plan_model(
 
 
 def make_plan(graph: Graph, stages: int) -> Plan:
-    """Divide a model into stages of about equal work that send little.
+    """Divide a model into stages of about equal work, with few bytes between them.
 
     Args:
-        graph: the captured model; costs are counted at its example's sizes.
-        stages: how many stages, one for each rank.
+        graph: the captured model; costs are counted at the sizes of its example.
+        stages: number of stages, one for each rank.
 
     Returns:
         The plan; the same in every process that captured the same model.
@@ -91,13 +91,13 @@ def make_plan(graph: Graph, stages: int) -> Plan:
 
 
 def _equal_stages(graph: Graph, table: CutTable, stages: int) -> Plan:
-    """The plan for devices that are alike, behind links that cost nothing."""
+    """Return the plan for equal devices, joined by links that take no time."""
     layers = [LayerCost(w, crossing=c) for w, c in zip(table.costs, table.crossing, strict=True)]
     found = partition(layers, [DeviceCost(1.0)] * stages, [LinkCost()] * (stages - 1))
     return plan_of(graph, table, found.cuts)
 
 
-def _first(cluster: Cluster, stages: int | None) -> Hardware:
+def _first_devices(cluster: Cluster, stages: int | None) -> Hardware:
     devices = len(cluster.devices)
     if stages is not None and stages > devices:
         raise PlanError(
@@ -108,7 +108,10 @@ def _first(cluster: Cluster, stages: int | None) -> Hardware:
 
 
 def _choice(graph: Graph, table: CutTable, hardware: Hardware, request: PlanRequest) -> Choice:
-    """For the micro-batch that is wished, else the usual one, or the largest below that fits."""
+    """Return the plan for the requested micro-batch, else for the largest that fits.
+
+    The default micro-batch is tried first, then halves of it.
+    """
     costs = partial(model_cost, graph, table)
     size = request.counted_size
     while True:

@@ -1,4 +1,4 @@
-"""What a user says of a plan, and the defaults where nothing is said."""
+"""The options of a plan, and their defaults."""
 
 from __future__ import annotations
 
@@ -9,61 +9,61 @@ from typing import Final
 from pipepar.plan.plan import Plan
 
 DEPTH: Final = 2
-"""Enough that a stage goes on while its neighbour takes longer than usual once."""
+"""The default depth; a stage continues if its neighbour is late for one micro-batch."""
 
 MICRO_BATCH: Final = 32
-"""Where nothing was measured: large enough for most devices."""
+"""The default micro-batch without measurements; large enough for most devices."""
 
 CALL_MICRO_BATCH: Final = 8
-"""The same for a script's calls, which have fewer rows than a file."""
+"""The default micro-batch of calls from a script, which have fewer rows than a file."""
 
 _LARGEST: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What the user says of a plan."""
+    """The options of a plan."""
 
     samples: int | None = None
-    """How many there are to compute; None if unknown."""
+    """Number of samples to compute; None if unknown."""
     micro_batch: int | None = None
-    """How many of them travel together, at least 1; None to choose."""
+    """Samples in a micro-batch, at least 1; None to choose."""
     depth: int | None = None
     """Micro-batches that may wait on each end of a channel, at least 1; None to choose."""
     free_order: bool = False
-    """Whether any device may take any stage; links must then depend on kinds of devices alone."""
+    """Whether any device may take any stage; links must then depend only on kinds of devices."""
     fewer: bool = False
     """Whether devices may be left out."""
     reorder: bool = False
-    """Whether a plan by measured times may give stages to ranks of several kinds in any order."""
+    """Whether a measured plan may use ranks of several kinds in any order."""
     fresh: bool = False
-    """Whether to measure again what earlier jobs have kept."""
+    """Whether to measure again the times that earlier jobs have cached."""
     given: Plan | None = None
-    """A plan to use instead of making one, on rank 0; what is named above overrides it."""
+    """A plan to use instead of making one, on rank 0; micro_batch and depth override it."""
     default: int = MICRO_BATCH
-    """The micro-batch where none is named and none is measured."""
+    """The micro-batch if none is given and none is measured."""
 
     @classmethod
     def for_calls(cls, rows: int, micro_batch: int | None, depth: int | None) -> PlanRequest:
-        """What a script says that calls with batches like its example.
+        """Return the options of a script whose calls are like its example.
 
         Args:
-            rows: of the example.
+            rows: number of rows of the example.
             micro_batch: see `PlanRequest.micro_batch`.
             depth: see `PlanRequest.depth`.
         """
         default = CALL_MICRO_BATCH
-        if rows <= 1:  # a batch of one gives no size
+        if rows <= 1:  # an example of one row says nothing about the size of a call
             micro_batch = micro_batch or default
-        # A call may have more rows than the example, and so fill what was asked for.
+        # A call may have more rows than the example, so do not limit the requested micro-batch.
         samples = rows if rows >= (micro_batch or 1) else None
         return cls(samples, micro_batch, depth, default=default)
 
     def sizes(self, fixed: int | None) -> list[int]:
-        """The micro-batches to choose from, ascending.
+        """Return the sizes of micro-batch to choose from, ascending.
 
         Args:
-            fixed: the only one that the model takes; None for most models.
+            fixed: the only size that the model accepts; None for most models.
         """
         if fixed is not None:
             return [fixed]
@@ -79,21 +79,20 @@ class PlanRequest:
 
     @property
     def example_rows(self) -> int:
-        """Samples to capture the model with; most models then take any number."""
+        """Number of samples to capture the model with; most models then accept any number."""
         return self.micro_batch or (self.given and self.given.micro_batch) or self.default
 
     @property
     def counted_size(self) -> int:
-        """The micro-batch where work is counted, which says nothing in favour of any size."""
+        """The micro-batch of a plan from counted work, which favours no size."""
         return self.micro_batch or min(self.default, self.samples or self.default)
 
     def completed(self, plan: Plan, fixed: int | None = None) -> Plan:
-        """A plan with a micro-batch and a depth: the user's, else its own, else the defaults.
-
+        """Return a plan with a micro-batch and a depth: requested, else its own, else the default.
 
         Args:
             plan: the plan.
-            fixed: the only micro-batch that the model takes; None for most models.
+            fixed: the only micro-batch that the model accepts; None for most models.
         """
         micro_batch = self.micro_batch or plan.micro_batch or fixed or self.default
         return replace(plan, micro_batch=micro_batch, depth=self.depth or plan.depth or DEPTH)

@@ -1,8 +1,8 @@
-"""What a plan would take on given devices: seconds, bytes and a timeline.
+"""The prediction of a plan on given devices: seconds, bytes and a timeline.
 
-A stage's seconds are those of its operations, measured, or their counted work over its device's
-speed; a transfer's are its bytes over its link. What is counted is counted at the example's sizes,
-and grows with the rows of a micro-batch.
+The time of a stage is the sum of the measured times of its operations, or their counted work
+divided by the speed of its device. The time of a transfer follows from its bytes and its link. Work
+and bytes are counted at the sizes of the example, and scaled to the rows of a micro-batch.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from pipepar.plan.plan import Plan, StagePlan
 from pipepar.plan.simulate import Timeline, simulate
 
 MICROBATCHES: Final = 64
-"""At most as many are simulated: enough to see a pipeline fill, run and drain."""
+"""The most micro-batches to simulate; enough for a pipeline to fill, run and drain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to plan for."""
+    """The hardware and the load that a plan is made for."""
 
     hardware: Hardware
-    """Its devices, one a rank, and their links."""
+    """The devices, one for each rank, and their links."""
     micro_batch: int
-    """Samples that travel together."""
+    """Samples in a micro-batch."""
     depth: int
     """Micro-batches that may wait on each end of a channel."""
     samples: int | None = None
-    """How many there are to compute; None for as many as make `MICROBATCHES`."""
+    """Number of samples to compute; None for `MICROBATCHES` micro-batches."""
 
     @property
     def microbatches(self) -> int:
-        """How many there are, at least 1."""
+        """Number of micro-batches, at least 1."""
         if self.samples is None:
             return MICROBATCHES
         return max(1, -(-self.samples // self.micro_batch))
@@ -50,82 +50,81 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class StagePrediction:
-    """What one stage would take."""
+    """The prediction of one stage."""
 
     device: DeviceCost
-    """What it runs on."""
+    """Its device."""
     memory: float
-    """Bytes: its weights, what its channels hold, what its largest operation reads and makes."""
+    """Bytes of its weights, its channels, and the inputs and outputs of its largest operation."""
     compute: float
-    """Seconds for a micro-batch."""
+    """Seconds to compute one micro-batch."""
     transfer: float
-    """Seconds that what it receives is on its way, the longest of its channels; 0 for the first."""
+    """Seconds to receive one micro-batch, on the slowest of its channels; 0 for the first stage."""
 
     @property
     def slowest(self) -> float:
-        """Seconds between micro-batches if nothing else were slower."""
+        """Seconds between micro-batches if this stage is the slowest."""
         return max(self.compute, self.transfer)
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a whole pipeline would take."""
+    """The prediction of a whole pipeline."""
 
     stages: tuple[StagePrediction, ...]
-    """In order."""
+    """The stages, in order."""
     target: Target
-    """What it was planned for."""
+    """The hardware and load of the plan."""
     timeline: Timeline
-    """Of the first `MICROBATCHES` micro-batches, or of all."""
+    """The timeline of at most the first `MICROBATCHES` micro-batches."""
 
     @property
     def bottleneck(self) -> float:
-        """Seconds of the slowest stage or transfer."""
+        """Seconds of the slowest stage or transfer, for one micro-batch."""
         return max(stage.slowest for stage in self.stages)
 
     @property
     def seconds(self) -> float:
-        """For all micro-batches: as simulated, and then one after the other at the bottleneck."""
-        return self.timeline.seconds + self._beyond * self.bottleneck
+        """Seconds of the run: the simulated part, then one bottleneck for each micro-batch left."""
+        return self.timeline.seconds + self._not_simulated * self.bottleneck
 
     @property
     def bound(self) -> float:
-        """Seconds that a perfect pipeline would take for the same stages; see `trace.bound`."""
+        """Seconds of a perfect pipeline with the same stages; see `trace.bound`."""
         slowest = max(stage.compute for stage in self.stages)
-        return self.timeline.bound + self._beyond * slowest
+        return self.timeline.bound + self._not_simulated * slowest
 
     @property
     def efficiency(self) -> float:
-        """Achieved / bound, as a share of the perfect pipeline's speed."""
+        """The speed as a share of the speed of the perfect pipeline, 0 to 1."""
         return self.bound / self.seconds if self.seconds else 1.0
 
     @property
     def samples_per_second(self) -> float:
-        """Over the whole run, filling and draining too; 0 if there is nothing to compute."""
+        """Samples per second of the whole run; 0 if there is nothing to compute."""
         target = self.target
         samples = target.samples or target.microbatches * target.micro_batch
         return samples / self.seconds if self.seconds else 0.0
 
     @property
-    def _beyond(self) -> int:
-        """Micro-batches that are not simulated."""
+    def _not_simulated(self) -> int:
         return max(0, self.target.microbatches - MICROBATCHES)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCost:
-    """What a model costs for one micro-batch of the target's."""
+    """The cost of a model for one micro-batch."""
 
     layers: tuple[LayerCost, ...]
-    """One for each node of the graph; a weight that several use counts for each."""
+    """The cost of each node of the graph; a shared weight counts for each node that uses it."""
     sizes: Mapping[str, float]
     """Bytes of each value, by name."""
     first_use: tuple[float, ...]
-    """For each node, bytes of the weights that no node before it uses."""
+    """For each node, bytes of the weights that no earlier node uses."""
 
     @property
     def sharing(self) -> tuple[LayerCost, ...]:
-        """The layers, as if all that use a weight were in one stage."""
+        """The layers, with a shared weight counted only for the first node that uses it."""
         pairs = zip(self.layers, self.first_use, strict=True)
         return tuple(replace(layer, weights=weights) for layer, weights in pairs)
 
@@ -136,13 +135,13 @@ def model_cost(
     micro_batch: int,
     measured: Mapping[str, Sequence[float]] | None = None,
 ) -> ModelCost:
-    """What a micro-batch of so many samples costs.
+    """Return the cost of a micro-batch.
 
     Args:
         graph: the captured model.
-        table: its costs at the example's sizes.
-        micro_batch: samples; all that is counted but the weights grows with them.
-        measured: by kind of device, seconds of each compute node for that micro-batch; None to
+        table: its counted costs at the sizes of the example.
+        micro_batch: samples in the micro-batch; counted costs except weights grow with them.
+        measured: by kind of device, seconds of each compute node for this micro-batch; None to
             count operations instead.
     """
     scale = micro_batch / max(1, example_rows(graph))
@@ -165,12 +164,12 @@ def model_cost(
 
 
 def predict(plan: Plan, cost: ModelCost, target: Target) -> Prediction:
-    """Say what a plan would take.
+    """Predict a plan.
 
     Args:
-        plan: stage k runs on the target's device k.
-        cost: the model's, for the target's micro-batch.
-        target: at least as many devices as the plan has stages.
+        plan: the plan; stage k runs on device k of the target.
+        cost: the cost of the model for the micro-batch of the target.
+        target: the hardware and load, with at least as many devices as the plan has stages.
     """
     hardware = target.hardware
     transfer = {
@@ -192,7 +191,7 @@ def predict(plan: Plan, cost: ModelCost, target: Target) -> Prediction:
 
 
 def seconds_on(device: DeviceCost, layers: Sequence[LayerCost]) -> float:
-    """Time that a device computes these layers."""
+    """Return the seconds that a device takes to compute layers."""
     return sum(layer.work_on(device.kind) for layer in layers) / device.speed
 
 
@@ -201,11 +200,11 @@ def _works(measured: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
 
 
 def stage_memory(stage: StagePlan, layers: Sequence[LayerCost], depth: int) -> float:
-    """Bytes that a stage takes, as the partition counts them, but each weight once.
+    """Return the bytes of a stage, counted as by the partition, but with each weight once.
 
     Args:
-        stage: what the plan says of it.
-        layers: the whole model's, for one micro-batch.
+        stage: the stage.
+        layers: the costs of the whole model, for one micro-batch.
         depth: micro-batches that may wait on each end of a channel.
     """
     ends = [layer.crossing or 0.0 for at in (stage.begin, stage.end) for layer in layers[at:][:1]]
@@ -214,7 +213,7 @@ def stage_memory(stage: StagePlan, layers: Sequence[LayerCost], depth: int) -> f
 
 
 def _weights(graph: Graph) -> list[dict[str, int]]:
-    """For each node, bytes of the weights that it uses, itself or through a module, by name."""
+    """Return for each node the bytes of the weights that it or its module uses, by name."""
     below: dict[str, dict[str, int]] = defaultdict(dict)
     for name, spec in graph.weights.items():
         for target in accumulate(name.split("."), "{}.{}".format):
@@ -230,11 +229,11 @@ def _weights(graph: Graph) -> list[dict[str, int]]:
 
 
 def _first_use(weights: Sequence[Mapping[str, int]]) -> tuple[float, ...]:
-    known: set[str] = set()
+    used: set[str] = set()
     sizes = []
     for own in weights:
-        sizes.append(float(sum(size for name, size in own.items() if name not in known)))
-        known |= own.keys()
+        sizes.append(float(sum(size for name, size in own.items() if name not in used)))
+        used |= own.keys()
     return tuple(sizes)
 
 

@@ -1,8 +1,8 @@
-"""What a plan is made of, measured on the ranks that will run it.
+"""The measurements that a plan is made from, taken on the ranks that will run it.
 
-The time of a model's operations on each kind of device is kept from job to job. How fast each rank
-is just now, what memory it has free and how fast its links are is measured every time: another job
-may share its host today.
+The times of the operations of a model are cached from job to job, for each kind of device. The
+pace, the free memory and the links of the ranks are measured in every job, since another job may
+use the same host.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from pipepar.planner.op_benchmark import OpBenchmark
 from pipepar.planner.profile_cache import ProfileCache, Times
 
 Seconds = Mapping[str, tuple[float, ...]]
-"""By kind of device, seconds of each of the graph's compute nodes."""
+"""Seconds of each compute node of the graph, by kind of device."""
 
-# A micro-batch twice as large is worth trying while its samples take less time by this share.
+# A larger micro-batch is tried only if the last one reduced the time of a sample by this share,
 _GAIN: Final = 0.05
-# Nor are larger ones tried once the operations that differ take so many seconds.
+# and if the distinct operations together took no longer than this, in seconds.
 _LONGEST: Final = 0.5
-# Seconds for an operation's unit of work where not a single one can be timed.
+# Seconds per unit of counted work if no operation can be timed.
 _UNTIMED: Final = 1e-9
-# Of a rank's memory, what a single operation may take while it is timed.
+# The share of the memory of a rank that one operation may take while it is timed.
 _SHARE: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A job's ranks and links, and the model on them."""
+    """The measured ranks and links of a job, and the measured times of the model."""
 
     hardware: Neighbours
-    """A device's speed is 1 where it takes the times below, less where it is slower just now."""
+    """The devices and links; the speed of a device is its pace, relative to `curve`."""
     curve: Mapping[int, Seconds]
-    """By size of micro-batch, ascending; at least one."""
+    """The times by size of micro-batch, ascending; at least one."""
 
 
 def take_profile(
@@ -59,36 +59,35 @@ def take_profile(
     held: float = 0.0,
     fresh: bool = False,
 ) -> Profile:
-    """Measure what the ranks and links of a job can do. *Collective.*
+    """Measure the ranks and links of a job, and the model on them. *Collective.*
 
     Args:
-        run: rank 0 shows a remark if the times cannot be kept.
+        run: the circumstances of the run; rank 0 displays a note if the times cannot be cached.
         graph: the captured model.
-        table: its counted costs, for what cannot be timed by itself.
-        sizes: of micro-batches, ascending; those that cannot be better than the one before are
-            left out.
-        held: bytes of the model's weights that this rank has in memory already.
-        fresh: whether to measure what is kept from earlier jobs again.
+        table: its counted costs, for operations that cannot be timed.
+        sizes: sizes of micro-batch, ascending; those that cannot be better are not measured.
+        held: bytes of the weights of the model that this rank already has in memory.
+        fresh: whether to measure again the times that earlier jobs have cached.
 
     Returns:
-        The same on every rank.
+        The measurements, the same on every rank.
 
     Raises:
         PeerError: another rank failed.
     """
     world, context = run.world, run.device_context
-    # Before the times: connecting settles how memory is handled, and so how long it takes.
+    # Links come first: connecting changes the memory allocator, and so the times of operations.
     links = tuple(LinkCost(link.latency, link.bandwidth) for link in measure_links(world, context))
     mine = context.kind
     room = held + context.room
     ranks = [_Rank(*json.loads(text)) for text in world.all_gather(json.dumps([mine, room]))]
-    spread = _spread(graph, world.size)
-    kept = ProfileCache.of(graph, mine, sum(table.costs), spread)
-    subject = _Subject(graph, table, kept, spread, room * _SHARE, context.device)
-    drawn_on = [context.device] if context.device.type == "cuda" else []
-    with torch.random.fork_rng(drawn_on):  # a script's own random numbers stay what they were
+    weight_bytes = _stage_weight_bytes(graph, world.size)
+    cache = ProfileCache.of(graph, mine, sum(table.costs), weight_bytes)
+    subject = _Subject(graph, table, cache, weight_bytes, room * _SHARE, context.device)
+    gpus = [context.device] if context.device.type == "cuda" else []
+    with torch.random.fork_rng(gpus):  # keep the random state of the script
         curve, paces = _measured(run, [rank.kind for rank in ranks], subject, sizes, fresh)
-    # The stage's weights come next, and what NCCL needs.
+    # The weights of the stage and NCCL need the memory next.
     return_freed_memory()
     if context.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -105,18 +104,18 @@ def _measured(
     sizes: Iterable[int],
     fresh: bool,
 ) -> tuple[dict[int, Seconds], list[float]]:
-    """The curve, and every rank's pace."""
+    """Return the times by size of micro-batch, and the pace of every rank."""
     world = run.world
     curve: dict[int, Seconds] = {}
     problem = ""
     for size in sizes:
         sized = world.together(partial(_Sized, subject, size))
-        times, to_keep = _times(world, kinds, sized, fresh)
-        problem = problem or (_keep(sized, times[kinds[world.rank]]) if to_keep else "")
+        times, to_store = _times(world, kinds, sized, fresh)
+        problem = problem or (_store(sized, times[kinds[world.rank]]) if to_store else "")
         if not any(map(_total, times.values())):
-            problem = "not one operation of this model can be timed by itself: all are counted"
+            problem = "no operation of this model can be timed: all are counted"
         curve[size] = {kind: sized.by_node(known) for kind, known in times.items()}
-        # Of all kinds, so that all ranks stop here.
+        # Decided by the times of all kinds, so that all ranks stop at the same size.
         if not _worth_more(curve) or max(map(_total, times.values())) > _LONGEST:
             break
     problems = dict.fromkeys(world.all_gather(problem))
@@ -127,22 +126,22 @@ def _measured(
 
 @dataclass(frozen=True, slots=True)
 class _Rank:
-    """What one rank computes with."""
+    """The device of one rank."""
 
     kind: str
-    """What its device is called, with its threads."""
+    """The name of its device, with its number of threads."""
     room: float
-    """Bytes that a stage may take there."""
+    """Bytes available to a stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """What is measured."""
+    """The model to measure, and the limits of the measurement."""
 
     graph: Graph
     table: CutTable
-    kept: ProfileCache
-    spread: int
+    cache: ProfileCache
+    weight_bytes: int
     room: float
     device: torch.device
 
@@ -152,7 +151,7 @@ class _Sized:
 
     def __init__(self, subject: _Subject, size: int) -> None:
         self.size = size
-        self.kept = subject.kept
+        self.cache = subject.cache
         self._subject = subject
         self._operations = operations_of(subject.graph, size)
         self.distinct: Sequence[Operation] = distinct(self._operations)
@@ -160,16 +159,16 @@ class _Sized:
 
     @cached_property
     def bench(self) -> OpBenchmark:
-        """The distinct operations, ready to be computed."""
+        """The benchmark of the distinct operations."""
         subject = self._subject
-        return OpBenchmark(self.distinct, subject.device, subject.spread, subject.room)
+        return OpBenchmark(self.distinct, subject.device, subject.weight_bytes, subject.room)
 
     def pace(self, times: Times) -> float:
-        """How fast this rank is now, by operations in the proportions of the model."""
+        """Return the pace of this rank, with each operation weighted by its count in the model."""
         return self.bench.pace(times, [self._counts[each.signature] for each in self.distinct])
 
     def by_node(self, times: Times) -> tuple[float, ...]:
-        """Seconds of each node; what was not timed is reckoned by what was counted of it."""
+        """Return the seconds of each node, estimated from its counted work if it has no time."""
         nodes, work = self._subject.graph.nodes, self._subject.table.costs
         known = dict(zip((each.signature for each in self.distinct), times, strict=True))
         timed = [
@@ -186,29 +185,29 @@ class _Sized:
 def _times(
     world: World, kinds: Sequence[str], sized: _Sized, fresh: bool
 ) -> tuple[dict[str, Times], bool]:
-    """By kind, the shortest of its ranks': how far each is from that, its pace will tell.
+    """Return the times of each kind, and whether this rank must store the times of its kind.
 
-    And whether this rank is to keep those of its own kind.
+    The times of a kind are the shortest of its ranks; slower ranks have a lower pace.
     """
     kind = kinds[world.rank]
-    known = None if fresh else sized.kept.read(sized.size, len(sized.distinct))
+    known = None if fresh else sized.cache.read(sized.size, len(sized.distinct))
     own = world.together(lambda: sized.bench.medians() if known is None else known)
     texts = world.all_gather(json.dumps([known is None, list(own)]))
     parts = [(of, *json.loads(text)) for of, text in zip(kinds, texts, strict=True)]
     times = {of: _shortest([own for other, _, own in parts if other == of]) for of in kinds}
     measured = any(new for other, new, _ in parts if other == kind)
-    # On each host, since they may not share a file system.
+    # One rank of each kind on each host stores them, since hosts may not share a file system.
     alike = zip(kinds, world.hosts, strict=True)
     first = list(alike).index((kind, world.host)) == world.rank
     return times, measured and first
 
 
-def _keep(sized: _Sized, times: Times) -> str:
-    """Keep what was measured; the problem if that cannot be."""
+def _store(sized: _Sized, times: Times) -> str:
+    """Cache measured times; return the problem if that fails, else an empty string."""
     try:
-        sized.kept.write(sized.size, times)
+        sized.cache.write(sized.size, times)
     except OSError as error:
-        return f"measured times cannot be kept in {sized.kept.path.parent}: {error.strerror}"
+        return f"measured times cannot be cached in {sized.cache.path.parent}: {error.strerror}"
     return ""
 
 
@@ -220,7 +219,7 @@ def _shortest(rows: Sequence[Times]) -> Times:
 
 
 def _worth_more(curve: Mapping[int, Seconds]) -> bool:
-    """Whether the last size has gained enough over the one before for a larger one to be tried."""
+    """Return whether to try a larger size: the last one was clearly faster than the one before."""
     if len(curve) < 2:
         return True
     (small, before), (large, last) = list(curve.items())[-2:]
@@ -232,13 +231,13 @@ def _total(times: Times) -> float:
 
 
 def _paces(world: World, sized: _Sized, times: Times) -> list[float]:
-    """Every rank's, measured while all ranks are busy; one alone is as fast as it was."""
+    """Return the pace of every rank, measured while all ranks are busy; 1 for a single rank."""
     if world.size == 1:
         return [1.0]
-    world.together(lambda: sized.bench)  # and all begin together
+    world.together(lambda: sized.bench)  # so that all ranks begin at the same time
     return [float(text) for text in world.all_gather(repr(sized.pace(times)))]
 
 
-def _spread(graph: Graph, stages: int) -> int:
-    """Bytes of weights that a stage has, about."""
+def _stage_weight_bytes(graph: Graph, stages: int) -> int:
+    """Return the mean bytes of the weights of a stage."""
     return sum(spec.nbytes for spec in set(graph.weights.values())) // stages

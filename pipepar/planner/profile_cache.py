@@ -1,8 +1,8 @@
-"""Measured times, kept on disk from job to job.
+"""Measured times, cached on disk from job to job.
 
-A small JSON file for each model, kind of device and shape of input, in ``$XDG_CACHE_HOME/pipepar``
-or ``~/.cache/pipepar``; a user without a home has them among temporary files. What is damaged, or
-was made by another version, is as good as absent.
+There is one JSON file for each model, kind of device and shape of input, in
+``$XDG_CACHE_HOME/pipepar`` or ``~/.cache/pipepar``; for a user without a home directory, in the
+directory of temporary files. A file that is damaged or of another version is ignored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipepar.model.capture.graph import Graph
 _VERSION: Final = 1
 
 Times = Sequence[float | None]
-"""Seconds of each distinct operation, in the order of the graph; None where it was not timed."""
+"""Seconds of each distinct operation, in the order of the graph; None if it was not timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +34,19 @@ class ProfileCache:
     """The times of one model on one kind of device; made by `ProfileCache.of`."""
 
     path: Path
-    """The file; it need not exist."""
+    """The file, which may not exist."""
     key: dict[str, object]
-    """What the times hold for."""
+    """Everything that the times depend on; stored in the file and compared."""
 
     @staticmethod
-    def of(graph: Graph, kind: str, work: float = 0.0, spread: int = 0) -> ProfileCache:
-        """Where the times of a model are.
+    def of(graph: Graph, kind: str, work: float = 0.0, weight_bytes: int = 0) -> ProfileCache:
+        """Return the cache of a model on a kind of device.
 
         Args:
             graph: the captured model.
-            kind: name of the device, with the threads that it computes with.
-            work: what was counted of the model; it tells layers apart whose settings do not show.
-            spread: bytes of weights that a stage has; they decide what comes from a cache.
+            kind: name of the device, with its number of threads.
+            work: counted work of the model; tells models apart that have the same digest.
+            weight_bytes: bytes of the weights of a stage; decides which fit in the CPU caches.
         """
         example = [[str(t.dtype).removeprefix("torch."), *t.shape[1:]] for t in graph.example]
         key: dict[str, object] = {
@@ -55,21 +55,21 @@ class ProfileCache:
             "inputs": example,
             "device": kind,
             "work": work,
-            "spread": spread,
+            "weight_bytes": weight_bytes,
             "torch": torch.__version__,
         }
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
         return ProfileCache(_folder() / f"{name}.json", key)
 
     def read(self, micro_batch: int, operations: int) -> Times | None:
-        """The times for so many samples.
+        """Return the cached times of a size of micro-batch.
 
         Args:
-            micro_batch: samples.
-            operations: how many distinct ones there are.
+            micro_batch: samples in the micro-batch.
+            operations: number of distinct operations.
 
         Returns:
-            None if they are not known.
+            The times; None if there are none.
         """
         times = self._known().get(str(micro_batch))
         if isinstance(times, list) and len(times) == operations and all(map(_is_time, times)):
@@ -77,10 +77,14 @@ class ProfileCache:
         return None
 
     def write(self, micro_batch: int, times: Times) -> None:
-        """Keep the times for so many samples, beside those for others.
+        """Store the times of a size of micro-batch, in addition to those of other sizes.
+
+        Args:
+            micro_batch: samples in the micro-batch.
+            times: the times.
 
         Raises:
-            OSError: the file system refuses.
+            OSError: the file cannot be written.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         seconds = self._known() | {str(micro_batch): list(times)}
@@ -100,11 +104,11 @@ class ProfileCache:
 
 def _folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(base).is_absolute():  # any other is to be ignored, says its specification
+    if Path(base).is_absolute():  # the XDG specification says to ignore any other value
         return Path(base) / "pipepar"
     try:
         return Path.home() / ".cache" / "pipepar"
-    except RuntimeError:  # a container's user who has none
+    except RuntimeError:  # the user has no home directory, as in some containers
         return Path(tempfile.gettempdir()) / f"pipepar-{os.getuid()}"
 
 

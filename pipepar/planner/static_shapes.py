@@ -1,4 +1,4 @@
-"""A graph that holds for fixed sizes only: what does not have them is refused before the work."""
+"""Checks, before the work, of inputs for a graph that accepts only fixed sizes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pipepar.model.capture.graph import Graph
 
 
 def require_batches(graph: Graph, samples: int, micro_batch: int, option: str) -> None:
-    """Refuse samples that cannot all travel in micro-batches of the one size that fits.
+    """Refuse samples that do not divide into micro-batches of the one size that the graph accepts.
 
     Args:
-        graph: the captured model; most leave the batch free.
-        samples: how many there are.
-        micro_batch: how many travel together.
-        option: what the user sets that by, for the message.
+        graph: the captured model; most accept any size.
+        samples: number of samples.
+        micro_batch: samples in a micro-batch.
+        option: the option that sets the micro-batch, for the message.
 
     Raises:
-        InputError: the last micro-batch, or every one, would be of another size.
+        InputError: the last micro-batch, or every micro-batch, would have another size.
     """
     size = fixed_batch(graph)
     if size is None or samples == 0:
@@ -24,26 +24,26 @@ def require_batches(graph: Graph, samples: int, micro_batch: int, option: str) -
     if min(micro_batch, samples) != size:
         raise InputError(
             f"the model was captured for micro-batches of {size} samples only, found {samples} "
-            f"samples in micro-batches of {micro_batch}; give {option}={size}, or an example of "
-            f"{micro_batch}"
+            f"samples in micro-batches of {micro_batch}; give {option}={size}, or an example with "
+            f"{micro_batch} samples"
         )
     if samples % size:
         fitting = max(n for n in range(1, size + 1) if samples % n == 0)
         raise InputError(
             f"the model was captured for micro-batches of {size} samples only, found {samples} "
-            f"samples, which leave one of {samples % size}; give {option}={fitting}, which divides "
-            f"them, or add samples"
+            f"samples, which leave a micro-batch of {samples % size}; give {option}={fitting}, "
+            f"which divides them, or add samples"
         )
 
 
 def require_alone(graph: Graph) -> None:
-    """Refuse a model that cannot take samples one by one, as --on-error skip does.
+    """Refuse a model that does not accept micro-batches of one sample, as --on-error skip needs.
 
     Args:
         graph: the captured model.
 
     Raises:
-        InputError: it was captured for micro-batches of another size only.
+        InputError: the model accepts only micro-batches of another size.
     """
     size = fixed_batch(graph)
     if size not in (None, 1):
@@ -55,12 +55,12 @@ def require_alone(graph: Graph) -> None:
 
 
 def fixed_batch(graph: Graph) -> int | None:
-    """The only number of samples that a micro-batch may have; None for most models."""
+    """Return the only size of micro-batch that a graph accepts; None for most models."""
     return _fixed(graph, 0)
 
 
 def require_one_length(graph: Graph) -> None:
-    """Refuse texts of various lengths for a model that was captured for one.
+    """Refuse texts of different lengths for a model that accepts only one length.
 
     Args:
         graph: the captured model.
@@ -72,12 +72,12 @@ def require_one_length(graph: Graph) -> None:
     if length is not None:
         raise InputError(
             f"the model was captured for texts of {length} tokens only, but texts are padded to "
-            f"the longest of their micro-batch; give --padding max_length, and --max-length if the "
-            f"tokenizer's own limit is too long"
+            f"the longest text of their micro-batch; give --padding max_length, and --max-length "
+            f"if the limit of the tokenizer is too long"
         )
 
 
 def _fixed(graph: Graph, dim: int) -> int | None:
-    """The size that an input must have in a dimension; None if all leave it free."""
+    """Return the size that an input must have in a dimension; None if no input fixes it."""
     sizes = (leaf.sizes[dim] for leaf in graph.signature.tensors if leaf.sizes and leaf.rank > dim)
     return next((size for size in sizes if isinstance(size, int)), None)

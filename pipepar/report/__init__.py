@@ -1,1 +1,1 @@
-"""What a run reports at its end."""
+"""Reports at the end of a run."""

@@ -1,4 +1,4 @@
-"""How often each class was taken for which: right answers against the model's."""
+"""The confusion matrix of a classification: correct classes against predicted classes."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ import torch
 from pipepar.data.readers.labels import require_classes
 
 Counts: TypeAlias = list[Any]
-"""Samples that were counted, as a JSON value."""
+"""The counts of some samples, as a JSON value."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassQuality:
-    """How well one class was recognised."""
+    """The precision and recall of one class."""
 
     name: str
-    """What it is called, or its number."""
+    """The name of the class, or its number."""
     samples: int
-    """Samples that are of this class."""
+    """Number of samples of the class."""
     predicted: int
-    """Samples that the model put into it."""
+    """Number of samples that were predicted to be of the class."""
     right: int
-    """Samples that are of it and were put into it."""
+    """Number of samples of the class that were predicted correctly."""
 
     @property
     def precision(self) -> float | None:
-        """Share of the predicted that is right; None if nothing was predicted so."""
+        """Share of the predicted samples that are of the class; None if none was predicted."""
         return self.right / self.predicted if self.predicted else None
 
     @property
     def recall(self) -> float | None:
-        """Share of the class that was found; None if no sample is of it."""
+        """Share of the samples of the class that were predicted correctly; None without samples."""
         return self.right / self.samples if self.samples else None
 
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """A confusion matrix, of which only the cells that are not 0 are kept."""
+    """A sparse confusion matrix: there may be very many classes."""
 
     names: tuple[str, ...]
-    """Of all classes, by number."""
+    """The names of all classes, by number."""
     cells: tuple[tuple[int, int, int], ...]
-    """(right class, predicted class, samples), sorted; classes may be very many, so no matrix."""
+    """(correct class, predicted class, samples) of each cell that is not 0, sorted."""
 
     @property
     def samples(self) -> int:
@@ -55,75 +55,75 @@ class Confusion:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of the samples whose class was found; None without samples."""
-        right = sum(count for label, found, count in self.cells if label == found)
+        """Share of the samples that were predicted correctly; None without samples."""
+        right = sum(count for label, predicted, count in self.cells if label == predicted)
         return right / self.samples if self.cells else None
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Confusion:
-        """The matrix whose fields `dataclasses.asdict` returned, also after JSON."""
-        cells = ((label, found, count) for label, found, count in fields["cells"])
+        """Return the matrix from the fields that `dataclasses.asdict` returned, also after JSON."""
+        cells = ((label, predicted, count) for label, predicted, count in fields["cells"])
         return cls(tuple(fields["names"]), tuple(cells))
 
     def classes(self) -> list[ClassQuality]:
-        """Return each class's own figures, by number; those that never occurred included."""
-        samples, predicted, right = Counter[int](), Counter[int](), Counter[int]()
-        for label, found, count in self.cells:
+        """Return the figures of each class, by number, including classes that never occurred."""
+        samples, predictions, right = Counter[int](), Counter[int](), Counter[int]()
+        for label, predicted, count in self.cells:
             samples[label] += count
-            predicted[found] += count
-            right[label] += count * (label == found)
+            predictions[predicted] += count
+            right[label] += count * (label == predicted)
         return [
-            ClassQuality(name, samples[at], predicted[at], right[at])
-            for at, name in enumerate(self.names)
+            ClassQuality(name, samples[number], predictions[number], right[number])
+            for number, name in enumerate(self.names)
         ]
 
 
 class Tally:
-    """Counts, micro-batch by micro-batch, what becomes a `Confusion`."""
+    """Counts a confusion matrix, one micro-batch after another."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        """Begin with nothing.
+        """Start without samples.
 
         Args:
-            names: of the classes; empty where they have none.
+            names: the names of the classes, by number; empty if they have none.
         """
         self._names = tuple(names)
         self._cells = Counter[tuple[int, int]]()
         self._classes = len(self._names)
 
     def add(self, logits: torch.Tensor, labels: torch.Tensor) -> Counts:
-        """Count some samples.
+        """Count samples.
 
         Args:
-            logits: [B, classes]; the largest of a row is the model's answer.
-            labels: int64 [B], the right classes.
+            logits: [B, classes]; the predicted class of a row has the largest value.
+            labels: int64 [B], the correct classes.
 
         Returns:
-            What was counted, for `restore`.
+            The counts of these samples, for `restore`.
 
         Raises:
-            InputError: a label is no class of the model, or there is only one class.
+            InputError: a label is not a class of the model, or there is only one class.
         """
         self._classes = max(self._classes, logits.shape[1])
-        # Checked before the work too, where the graph knows the number of classes.
+        # Checked before the work only if the graph contains the number of classes.
         require_classes(labels, logits.shape[1])
-        found = logits.argmax(-1).cpu()
-        cells = Counter(zip(labels.tolist(), found.tolist(), strict=True))
+        predicted = logits.argmax(-1).cpu()
+        cells = Counter(zip(labels.tolist(), predicted.tolist(), strict=True))
         self._cells.update(cells)
-        return [logits.shape[1], [[label, taken, times] for (label, taken), times in cells.items()]]
+        return [logits.shape[1], [[*cell, count] for cell, count in cells.items()]]
 
     def restore(self, counts: Counts) -> None:
-        """Count samples as an earlier run did.
+        """Count samples of an earlier run.
 
         Args:
             counts: what `add` returned.
         """
         classes, cells = counts
         self._classes = max(self._classes, classes)
-        self._cells.update({(label, taken): times for label, taken, times in cells})
+        self._cells.update({(label, predicted): count for label, predicted, count in cells})
 
     def confusion(self) -> Confusion:
-        """Return what was counted so far."""
+        """Return the matrix of all samples that were counted so far."""
         names = [*self._names, *map(str, range(len(self._names), self._classes))]
-        cells = ((label, found, count) for (label, found), count in self._cells.items())
+        cells = ((*cell, count) for cell, count in self._cells.items())
         return Confusion(tuple(names), tuple(sorted(cells)))

@@ -18,12 +18,12 @@ from pipepar.trace import Kind, Totals
 
 
 def stage_record(run: RunContext, weight_bytes: int, seconds: float) -> StageRecord:
-    """This rank's share of a run that is over; waits for its device.
+    """Return the record of this rank at the end of a run; waits for its device.
 
     Args:
-        run: this rank's.
-        weight_bytes: of its stage.
-        seconds: wall time of its run.
+        run: the circumstances of the run.
+        weight_bytes: bytes of the weights of its stage.
+        seconds: wall time of the run on this rank.
     """
     world, context = run.world, run.device_context
     run.tracer.finish()
@@ -42,28 +42,28 @@ def stage_record(run: RunContext, weight_bytes: int, seconds: float) -> StageRec
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What one rank knows of the whole run, besides its own share."""
+    """The facts of one rank about the whole run; for each, one rank has the value that counts."""
 
     samples: int
-    """Rows done; the source's number counts."""
+    """Number of rows done, on the source."""
     confusion: Confusion | None = None
-    """What the sink counted."""
+    """The confusion matrix, on the sink."""
     predicted: float | None = None
-    """Samples a second; the number of the rank that reports counts."""
+    """Predicted samples per second, on the root."""
     failed: int = 0
-    """Samples without results; the sink's number counts."""
+    """Number of samples without results, on the sink."""
 
 
 def gather_record(
     world: World, placement: Placement, stage: StageRecord, findings: Findings
 ) -> RunRecord:
-    """The record of a whole run, the same on every rank. *Collective.*
+    """Return the record of the whole run, the same on every rank. *Collective.*
 
     Args:
         world: all ranks.
-        placement: which rank ran which stage.
-        stage: this rank's share; the run took as long as the longest of them.
-        findings: what this rank knows of the whole run.
+        placement: the rank of each stage, of the source and of the sink.
+        stage: the record of this rank.
+        findings: the facts of this rank about the whole run.
     """
     own = json.dumps([asdict(stage), asdict(findings)])
     texts = world.gather(own, world.root)
@@ -72,7 +72,7 @@ def gather_record(
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory of a device that this process has had so far, in bytes."""
+    """Return the peak memory of this process on a device, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -80,24 +80,24 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def _joined(texts: list[str], placement: Placement, root: int) -> RunRecord:
-    """One record of the shares by rank; a rank without a stage counts as source or sink only."""
-    shares = [StageRecord.from_fields(json.loads(text)[0]) for text in texts]
+    """Combine the records by rank; of a rank without a stage, only reading and writing count."""
+    records = [StageRecord.from_fields(json.loads(text)[0]) for text in texts]
     findings = [json.loads(text)[1] for text in texts]
     source, sink = placement.ends.source, placement.ends.sink
     counted = findings[sink]["confusion"]
     return RunRecord(
         samples=findings[source]["samples"],
-        seconds=max(share.seconds for share in shares),
+        seconds=max(record.seconds for record in records),
         stages=tuple(
             replace(
-                shares[rank],
+                records[rank],
                 totals={
-                    **shares[rank].totals,
-                    "source": _at_end(shares[source], "source", at == 0),
-                    "sink": _at_end(shares[sink], "sink", rank == placement.ranks[-1]),
+                    **records[rank].totals,
+                    "source": _at_end(records[source], "source", stage == 0),
+                    "sink": _at_end(records[sink], "sink", rank == placement.ranks[-1]),
                 },
             )
-            for at, rank in enumerate(placement.ranks)
+            for stage, rank in enumerate(placement.ranks)
         ),
         confusion=counted and Confusion.from_fields(counted),
         predicted=findings[root]["predicted"],
@@ -105,6 +105,9 @@ def _joined(texts: list[str], placement: Placement, root: int) -> RunRecord:
     )
 
 
-def _at_end(share: StageRecord, kind: Kind, own: bool) -> Totals:
-    """Reading counts for the first stage and writing for the last, whichever rank does it."""
-    return share.totals[kind] if own else Totals()
+def _at_end(record: StageRecord, kind: Kind, is_end: bool) -> Totals:
+    """Return the times of reading for the first stage, and of writing for the last stage.
+
+    They may come from a rank that does not run that stage.
+    """
+    return record.totals[kind] if is_end else Totals()

@@ -1,4 +1,4 @@
-"""Where a run's idle time went: every second of every rank that was not computing, by its cause."""
+"""The idle time of a run by cause: all time of all ranks in which they did not compute."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from pipepar.trace import Kind, Totals, paths
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Shares of (ranks x seconds), 0 to 1; with the share that was computing they add up to 1.
+    """Shares of (ranks x seconds), 0 to 1; with the share of computing time they add up to 1.
 
-    A rank cannot see why it waits. So the run is compared with perfect pipelines, in which nothing
-    but the work that was measured takes time, and which `trace.paths` knows all about: one that
-    only computes, and one that also reads the input and writes the output.
+    A rank cannot observe why it waits. So the run is compared with perfect pipelines, in which only
+    the measured work takes time; `trace.paths` computes their times. One of them only computes, the
+    other also reads the input and writes the output.
     """
 
     fill: float
-    """Waiting for the first micro-batch and after the last, as in a pipeline that only computes."""
+    """Waiting before the first micro-batch and after the last, in a pipeline that only computes."""
     imbalance: float
-    """Waiting, in either perfect pipeline, because another stage has more to compute."""
+    """Waiting for a stage that computes longer, in both perfect pipelines."""
     transfer: float
-    """What the run took longer than the perfect pipeline, if nothing below explains it: hops, ranks
-    that began late, and uneven micro-batches that the channels' depth does not level out."""
+    """Excess over the perfect pipeline without another cause below: hops, ranks that began late,
+    and uneven micro-batches that the depth of the channels does not balance."""
     source: float
-    """Reading and preparing the input on rank 0, and the waiting that this causes elsewhere."""
+    """Reading and preparing the input at the source, and the waiting that this causes elsewhere."""
     sink: float
-    """Writing results on the last rank, and the waiting that this causes elsewhere. What both cause
-    is shared out in the ratio of what each would cause alone."""
+    """Writing results at the sink, and the waiting that this causes elsewhere. Waiting caused by
+    both is divided in the ratio of the waiting that each would cause alone."""
     other: float
-    """What the run took longer because of time that no rank records: on the stage where it delays
-    the most, and on the last rank when its records end, as for completing the output file."""
+    """Excess due to time that no rank records: on the stage where it delays the run the most, and
+    on the last rank after its records, for example to complete the output file."""
 
 
 def idle_shares(
     totals: Sequence[Mapping[Kind, Totals]], gaps: Sequence[float], tail: float, seconds: float
 ) -> Idle:
-    """Say where idle time went.
+    """Return the shares of idle time by cause.
 
     Args:
-        totals: what each stage recorded, in the order of the pipeline; one or more.
+        totals: the recorded times of each stage, in the order of the pipeline; one or more stages.
         gaps: seconds of each stage between its records; see `Tracer.gaps`.
-        tail: seconds of the last stage that are in no record and no gap.
+        tail: seconds of the last stage that are neither in a record nor in a gap.
         seconds: wall time of the run.
     """
     source, sink = totals[0]["source"], totals[-1]["sink"]
@@ -72,28 +72,28 @@ def idle_shares(
 
 
 class _Perfect:
-    """A pipeline in which nothing but the stages' work takes time."""
+    """A pipeline in which only the work of the stages takes time."""
 
     def __init__(self, work: Sequence[Totals]) -> None:
         lengths = paths(work)
         self._work = work
         self.seconds = max(lengths)
         self.slack = [self.seconds - length for length in lengths]
-        """Seconds that each stage could work more, and the run would take no longer."""
+        """For each stage, seconds of additional work that would not make the run longer."""
         self.waiting = len(work) * self.seconds - sum(each.seconds for each in work)
-        """Seconds that ranks do not work, all together."""
+        """Seconds in which ranks do not work, summed over the ranks."""
 
     @property
     def fill(self) -> float:
-        """Waiting before the first micro-batch and after the last, all together."""
+        """Seconds before the first micro-batch and after the last, summed over the ranks."""
         return max(self.waiting - sum(self.slack), 0.0)
 
     def shared_slack(self, other: _Perfect) -> float:
-        """Slack of all stages, as much of it as there is in both pipelines."""
+        """Return the slack that is in both pipelines, summed over the stages."""
         return sum(map(min, self.slack, other.slack))
 
     def with_more(self, stage: int, more: Totals) -> _Perfect:
-        """The same with more work on one stage for each micro-batch."""
+        """Return a copy with more work on one stage, for every micro-batch."""
         work = list(self._work)
         own = work[stage]
         work[stage] = replace(

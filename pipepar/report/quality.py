@@ -1,4 +1,4 @@
-"""How good a model's answers were, shown to a person."""
+"""The printed quality of a classification."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from rich.table import Table
 
 from pipepar.report.confusion import ClassQuality, Confusion
 
+# The most classes that are all shown; of more classes, only the worst are shown.
 _MOST: Final = 30
-"""Classes that are shown in full."""
 _WORST: Final = 15
-"""Classes that are shown of more than that."""
 
 
 def print_confusion(confusion: Confusion, console: Console) -> None:
-    """Show accuracy, and how well each class was recognised; nothing without samples.
+    """Print the accuracy, and the precision and recall of each class; nothing without samples.
 
     Args:
-        confusion: of a whole run.
-        console: where to.
+        confusion: the confusion matrix of a whole run.
+        console: the console to print to.
     """
     if not confusion.samples:
         return
@@ -39,13 +38,13 @@ def print_confusion(confusion: Confusion, console: Console) -> None:
         table.add_column(column, justify="left" if column == "class" else "right")
     for each in classes:
         shares = _share(each.precision), _share(each.recall)
-        # A name may hold what rich would take for markup.
+        # A name may contain markup of rich.
         table.add_row(escape(each.name), f"{each.samples:,}", *shares)
     console.print(table)
 
 
 def _worst(classes: list[ClassQuality]) -> list[ClassQuality]:
-    """Those of which the smallest share was found, the larger class first where that is equal."""
+    """Return the classes with the smallest recall; of equals, the larger class first."""
     known = [each for each in classes if each.recall is not None]
     return sorted(known, key=lambda each: (each.recall, -each.samples))[:_WORST]
 

@@ -1,7 +1,4 @@
-"""What a run found out about itself, as a plain value: how fast, how close to the bound, how busy.
-
-The summary and --json are made from the record of a run.
-"""
+"""The record of a run as a plain value; the summary and --json are made from it."""
 
 from __future__ import annotations
 
@@ -19,82 +16,82 @@ _WORK: Final[tuple[Kind, ...]] = ("source", "compute", "sink")
 
 @dataclass(frozen=True, slots=True)
 class StageRecord:
-    """One stage's share of a run."""
+    """The record of one stage."""
 
     rank: int
-    """Rank that owned the stage."""
+    """The rank that ran the stage."""
     host: str
-    """Its machine."""
+    """The host of the rank."""
     threads: int
-    """Threads it computed with."""
+    """Number of threads that it computed with."""
     weight_bytes: int
-    """Size of its weights."""
+    """Bytes of its weights."""
     peak_bytes: int
-    """The most memory of its device that its process has had so far."""
+    """Peak memory of its process on its device, in bytes."""
     totals: dict[Kind, Totals]
-    """What it did, in seconds of each kind."""
+    """The recorded time of each kind of work."""
     gaps: float
-    """Seconds in between; see `Tracer.gaps`."""
+    """Seconds between its records; see `Tracer.gaps`."""
     seconds: float
-    """Wall time of its own run."""
+    """Wall time of the run on its rank."""
     device: str = "cpu"
-    """What it computed on: cpu or cuda."""
+    """Its kind of device: cpu or cuda."""
 
     @property
     def place(self) -> str:
-        """What it computed on, in words."""
+        """The device in words, for the summary."""
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
         return "GPU" if self.device == "cuda" else threads
 
     @property
     def work(self) -> float:
-        """Seconds that it computed, read the input or wrote results."""
+        """Seconds in which it computed, read the input or wrote results."""
         return sum(self.totals[kind].seconds for kind in _WORK)
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> StageRecord:
-        """The record whose fields `dataclasses.asdict` returned."""
+        """Return the record from the fields that `dataclasses.asdict` returned, after JSON."""
         totals = {kind: Totals(**each) for kind, each in fields["totals"].items()}
         return cls(**fields | {"totals": totals})
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A whole run."""
+    """The record of a whole run."""
 
     samples: int
-    """Rows of the user's input that this run did."""
+    """Number of rows of the input that this run has done."""
     seconds: float
-    """From the first micro-batch's start to the last result."""
+    """Wall time of the run, the longest of all ranks."""
     stages: tuple[StageRecord, ...]
-    """In the order of the pipeline."""
+    """The records of the stages, in the order of the pipeline."""
     confusion: Confusion | None = None
-    """Which class was taken for which; None where the right ones are not known."""
+    """The confusion matrix; None if the correct classes are unknown."""
     predicted: float | None = None
-    """Samples a second that the plan was to reach; None where it was not made of measured times."""
+    """Predicted samples per second; None if the plan was not made from measured times."""
     failed: int = 0
-    """Samples that the output has no results of."""
+    """Number of samples without results in the output."""
     stopped: Stopped | None = None
-    """How far the job came, if it was asked to stop."""
+    """The progress of the job when it stopped on request; None if it was not stopped."""
 
     @property
     def bound(self) -> float:
-        """Seconds a perfect pipeline would have taken, given the measured compute times."""
+        """Seconds of a perfect pipeline with the measured compute times."""
         return bound([stage.totals["compute"] for stage in self.stages])
 
     @property
     def efficiency(self) -> float:
-        """Achieved / bound as a share of the perfect pipeline's speed, at most about 1."""
+        """The speed as a share of the speed of the perfect pipeline, at most about 1."""
         return self.bound / self.seconds if self.seconds else 0.0
 
     @property
     def busiest(self) -> StageRecord:
-        """The stage that worked most; where several did, the first."""
+        """The first of the stages with the most work."""
         return max(self.stages, key=lambda stage: stage.work)
 
     @property
     def idle(self) -> Idle:
-        """Where the time went in which ranks did not compute."""
+        """The shares of idle time by cause."""
         last = self.stages[-1]
         recorded = sum(totals.seconds for totals in last.totals.values())
         return idle_shares(
@@ -105,12 +102,12 @@ class RunRecord:
         )
 
     def to_json(self) -> str:
-        """The record as JSON, on one line; `from_json` reads it."""
+        """Return the record as JSON, on one line."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> RunRecord:
-        """The record that `to_json` wrote."""
+        """Return the record that `to_json` wrote."""
         fields = json.loads(text)
         stages = tuple(map(StageRecord.from_fields, fields["stages"]))
         counted, stopped = fields["confusion"], fields["stopped"]

@@ -1,4 +1,4 @@
-"""A run's record, shown to a person."""
+"""The printed summary of a run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipepar.report.quality import print_confusion
 from pipepar.report.run_record import RunRecord
 
 _BAR: Final = 20
-_MUCH: Final = 0.1
-"""Share of idle time from which on a remedy is shown."""
+# A remedy is printed if a cause has more than this share of the time.
+_LARGE: Final = 0.1
 _REMEDIES: Final = {
     "fill": "let more micro-batches flow: make them smaller, or give more input at once",
     "imbalance": "try another number of ranks, or measure again: mpirun pipepar plan --profile",
@@ -26,10 +26,10 @@ _REMEDIES: Final = {
 
 
 def print_summary(record: RunRecord, console: Console) -> None:
-    """Show a run to a person."""
+    """Print the summary of a run."""
     speed = record.samples / record.seconds if record.seconds else 0.0
-    known = record.samples and record.predicted is not None
-    predicted = f" (predicted {record.predicted:,.1f})" if known else ""
+    has_prediction = record.samples and record.predicted is not None
+    predicted = f" (predicted {record.predicted:,.1f})" if has_prediction else ""
     console.print(
         f"[bold]{record.samples:,} samples in {record.seconds:.1f} s, {speed:,.1f} samples/s[/]"
         f"{predicted} · {record.efficiency:.0%} of the perfect pipeline's speed (bound "
@@ -67,5 +67,5 @@ def _print_idle(record: RunRecord, console: Console) -> None:
     shares = dataclasses.asdict(record.idle)
     console.print("idle: " + " · ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     largest = max(shares, key=lambda name: shares[name])
-    if shares[largest] > _MUCH and largest in _REMEDIES:
+    if shares[largest] > _LARGE and largest in _REMEDIES:
         console.print(f"{largest} is large: {_REMEDIES[largest]}")

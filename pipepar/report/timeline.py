@@ -1,4 +1,4 @@
-"""The measured timeline of a run, in one file."""
+"""The measured timeline of a run as a file."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from pipepar.trace import Span, Tracer, write_chrome_trace
 
 
 def write_timeline(world: World, path: Path, tracer: Tracer, begin: float) -> None:
-    """Write the spans of all ranks; the clocks are aligned where the work began. *Collective.*
+    """Write the spans of all ranks to one file. *Collective.*
+
+    The clocks of the ranks are aligned at the time when their work began.
 
     Args:
         world: all ranks.
-        path: the file, on the rank that reports.
-        tracer: this stage's times; all that was recorded has come to pass.
-        begin: when this rank's work began, on its clock.
+        path: the file, which the root writes.
+        tracer: the times of this stage; all recorded work has completed.
+        begin: the time when the work of this rank began, on its clock.
 
     Raises:
-        OSError: the file system refuses.
+        OSError: the file cannot be written.
     """
     own = (replace(span, begin=span.begin - begin, end=span.end - begin) for span in tracer.spans)
     texts = world.gather(json.dumps(list(map(astuple, own))), world.root)

@@ -1,4 +1,4 @@
-"""The command line in one process: every input that cannot work."""
+"""The command line in one process: jobs that cannot work."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -62,14 +62,14 @@ CASES: list[Case] = [
     ),
     ("no input", lambda t, r: [MLP, t / "gone.npy", t / "o.npy"], "gone.npy"),
     ("input suffix", lambda t, r: [MLP, t / "in.csv", t / "o.npy"], "in.csv"),
-    ("text without tokenizer", lambda t, r: [MLP, _file(t), t / "o.npy"], "brings no tokenizer"),
+    ("text without tokenizer", lambda t, r: [MLP, _file(t), t / "o.npy"], "has no tokenizer"),
     ("output suffix", lambda t, r: [MLP, r, t / "o.csv"], "'.csv'"),
     ("output folder", lambda t, r: [MLP, r, t / "no" / "o.npy"], "does not exist"),
     ("output is a folder", lambda t, r: [MLP, r, t], "o"),
     (
         "two outputs in .npy",
         lambda t, r: ["tests.helpers.factories:two", _two(t), t / "o.npy"],
-        "returns 2 tensors (hidden, logits), a .npy file holds one",
+        "returns 2 tensors (hidden, logits), expected one for a .npy file",
     ),
     (
         "input does not match",
@@ -116,7 +116,7 @@ CASES: list[Case] = [
     (
         "a dtype that .npy lacks",
         lambda t, r: ["tests.helpers.factories:halves", r, t / "o.npy"],
-        "is torch.bfloat16, which .npy files lack",
+        "is torch.bfloat16, expected a dtype that .npy files support",
     ),
     (
         "feature-extraction of pictures",
@@ -144,7 +144,7 @@ def _two(tmp: Path) -> Path:
 
 
 @pytest.mark.parametrize(("name", "arguments", "message"), CASES, ids=[case[0] for case in CASES])
-def test_what_cannot_work_is_refused_before_it_starts(
+def test_a_job_that_cannot_work_is_refused_before_it_starts(
     name: str,
     arguments: Callable[[Path, Path], list[Any]],
     message: str,
@@ -160,7 +160,7 @@ def test_what_cannot_work_is_refused_before_it_starts(
     assert not list(tmp_path.glob("*o.npy*"))
 
 
-def test_srun_without_mpi_is_noticed(
+def test_srun_without_mpi_is_refused(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")

@@ -1,4 +1,4 @@
-"""A format is one file: added to the package, it is found, listed and used by a real job."""
+"""A format is one file: once added to its package, it is found, listed and used by jobs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipepar.jobs.run import Job
 from tests.helpers import factories, functions
 from tests.helpers.folders import text_folder
 from tests.helpers.jobs.command import MLP, command, pipepar
-from tests.helpers.jobs.in_process import go_on, hidden, run, told
+from tests.helpers.jobs.in_process import errors_in_file, hidden_files, resume, run
 from tests.helpers.one_more_file import one_more_file
 
 TEXTS = ["the quick fox", 'a "dog",\nover the fox', "", "lazy\n\ndog", "jump\r\nover", "fox"]
@@ -35,7 +35,7 @@ LENGTHS = ("--preprocess", "tests.helpers.functions:lengths")
 
 @pytest.fixture
 def csv_input(tmp_path: Path) -> Iterator[Path]:
-    """A .csv file of texts, while there is a format for it."""
+    """Yield a .csv file of texts, and add a format for it."""
     path = tmp_path / "in.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([("id", "text"), *enumerate(TEXTS)])
@@ -45,13 +45,13 @@ def csv_input(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def tsv(tmp_path: Path) -> Iterator[Path]:
-    """Where a .tsv file may be written, while there is a format for it."""
+    """Yield the path of a .tsv output, and add a format for it."""
     with one_more_file(of_outputs, "tsv.py", tmp_path / "more"):
         (tmp_path / "out").mkdir()
         yield tmp_path / "out/out.tsv"
 
 
-def test_each_format_has_suffixes_of_its_own() -> None:
+def test_suffixes_are_unique() -> None:
     suffixes = [suffix for each in input_formats() for suffix in each.suffixes]
     assert len(set(suffixes)) == len(suffixes) > 0
     assert len({each.suffix for each in output_formats()}) == len(output_formats()) > 0
@@ -66,7 +66,7 @@ def test_each_format_is_described() -> None:
     assert all(any(each.suffix in line for line in outputs) for each in output_formats())
 
 
-def test_without_its_file_a_format_is_not_known(tmp_path: Path) -> None:
+def test_a_format_without_its_file_is_unknown(tmp_path: Path) -> None:
     (tmp_path / "in.csv").touch()
     with pytest.raises(InputError, match=r"'\.csv'; expected one of \.npy, .*\.jsonl"):
         find_input_format(tmp_path / "in.csv")
@@ -75,7 +75,7 @@ def test_without_its_file_a_format_is_not_known(tmp_path: Path) -> None:
         find_output_format(tmp_path / "out.tsv")
 
 
-def test_a_reader_for_the_tokenizer(csv_input: Path, tmp_path: Path) -> None:
+def test_an_added_reader_with_a_tokenizer(csv_input: Path, tmp_path: Path) -> None:
     folder = text_folder(tmp_path / "bert", "BertModel")
     same = tmp_path / "in.jsonl"
     same.write_text("".join(json.dumps(text) + "\n" for text in TEXTS))
@@ -89,7 +89,7 @@ def test_a_reader_for_the_tokenizer(csv_input: Path, tmp_path: Path) -> None:
     assert np.array_equal(*found)
 
 
-def test_a_reader_for_a_function(csv_input: Path, tmp_path: Path) -> None:
+def test_an_added_reader_with_preprocess(csv_input: Path, tmp_path: Path) -> None:
     status, output = pipepar("run", MLP, csv_input, tmp_path / "o.npy", *LENGTHS)
     assert status == 0, output
     with torch.no_grad():
@@ -105,22 +105,22 @@ def test_a_row_without_a_text(csv_input: Path, tmp_path: Path) -> None:
         run(job)
     summary = run(replace(job, on_error="skip"))
     assert summary.failed == 1
-    ((stage, error),) = told(job).values()
+    ((stage, error),) = errors_in_file(job).values()
     assert stage == "source"
     assert "in.csv, row 7: no field 'text'" in error
     assert np.isnan(np.load(job.output)).all(1).tolist() == [False] * 6 + [True, False]
 
 
-def test_a_reader_is_listed(csv_input: Path) -> None:
+def test_an_added_reader_is_listed(csv_input: Path) -> None:
     status, output = command("run", "--help")
     assert status == 0
-    assert "Text (.csv): a sample a row, the field in its column 'text'." in _words(output)
+    assert "Text (.csv): a sample per row, the field in its column 'text'." in _words(output)
     csv_input.rename(csv_input.with_suffix(".cvs"))
     with pytest.raises(InputError, match=r"expected one of .*\.csv"):
         find_input_format(csv_input.with_suffix(".cvs"))
 
 
-def test_a_writer(tsv: Path, rows: Path) -> None:
+def test_an_added_writer(tsv: Path, rows: Path) -> None:
     for target in (tsv, tsv.with_suffix(".npy")):
         status, output = pipepar("run", MLP, rows, target, "--micro-batch", 3)
         assert status == 0, output
@@ -128,16 +128,16 @@ def test_a_writer(tsv: Path, rows: Path) -> None:
     assert np.array_equal(found, np.load(tsv.with_suffix(".npy")))
 
 
-def test_what_a_writer_has_begun_is_resumed(tsv: Path, rows: Path) -> None:
+def test_an_unfinished_output_of_an_added_writer_is_resumed(tsv: Path, rows: Path) -> None:
     job = Job(MLP, rows, tsv, micro_batch=3)
     run(replace(job, output=tsv.with_name("whole.tsv")))
     assert run(job, micro_batches=2).stopped
-    assert hidden(tsv.parent) == [".out.tsv.journal", ".out.tsv.partial"]
-    go_on(job)
+    assert hidden_files(tsv.parent) == [".out.tsv.journal", ".out.tsv.partial"]
+    resume(job)
     assert tsv.read_bytes() == tsv.with_name("whole.tsv").read_bytes()
 
 
-def test_what_a_writer_refuses(tsv: Path, rows: Path, tmp_path: Path) -> None:
+def test_an_added_writer_refuses_values(tsv: Path, rows: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "xy.npz", x=np.ones((2, 4), np.float32), y=np.ones((2, 4), np.float32))
     two = Job("tests.helpers.factories:two", tmp_path / "xy.npz", tsv, micro_batch=2)
     with pytest.raises(InputError, match=r"a \.tsv file holds one tensor \[B, values\]"):
@@ -148,14 +148,14 @@ def test_what_a_writer_refuses(tsv: Path, rows: Path, tmp_path: Path) -> None:
     assert not tsv.exists()
 
 
-def test_a_writer_is_listed(tsv: Path) -> None:
+def test_an_added_writer_is_listed(tsv: Path) -> None:
     status, output = command("run", "--help")
     assert status == 0
-    assert "Numbers of one tensor (.tsv): a sample a line" in _words(output)
+    assert "Numbers of one tensor (.tsv): a sample per line" in _words(output)
     with pytest.raises(InputError, match=r"expected one of .*\.tsv"):
         find_output_format(tsv.with_suffix(".tvs"))
 
 
 def _words(output: str) -> str:
-    """What a help page says, without its frames."""
+    """Return the text of a help page without its frames."""
     return " ".join(output.replace("│", " ").split())

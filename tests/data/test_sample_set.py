@@ -1,4 +1,4 @@
-"""The book of samples that are done, against a list with a mark for each sample."""
+"""SampleSet, compared with a set of positions."""
 
 import itertools
 import random
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipepar.data.sample_set import SampleSet, runs
+from pipepar.data.sample_set import SampleSet, consecutive_parts
 from pipepar.errors import PipeparError
 
 COUNT = 13
@@ -17,12 +17,12 @@ STEP = st.lists(POSITION, max_size=6) | st.tuples(POSITION, POSITION)
 
 
 @given(st.lists(STEP, max_size=8))
-def test_it_is_a_mark_for_each_sample(steps: list[list[int] | tuple[int, int]]) -> None:
-    """Lists of samples are added, ranges are what it begins with; none is out of range."""
+def test_equals_a_set_of_positions(steps: list[list[int] | tuple[int, int]]) -> None:
+    """Lists are added, and ranges are passed to the constructor; both may be out of range."""
     done, marks = SampleSet(COUNT), set[int]()
     for step in steps:
         if isinstance(step, tuple):
-            done = SampleSet(COUNT, [*done.runs(), step])
+            done = SampleSet(COUNT, [*done.ranges(), step])
             marks |= set(range(*step)) & set(range(COUNT))
         else:
             done.add(step)
@@ -35,60 +35,60 @@ def test_it_is_a_mark_for_each_sample(steps: list[list[int] | tuple[int, int]]) 
     for start in range(COUNT):
         for stop in range(start + 1, COUNT + 3):
             assert done.covers(start, stop) == (set(range(start, stop)) <= marks), (start, stop)
-    found = list(done.runs())
+    found = list(done.ranges())
     assert [at for start, stop in found for at in range(start, stop)] == sorted(marks)
     assert all(before < start for (_, before), (start, _) in itertools.pairwise(found))
 
 
-def test_nothing_of_an_input_without_samples() -> None:
+def test_an_input_without_samples() -> None:
     done = SampleSet(0)
     assert (len(done), done.missing, done.first_missing) == (0, 0, -1)
-    assert list(done.runs()) == []
+    assert list(done.ranges()) == []
     assert 0 not in done
 
 
-def test_ranges_in_any_order_and_over_one_another() -> None:
+def test_unordered_and_overlapping_ranges() -> None:
     done = SampleSet(20, [(10, 12), (0, 3), (2, 5), (11, 11), (8, 10)])
-    assert list(done.runs()) == [(0, 5), (8, 12)]
+    assert list(done.ranges()) == [(0, 5), (8, 12)]
     assert len(done) == 9
 
 
-def test_a_whole_micro_batch_is_done_or_none_of_it() -> None:
+def test_a_micro_batch_is_done_as_a_whole() -> None:
     done = SampleSet(9, [(0, 3), (6, 7)])
-    assert done.holds([1, 0])
-    assert done.holds([6, 2])
-    assert not done.holds([4, 3, 8])
-    assert not SampleSet(9).holds(range(9))
+    assert done.contains_microbatch([1, 0])
+    assert done.contains_microbatch([6, 2])
+    assert not done.contains_microbatch([4, 3, 8])
+    assert not SampleSet(9).contains_microbatch(range(9))
 
 
 @pytest.mark.parametrize(("there", "batch"), [(1, [2, 3, 4]), (2, [3, 1, 2]), (1, [4, 2])])
-def test_a_part_of_a_micro_batch_is_refused(there: int, batch: list[int]) -> None:
-    """Even if it is a single sample."""
-    message = rf"{there} of the {len(batch)} samples .* begins with sample {batch[0]}, are done"
+def test_a_partly_done_micro_batch_is_refused(there: int, batch: list[int]) -> None:
+    """Also if only one sample is done."""
+    message = rf"{there} of the {len(batch)} samples .* begins with sample {batch[0]} are done"
     with pytest.raises(PipeparError, match=message):
-        SampleSet(5, [(0, 3)]).holds(batch)
+        SampleSet(5, [(0, 3)]).contains_microbatch(batch)
 
 
-def test_memory_is_for_stretches_not_for_samples() -> None:
-    """As texts come: in any order within a window, one window after the other."""
+def test_memory_grows_with_ranges_not_samples() -> None:
+    """Samples arrive as those of texts: windows in order, in any order within a window."""
     some = random.Random(0)
     tracemalloc.start()
     done = SampleSet(2**40, [(2**30, 2**39)])
     for window in range(0, 1 << 15, 1 << 10):
         order = some.sample(range(window, window + (1 << 10)), 1 << 10)
         for at in range(0, 1 << 10, 16):
-            assert not done.holds(order[at : at + 16])
+            assert not done.contains_microbatch(order[at : at + 16])
             done.add(order[at : at + 16])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert list(done.runs()) == [(0, 1 << 15), (2**30, 2**39)]
+    assert list(done.ranges()) == [(0, 1 << 15), (2**30, 2**39)]
     assert done.missing == 2**40 - (2**39 - 2**30) - (1 << 15)
     assert peak < 1 << 20
 
 
 @given(st.lists(st.integers(0, 30), unique=True))
-def test_runs_are_the_longest_parts_that_follow_one_another(positions: list[int]) -> None:
-    found = list(runs(positions))
+def test_consecutive_parts_are_maximal(positions: list[int]) -> None:
+    found = list(consecutive_parts(positions))
     assert [at for start, stop in found for at in positions[start:stop]] == positions
     for start, stop in found:
         first = positions[start]

@@ -17,29 +17,29 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_reading_is_no_change(file: Path) -> None:
-    steady = UnchangedFile(file)
+    unchanged = UnchangedFile(file)
     os.utime(file, ns=(0, file.stat().st_mtime_ns))
     assert file.read_text() == "a\nb\n"
-    steady.check()
+    unchanged.check()
 
 
 def test_another_size(file: Path) -> None:
-    steady = UnchangedFile(file)
+    unchanged = UnchangedFile(file)
     os.truncate(file, 3)
     with pytest.raises(InputError, match="has 3 bytes now; expected 4, as when"):
-        steady.check()
+        unchanged.check()
 
 
 def test_written_over(file: Path) -> None:
     os.utime(file, (1, 1))  # not in this tick of the kernel's clock
-    steady = UnchangedFile(file)
+    unchanged = UnchangedFile(file)
     file.write_text("A\nb\n")
-    with pytest.raises(InputError, match=r"in\.txt was written to after it had been opened"):
-        steady.check()
+    with pytest.raises(InputError, match=r"in\.txt was written to after it was opened"):
+        unchanged.check()
 
 
 def test_gone(file: Path) -> None:
-    steady = UnchangedFile(file)
+    unchanged = UnchangedFile(file)
     file.unlink()
     with pytest.raises(InputError, match="is gone, No such file"):
-        steady.check()
+        unchanged.check()

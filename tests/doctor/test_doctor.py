@@ -1,4 +1,4 @@
-"""`pipepar doctor` from the outside: in one process, under mpirun, and with a rank that fails."""
+"""`pipepar doctor` in one process, under mpirun, and with a rank that fails."""
 
 import json
 import os
@@ -12,9 +12,9 @@ import torch
 
 from pipepar.comm.world import World
 from pipepar.doctor import examine as doctor
-from pipepar.doctor import look_around as preflight
+from pipepar.doctor import inspect_rank as preflight
 from pipepar.doctor.facts import RankFacts
-from pipepar.doctor.look_around import look_around, with_devices
+from pipepar.doctor.inspect_rank import inspect_rank, with_devices
 from pipepar.format import named
 from pipepar.host.devices import Visible
 from pipepar.supervision.failure import FailTogether
@@ -24,8 +24,8 @@ from tests.helpers.jobs.threads import Aborted, in_threads
 
 pytestmark = pytest.mark.long(30)
 
-# A rank with something of the doctor's replaced on rank 1, by a line of Python.
-SPOILED = """
+# The doctor with one function replaced on rank 1, by a line of Python.
+MODIFIED = """
 import time
 from pipepar.cli import doctor as command
 from pipepar.comm.group.launcher import launcher_rank
@@ -38,11 +38,11 @@ def hang(*args):
 def fail(*args):
     raise OSError("the disk is gone")
 
-command._PATIENCE, doctor._LOOKING = {}, 1.0
+command._PATIENCE, doctor._FACTS_TIMEOUT = {}, 1.0
 if launcher_rank() == 1:
     {}
 else:
-    links._PATIENCE = 2.0
+    links._TIMEOUT = 2.0
 
 from pipepar.cli.app import main
 main()
@@ -55,20 +55,25 @@ def ranks(count: int, *options: str, before: tuple[str, ...] = ()) -> Finished:
 
 
 def document(ended: Finished) -> dict[str, Any]:
-    """What --json wrote; the launcher may have more to say when a job ends with status 1."""
+    """Return the output of --json; a launcher may print more if a job ends with status 1."""
     found, _ = json.JSONDecoder().raw_decode(ended.output[ended.output.index("{") :])
     assert isinstance(found, dict)
     return found
 
 
-def spoiled(line: str, patience: float = 60.0) -> Finished:
-    """The output where a rank's start may take so many seconds."""
-    command = [*mpirun(2), sys.executable, "-c", SPOILED.format(patience, line), "doctor"]
+def modified(line: str, start_timeout: float = 60.0) -> Finished:
+    """Run the doctor on two ranks, with a line of Python on rank 1.
+
+    Args:
+        line: the statement.
+        start_timeout: seconds that the start of all ranks may take.
+    """
+    command = [*mpirun(2), sys.executable, "-c", MODIFIED.format(start_timeout, line), "doctor"]
     return finish(start(command), 90)
 
 
-def test_facts_survive_the_way_to_another_rank() -> None:
-    facts = look_around(World.start())
+def test_facts_survive_a_json_round_trip() -> None:
+    facts = inspect_rank(World.start())
     assert RankFacts.from_json(facts.to_json()) == facts
     assert facts.threads == torch.get_num_threads()
     assert facts.versions["torch"] == torch.__version__
@@ -76,49 +81,49 @@ def test_facts_survive_the_way_to_another_rank() -> None:
     assert facts.allotted >= len(facts.cores) > 0
 
 
-def test_facts_of_an_older_doctor_can_be_read() -> None:
-    facts = json.loads(look_around(World.start()).to_json())
+def test_facts_of_an_older_version_can_be_read() -> None:
+    facts = json.loads(inspect_rank(World.start()).to_json())
     for name in ("gpus", "local_rank", "device", "gpu"):
         del facts[name]
     assert RankFacts.from_json(json.dumps(facts)).device == ""
 
 
-def test_the_gpus_of_a_rank_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_facts_contain_each_gpu_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = [Visible(index, f"u{index}", "some GPU", 80 * 2**30, frozenset()) for index in (0, 1)]
     monkeypatch.setattr(preflight, "visible_gpus", lambda: seen)
     monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "1")
-    facts = look_around(World.start())
+    facts = inspect_rank(World.start())
     assert facts.devices == ["some GPU (80.0 GiB)"] * 2
     assert (facts.gpus, facts.local_rank) == (["u0", "u1"], 1)
     assert with_devices([facts])[0].device == "cuda:0 some GPU (80.0 GiB)"
 
 
-def test_looking_around_starts_no_cuda_where_there_is_none() -> None:
-    facts = look_around(World.start())
+def test_inspecting_a_rank_does_not_initialise_cuda_without_a_gpu() -> None:
+    facts = inspect_rank(World.start())
     assert bool(facts.devices) == torch.cuda.is_available()
     if not facts.devices:
         assert not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
 
 
-def test_a_directory_that_may_not_be_written_to_has_no_room(
+def test_a_read_only_directory_has_no_free_space(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: path != str(Path.cwd()))
-    spaces = {space.use: space.free for space in look_around(World.start()).spaces}
+    spaces = {space.use: space.free for space in inspect_rank(World.start()).spaces}
     assert spaces["working directory"] == 0
     assert spaces["temporary files"] > 0
 
 
-def test_slurm_s_share_bounds_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_share_from_slurm_limits_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World.start()
-    whole = look_around(world)
+    whole = inspect_rank(world)
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", str(len(world.cores[0])))
-    assert look_around(world).allotted <= whole.allotted
+    assert inspect_rank(world).allotted <= whole.allotted
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "9999")
-    assert look_around(world).allotted == whole.allotted
+    assert inspect_rank(world).allotted == whole.allotted
 
 
-def test_one_process() -> None:
+def test_a_single_process_has_no_problems() -> None:
     status, output = pipepar("doctor")
     assert status == 0, output
     assert "1 rank on 1 host" in output
@@ -126,7 +131,7 @@ def test_one_process() -> None:
     assert "no problems" in output
 
 
-def test_one_process_as_json() -> None:
+def test_the_json_of_a_single_process() -> None:
     status, output = pipepar("doctor", "--json")
     found = json.loads(output)
     assert status == 0
@@ -144,7 +149,9 @@ def test_a_problem_in_one_process_ends_with_status_1(monkeypatch: pytest.MonkeyP
     assert "problem" in output
 
 
-def test_a_process_that_cannot_look_around_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_inspect_its_host_reports_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def gone(path: object) -> None:
         raise OSError("the disk is gone")
 
@@ -154,7 +161,7 @@ def test_a_process_that_cannot_look_around_says_why(monkeypatch: pytest.MonkeyPa
     assert "the disk is gone" in output
 
 
-def test_help_teaches() -> None:
+def test_help_has_an_example() -> None:
     status, output = pipepar("doctor", "--help")
     assert status == 0
     assert "mpirun -n 4 pipepar doctor" in output
@@ -165,7 +172,7 @@ def test_links_are_measured(count: int) -> None:
     ended = ranks(count, "--json")
     found = document(ended)
     assert ended.status == int(found["status"] == "problem"), ended.output
-    assert ended.output.count('"findings"') == 1  # rank 0 alone tells
+    assert ended.output.count('"findings"') == 1  # only rank 0 prints
     assert [facts["rank"] for facts in found["ranks"]] == list(range(count))
     assert [(k["first"], k["second"]) for k in found["links"]] == [
         (rank, rank + 1) for rank in range(count - 1)
@@ -179,7 +186,7 @@ def test_links_are_measured(count: int) -> None:
 
 @pytest.mark.skipif(shutil.which("taskset") is None, reason="no taskset")
 def test_ranks_on_one_core_are_a_problem() -> None:
-    """In a table that fits 100 columns and has no colours in a file."""
+    """The table fits 100 columns, and has no colours in a file."""
     core = str(min(os.sched_getaffinity(0)))
     ended = ranks(2, before=("taskset", "--cpu-list", core))
     assert ended.status == 1
@@ -198,17 +205,17 @@ def is_total(line: str) -> bool:
     return line.startswith("1 problem, ")
 
 
-def test_a_rank_that_cannot_look_around_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def looking(world: World) -> RankFacts:
+def test_a_rank_that_cannot_inspect_its_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing_on_rank_1(world: World) -> RankFacts:
         if world.rank == 1:
             raise OSError("the disk is gone")
-        return look_around(world)
+        return inspect_rank(world)
 
     def work(world: World) -> None:
         with FailTogether(world):
             doctor.examine(world)
 
-    monkeypatch.setattr("pipepar.doctor.examine.look_around", looking)
+    monkeypatch.setattr("pipepar.doctor.examine.inspect_rank", failing_on_rank_1)
     with pytest.raises(Aborted) as ended:
         in_threads(2, work)
     assert "### pipepar: rank 1 of 2" in str(ended.value)
@@ -216,14 +223,14 @@ def test_a_rank_that_cannot_look_around_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.full
-def test_a_rank_that_cannot_look_around_ends_all_processes() -> None:
-    ended = spoiled("doctor.look_around = fail")
+def test_a_rank_that_cannot_inspect_its_host_ends_all_processes() -> None:
+    ended = modified("doctor.inspect_rank = fail")
     assert ended.status == 1
     assert "### pipepar: rank 1 of 2" in ended.output, ended.output
     assert "the disk is gone" in ended.output
 
 
-def test_links_between_threads() -> None:
+def test_links_between_threads_are_measured() -> None:
     checkup, *others = in_threads(3, doctor.examine, hosts=["a", "a", "b"])
     assert all(other == checkup for other in others)
     assert [(link.first, link.second) for link in checkup.links] == [(0, 1), (1, 2)]
@@ -235,25 +242,25 @@ def test_links_between_threads() -> None:
 
 
 def test_a_rank_that_hangs_is_named() -> None:
-    ended = spoiled("doctor.look_around = hang")
+    ended = modified("doctor.inspect_rank = hang")
     assert ended.status == 1
     assert "error: rank 1 on" in ended.output, ended.output
-    assert "cannot look at its host" in ended.output
+    assert "cannot inspect its host" in ended.output
 
 
-def test_a_rank_that_does_not_start_is_not_waited_for() -> None:
-    ended = spoiled("time.sleep(60)", patience=3.0)
+def test_a_rank_that_does_not_start_ends_the_job() -> None:
+    ended = modified("time.sleep(60)", start_timeout=3.0)
     assert ended.status == 1
     assert "_wait_for_every_rank_to_start" in ended.output, ended.output
 
 
-def test_a_neighbour_that_does_not_answer_is_named() -> None:
-    ended = spoiled("links._answer = hang")
+def test_a_neighbour_that_does_not_respond_is_named() -> None:
+    ended = modified("links._answer = hang")
     assert ended.status == 1
     assert "error: rank 0 on" in ended.output, ended.output
     assert "with rank 1 on" in ended.output
 
 
-def test_names_of_ranks() -> None:
+def test_ranks_are_named_in_ranges() -> None:
     assert named([3]) == "rank 3"
     assert named([0, 1, 2, 5, 7, 8]) == "ranks 0-2, 5, 7-8"

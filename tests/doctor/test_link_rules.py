@@ -1,4 +1,4 @@
-"""The doctor's limits for links and clocks, from both sides."""
+"""The limits for links and clocks, with values on both sides of each limit."""
 
 from dataclasses import replace
 
@@ -26,17 +26,19 @@ def levels(hosts: str, *changes: dict[str, float]) -> list[str]:
     ("change", "level"),
     [
         ({"bandwidth": 1.01e9}, "ok"),
-        ({"bandwidth": 0.99e9}, "warning"),  # a quarter of the others'
+        ({"bandwidth": 0.99e9}, "warning"),  # below a quarter of the others
         ({"latency": 399e-6}, "ok"),
-        ({"latency": 401e-6}, "warning"),  # four times the others'
+        ({"latency": 401e-6}, "warning"),  # above four times the others
     ],
 )
-def test_how_much_slower_than_the_others_is_too_slow(change: dict[str, float], level: str) -> None:
+def test_the_limits_for_a_link_that_is_slower_than_the_others(
+    change: dict[str, float], level: str
+) -> None:
     assert levels("abcd", {}, change, {}) == [level, "ok"]
 
 
 @pytest.mark.parametrize(("bandwidth", "level"), [(0.201e9, "ok"), (0.199e9, "warning")])
-def test_the_least_bandwidth_of_a_single_link(bandwidth: float, level: str) -> None:
+def test_the_limit_of_the_bandwidth_of_a_single_link(bandwidth: float, level: str) -> None:
     assert levels("ab", {"bandwidth": bandwidth}) == [level, "ok"]
 
 
@@ -50,23 +52,23 @@ def test_the_least_bandwidth_of_a_single_link(bandwidth: float, level: str) -> N
         (3e-3, 2.1e-3, "ok"),
     ],
 )
-def test_how_far_clocks_may_be_apart(skew: float, uncertainty: float, level: str) -> None:
+def test_the_limit_of_the_skew_of_clocks(skew: float, uncertainty: float, level: str) -> None:
     assert levels("ab", {"skew": skew, "uncertainty": uncertainty})[-1] == level
 
 
-def test_a_clock_that_is_behind() -> None:
+def test_a_clock_behind_is_reported() -> None:
     assert judged("ab", {"skew": -0.5})[-1].found == "b is 500.0 ms behind a"
 
 
-def test_skews_and_doubts_add_up_from_host_to_host() -> None:
+def test_skews_and_uncertainties_add_up_from_host_to_host() -> None:
     step = {"skew": 0.6e-3}
     assert judged("abc", step, step)[-1].found == "c is 1.2 ms ahead of a"
-    doubtful = {"skew": 0.6e-3, "uncertainty": 0.15e-3}
-    assert levels("abc", doubtful, doubtful) == ["ok", "ok"]
-    assert judged("abc", doubtful, doubtful)[-1].found == "within 1.2 ms of rank 0's"
+    uncertain = {"skew": 0.6e-3, "uncertainty": 0.15e-3}
+    assert levels("abc", uncertain, uncertain) == ["ok", "ok"]
+    assert judged("abc", uncertain, uncertain)[-1].found == "within 1.2 ms of rank 0's"
 
 
-def test_what_is_told_where_all_is_well_is_the_worst() -> None:
+def test_the_ok_finding_has_the_worst_values() -> None:
     links, clocks = judged("aab", {"latency": 120e-6}, {"bandwidth": 3e9})
     assert links.found == "120.0 us, 3.00 GB/s or better"
     assert clocks.found == "within 0.0 us of rank 0's"

@@ -1,4 +1,4 @@
-"""The doctor's rules, each on facts made by hand: what is red, what is yellow, what is neither."""
+"""The rules for ranks and links, on facts given by hand: ok, warning and problem."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from pipepar.doctor.facts import Finding, RankFacts, Space
+from pipepar.doctor.inspect_rank import with_devices
 from pipepar.doctor.link_rules import judge_links
-from pipepar.doctor.look_around import with_devices
 from pipepar.doctor.rank_rules import judge_ranks
 from pipepar.host.link_speed import LinkFacts
 
@@ -20,7 +20,7 @@ SPACES = [
 
 
 def healthy(rank: int, host: str = "a") -> RankFacts:
-    """One of two ranks of a host with eight cores, four for each."""
+    """Return the facts of one of two ranks of a host, each with four of eight cores."""
     return RankFacts(
         rank=rank,
         host=host,
@@ -45,12 +45,12 @@ def complaints(*ranks: RankFacts) -> list[Finding]:
 
 
 def only(*ranks: RankFacts) -> Finding:
-    """The one thing that is wrong."""
+    """Return the single finding that is not ok."""
     (finding,) = complaints(*ranks)
     return finding
 
 
-def test_healthy_ranks_have_a_line_for_each_rule() -> None:
+def test_healthy_ranks_have_one_finding_for_each_rule() -> None:
     ranks = [healthy(0), healthy(1), healthy(2, "b"), healthy(3, "b")]
     findings = judge_ranks(ranks)
     assert {finding.level for finding in findings} == {"ok"}
@@ -59,7 +59,7 @@ def test_healthy_ranks_have_a_line_for_each_rule() -> None:
     assert findings[0].found == "4 ranks on 2 hosts"
 
 
-def test_one_rank_is_told_how_to_start_several() -> None:
+def test_one_rank_gets_the_command_for_several() -> None:
     alone = replace(healthy(0), threads=8, cores=list("01234567"), mpi="", thread_level="")
     assert not complaints(alone)
     assert "mpirun -n 4 pipepar doctor" in judge_ranks([alone])[0].remedy
@@ -73,7 +73,7 @@ def test_two_ranks_on_one_core_are_a_problem() -> None:
     assert "--bind-to core" in found.remedy
 
 
-def test_three_ranks_free_to_move_on_two_cores_are_a_problem() -> None:
+def test_three_unbound_ranks_on_two_cores_are_a_problem() -> None:
     free = [replace(healthy(rank), cores=["0", "1"], threads=1, allotted=2) for rank in range(3)]
     assert only(*free).found == "ranks 0-2 share 2 cores on a"
 
@@ -88,7 +88,7 @@ def test_ranks_that_share_enough_cores_are_fine() -> None:
     assert not complaints(*(replace(healthy(rank), cores=cores) for rank in (0, 1)))
 
 
-def test_fewer_threads_than_the_binding_could_give_are_a_warning() -> None:
+def test_a_binding_to_too_few_cores_is_a_warning() -> None:
     found = only(*(replace(healthy(rank), cores=[str(rank)], threads=1) for rank in (0, 1)))
     assert (found.check, found.level) == ("threads", "warning")
     assert found.found == "1 thread, bound to 1 core, on ranks 0-1"
@@ -126,7 +126,7 @@ def test_devices_that_differ_are_a_warning(other: dict[str, object]) -> None:
 
 
 def with_gpus(count: int, *ranks: RankFacts, sharing: str = "") -> list[RankFacts]:
-    """Ranks whose host has so many GPUs, each of which every rank sees."""
+    """Return the ranks of hosts with `count` GPUs each, all visible to every rank."""
     devices = ["some GPU (80.0 GiB)"] * count
     environment = {"NCCL_MULTI_RANK_GPU_ENABLE": sharing} if sharing else {}
     return with_devices(
@@ -157,7 +157,7 @@ def test_no_gpu_at_all_is_fine() -> None:
     assert [(facts.device, facts.gpu) for facts in ranks] == [("cpu", "")] * 2
 
 
-def test_a_rank_without_a_gpu_where_others_have_one_is_a_warning() -> None:
+def test_a_rank_without_a_gpu_next_to_ranks_with_one_is_a_warning() -> None:
     found = only(*with_gpus(1, healthy(0), healthy(1)))
     assert (found.check, found.level) == ("devices", "warning")
     assert found.found == "1 GPU on a for 2 ranks: rank 1 would compute on the CPU"
@@ -191,7 +191,7 @@ def test_versions_that_differ_are_a_problem() -> None:
     assert found.found == "torch 2.9.0 on ranks 0-1; torch 2.10.0 on rank 2"
 
 
-def test_a_missing_package_is_a_problem_even_if_it_is_missing_everywhere() -> None:
+def test_a_package_missing_on_all_ranks_is_a_problem() -> None:
     versions = {"Python": "3.11.2", "torch": ""}
     found = only(*(replace(healthy(rank), versions=versions) for rank in (0, 1)))
     assert found.level == "problem"
@@ -214,13 +214,13 @@ def test_a_missing_package_is_a_problem_even_if_it_is_missing_everywhere() -> No
         (2, 1024, "ok"),
     ],
 )
-def test_too_little_space(place: int, mib: int, level: str) -> None:
+def test_the_limits_of_free_space(place: int, mib: int, level: str) -> None:
     spaces = list(SPACES)
     spaces[place] = replace(spaces[place], free=mib * 2**20)
     ranks = [replace(healthy(rank), spaces=spaces) for rank in (0, 1)]
     found = complaints(*ranks)
     assert [finding.level for finding in found] == [level] * (level != "ok")
-    assert all(SPACES[place].path in finding.found for finding in found)  # told once for the host
+    assert all(SPACES[place].path in finding.found for finding in found)  # one for each host
 
 
 def links(*changes: dict[str, float]) -> list[LinkFacts]:
@@ -238,7 +238,7 @@ def only_of_links(found: Sequence[Finding]) -> Finding:
     return finding
 
 
-def test_healthy_links() -> None:
+def test_healthy_links_are_ok() -> None:
     found = judge_links(links({}, {}, {}), "aabb")
     assert [(finding.check, finding.level) for finding in found] == [
         ("links", "ok"),
@@ -259,7 +259,7 @@ def test_a_link_with_far_more_latency_than_the_others_is_a_warning() -> None:
     assert found.found == "ranks 2 and 3 (c, d): 300.0 us"
 
 
-def test_slow_links_of_one_kind_are_told_together() -> None:
+def test_slow_links_of_one_kind_are_one_finding() -> None:
     slow = {"bandwidth": 0.11e9}
     found = judge_links(links(slow, slow, {}, slow), "aaabc")
     assert [finding.found for finding in found if finding.level == "warning"] == [
@@ -268,17 +268,17 @@ def test_slow_links_of_one_kind_are_told_together() -> None:
     ]
 
 
-def test_a_latency_that_is_short_anyway_is_fine() -> None:
+def test_a_latency_below_the_floor_is_fine() -> None:
     found = judge_links(links({}, {}, {"latency": 1.9e-4}), "abcd")
     assert {finding.level for finding in found} == {"ok"}
 
 
-def test_a_network_is_not_held_against_links_within_a_host() -> None:
+def test_links_between_hosts_are_not_compared_with_links_within_a_host() -> None:
     found = judge_links(links({}, {"bandwidth": 1e9, "latency": 9e-4}, {}), "aabb")
     assert {finding.level for finding in found} == {"ok"}
 
 
-def test_a_link_slower_than_any_cluster_s_network_is_a_warning() -> None:
+def test_a_link_slower_than_a_cluster_network_is_a_warning() -> None:
     found = only_of_links(judge_links(links({"bandwidth": 0.11e9}), "ab"))
     assert found.found == "ranks 0 and 1 (a, b): 0.11 GB/s"
     assert found.expected == "0.20 GB/s or more"
@@ -294,6 +294,6 @@ def test_clocks_that_differ_are_a_warning_for_each_host() -> None:
     ]
 
 
-def test_a_skew_that_may_be_an_error_of_measurement_is_fine() -> None:
+def test_a_skew_within_its_uncertainty_is_fine() -> None:
     found = judge_links(links({"skew": 3e-3, "uncertainty": 2.5e-3}), "ab")
     assert found[-1].level == "ok"

@@ -1,4 +1,4 @@
-"""A file that is added to a package of formats or tasks, with no edit of another file."""
+"""Adds a file to a package of formats or tasks, without changes of other files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ADDED = Path(__file__).parent / "added"
 
 @contextmanager
 def one_more_file(package: ModuleType, name: str, folder: Path) -> Iterator[None]:
-    """The package has a file of tests/helpers/added too.
+    """Add a file of tests/helpers/added to a package for the duration of the context.
 
     Args:
-        package: one whose files a registry finds.
-        name: of the file.
-        folder: an empty one, which becomes a part of the package.
+        package: a package whose files are found by a registry.
+        name: name of the file.
+        folder: a path that does not exist; the new folder is added to the package.
     """
     folder.mkdir()
     shutil.copy(ADDED / name, folder)

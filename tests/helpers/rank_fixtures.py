@@ -1,4 +1,4 @@
-"""A temporary folder and one thread for each rank, and a world for tests that ask for one."""
+"""Settings and fixtures of tests that run on several ranks."""
 
 import itertools
 import os
@@ -23,11 +23,11 @@ from tests.helpers.models import six_layers
 
 
 def configure(config: pytest.Config) -> None:
-    """Give this rank a temporary folder of its own, and one thread."""
+    """Give this rank its own temporary folder, and one thread."""
     from mpi4py import MPI
 
-    config.addinivalue_line("markers", "usual: every run has it, on this number of ranks")
-    if config.option.basetemp:  # else pytest gives each process a folder of its own
+    config.addinivalue_line("markers", "usual: runs on this number of ranks without `full`")
+    if config.option.basetemp:  # else pytest creates a folder for each process
         config.option.basetemp = Path(f"{config.option.basetemp}{MPI.COMM_WORLD.rank}")
     torch.set_num_threads(1)
 
@@ -40,15 +40,20 @@ def world() -> Iterator[World]:
 
 
 def on_ranks(*sizes: int) -> pytest.MarkDecorator:
-    """Marks what is to run on these numbers of ranks; `make test-all` runs it on every number."""
+    """Return a mark: run on these numbers of ranks; `make test-all` runs on every number."""
     from mpi4py import MPI
 
     return pytest.mark.usual if MPI.COMM_WORLD.size in sizes else pytest.mark.full
 
 
+def all_equal(world: World, value: object) -> bool:
+    """Return whether a value has the same repr on all ranks. *Collective.*"""
+    return len(set(world.all_gather(repr(value)))) == 1
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of all ranks."""
+    """A temporary folder that all ranks share."""
     world = World.start()
     path = Path(world.broadcast(str(tmp_path_factory.mktemp("shared"))))
     world.close()
@@ -56,9 +61,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def set_affinity(cores: Iterable[int]) -> None:
-    """Let every thread of this process have these cores; one may end meanwhile."""
+    """Bind every thread of this process to some cores."""
     for thread in map(int, os.listdir("/proc/self/task")):
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):  # the thread has ended
             os.sched_setaffinity(thread, cores)
 
 
@@ -67,7 +72,10 @@ _tests = itertools.count()
 
 @pytest.fixture(autouse=True)
 def cache(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of all ranks, new for each test; they run the same tests in the same order."""
+    """A new cache folder for each test, which all ranks share.
+
+    Its name is a counter, since the ranks run the same tests in the same order.
+    """
     path = shared / f"cache{next(_tests)}"
     path.mkdir(exist_ok=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
@@ -75,18 +83,21 @@ def cache(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def graphs_made_once() -> Iterator[None]:
-    """Models of tests.helpers.models, which take no arguments, are traced once for sizes."""
-    made: dict[str, Graph] = {}
+def cached_graphs() -> Iterator[None]:
+    """Trace each model of tests.helpers.models once for all tests with inputs of the same sizes.
+
+    The type identifies the model, since these models have no constructor arguments.
+    """
+    graphs: dict[str, Graph] = {}
 
     def captured(module: nn.Module, args: Any, kwargs: Any) -> Graph:
         if type(module).__module__ != models.__name__:
             return capture(module, args, kwargs)
         sizes = pytree.tree_map_only(torch.Tensor, lambda x: (x.shape, x.dtype), (args, kwargs))
         key = f"{type(module).__qualname__} {sizes}"
-        if key not in made:
-            made[key] = capture(module, args, kwargs)
-        return made[key]
+        if key not in graphs:
+            graphs[key] = capture(module, args, kwargs)
+        return graphs[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assembly, "capture", captured)
@@ -94,8 +105,8 @@ def graphs_made_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def brief_measuring(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most pipelines measure devices and links; here no plan hangs on how well they do."""
+def brief_measurements(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure briefly: no test needs accurate times of devices or links."""
     if pytestconfig.option.markexpr == "not full":
         monkeypatch.setattr(links, "_SECONDS", 0.02)
         monkeypatch.setattr(timing, "_PACE_SECONDS", 0.02)

@@ -1,6 +1,6 @@
-"""Which rank gets which GPU: the sharing out, what a process sees, and one rank alone.
+"""The assignment of GPUs to ranks, the visible GPUs, and the device of a single rank.
 
-Several ranks are in tests/ranks/ranks_devices.py.
+Tests with several ranks are in tests/ranks/ranks_devices.py.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PipeparError
 from pipepar.host import devices
-from pipepar.host.devices import Claim, Visible, choose_devices, share_out, visible_gpus
+from pipepar.host.devices import Claim, Visible, assign_gpus, choose_devices, visible_gpus
 from pipepar.host.machine import processor
 
 
@@ -24,7 +24,7 @@ def gpu(index: int, uuid: str, near: frozenset[int] = frozenset()) -> Visible:
 def claims(
     *uuids: str, shares: bool = False, local: Sequence[int | None] | None = None
 ) -> list[Claim]:
-    """One a rank, a letter for each GPU that it sees."""
+    """Return the claim of each rank; each letter is a GPU that is visible to it."""
     return [
         Claim("auto", local[rank] if local else rank, shares, list(each))
         for rank, each in enumerate(uuids)
@@ -34,59 +34,61 @@ def claims(
 @pytest.mark.parametrize(
     ("hosts", "seen", "taken"),
     [
-        ("aaaa", ["ABCD"] * 4, "ABCD"),  # all see all
-        ("aaaa", ["A", "B", "C", "D"], "ABCD"),  # each is shown its own
-        ("aaaa", ["AB", "AB", "CD", "CD"], "ABCD"),  # each is shown those near it
+        ("aaaa", ["ABCD"] * 4, "ABCD"),  # each rank sees all GPUs
+        ("aaaa", ["A", "B", "C", "D"], "ABCD"),  # each rank sees its own GPU
+        ("aaaa", ["AB", "AB", "CD", "CD"], "ABCD"),  # each rank sees the GPUs near it
         ("aabb", ["AB", "AB", "CD", "CD"], "ABCD"),
         ("abab", ["A", "B", "A", "B"], "AB--"),
         ("aabb", ["A", "A", "BC", "BC"], "A-BC"),  # hosts that differ
-        ("aab", ["AB", "AB", ""], "AB-"),  # one without any
+        ("aab", ["AB", "AB", ""], "AB-"),  # a host without GPUs
         ("aaa", ["", "", ""], "---"),
         ("aaa", ["AB", "", "AB"], "A-B"),
     ],
 )
-def test_each_takes_the_first_that_is_free(hosts: str, seen: list[str], taken: str) -> None:
-    assert [each or "-" for each in share_out(hosts, claims(*seen))] == list(taken)
+def test_each_rank_takes_the_first_free_gpu(hosts: str, seen: list[str], taken: str) -> None:
+    assert [each or "-" for each in assign_gpus(hosts, claims(*seen))] == list(taken)
 
 
-def test_the_launcher_s_order_counts_where_it_is_one() -> None:
+def test_local_ranks_order_the_ranks_if_all_differ() -> None:
     seen = ["ABC"] * 3
-    assert share_out("aaa", claims(*seen, local=[2, 0, 1])) == ["C", "A", "B"]
-    assert share_out("aaa", claims(*seen, local=[0, 0, 0])) == ["A", "B", "C"]
-    assert share_out("aaa", claims(*seen, local=[2, None, 1])) == ["A", "B", "C"]
+    assert assign_gpus("aaa", claims(*seen, local=[2, 0, 1])) == ["C", "A", "B"]
+    assert assign_gpus("aaa", claims(*seen, local=[0, 0, 0])) == ["A", "B", "C"]
+    assert assign_gpus("aaa", claims(*seen, local=[2, None, 1])) == ["A", "B", "C"]
     # Each host by itself.
-    assert share_out("aab", claims("AB", "AB", "AB", local=[1, 0, 0])) == ["B", "A", "A"]
+    assert assign_gpus("aab", claims("AB", "AB", "AB", local=[1, 0, 0])) == ["B", "A", "A"]
 
 
-def test_ranks_share_the_least_used_where_they_may() -> None:
-    assert share_out("aaaaa", claims(*["AB"] * 5, shares=True)) == ["A", "B", "A", "B", "A"]
-    assert share_out("aaa", claims("A", "AB", "A", shares=True)) == ["A", "B", "A"]
-    assert share_out("aa", claims("A", "", shares=True)) == ["A", ""]
+def test_ranks_share_the_least_used_gpu_if_allowed() -> None:
+    assert assign_gpus("aaaaa", claims(*["AB"] * 5, shares=True)) == ["A", "B", "A", "B", "A"]
+    assert assign_gpus("aaa", claims("A", "AB", "A", shares=True)) == ["A", "B", "A"]
+    assert assign_gpus("aa", claims("A", "", shares=True)) == ["A", ""]
 
 
-def test_remedies() -> None:
-    assert devices.more_gpus(4, 1).startswith("start 1 rank on that host, or ask")
-    assert devices.more_gpus(4, 2).startswith("start 2 ranks on that host, or ask")
-    assert "--gpus-per-node=4" in devices.more_gpus(4, 2)
-    assert devices.more_gpus(2, 0).startswith("ask")
-    assert devices.more_gpus(2, 2).startswith("ask")  # there are enough, but not for each to see
+def test_the_remedy_for_too_few_gpus() -> None:
+    assert devices.gpu_remedy(4, 1).startswith("start 1 rank on that host, or ask")
+    assert devices.gpu_remedy(4, 2).startswith("start 2 ranks on that host, or ask")
+    assert "--gpus-per-node=4" in devices.gpu_remedy(4, 2)
+    assert devices.gpu_remedy(2, 0).startswith("ask")
+    assert devices.gpu_remedy(2, 2).startswith("ask")  # there are enough, but not all are visible
 
 
 @pytest.mark.parametrize(
     ("text", "cpus"), [("", ()), ("3", (3,)), ("0-2,8,10-11", (0, 1, 2, 8, 10, 11))]
 )
-def test_lists_of_cpus(text: str, cpus: Sequence[int]) -> None:
+def test_lists_of_cpus_are_parsed(text: str, cpus: Sequence[int]) -> None:
     assert devices.cpus_of(text) == frozenset(cpus)
 
 
-def test_no_cuda_is_started_where_there_is_none() -> None:
+def test_cuda_is_not_initialised_without_a_gpu() -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("this host has a GPU")
     assert visible_gpus() == []
     assert not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
 
 
-def test_what_torch_says_of_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_visible_gpus_have_the_properties_from_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     place = {"pci_domain_id": 0, "pci_bus_id": 0x1A, "pci_device_id": 0}
     found = [
         SimpleNamespace(uuid="u0", name="big", total_memory=80, **place),
@@ -112,14 +114,14 @@ def world() -> World:
     return World.start()
 
 
-def test_one_rank_alone_without_a_gpu(world: World) -> None:
+def test_a_single_rank_without_a_gpu(world: World) -> None:
     for found in (choose_devices(world, "auto", []), choose_devices(world, "cpu", [gpu(0, "A")])):
         assert found.by_rank == ("cpu",)
         assert found.mine == torch.device("cpu")
         assert (found.name, found.sharers, found.note) == (processor(), 1, "")
 
 
-def test_one_rank_alone_takes_the_first(world: World) -> None:
+def test_a_single_rank_takes_the_first_gpu(world: World) -> None:
     for wanted in ("auto", "cuda"):
         found = choose_devices(world, wanted, [gpu(0, "A"), gpu(1, "B")])
         assert found.by_rank == ("cuda",)
@@ -127,17 +129,15 @@ def test_one_rank_alone_takes_the_first(world: World) -> None:
         assert (found.name, found.sharers, found.note) == ("GPU A", 1, "")
 
 
-def test_nobody_looks_for_a_gpu_that_is_not_wanted(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(devices, "visible_gpus", lambda: pytest.fail("looked"))
+def test_gpus_are_not_queried_for_cpu(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "visible_gpus", lambda: pytest.fail("queried CUDA"))
     assert choose_devices(world, "cpu").by_rank == ("cpu",)
 
 
 @pytest.mark.parametrize(
-    ("cuda", "remedy"), [(None, "Install a CUDA build of torch"), ("12.8", "See that nvidia-smi")]
+    ("cuda", "remedy"), [(None, "Install a CUDA build of torch"), ("12.8", "Check that nvidia-smi")]
 )
-def test_a_gpu_that_is_not_there_is_an_error(
+def test_a_missing_gpu_is_an_error(
     cuda: str | None, remedy: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", cuda)
@@ -152,12 +152,12 @@ def test_a_gpu_that_is_not_there_is_an_error(
         choose_devices(world, "cuda", [])
 
 
-def test_a_device_that_is_none(world: World) -> None:
+def test_an_unknown_device_is_refused(world: World) -> None:
     with pytest.raises(InputError, match=r"found device 'cuda:1', expected auto, cpu or cuda"):
         choose_devices(world, "cuda:1")  # type: ignore[arg-type]
 
 
-def test_bound_far_from_the_gpu_is_told_and_left(world: World) -> None:
+def test_a_binding_far_from_the_gpu_is_noted_and_unchanged(world: World) -> None:
     before = world.cores
     found = choose_devices(world, "auto", [gpu(0, "A", frozenset({10**6}))])
     assert world.cores == before

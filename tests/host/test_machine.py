@@ -1,4 +1,4 @@
-"""How much memory a rank may take: what is available, and what limits leave."""
+"""The free memory of a rank: the available memory and the limits of control groups."""
 
 import platform
 from pathlib import Path
@@ -12,7 +12,7 @@ AVAILABLE = 1_000_000 * 1024
 
 
 class Host:
-    """A made-up tree of the kernel's files."""
+    """A made-up tree of files of the kernel."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -50,12 +50,12 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return made
 
 
-def test_without_limits_it_is_what_the_kernel_calls_available(host: Host) -> None:
+def test_without_limits_free_memory_is_the_available_memory(host: Host) -> None:
     host.in_groups("0::/user")
     assert free_memory() == AVAILABLE
 
 
-def test_a_limit_leaves_what_is_not_used(host: Host) -> None:
+def test_a_limit_leaves_the_unused_part(host: Host) -> None:
     host.in_groups("0::/job/step")
     host.limit_v2("/job/step", 5000, 1200)
     assert free_memory() == 3800
@@ -74,41 +74,41 @@ def test_other_controllers_limit_no_memory(host: Host) -> None:
 
 
 @pytest.mark.parametrize("group", ["", "/job", "/job/step"])
-def test_limits_of_the_groups_around_count_too(host: Host, group: str) -> None:
+def test_limits_of_parent_groups_count(host: Host, group: str) -> None:
     host.in_groups("0::/job/step/task")
     host.limit_v2("/job/step/task", 9000, 0)
     host.limit_v2(group, 6000, 1000)
     assert free_memory() == 5000
 
 
-def test_a_group_seen_from_inside_a_container_is_the_root(host: Host) -> None:
-    """The path is the host's, where the container sees nothing."""
+def test_the_group_of_a_container_is_the_root(host: Host) -> None:
+    """The path is a path of the host, which does not exist in the container."""
     host.in_groups("4:memory:/docker/4711")
     host.limit_v1("", 7000, 3000)
     assert free_memory() == 4000
 
 
-def test_what_lies_outside_of_the_groups_is_no_limit(host: Host) -> None:
+def test_files_outside_the_groups_are_ignored(host: Host) -> None:
     host.in_groups("0::/job")
     host.write("/sys/fs/memory.max", "5000")
     host.write("/sys/fs/memory.current", "0")
     assert free_memory() == AVAILABLE
 
 
-def test_a_limit_that_is_larger_than_the_memory(host: Host) -> None:
+def test_a_limit_above_the_memory_is_ignored(host: Host) -> None:
     host.in_groups("4:memory:/")
     host.limit_v1("/", 9223372036854771712, 4096)
     assert free_memory() == AVAILABLE
 
 
 @pytest.mark.parametrize(("most", "used"), [("max", 100), ("", 100), ("-1", 100), (100, "?")])
-def test_what_is_no_number_is_no_limit(host: Host, most: object, used: object) -> None:
+def test_a_limit_that_is_not_a_number_is_ignored(host: Host, most: object, used: object) -> None:
     host.in_groups("0::/job")
     host.limit_v2("/job", most, used)
     assert free_memory() == AVAILABLE
 
 
-def test_files_that_cannot_be_read_are_no_limit(host: Host) -> None:
+def test_a_limit_that_cannot_be_read_is_ignored(host: Host) -> None:
     host.in_groups("0::/job")
     host.limit_v2("/job", 5000, 0)
     host.at("/sys/fs/cgroup/job/memory.max").unlink()
@@ -116,18 +116,18 @@ def test_files_that_cannot_be_read_are_no_limit(host: Host) -> None:
     assert free_memory() == AVAILABLE
 
 
-def test_a_process_in_no_group(host: Host) -> None:
+def test_a_process_without_a_group_has_no_limit(host: Host) -> None:
     assert free_memory() == AVAILABLE
 
 
-def test_more_used_than_allowed_leaves_nothing(host: Host) -> None:
+def test_usage_above_the_limit_leaves_nothing(host: Host) -> None:
     host.in_groups("0::/job")
     host.limit_v2("/job", 5000, 6000)
     assert free_memory() == 0
 
 
-def test_files_in_memory_make_room(host: Host) -> None:
-    """What was read from disk counts as used, but goes as soon as anybody needs the memory."""
+def test_cached_files_count_as_free(host: Host) -> None:
+    """Cached files count as used, but the kernel frees them when memory is needed."""
     host.in_groups("0::/job")
     host.limit_v2("/job", 5000, 4900)
     stat = "anon 700\n\nfile 4200\nactive_file 1500\ninactive_file 2500\nshmem 200\n"
@@ -135,7 +135,7 @@ def test_files_in_memory_make_room(host: Host) -> None:
     assert free_memory() == 100 + 1500 + 2500
 
 
-def test_files_in_memory_by_version_1_are_those_of_the_groups_below_too(host: Host) -> None:
+def test_cached_files_of_version_1_include_child_groups(host: Host) -> None:
     host.in_groups("4:memory:/job")
     host.limit_v1("/job", 5000, 4900)
     stat = "active_file 1\ninactive_file 2\ntotal_active_file 1500\ntotal_inactive_file 2500\n"
@@ -143,23 +143,23 @@ def test_files_in_memory_by_version_1_are_those_of_the_groups_below_too(host: Ho
     assert free_memory() == 100 + 1500 + 2500
 
 
-def test_no_more_is_free_than_the_limit(host: Host) -> None:
-    """The kernel's counts lag behind one another."""
+def test_free_memory_is_at_most_the_limit(host: Host) -> None:
+    """The counters of the kernel are not updated at the same time."""
     host.in_groups("0::/job")
     host.limit_v2("/job", 5000, 100)
     host.write("/sys/fs/cgroup/job/memory.stat", "inactive_file 300\n")
     assert free_memory() == 5000
 
 
-def test_a_kernel_that_does_not_tell_what_is_available(host: Host) -> None:
+def test_without_available_memory_the_total_is_used(host: Host) -> None:
     for text in ("MemTotal: 2000000 kB\n", None):
         host.at("/proc/meminfo").unlink()
         if text is not None:
             host.write("/proc/meminfo", text)
-        assert free_memory() > 2**20  # all that there is
+        assert free_memory() > 2**20  # the total memory
 
 
-def test_the_processor_says_its_name(host: Host) -> None:
+def test_the_name_of_the_processor(host: Host) -> None:
     assert processor() == platform.machine()
     host.write("/proc/cpuinfo", "processor : 0\nmodel name\t: Fast CPU: v2 @ 3 GHz\nflags : a\n")
     assert processor() == "Fast CPU: v2 @ 3 GHz"
@@ -167,5 +167,5 @@ def test_the_processor_says_its_name(host: Host) -> None:
     assert processor() == platform.machine()
 
 
-def test_this_machine_has_memory() -> None:
+def test_this_host_has_memory() -> None:
     assert 0 < free_memory() < 2**60

@@ -1,4 +1,4 @@
-"""The file beside an output that tells which samples failed: whole, and true of this output."""
+"""The file with the errors of failed samples: complete, and in accordance with the output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipepar.jobs.output.quarantine import Quarantine, errors_of
 from pipepar.jobs.run import Job
 from pipepar.microbatch import Fault
 from tests.helpers.jobs.disk import Disk
-from tests.helpers.jobs.in_process import go_on, run, told
+from tests.helpers.jobs.in_process import errors_in_file, resume, run
 
 PICKY = "tests.helpers.factories:picky_last"
 BAD = (3, 8)
@@ -22,7 +22,7 @@ BAD = (3, 8)
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    """One whose file has to tell of two samples; in a folder of its own."""
+    """Return a job in which two samples fail, with its output in a folder of its own."""
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
     save(tmp_path / "in" / "rows.npy", BAD)
@@ -39,7 +39,7 @@ def save(path: Path, bad: tuple[int, ...]) -> None:
     np.save(path, values)
 
 
-def test_what_a_line_says(job: Job) -> None:
+def test_content_of_a_line(job: Job) -> None:
     run(job)
     text = errors_of(job.output).read_text(encoding="utf-8")
     assert [json.loads(line) for line in text.splitlines()] == [
@@ -49,7 +49,7 @@ def test_what_a_line_says(job: Job) -> None:
 
 
 def test_lines_are_in_the_inputs_order(tmp_path: Path) -> None:
-    """As texts fail, the longest first."""
+    """Texts may fail in another order, since the longest are computed first."""
     quarantine = Quarantine(tmp_path / "y.npy")
     for at in (7, 2, 5):
         quarantine.add([at], Fault("sink", f"{at} failed"))
@@ -65,7 +65,7 @@ def test_lines_are_in_the_inputs_order(tmp_path: Path) -> None:
 def test_a_crash_at_any_moment(
     job: Job, before: tuple[int, ...], bad: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the output is there and needs no resuming, the file is there, too, and is its own."""
+    """A complete output without a journal always has its own file of errors."""
     path, errors = job.output, errors_of(job.output)
     save(job.input, bad)
     run(job)
@@ -86,29 +86,29 @@ def test_a_crash_at_any_moment(
             assert each.get(errors.name) == lines, f"samples {bad} after {before}: {sorted(each)}"
 
 
-def test_what_a_job_noted_and_a_later_one_did_not(job: Job) -> None:
-    """Samples that failed before the job was stopped are listed with those after that."""
+def test_failures_of_the_stopped_run_are_listed(job: Job) -> None:
+    """The file lists the samples that failed before and after the job was stopped."""
     assert run(job, 9).stopped  # six micro-batches, and two of the four samples alone
     assert not errors_of(job.output).exists()
-    summary = go_on(job)
+    summary = resume(job)
     assert summary.failed == 2
-    assert list(told(job)) == list(BAD)
+    assert list(errors_in_file(job)) == list(BAD)
 
 
-def test_samples_that_failed_together_are_tried_when_it_goes_on(job: Job) -> None:
-    """Those that do not fail alone have results."""
+def test_a_resumed_job_tries_samples_of_failed_micro_batches_alone(job: Job) -> None:
+    """Samples that do not fail alone get results."""
     assert run(job, 6).stopped
-    summary = go_on(job)
+    summary = resume(job)
     assert summary.samples == 4
     assert not np.isnan(np.load(job.output)[[2, 9]]).any()
     assert np.isnan(np.load(job.output)[list(BAD)]).all()
 
 
-def test_another_output_has_a_file_of_its_own(job: Job) -> None:
+def test_each_output_has_its_own_file(job: Job) -> None:
     run(job)
     other = replace(job, output=job.output.with_name("other.jsonl"))
     save(job.input, (5,))
     run(other)
-    assert list(told(job)) == list(BAD)
-    assert list(told(other)) == [5]
+    assert list(errors_in_file(job)) == list(BAD)
+    assert list(errors_in_file(other)) == [5]
     assert errors_of(other.output).name == "other.jsonl.errors.jsonl"

@@ -1,4 +1,4 @@
-"""The first sample that fails alone is named, if another one does not fail."""
+"""The message names the first sample that fails alone, if another one succeeds."""
 
 import time
 from collections.abc import Iterator
@@ -10,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from pipepar.data.readers.reader import Feed
-from pipepar.data.sample_names import naming_samples, sample_names
+from pipepar.data.sample_names import sample_names, stage_errors
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError, PipeparError, StageError, WireError
 from pipepar.jobs.failing_sample import (
     depends_on_samples,
-    fault_alone,
-    first_failing,
-    name_failing,
+    describe_failing,
+    fault_of_one_sample,
+    find_failing_row,
     select_row,
 )
 
 
 @given(some.integers(1, 40), some.data())
-def test_the_first_that_fails_alone(count: int, data: Any) -> None:
+def test_the_first_sample_that_fails_alone(count: int, data: Any) -> None:
     bad = data.draw(some.sets(some.integers(0, count - 1), min_size=1, max_size=count))
     samples = [100 + row for row in range(count)]
 
@@ -31,7 +31,7 @@ def test_the_first_that_fails_alone(count: int, data: Any) -> None:
         if row in bad:
             raise ValueError
 
-    found = name_failing(samples, ValueError(), alone)
+    found = describe_failing(samples, ValueError(), alone)
     if len(bad) < count or count == 1:
         assert found == f"sample {100 + min(bad)}"
     else:
@@ -39,13 +39,13 @@ def test_the_first_that_fails_alone(count: int, data: Any) -> None:
 
 
 def test_samples_that_fail_only_together() -> None:
-    found = name_failing(range(12), ValueError(), lambda row: row)
+    found = describe_failing(range(12), ValueError(), lambda row: row)
     assert found == "samples 0, 1, 2, 3, 4, 5, 6, 7, ..."
 
 
-def test_no_trials_after_a_lack_of_memory() -> None:
+def test_no_trials_if_out_of_memory() -> None:
     tries = list[int]()
-    assert name_failing(range(2), MemoryError(), tries.append) == "samples 0, 1"
+    assert describe_failing(range(2), MemoryError(), tries.append) == "samples 0, 1"
     assert not tries
 
 
@@ -57,12 +57,12 @@ def test_the_trials_have_a_time_limit() -> None:
         time.sleep(0.6)
         raise ValueError
 
-    assert first_failing(12, alone) is None
+    assert find_failing_row(12, alone) is None
     assert len(tries) <= 3
 
 
 class Reading:
-    """Reads samples one by one, all but some of which fail."""
+    """A reader of single samples, of which some fail."""
 
     def __init__(self, count: int, bad: set[int]) -> None:
         self._count, self._bad = count, bad
@@ -89,22 +89,22 @@ class Reading:
     ids=["one", "none", "all"],
 )
 def test_each_sample_of_a_failed_micro_batch_is_read_alone(bad: set[int], message: str) -> None:
-    """Also where the samples of a micro-batch do not follow one another, as those of texts."""
+    """Also if the samples are not consecutive, as those of texts."""
     reader = Reading(10, bad)
     together = StageError("together")
     together.__cause__ = ValueError()
-    assert str(fault_alone(reader, [7, 3, 4], together)) == message
+    assert str(fault_of_one_sample(reader, [7, 3, 4], together)) == message
     together.__cause__ = MemoryError()
-    assert fault_alone(reader, [7, 3, 4], together) is together
+    assert fault_of_one_sample(reader, [7, 3, 4], together) is together
     unreadable = InputError("no picture")
-    assert fault_alone(reader, [7, 3, 4], unreadable) is unreadable
+    assert fault_of_one_sample(reader, [7, 3, 4], unreadable) is unreadable
 
 
 @pytest.mark.parametrize(
     "error",
     [MemoryError(), torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate")],
 )
-def test_a_lack_of_memory_does_not_depend_on_samples(error: Exception) -> None:
+def test_out_of_memory_does_not_depend_on_samples(error: Exception) -> None:
     assert not depends_on_samples(error)
     raised = StageError("a stage failed")
     raised.__cause__ = error
@@ -117,15 +117,15 @@ def test_pipepars_own_errors_pass_unchanged() -> None:
     def describe(_error: Exception) -> str:
         return sample_names([0, 1])
 
-    with pytest.raises(InputError, match="so"), naming_samples("it", describe):
+    with pytest.raises(InputError, match="so"), stage_errors("it", describe):
         raise InputError("so")
     expected = pytest.raises(StageError, match="it failed on samples 0, 1: KeyError: 'so'")
-    with expected as found, naming_samples("it", describe):
+    with expected as found, stage_errors("it", describe):
         raise KeyError("so")
     assert isinstance(found.value.__cause__, KeyError)
 
 
-def test_one_row_of_each_tensor_with_rows() -> None:
+def test_select_row_of_each_tensor_with_rows() -> None:
     tree = ({"a": torch.arange(4), "b": torch.tensor(7)}, torch.ones(3, 4), 4)
     first, *rest = select_row(tree, 2, 4)
     assert first["a"].tolist() == [2]

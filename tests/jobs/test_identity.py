@@ -1,4 +1,4 @@
-"""What a job is known by: sources, settings and versions that another run may have otherwise."""
+"""The identity of a job: a run with other sources, settings or versions is refused."""
 
 import os
 import sys
@@ -41,7 +41,7 @@ def make():
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user's own, whose factory is in one module, and what it makes a model of in another."""
+    """Yield a user's package with a factory in one module, and the model's layers in another."""
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "__init__.py").write_text("from mine.models import make\n")
@@ -83,7 +83,7 @@ def test_other_settings(package: Path, job: Job, monkeypatch: pytest.MonkeyPatch
 
 
 def rewritten(picture: Path) -> None:
-    """Another picture, in as many bytes."""
+    """Write another picture with the same number of bytes."""
     data = picture.read_bytes()
     picture.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     os.utime(picture, (2e9, 2e9))
@@ -167,8 +167,8 @@ def test_other_versions(package: Path, job: Job, monkeypatch: pytest.MonkeyPatch
         run(replace(job, resume=True), 10)
 
 
-def test_a_large_file_that_was_written_to(tmp_path: Path) -> None:
-    """Only parts of it are read."""
+def test_a_large_file_that_was_modified(tmp_path: Path) -> None:
+    """Only parts of a large file are read."""
     path = tmp_path / "large"
     with path.open("wb") as file:
         file.truncate(65 << 20)

@@ -1,4 +1,4 @@
-"""Inputs of very many samples: what a job holds in memory does not grow with their number."""
+"""Very large inputs: the memory of a job does not grow with the number of samples."""
 
 import tracemalloc
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from pipepar.jobs.run import Job
 from tests.helpers.jobs.in_process import run
 
 COUNT = 2**34
-# One byte a sample would be 16 GiB.
+# One byte per sample would be 16 GiB.
 MOST = 64 << 20
 
 
@@ -29,7 +29,7 @@ def peak() -> Iterator[None]:
 @pytest.mark.usefixtures("peak")
 @pytest.mark.parametrize("suffix", [".npy", ".jsonl"])
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
-def test_a_job_holds_nothing_for_each_sample(
+def test_memory_is_independent_of_the_number_of_samples(
     tmp_path: Path, suffix: str, on_error: Literal["stop", "skip"]
 ) -> None:
     path = tmp_path / "in.npy"

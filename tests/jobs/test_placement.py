@@ -1,4 +1,4 @@
-"""Each stage runs on the rank that the plan names, and the results are those of one process."""
+"""Stages run on the ranks of the plan, and the results equal those of one process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipepar.planner.plan_offline import make_plan
 from pipepar.report.run_record import RunRecord
 from tests.helpers.cluster.mpirun import run_ranks
 from tests.helpers.jobs.command import MLP
-from tests.helpers.jobs.in_process import run, told
+from tests.helpers.jobs.in_process import errors_in_file, run
 from tests.helpers.jobs.threads import in_threads
 
 PICKY = "tests.helpers.factories:picky_last"
@@ -27,15 +27,15 @@ ORDERS = [
     (2, (1, 0)),
     (3, (2, 0, 1)),
     (3, (1, 2, 0)),
-    (3, (2, 1)),  # the source has no stage
-    (3, (1, 0)),  # the sink has none
-    (3, (1,)),  # neither has
+    (3, (2, 1)),  # the source runs no stage
+    (3, (1, 0)),  # the sink runs no stage
+    (3, (1,)),  # neither runs a stage
     (4, (3, 1)),
 ]
 
 
 def planned(folder: Path, model: str, order: tuple[int, ...], rows: int) -> Path:
-    """A plan of so many stages, each on the rank that the order names."""
+    """Write a plan with one stage on each rank of `order`, in order."""
     module = open_source(model, values=False).module
     graph = capture(module, (torch.zeros(rows, 4),), {})
     plan = replace(make_plan(graph, len(order)), ranks=order, micro_batch=rows, depth=1)
@@ -49,7 +49,7 @@ def records(ranks: int, job: Job) -> list[RunRecord]:
 
 
 @pytest.mark.parametrize(("ranks", "order"), ORDERS)
-def test_any_order(rows: Path, tmp_path: Path, ranks: int, order: tuple[int, ...]) -> None:
+def test_any_order_of_ranks(rows: Path, tmp_path: Path, ranks: int, order: tuple[int, ...]) -> None:
     plan = planned(tmp_path, MLP, order, 2)
     job = Job(MLP, rows, tmp_path / "one.npy", micro_batch=2)
     run(job)
@@ -67,12 +67,12 @@ def test_any_order(rows: Path, tmp_path: Path, ranks: int, order: tuple[int, ...
 
 
 @pytest.mark.parametrize(("ranks", "order"), ORDERS)
-def test_labels_errors_and_a_second_pass(
+def test_labels_errors_and_a_second_stream(
     tmp_path: Path, ranks: int, order: tuple[int, ...]
 ) -> None:
-    """Columns, samples and errors travel by whatever channels there are."""
+    """Columns, samples and errors are sent along the channels of any placement."""
     values = np.ones((7, 4), np.float32)
-    values[3] = 1e6  # the stage with the third layer refuses what becomes of it
+    values[3] = 1e6  # the stage of the third layer refuses its activations
     np.save(tmp_path / "x.npy", values)
     np.save(tmp_path / "labels.npy", np.zeros(7, np.int64))
     job = Job(
@@ -88,11 +88,11 @@ def test_labels_errors_and_a_second_pass(
     many = replace(job, output=tmp_path / "many.npy", plan=plan)
     (record, *_) = records(ranks, many)
     assert (record.failed, record.confusion) == (alone.failed, alone.confusion)
-    assert told(many).keys() == told(job).keys() == {3}
+    assert errors_in_file(many).keys() == errors_in_file(job).keys() == {3}
     assert (tmp_path / "many.npy").read_bytes() == (tmp_path / "one.npy").read_bytes()
 
 
-def test_a_job_that_was_stopped_goes_on_in_another_order(rows: Path, tmp_path: Path) -> None:
+def test_a_stopped_job_is_resumed_with_another_placement(rows: Path, tmp_path: Path) -> None:
     job = Job(MLP, rows, tmp_path / "one.npy", micro_batch=2)
     run(job)
     many = replace(job, output=tmp_path / "many.npy")
@@ -103,7 +103,7 @@ def test_a_job_that_was_stopped_goes_on_in_another_order(rows: Path, tmp_path: P
     assert (tmp_path / "many.npy").read_bytes() == (tmp_path / "one.npy").read_bytes()
 
 
-def test_a_plan_of_more_ranks_than_the_job_has(rows: Path, tmp_path: Path) -> None:
+def test_a_plan_with_more_ranks_than_the_job_is_refused(rows: Path, tmp_path: Path) -> None:
     plan = planned(tmp_path, MLP, (2, 0), 2)
     job = Job(MLP, rows, tmp_path / "y.npy", plan=plan)
     with pytest.raises(
@@ -113,7 +113,7 @@ def test_a_plan_of_more_ranks_than_the_job_has(rows: Path, tmp_path: Path) -> No
 
 
 def test_under_mpirun(rows: Path, tmp_path: Path) -> None:
-    """Over MPI channels, with a thread for each role beside the stage."""
+    """MPI channels, and a thread for each role in addition to the stage."""
     plan = planned(tmp_path, MLP, (2, 0), 2)
     run(Job(MLP, rows, tmp_path / "one.npy", micro_batch=2))
     words = ["-m", "pipepar", "run", MLP, rows, tmp_path / "many.npy", "--plan", plan]

@@ -1,4 +1,4 @@
-"""What a job tells of its progress: what this run has to do, and no more than it did."""
+"""The displayed progress of a job: the samples of this run only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.jobs.in_process import run
 
 
 class Bars:
-    """The samples of each bar: how many there are, and the steps in which they were done."""
+    """Records for each progress bar its number of samples and the steps of its progress."""
 
     def __init__(self) -> None:
         self.samples: list[tuple[int, list[int]]] = []
@@ -52,12 +52,12 @@ def test_a_whole_job(job: Job, bars: Bars) -> None:
     assert not bars.notes
 
 
-def test_a_job_that_is_stopped(job: Job, bars: Bars) -> None:
+def test_a_stopped_job(job: Job, bars: Bars) -> None:
     assert bars.run(job, 3).samples == 6
     assert bars.samples == [(11, [2, 2, 2])]
 
 
-def test_a_resumed_job_counts_what_it_does_itself(job: Job, bars: Bars) -> None:
+def test_a_resumed_job_counts_only_its_own_samples(job: Job, bars: Bars) -> None:
     run(job, 3)
     summary = bars.run(replace(job, resume=True))
     assert (summary.samples, summary.stopped) == (5, None)
@@ -65,7 +65,7 @@ def test_a_resumed_job_counts_what_it_does_itself(job: Job, bars: Bars) -> None:
     assert bars.notes == ["resuming: 6 of 11 samples are done already"]
 
 
-def test_a_job_that_is_stopped_again(job: Job, bars: Bars) -> None:
+def test_a_job_that_is_stopped_twice(job: Job, bars: Bars) -> None:
     run(job, 3)
     stopped = bars.run(replace(job, resume=True), 1).stopped
     assert bars.samples == [(5, [2])]
@@ -74,7 +74,7 @@ def test_a_job_that_is_stopped_again(job: Job, bars: Bars) -> None:
 
 
 def test_samples_that_are_tried_alone(job: Job, bars: Bars) -> None:
-    """In a bar of their own; each is counted once more."""
+    """They have a bar of their own, in addition to the first."""
     values = np.ones((11, 4), np.float32)
     values[[3, 8]] = 1e6
     np.save(job.input, values)
@@ -86,8 +86,10 @@ def test_samples_that_are_tried_alone(job: Job, bars: Bars) -> None:
 
 
 @pytest.mark.parametrize(("stop", "left"), [(6, 4), (8, 3), (10, 1)])
-def test_a_resumed_job_tries_alone_what_is_left(job: Job, bars: Bars, stop: int, left: int) -> None:
-    """A job is asked whether to stop before each micro-batch, and once before those alone."""
+def test_a_resumed_job_tries_the_remaining_samples_alone(
+    job: Job, bars: Bars, stop: int, left: int
+) -> None:
+    """A job checks for a stop before each micro-batch, and once before the second stream."""
     values = np.ones((11, 4), np.float32)
     values[[3, 8]] = 1e6
     np.save(job.input, values)

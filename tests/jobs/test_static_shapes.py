@@ -1,4 +1,4 @@
-"""Models that hold for fixed sizes: said, and what does not fit is refused before the work."""
+"""Models of fixed sizes: reported, and other sizes are refused before the work."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.long(20)
 
 
 class Rows(torch.nn.Module):
-    """Looks at its batch's size in Python, so that tracing fixes it."""
+    """Reads the batch size in Python, so that tracing fixes it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.stack([x[row] * 2 for row in range(len(x))])

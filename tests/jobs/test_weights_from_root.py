@@ -1,4 +1,4 @@
-"""--weights-from root: rank 1 runs where the model's folder cannot be seen."""
+"""--weights-from root: rank 1 does not see the model's folder."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ SECONDS = 120
 
 
 def run_apart(tmp_path: Path, *arguments: object) -> tuple[int, str]:
-    """Two ranks; only the first one's working directory holds anything."""
+    """Run two ranks; only the working directory of rank 0 has files."""
     (tmp_path / "empty").mkdir()
     here = str(Path(__file__).parents[2])
     rank = [sys.executable, "-m", "pipepar", "run", *map(str, arguments)]
@@ -42,7 +42,7 @@ def test_a_folder_that_only_rank_0_sees(tmp_path: Path) -> None:
     assert apart.read_text() == alone.read_text()
 
 
-def test_without_it_the_rank_that_sees_nothing_says_so(tmp_path: Path) -> None:
+def test_without_the_option_the_rank_that_sees_no_model_fails(tmp_path: Path) -> None:
     text_folder(tmp_path / "bert", "BertModel")
     (tmp_path / "in.txt").write_text("the fox\n")
     status, text = run_apart(tmp_path, "bert", "in.txt", tmp_path / "out.npy")

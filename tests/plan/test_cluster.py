@@ -1,12 +1,13 @@
-"""What a cluster.toml says, and what it must not."""
+"""Valid and invalid `cluster.toml` files."""
 
 from pathlib import Path
 
 import pytest
 
 from pipepar.errors import InputError
-from pipepar.plan.cluster import Cluster, read_cluster
+from pipepar.plan.cluster import read_cluster
 from pipepar.plan.costs import DeviceCost, LinkCost
+from pipepar.plan.hardware import Cluster
 
 DEVICE = '[[device]]\nkind = "gpu"\nmemory = "40 GiB"\nspeed = "20 TFLOPS"\n'
 CPU = '[[device]]\nkind = "cpu"\nmemory = "64 GB"\nspeed = "800 GFLOPS"\n'
@@ -24,21 +25,21 @@ def read(path: Path, text: str) -> Cluster:
     return read_cluster(path)
 
 
-def test_devices_in_their_order(path: Path) -> None:
+def test_devices_are_in_file_order(path: Path) -> None:
     gpus = DEVICE + "count = 2\n"
     cluster = read(path, CPU + gpus + CPU + LINK)
     gpu, cpu = DeviceCost(20e12, 40 * 2**30, "gpu"), DeviceCost(800e9, 64e9, "cpu")
     assert cluster.devices == (cpu, gpu, gpu, cpu)
 
 
-def test_a_link_for_these_kinds_goes_before_the_one_for_all(path: Path) -> None:
+def test_a_link_for_a_pair_of_kinds_overrides_the_link_for_all(path: Path) -> None:
     cluster = read(path, CPU + DEVICE + "count = 2\n" + LINK + PAIR)
     assert cluster.link(1, 2) == LinkCost(2 * 1e-6, 0.3e12)
     assert cluster.link(0, 1) == cluster.link(1, 0) == LinkCost(10 * 1e-6, 25e9)
     assert cluster.link(0, 2) == cluster.link(0, 1)
 
 
-def test_kinds_are_linked_in_either_direction(path: Path) -> None:
+def test_a_link_holds_in_both_directions(path: Path) -> None:
     pair = PAIR.replace('"gpu", "gpu"', '"gpu", "cpu"')
     cluster = read(path, CPU + DEVICE + pair)
     assert cluster.link(0, 1) == cluster.link(1, 0) == LinkCost(2 * 1e-6, 0.3e12)
@@ -60,58 +61,58 @@ def test_units_of_bandwidth(path: Path, bandwidth: str, expected: float) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "names no device, expected one or more; add a [[device]]"),
+        ("", "has no device, expected one or more; add a [[device]]"),
         (DEVICE + "speed = 3", "is not valid TOML: Cannot overwrite a value"),
-        ("depth = 2\n" + DEVICE, "depth is not known, expected device, link; remove it"),
-        ('[device]\nkind = "gpu"', "expected tables; write [[device]] above each"),
-        (DEVICE + "cores = 4", "device[0].cores is not known, expected kind, count, memory, speed"),
+        ("depth = 2\n" + DEVICE, "depth is unknown, expected device, link; remove it"),
+        ('[device]\nkind = "gpu"', "expected a list of tables; write [[device]] above each"),
+        (DEVICE + "cores = 4", "device[0].cores is unknown, expected kind, count, memory, speed"),
         (DEVICE + "count = 0", "device[0].count is 0, expected a whole number, 1 or more"),
         (DEVICE + 'count = "2"', "device[0].count is '2', expected a whole number, 1 or more"),
         (DEVICE + "count = true", "device[0].count is True, expected a whole number"),
-        (DEVICE.replace('"gpu"', "3"), "device[0].kind is 3, expected a name; write it such as"),
+        (DEVICE.replace('"gpu"', "3"), "device[0].kind is 3, expected a name; write, for example"),
         (DEVICE.replace("kind", "#"), "device[0].kind is missing, expected a name"),
         (DEVICE.replace("memory", "#"), "device[0].memory is missing, expected a number above 0"),
         (DEVICE.replace("40 GiB", "40 GIB"), "memory is '40 GIB', expected a number above 0 with"),
         (DEVICE.replace('"40 GiB"', "40"), "memory is 40, expected a number above 0 with a unit"),
-        (DEVICE.replace("40 GiB", "GiB"), 'write it such as "16 GiB"'),
+        (DEVICE.replace("40 GiB", "GiB"), 'for example "16 GiB"'),
         (DEVICE.replace("40 GiB", "-1 GiB"), "memory is '-1 GiB', expected a number above 0"),
         (DEVICE.replace("20 TFLOPS", "0 TFLOPS"), "speed is '0 TFLOPS', expected"),
         (DEVICE.replace("20 TFLOPS", "20 GiB"), "(MFLOPS, GFLOPS, TFLOPS, PFLOPS)"),
         (DEVICE.replace("20 TFLOPS", "1e999 TFLOPS"), "speed is '1e999 TFLOPS', expected"),
         (CPU + DEVICE + CPU.replace("64", "32") + LINK, "kind 'cpu' that differ in memory or"),
-        (CPU + DEVICE, "no link between 'cpu' and 'gpu', expected one for any two devices; add a"),
-        (DEVICE + DEVICE, "with between = ['gpu', 'gpu'], or one without for all"),
+        (CPU + DEVICE, "no link between 'cpu' and 'gpu', expected one for every pair of"),
+        (DEVICE + DEVICE, "with between = ['gpu', 'gpu'], or one without 'between' for all"),
         (CPU + DEVICE + PAIR, "no link between 'cpu' and 'gpu'"),
         (DEVICE + LINK + LINK, "link[1] is the second without 'between', expected one"),
         (DEVICE + PAIR + LINK + PAIR, "link[2] is the second between these kinds, expected one"),
-        (CPU + PAIR, "link[0].between is ['gpu', 'gpu'], expected two kinds of device out of"),
-        (DEVICE + PAIR.replace(', "gpu"]', "]"), "link[0].between is ['gpu'], expected two kinds"),
+        (CPU + PAIR, "link[0].between is ['gpu', 'gpu'], expected two of the kinds"),
+        (DEVICE + PAIR.replace(', "gpu"]', "]"), "link[0].between is ['gpu'], expected two of"),
         (DEVICE + LINK.replace("10 us", "10"), "link[0].latency is '10', expected a number with"),
         (DEVICE + LINK.replace("25 GB/s", "25 GB"), "link[0].bandwidth is '25 GB', expected"),
     ],
 )
-def test_what_is_refused(path: Path, text: str, message: str) -> None:
+def test_invalid_values_are_refused(path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         read(path, text)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
 
 
-def test_a_file_that_is_not_there(path: Path) -> None:
+def test_a_missing_file_is_refused(path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_cluster(path)
 
 
-def test_a_file_that_is_no_text(path: Path) -> None:
+def test_a_file_that_is_not_utf8_is_refused(path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="is not valid TOML"):
         read_cluster(path)
 
 
-def test_the_example_of_the_documentation_can_be_read(path: Path) -> None:
+def test_the_documented_example_is_valid(path: Path) -> None:
     from pipepar.plan import cluster
 
-    documented = (cluster.__doc__ or "").split("::\n", 1)[1].split("Every value")[0]
+    documented = (cluster.__doc__ or "").split("::\n", 1)[1].split("Every quantity")[0]
     found = read(path, documented)
     assert [device.kind for device in found.devices] == ["gpu", "gpu", "gpu", "cpu"]
     assert found.link(0, 1).bandwidth > found.link(2, 3).bandwidth

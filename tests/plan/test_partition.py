@@ -1,4 +1,4 @@
-"""Equal devices: the dynamic programme against every partition there is."""
+"""Partitions for equal devices, compared with all possible partitions."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ instances = st.integers(2, 9).flatmap(
 def partition(
     costs: Sequence[float], crossing: Sequence[float | None], stages: int, slack: float = SLACK
 ) -> tuple[int, ...]:
-    """The cuts for equal devices with as much memory and bandwidth as one likes."""
+    """Return the cuts for equal devices with unlimited memory and bandwidth."""
     layers = [LayerCost(work, crossing=size) for work, size in zip(costs, crossing, strict=True)]
     links = [LinkCost()] * (stages - 1)
     found = planned.partition(layers, [DeviceCost(1.0)] * stages, links, slack=slack)
@@ -36,7 +36,7 @@ def partition(
 
 
 def every_partition(costs: list[int], crossing: list[int | None], stages: int) -> Any:
-    """(bottleneck, bytes, cuts) of each partition whose stages all have work."""
+    """Yield (bottleneck, bytes, cuts) of each partition whose stages all have work."""
     legal = [p for p in range(1, len(costs)) if crossing[p] is not None]
     for cuts in itertools.combinations(legal, stages - 1):
         spans = [sum(costs[a:b]) for a, b in itertools.pairwise([0, *cuts, len(costs)])]
@@ -61,7 +61,7 @@ def test_equals_brute_force(instance: tuple[list[int], list[int | None], int]) -
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=4, max_size=9), st.integers(2, 4))
-def test_sums_that_round_reach_the_smallest_bottleneck(tenths: list[int], stages: int) -> None:
+def test_rounded_sums_reach_the_smallest_bottleneck(tenths: list[int], stages: int) -> None:
     costs = [number * 0.1 for number in tenths]
     found = list(every_partition(tenths, [1] * len(tenths), stages))
     if found:
@@ -89,30 +89,30 @@ def test_one_stage_needs_no_cut() -> None:
     assert partition([1, 1], [None, None], 1) == ()
 
 
-def test_a_stage_without_work_is_not_made() -> None:
-    # Positions 2 and 3 are legal, but between them there is nothing to compute.
+def test_a_stage_without_work_is_refused() -> None:
+    # Positions 2 and 3 are legal, but the layer between them has no work.
     with pytest.raises(PlanError, match=r"found 3 stages.*at most 2.*start at most 2 ranks"):
         partition([1, 1, 0, 1], [None, None, 5, 5], 3)
 
 
-def test_too_many_stages_names_the_most() -> None:
+def test_the_error_for_too_many_stages_names_the_maximum() -> None:
     with pytest.raises(PlanError, match="start at most 2 ranks"):
         partition([1, 1, 1], [None, 4, None], 3)
 
 
-def test_cuts_without_work_between_them_are_told_apart() -> None:
+def test_cuts_without_work_between_them_do_not_count() -> None:
     # Legal at 1, 2, 3 and 4; only 1 and 3 differ in the work before them and have some after.
     message = r"legal cuts \(4\) 2 have work before, after and between them; .* 3 ranks"
     with pytest.raises(PlanError, match=message):
         partition([1, 0, 1, 1, 0], [None, 1, 1, 1, 1], 4)
 
 
-def test_no_stage_is_refused() -> None:
+def test_zero_stages_are_refused() -> None:
     with pytest.raises(PlanError, match="found 0 stages"):
         partition([1], [None], 0)
 
 
-def test_a_large_model_keeps_its_balance() -> None:
+def test_a_large_model_is_balanced() -> None:
     costs = [1 + (i * 7919) % 13 for i in range(800)]
     cuts = partition(costs, [1 + i % 3 for i in range(800)], 8)
     spans = [sum(costs[a:b]) for a, b in itertools.pairwise([0, *cuts, 800])]
@@ -120,8 +120,8 @@ def test_a_large_model_keeps_its_balance() -> None:
     assert max(spans) <= math.ceil(sum(costs) / 8 + max(costs)) * (1 + SLACK)
 
 
-def test_ties_fall_where_they_always_did() -> None:
-    # Equal bytes and equal balance: plans that exist stay as they are.
+def test_ties_are_broken_as_before() -> None:
+    # Equal bytes and equal balance: existing plans must not change.
     costs = [(i * 37) % 5 + 1.0 for i in range(60)]
     crossing = [float((i * 11) % 4 + 1) for i in range(60)]
     assert partition(costs, crossing, 5) == (12, 24, 36, 48)

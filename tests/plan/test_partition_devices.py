@@ -1,4 +1,4 @@
-"""Devices that differ: the search against every partition on every choice of devices."""
+"""Partitions for devices that differ, compared with all partitions on all choices of devices."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ link = st.builds(LinkCost, st.sampled_from([0.0, 1.0, 8.0]), st.one_of(powers, s
 
 @dataclass(frozen=True)
 class Problem:
-    """What `partition` is asked."""
+    """The arguments of `partition`."""
 
     layers: list[LayerCost]
     devices: list[DeviceCost]
@@ -71,7 +71,7 @@ def problems(draw: st.DrawFn) -> Problem:
 
 
 def choices(problem: Problem) -> Iterator[tuple[int, ...]]:
-    """Every row of devices that the stages may take."""
+    """Yield every sequence of devices that the stages may take."""
     count = len(problem.devices)
     for stages in range(1 if problem.fewer else count, count + 1):
         if problem.free_order:
@@ -81,7 +81,7 @@ def choices(problem: Problem) -> Iterator[tuple[int, ...]]:
 
 
 def joining(problem: Problem, one: int, other: int) -> LinkCost:
-    """What joins two devices."""
+    """Return the link between two devices."""
     if isinstance(problem.links, Mapping):
         kinds = frozenset((problem.devices[one].kind, problem.devices[other].kind))
         return problem.links[kinds]
@@ -89,7 +89,7 @@ def joining(problem: Problem, one: int, other: int) -> LinkCost:
 
 
 def bottleneck(problem: Problem, cuts: tuple[int, ...], devices: tuple[int, ...]) -> float:
-    """Seconds of the slowest stage or link; infinite where a stage does not fit."""
+    """Return the seconds of the slowest stage or link; infinity if a stage does not fit."""
     layers, slowest = problem.layers, 0.0
     for stage, (a, b) in enumerate(itertools.pairwise([0, *cuts, len(layers)])):
         taken = problem.devices[devices[stage]]
@@ -108,12 +108,12 @@ def bottleneck(problem: Problem, cuts: tuple[int, ...], devices: tuple[int, ...]
 
 
 def total(problem: Problem, cuts: tuple[int, ...]) -> float:
-    """Bytes that cross."""
+    """Return the total bytes that cross."""
     return sum(problem.layers[cut].crossing or 0.0 for cut in cuts)
 
 
 def every_answer(problem: Problem) -> Iterator[Partition]:
-    """Every partition that fits, by trying all."""
+    """Yield every partition that fits."""
     legal = [p for p, layer in enumerate(problem.layers) if p and layer.crossing is not None]
     for devices in choices(problem):
         for cuts in itertools.combinations(legal, len(devices) - 1):
@@ -130,7 +130,7 @@ def test_equals_brute_force(problem: Problem) -> None:
 
 @st.composite
 def slow_links(draw: st.DrawFn) -> Problem:
-    """Any order of fast devices behind slow links, which decide."""
+    """Draw a problem where the links of fast devices decide the order."""
     pairs = itertools.combinations_with_replacement(KINDS, 2)
     delays = st.integers(0, 9).map(float)
     return Problem(
@@ -151,7 +151,7 @@ def test_links_by_kind_equal_brute_force(problem: Problem) -> None:
 
 
 def check(problem: Problem) -> None:
-    """The answer is the best of all, or there is none."""
+    """Assert that the answer is the best of all, or is refused if there is none."""
     answers = list(every_answer(problem))
     event("some fit" if answers else "none fits")
     if not answers:
@@ -179,14 +179,14 @@ def even(count: int, weights: float = 0.0, crossing: float = 1.0) -> list[LayerC
     return [LayerCost(1.0, weights, crossing=crossing) for _ in range(count)]
 
 
-def test_a_faster_device_takes_more() -> None:
+def test_a_faster_device_takes_more_layers() -> None:
     found = partition(even(8), [DeviceCost(3.0), DeviceCost(1.0)], [FREE])
     assert found == Partition(cuts=(6,), devices=(0, 1), bottleneck=2.0)
 
 
-def test_a_small_device_takes_what_fits() -> None:
+def test_a_small_device_takes_only_the_layers_that_fit() -> None:
     found = partition(even(8, weights=1.0), [DeviceCost(1.0, memory=4.0), DeviceCost(1.0)], [FREE])
-    # Two micro-batches of a byte are under way, so that two of its four bytes are left.
+    # The channel holds two micro-batches of one byte, so two of its four bytes are left.
     assert found.cuts == (2,)
 
 
@@ -196,7 +196,7 @@ def test_a_slow_link_moves_the_cut() -> None:
     assert found == Partition(cuts=(3,), devices=(0, 1), bottleneck=3.0)
 
 
-def test_any_order_puts_the_large_device_where_the_weights_are() -> None:
+def test_free_order_gives_the_large_weights_to_the_large_device() -> None:
     layers = [LayerCost(1.0, 1.0, crossing=0.0), LayerCost(1.0, 9.0, crossing=0.0)]
     devices = [DeviceCost(1.0, memory=9.0), DeviceCost(1.0, memory=1.0)]
     with pytest.raises(PlanError, match="another order"):
@@ -204,15 +204,15 @@ def test_any_order_puts_the_large_device_where_the_weights_are() -> None:
     assert partition(layers, devices, [FREE], DeviceUse(free_order=True)).devices == (1, 0)
 
 
-def test_a_device_that_would_only_slow_down_is_left_out() -> None:
+def test_a_slow_device_is_left_out() -> None:
     devices = [DeviceCost(4.0), DeviceCost(0.1), DeviceCost(4.0)]
     found = partition(even(4), devices, [FREE] * 2, DeviceUse(free_order=True, fewer=True))
     assert found == Partition(cuts=(2,), devices=(0, 2), bottleneck=0.5)
-    # In a given order stages take neighbours, since no link joins the first and the last.
+    # In the given order stages take neighbours, since no link joins the first and the last device.
     assert partition(even(4), devices, [FREE] * 2, DeviceUse(fewer=True)).devices == (0,)
 
 
-def test_fewer_stages_than_devices_where_cuts_are_few() -> None:
+def test_few_cuts_make_fewer_stages_than_devices() -> None:
     layers = [LayerCost(1.0), LayerCost(1.0, crossing=1.0)]
     with pytest.raises(PlanError, match="start at most 2 ranks"):
         partition(layers, [DeviceCost(1.0)] * 3, [FREE] * 2)
@@ -226,23 +226,23 @@ def test_a_layer_too_large_for_every_device_is_named() -> None:
         partition(layers, [DeviceCost(1.0, 8 * GIB), DeviceCost(1.0, 4 * GIB)], [FREE])
 
 
-def test_too_little_memory_in_all_is_told() -> None:
+def test_the_error_names_the_total_memory_if_it_is_too_small() -> None:
     with pytest.raises(PlanError, match=r"found 8 GiB of weights, .* 7 GiB.* all 2 devices"):
         partition(even(8, GIB), [DeviceCost(1.0, 3.5 * GIB)] * 2, [FREE])
 
 
-def test_memory_that_only_just_lacks_names_the_tightest_stage() -> None:
+def test_the_error_names_the_tightest_stage_if_memory_is_almost_enough() -> None:
     layers = [LayerCost(1.0, 2 * GIB, crossing=0.0)] * 3
     with pytest.raises(PlanError, match=r"no way to cut 6 GiB.*needs 2 GiB for layers 0\.\.1"):
         partition(layers, [DeviceCost(1.0, 3 * GIB)] * 2, [FREE])
 
 
-def test_links_that_differ_have_no_free_order() -> None:
+def test_free_order_refuses_links_that_differ() -> None:
     with pytest.raises(PlanError, match="found 2 links that differ"):
         partition(even(4), [DeviceCost(1.0)] * 3, [FREE, LinkCost(1.0)], DeviceUse(free_order=True))
 
 
-def test_too_many_kinds_have_no_free_order() -> None:
+def test_free_order_refuses_too_many_kinds() -> None:
     devices = [DeviceCost(1.0 + index) for index in range(20)]
     layers = even(200)
     with pytest.raises(PlanError, match=r"found 1,048,576 sets .* same speed and memory"):
@@ -250,7 +250,7 @@ def test_too_many_kinds_have_no_free_order() -> None:
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, math.inf, math.nan])
-def test_a_speed_that_is_none_is_refused(speed: float) -> None:
+def test_an_invalid_speed_is_refused(speed: float) -> None:
     with pytest.raises(PlanError, match="device 1, expected a number above 0"):
         partition(even(4), [DeviceCost(1.0), DeviceCost(speed)], [FREE])
 
@@ -260,24 +260,24 @@ def test_a_link_without_bandwidth_is_refused() -> None:
         partition(even(4), [DeviceCost(1.0)] * 2, [LinkCost(bandwidth=0.0)])
 
 
-def test_links_are_counted() -> None:
+def test_a_wrong_number_of_links_is_refused() -> None:
     with pytest.raises(ValueError, match="2 links between 2 devices"):
         partition(even(4), [DeviceCost(1.0)] * 2, [FREE] * 2)
 
 
-def test_any_order_keeps_slow_links_between_kinds_few() -> None:
+def test_free_order_uses_slow_links_between_kinds_once() -> None:
     devices = [DeviceCost(1.0, kind=kind) for kind in "abab"]
     fast, slow = LinkCost(), LinkCost(1.0, bandwidth=1.0)
     links = {frozenset("a"): fast, frozenset("b"): fast, frozenset("ab"): slow}
     layers = [LayerCost(1.0, crossing=size) for size in (0.0, 5.0, 0.0, 5.0)]
-    # Only the cut between the kinds may be at layer 2, where nothing crosses.
+    # Only a cut at layer 2, where nothing crosses, may use a slow link.
     found = partition(layers, devices, links, DeviceUse(free_order=True))
     assert "".join(devices[index].kind for index in found.devices) in ("aabb", "bbaa")
     assert found.bottleneck == 1.0
     assert partition(layers, devices, links).bottleneck == 6.0
 
 
-def test_any_order_of_equal_devices_is_their_order() -> None:
+def test_free_order_keeps_the_order_of_equal_devices() -> None:
     layers = [LayerCost(1.0 + i * 7919 % 13, 2.0, 3.0, 1.0 + i % 3) for i in range(200)]
     devices, links = [DeviceCost(2.0, memory=100.0)] * 12, [LinkCost(0.5, bandwidth=4.0)] * 11
     ordered = partition(layers, devices, links)

@@ -1,4 +1,4 @@
-"""Work that depends on the kind of device: each kind ranks the layers its own way."""
+"""Partitions of layers whose work depends on the kind of device."""
 
 import math
 from collections.abc import Mapping
@@ -16,38 +16,38 @@ Work = float | Mapping[str, float]
 
 
 def row(*works: Work) -> list[LayerCost]:
-    """Layers of which nothing crosses."""
+    """Return layers with 0 crossing bytes."""
     return [LayerCost(work, crossing=0.0) for work in works]
 
 
 def by_kind(gpu: float, cpu: float) -> Mapping[str, float]:
-    """Seconds, with a kind that no device is of."""
+    """Return the work by kind, with an invalid value for a kind that no device has."""
     return {"gpu": gpu, "cpu": cpu, "tpu": math.nan}
 
 
-def test_each_kind_takes_what_it_is_better_at() -> None:
+def test_each_kind_takes_the_layers_that_it_computes_faster() -> None:
     layers = row(*[by_kind(gpu=4.0, cpu=1.0)] * 3, *[by_kind(gpu=1.0, cpu=9.0)] * 3)
     found = partition(layers, [GPU, CPU], [FREE], DeviceUse(free_order=True))
     assert found == Partition(cuts=(3,), devices=(1, 0), bottleneck=3.0)
-    # In the order given the GPU is stuck with what the CPU would do faster.
+    # In the given order the GPU takes the layers that the CPU would compute faster.
     assert partition(layers, [GPU, CPU], [FREE]).bottleneck == 14.0
 
 
-def test_a_device_still_has_its_own_speed() -> None:
+def test_the_speed_of_a_device_scales_the_work_of_its_kind() -> None:
     layers = row(*[by_kind(gpu=4.0, cpu=1.0)] * 3, *[by_kind(gpu=1.0, cpu=9.0)] * 3)
     half = DeviceCost(0.5, kind="cpu")
     found = partition(layers, [half, GPU], [FREE])
     assert found == Partition(cuts=(3,), devices=(0, 1), bottleneck=6.0)
 
 
-def test_kinds_that_agree_are_one_number() -> None:
+def test_equal_work_by_kind_equals_one_number() -> None:
     works = [1.0 + i * 7919 % 13 for i in range(100)]
     devices = [GPU, CPU, GPU, CPU, GPU]
     kinds = partition(row(*(by_kind(work, work) for work in works)), devices, [FREE] * 4)
     assert kinds == partition(row(*works), devices, [FREE] * 4)
 
 
-def test_work_for_one_kind_makes_a_stage() -> None:
+def test_work_for_one_kind_is_enough_for_a_stage() -> None:
     layers = row(by_kind(gpu=1.0, cpu=0.0), by_kind(gpu=0.0, cpu=0.0), by_kind(gpu=0.0, cpu=1.0))
     found = partition(layers, [CPU, GPU], [FREE])
     assert found.bottleneck == 0.0
@@ -71,7 +71,7 @@ def test_two_forms_of_work_are_refused() -> None:
 
 
 @pytest.mark.parametrize("work", [-1.0, math.nan, math.inf])
-def test_work_that_is_none_is_refused(work: float) -> None:
+def test_invalid_work_is_refused(work: float) -> None:
     for layers in (row(1.0, work), row(by_kind(1.0, 1.0), by_kind(1.0, work))):
         with pytest.raises(PlanError, match="in layer 1, expected 0 or more"):
             partition(layers, [GPU, CPU], [FREE])

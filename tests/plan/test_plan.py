@@ -1,4 +1,4 @@
-"""A plan as text, and what it says of the edges."""
+"""Plans: their JSON, their checks and their edges."""
 
 import json
 from dataclasses import replace
@@ -32,7 +32,7 @@ def skipping_plan() -> Any:
 
 
 def changed(path: list[str | int], value: object) -> Any:
-    """The JSON of the plan above with one field replaced; None removes it."""
+    """Return the JSON of the plan above with one field replaced; None removes it."""
     content = json.loads(skipping_plan().to_json())
     *parents, last = path
     record = content
@@ -45,7 +45,7 @@ def changed(path: list[str | int], value: object) -> Any:
     return json.dumps(content)
 
 
-def test_edges_go_straight_from_producer_to_consumer() -> None:
+def test_edges_go_directly_from_producer_to_consumer() -> None:
     assert skipping_plan().edges == {
         (0, 1): ("a",),
         (0, 2): ("mask", "s", "early"),
@@ -62,12 +62,12 @@ def test_json_round_trip_keeps_everything() -> None:
     assert placed.digest != plan.digest
 
 
-def test_a_stage_that_needs_no_value_is_told_by_its_neighbour() -> None:
+def test_a_stage_that_needs_no_value_has_an_edge_without_values() -> None:
     plan = Plan.from_json(changed(["stages", 1, "inputs"], []))
     assert plan.edges == {(0, 1): (), (0, 2): ("mask", "s", "early"), (1, 2): ("b",)}
 
 
-def test_digest_tells_plans_apart() -> None:
+def test_different_plans_have_different_digests() -> None:
     other = Plan.from_json(changed(["stages", 1, "flops"], 17))
     assert other.digest != skipping_plan().digest
 
@@ -80,7 +80,7 @@ def test_digest_tells_plans_apart() -> None:
         (["model"], 7, "plan.model is 7, expected a string"),
         (["extra"], 7, "plan.extra is not a field"),
         (["inputs"], "x", "plan.inputs is 'x', expected a list"),
-        (["inputs"], ["x", "x"], "plan.inputs names 'x' twice"),
+        (["inputs"], ["x", "x"], "plan.inputs contains 'x' twice"),
         (["stages"], [], "plan.stages is empty"),
         (["stages"], {}, "plan.stages is {}, expected a list"),
         (["stages", 1], 3, r"plan.stages\[1\] is 3, expected an object"),
@@ -90,13 +90,21 @@ def test_digest_tells_plans_apart() -> None:
         (["stages", 2, "index"], 1, r"plan.stages\[2\].index is 1, expected 2"),
         (["stages", 0, "weights"], [1], r"plan.stages\[0\].weights\[0\] is 1, expected a string"),
         (["stages", 0, "flops"], -1, r"plan.stages\[0\].flops is -1"),
-        (["stages", 1, "inputs"], ["b"], r"plan.stages\[1\].inputs names 'b'"),
-        (["stages", 1, "outputs"], ["a"], r"names 'a', which stage 0 already provides"),
-        (["outputs"], ["z"], "plan.outputs names 'z', which no stage makes"),
+        (["stages", 1, "inputs"], ["b"], r"plan.stages\[1\].inputs contains 'b'"),
+        (["stages", 1, "outputs"], ["a"], r"contains 'a', which stage 0 already provides"),
+        (
+            ["outputs"],
+            ["z"],
+            "plan.outputs contains 'z', expected an input of the model or an output",
+        ),
         (["ranks"], 3, "plan.ranks is 3, expected a list of ranks, or null"),
         (["ranks"], [0, 1, -1], r"plan.ranks\[2\] is -1, expected a whole number"),
-        (["ranks"], [0, 1], "plan.ranks is \\[0, 1\\], expected another rank for each of 3"),
-        (["ranks"], [0, 2, 2], "plan.ranks is \\[0, 2, 2\\], expected another rank for each"),
+        (
+            ["ranks"],
+            [0, 1],
+            "plan.ranks is \\[0, 1\\], expected a different rank for each of the 3",
+        ),
+        (["ranks"], [0, 2, 2], "plan.ranks is \\[0, 2, 2\\], expected a different rank for each"),
     ],
 )
 def test_a_wrong_field_is_named(path: list[str | int], value: object, message: str) -> None:
@@ -104,6 +112,6 @@ def test_a_wrong_field_is_named(path: list[str | int], value: object, message: s
         Plan.from_json(changed(path, value))
 
 
-def test_text_that_is_no_json() -> None:
+def test_text_that_is_not_json_is_refused() -> None:
     with pytest.raises(PlanError, match="not valid JSON"):
         Plan.from_json("{")

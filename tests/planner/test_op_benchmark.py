@@ -1,4 +1,4 @@
-"""Operations computed by themselves: what they are given, and what becomes of those that fail."""
+"""The benchmark of operations: their arguments, their times, and operations that fail."""
 
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -22,22 +22,22 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test here has a neighbour to see, which is what a job takes its time for."""
+    """Measure the pace for a shorter time, since no other process needs to be detected."""
     monkeypatch.setattr(timing, "_PACE_SECONDS", 0.05)
 
 
 class Spy(nn.Module):
-    """Calls a function with what it is given."""
+    """Calls a function with its arguments."""
 
-    def __init__(self, told: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
-        self.told = told
+        self.function = function
 
     def __deepcopy__(self, memo: Any) -> "Spy":
-        return Spy(self.told)
+        return Spy(self.function)
 
     def forward(self, *given: Any, **named: Any) -> Any:
-        return self.told(*given, **named)
+        return self.function(*given, **named)
 
 
 def tensor(*shape: int, dtype: torch.dtype = torch.float32, weight: bool = False) -> Needed:
@@ -53,7 +53,7 @@ def bench(*operations: Operation, weight_bytes: int = 0) -> OpBenchmark:
 
 
 def spied(*args: Any, rounds: int = 1, weight_bytes: int = 0) -> list[tuple[Any, ...]]:
-    """What an operation with these arguments was called with, a warm-up and so many rounds."""
+    """Return the arguments of all calls of an operation: one to warm up, one for each round."""
     calls: list[tuple[Any, ...]] = []
     made = bench(
         operation(Spy(lambda *given: calls.append(given)), *args), weight_bytes=weight_bytes
@@ -68,7 +68,7 @@ def timed(model: nn.Module, *args: torch.Tensor) -> list[float | None]:
     return OpBenchmark(distinct(operations_of(graph, len(args[0]))), CPU, 1 << 16).medians()
 
 
-def test_each_operation_of_a_model_takes_time() -> None:
+def test_each_operation_of_a_model_has_a_time() -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     model = nn.Sequential(nn.Linear(16, 16), layer, nn.Flatten(), nn.Linear(80, 2))
     times = timed(model, torch.randn(3, 5, 16))
@@ -76,7 +76,7 @@ def test_each_operation_of_a_model_takes_time() -> None:
     assert all(seconds is not None and seconds > 0 for seconds in times)
 
 
-def test_what_fails_has_no_time_and_is_not_tried_again() -> None:
+def test_an_operation_that_fails_has_no_time_and_is_not_repeated() -> None:
     calls = 0
 
     def fail(x: torch.Tensor) -> None:
@@ -92,7 +92,7 @@ def test_what_fails_has_no_time_and_is_not_tried_again() -> None:
     assert calls == 1
 
 
-def test_what_fails_later_has_no_time_either() -> None:
+def test_an_operation_that_fails_later_has_no_time() -> None:
     calls = 0
 
     def fail_at_third(x: torch.Tensor) -> torch.Tensor:
@@ -121,7 +121,7 @@ def test_a_module_that_cannot_be_copied_has_no_time() -> None:
     assert second is not None
 
 
-def test_experts_are_not_timed_as_work_depends_on_values() -> None:
+def test_experts_are_not_timed_since_their_work_depends_on_values() -> None:
     made = bench(Operation(torch.relu, (tensor(4),), {}, "transformers.grouped_mm.default"))
     assert made.medians() == [None]
 
@@ -134,7 +134,7 @@ def test_slow_operations_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("expected", [[], [None], [1.0]])
-def test_where_nothing_can_be_timed_the_pace_is_the_expected(
+def test_the_pace_is_1_if_nothing_can_be_timed(
     expected: Sequence[float | None],
 ) -> None:
     def fail(*given: Any) -> None:
@@ -143,12 +143,12 @@ def test_where_nothing_can_be_timed_the_pace_is_the_expected(
     assert bench(*[operation(Spy(fail))] * len(expected)).pace(expected, [1] * len(expected)) == 1.0
 
 
-def test_what_was_not_timed_before_does_not_count() -> None:
+def test_an_operation_without_an_expected_time_does_not_count() -> None:
     assert bench(operation(torch.relu, tensor(4))).pace([None], [1]) == 1.0
 
 
-def test_twice_the_expected_time_is_about_twice_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "_PACE_SECONDS", 0.5)  # here there is one: the other tests
+def test_the_pace_doubles_if_the_expected_time_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_PACE_SECONDS", 0.5)  # other tests may use the same core
     model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)), nn.ReLU())
     graph = capture(model.eval(), (torch.randn(32, 64),), {})
     made = OpBenchmark(distinct(operations_of(graph, 32)), CPU, 1 << 16)
@@ -163,7 +163,7 @@ def test_twice_the_expected_time_is_about_twice_the_pace(monkeypatch: pytest.Mon
 def test_the_pace_is_the_expected_time_over_the_time_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On a clock that goes on by a second whenever anybody looks."""
+    """The clock advances by a second at each reading."""
     made = bench(operation(torch.relu, tensor(4)), operation(torch.neg, tensor(4)))
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=count().__next__))
     assert made.medians() == [1.0, 1.0]
@@ -173,16 +173,16 @@ def test_the_pace_is_the_expected_time_over_the_time_taken(
     assert made.pace([0.5, None], [1, 1]) == 0.5
 
 
-def test_the_pace_is_taken_once_where_a_round_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pace_is_measured_once_if_a_round_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "_PACE_SECONDS", 0.0)
     calls: list[torch.Tensor] = []
     made = bench(operation(Spy(calls.append), tensor(4)), operation(torch.relu, tensor(4)))
-    # What takes the time need not be what counts.
+    # The slow operation does not count, but its time ends the measurement.
     assert made.pace([None, 1e-6], [1, 1]) > 0
     assert len(calls) == 2
 
 
-def test_arguments_are_what_the_graph_says() -> None:
+def test_arguments_have_the_specs_of_the_graph() -> None:
     last = TensorSpec(torch.bfloat16, (2, 3, 4, 5), (60, 1, 15, 3))
     expanded = TensorSpec(torch.bool, (3, 1, 8), (0, 0, 1))
     scalar = TensorSpec(torch.int64, (), ())
@@ -202,7 +202,7 @@ def test_keyword_arguments_arrive_by_name() -> None:
     assert calls[0]["sizes"] == (1, 2)
 
 
-def test_floats_are_neither_tiny_nor_alike_and_whole_numbers_are_zero() -> None:
+def test_floats_differ_and_integers_are_zero() -> None:
     values = tensor(300, 300), tensor(5, dtype=torch.int32), tensor(5, dtype=torch.bool)
     for floats, whole, flags in spied(*values):
         assert 0.1 <= floats.min() < floats.max() <= 1.0
@@ -213,14 +213,14 @@ def test_floats_are_neither_tiny_nor_alike_and_whole_numbers_are_zero() -> None:
 @pytest.mark.parametrize(
     "dtype", [torch.float8_e4m3fn, torch.float16, torch.float64, torch.complex64, torch.uint8]
 )
-def test_any_type_of_number(dtype: torch.dtype) -> None:
+def test_arguments_of_any_dtype(dtype: torch.dtype) -> None:
     for (given,) in spied(tensor(8, dtype=dtype)):
         assert given.dtype is dtype
 
 
-def test_activations_lie_in_one_place_and_weights_wander() -> None:
+def test_activations_have_fixed_addresses_and_weights_move() -> None:
     weight = tensor(64, weight=True)
-    # Memory for one weight, and as many bytes again as a stage has: four of them in all.
+    # Memory for one weight and for the weights of a stage: four weights in all.
     calls = spied(tensor(64), tensor(64), weight, rounds=8, weight_bytes=3 * 64 * 4)
     assert len({one.data_ptr() for one, _, _ in calls}) == 1
     assert all(one.data_ptr() + 64 * 4 == other.data_ptr() for one, other, _ in calls)
@@ -228,21 +228,21 @@ def test_activations_lie_in_one_place_and_weights_wander() -> None:
     assert [place - places[0] for place in places] == [256 * (turn % 4) for turn in range(9)]
 
 
-def test_a_small_operation_finds_its_activations_where_a_large_one_does() -> None:
+def test_small_and_large_operations_use_the_same_addresses() -> None:
     calls: list[torch.Tensor] = []
     spy = Spy(calls.append)
     bench(*(operation(spy, tensor(size)) for size in (64, 64, 256)))
     assert len({given.data_ptr() for given in calls}) == 1
 
 
-def test_only_weights_ask_for_gradients() -> None:
+def test_only_weights_require_gradients() -> None:
     for given, weight in spied(tensor(4), tensor(4, weight=True)):
         assert not given.requires_grad
         assert weight.requires_grad
 
 
-def test_what_is_written_over_is_as_before_the_next_time() -> None:
-    """Values that fade to the tiniest, or numbers that leave a table, would not be the model's."""
+def test_overwritten_arguments_are_restored() -> None:
+    """Otherwise values could become denormal, or indices could leave a table."""
 
     def spoil(floats: torch.Tensor, whole: torch.Tensor) -> None:
         seen.append((floats.clone(), whole.clone()))
@@ -259,14 +259,14 @@ def test_what_is_written_over_is_as_before_the_next_time() -> None:
         assert not whole.any()
 
 
-def test_a_layer_with_its_channels_last() -> None:
+def test_a_layer_in_channels_last_format() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert None not in timed(model, torch.randn(2, 3, 8, 8))
 
 
 class Table(nn.Module):
-    """Looks rows up by positions of its own, which no checkpoint holds."""
+    """A table that is indexed by a buffer which is not in a checkpoint."""
 
     positions: torch.Tensor
 
@@ -282,12 +282,12 @@ class Table(nn.Module):
         return result
 
 
-def test_a_layer_keeps_the_values_that_it_has_itself() -> None:
-    for _ in range(10):  # memory that nobody has filled may by chance hold the right values
+def test_a_layer_keeps_its_own_buffers() -> None:
+    for _ in range(10):  # uninitialised memory may contain the right values by chance
         assert None not in timed(nn.Sequential(Table(), Table()), torch.randn(2, 4, 8))
 
 
-def test_what_takes_too_much_room_is_not_computed() -> None:
+def test_an_operation_that_needs_too_much_memory_is_not_computed() -> None:
     calls: list[torch.Tensor] = []
     large, small = operation(Spy(calls.append), tensor(1000)), operation(torch.relu, tensor(4))
     first, second = OpBenchmark([large, small], CPU, 1 << 16, room=500).medians()

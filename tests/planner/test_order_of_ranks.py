@@ -1,4 +1,4 @@
-"""Ranks of several kinds take the stages in the order that is predicted to be faster."""
+"""Ranks of several kinds take the stages in the order with the faster prediction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODEL = nn.Sequential(*(nn.Linear(4, 4) for _ in range(LAYERS))).eval()
 def ranks_of(
     monkeypatch: pytest.MonkeyPatch, kinds: tuple[str, ...], request: PlanRequest
 ) -> list[tuple[int, ...] | None]:
-    """The ranks of a plan for devices that were measured: "odd" ones are slow but at the end."""
+    """Return the ranks of a plan; devices of kind "odd" are slow except for the last layers."""
     graph = capture(MODEL, (torch.zeros(2, 4),), {})
     count = len(graph.nodes)
     even = tuple([1e-3] * count)
@@ -49,14 +49,14 @@ def ranks_of(
         (("even", "even", "even"), None),
     ],
 )
-def test_the_faster_order_is_taken(
+def test_the_faster_order_is_chosen(
     monkeypatch: pytest.MonkeyPatch, kinds: tuple[str, ...], expected: tuple[int, ...] | None
 ) -> None:
     request = PlanRequest(samples=200, micro_batch=2, reorder=True)
     assert ranks_of(monkeypatch, kinds, request) == [expected] * 3
 
 
-def test_a_script_keeps_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its first rank is the source and the sink."""
+def test_a_script_keeps_the_order_of_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rank of a script is both the source and the sink."""
     request = PlanRequest.for_calls(200, 2, None)
     assert ranks_of(monkeypatch, ("odd", "even", "even"), request) == [None] * 3

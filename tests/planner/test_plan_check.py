@@ -1,4 +1,4 @@
-"""A plan for another model, or another number of ranks: what differs is said."""
+"""A plan for another model or another number of ranks is refused with the differences."""
 
 import json
 from dataclasses import replace
@@ -33,14 +33,14 @@ class Scaled(nn.Module):
 
 
 class Renamed(Scaled):
-    """The same under another input's name."""
+    """The same model with another name of the input."""
 
     def forward(self, y: torch.Tensor) -> Any:
         return self.second(self.first(y) * self.factor)
 
 
 class Early(Scaled):
-    """The same numbers, and what the first layer made."""
+    """The same model, which also returns the result of its first layer."""
 
     def forward(self, x: torch.Tensor) -> Any:
         h = self.first(x)
@@ -84,7 +84,7 @@ def test_a_plan_fits_its_own_model(module: nn.Module, x: torch.Tensor) -> None:
         require_fit(Plan.from_json(make_plan(graph, ranks).to_json()), graph, ranks)
 
 
-def test_another_number_of_ranks() -> None:
+def test_another_number_of_ranks_is_refused() -> None:
     graph = graph_of(Mlp(4))
     message = refusal(make_plan(graph, 3), graph, 1)
     assert message == (
@@ -93,7 +93,7 @@ def test_another_number_of_ranks() -> None:
     )
 
 
-def test_another_number_of_operations_and_other_weights() -> None:
+def test_other_operations_and_weights_are_listed() -> None:
     plan = make_plan(graph_of(Scaled(2.0)), 2)
     message = refusal(plan, graph_of(Mlp(4)), 3)
     lines = [line.strip() for line in message.splitlines()]
@@ -101,8 +101,7 @@ def test_another_number_of_operations_and_other_weights() -> None:
         "the plan does not fit:",
         "- it has 2 stages, the job has 3",
         "- it divides 3 operations, the model has 12",
-        "- weights that only the plan names (4): first.weight, first.bias, second.weight "
-        "and 1 more",
+        "- weights that only the plan has (4): first.weight, first.bias, second.weight and 1 more",
         "- weights that only the model has (12): layers.0.weight, layers.0.bias, layers.1.weight "
         "and 9 more",
     ]
@@ -112,7 +111,7 @@ def test_another_number_of_operations_and_other_weights() -> None:
     )
 
 
-def test_no_more_than_a_few_lines() -> None:
+def test_at_most_five_differences_are_listed() -> None:
     plan = make_plan(graph_of(Tied(), torch.zeros(2, 3, dtype=torch.int64)), 2)
     message = refusal(plan, graph_of(Scaled(2.0)), 3)
     assert "- its inputs are ids, the model's are x" in message
@@ -120,14 +119,14 @@ def test_no_more_than_a_few_lines() -> None:
     assert "and 2 more" in message
 
 
-def test_weights_of_another_dtype() -> None:
+def test_weights_of_another_dtype_are_refused() -> None:
     graph = graph_of(Mlp(4).bfloat16(), X.bfloat16())
     message = refusal(make_plan(graph_of(Mlp(4)), 2), graph)
     assert "take 480 B in the plan, 240 B in the model: another --dtype, or other sizes?" in message
     assert "only" not in message
 
 
-def test_tied_weights_of_another_dtype() -> None:
+def test_tied_weights_of_another_dtype_are_counted_once() -> None:
     ids = torch.zeros(2, 3, dtype=torch.int64)
     plan = make_plan(graph_of(Tied(), ids), 2)
     total = sum(stage.weight_bytes for stage in plan.stages)
@@ -136,33 +135,33 @@ def test_tied_weights_of_another_dtype() -> None:
     assert f"take {total / 1024:.1f} KiB in the plan, {total / 2048:.1f} KiB in the model" in half
 
 
-def test_another_input() -> None:
+def test_another_input_is_refused() -> None:
     message = refusal(make_plan(graph_of(Scaled(2.0)), 2), graph_of(Renamed(2.0)))
     assert "its inputs are x, the model's are y" in message
-    assert "values of its stages that the model has not (1): x" in message
+    assert "values of its stages that the model lacks (1): x" in message
 
 
-def test_another_output() -> None:
+def test_another_output_is_refused() -> None:
     message = refusal(make_plan(graph_of(Scaled(2.0)), 2), graph_of(Early(2.0)))
     assert "its outputs are linear_1, the model's are linear_1, linear" in message
 
 
-def test_another_constant_inside() -> None:
+def test_another_constant_is_refused() -> None:
     plan, graph = make_plan(graph_of(Scaled(2.0)), 2), graph_of(Scaled(3.0))
     message = refusal(plan, graph)
-    assert f"made for model {plan.model[:12]}, found {graph.digest[:12]}: sizes or const" in message
+    assert f"made for model {plan.model[:12]}, found {graph.digest[:12]}: inner sizes" in message
     assert "the version of torch" in message
     assert "mpirun -n 2 pipepar plan MODEL --input INPUT" in message
 
 
-def test_an_end_that_was_edited() -> None:
+def test_an_edited_end_is_refused() -> None:
     graph = graph_of(Mlp(4))
     plan = make_plan(graph, 2)
     message = refusal(edited(plan, 1, end=plan.stages[1].end + 3), graph)
     assert "it divides 15 operations, the model has 12; plan again" in message
 
 
-def test_a_cut_that_was_edited() -> None:
+def test_an_edited_cut_is_refused() -> None:
     graph = graph_of(Mlp(4))
     plan = make_plan(graph, 2)
     cut = plan.stages[1].begin
@@ -181,7 +180,7 @@ def planned(tmp: Path, factory: str, rows: Path, stages: int) -> Path:
     return path
 
 
-def test_the_command_line_tells_of_another_model(rows: Path, tmp_path: Path) -> None:
+def test_the_command_line_reports_another_model(rows: Path, tmp_path: Path) -> None:
     plan = planned(tmp_path, "tests.helpers.factories:one_score", rows, 1)
     status, output = pipepar("run", MLP, rows, tmp_path / "o.npy", "--plan", plan)
     assert status == 1
@@ -191,7 +190,7 @@ def test_the_command_line_tells_of_another_model(rows: Path, tmp_path: Path) -> 
     assert not (tmp_path / "o.npy").exists()
 
 
-def test_the_command_line_tells_of_other_ranks(rows: Path, tmp_path: Path) -> None:
+def test_the_command_line_reports_another_number_of_ranks(rows: Path, tmp_path: Path) -> None:
     plan = planned(tmp_path, MLP, rows, 3)
     assert len(json.loads(plan.read_text())["stages"]) == 3
     status, output = pipepar("run", MLP, rows, tmp_path / "o.npy", "--plan", plan)

@@ -37,7 +37,7 @@ def test_shapes_become_arguments() -> None:
     "shape",
     ["", "x", "2x", "x2", "0x4", "-2x4", "2,4", "2x4:", "2x4:float", "2x4:nn", "=2", "a-b=2"],
 )
-def test_what_is_no_shape(shape: str) -> None:
+def test_an_invalid_shape_is_refused(shape: str) -> None:
     if shape == "2x4:float":  # torch.float is a dtype by another name
         assert described(shaped_example([shape]))[0] == [((2, 4), torch.float32)]
         return
@@ -45,12 +45,12 @@ def test_what_is_no_shape(shape: str) -> None:
         shaped_example([shape])
 
 
-def test_a_name_comes_once() -> None:
+def test_a_duplicate_name_is_refused() -> None:
     with pytest.raises(InputError, match="found a twice"):
         shaped_example(["a=2x4", "b=2", "a=2x4"])
 
 
-def test_tokens_by_configuration() -> None:
+def test_example_tokens_from_a_configuration() -> None:
     from transformers import BertConfig, T5Config
 
     ids = ((2, 16), torch.int64)
@@ -64,7 +64,7 @@ def test_tokens_by_configuration() -> None:
     ]
 
 
-def test_pictures_by_configuration() -> None:
+def test_example_pictures_from_a_configuration() -> None:
     from transformers import ResNetConfig, ViTConfig
 
     def size(config: Any) -> Any:
@@ -75,7 +75,7 @@ def test_pictures_by_configuration() -> None:
     assert size(ResNetConfig()) == ((2, 3, 224, 224), torch.bfloat16)
 
 
-def test_a_configuration_that_does_not_say() -> None:
+def test_a_configuration_without_input_sizes_is_refused() -> None:
     from transformers import CLIPConfig, ViTConfig
 
     with pytest.raises(InputError, match="a vit model does not describe tokens"):
@@ -94,7 +94,7 @@ def plan_of(tmp_path: Path, model: object, *options: object) -> Plan:
 @pytest.mark.parametrize(
     ("count", "stages"), [(12, 4), pytest.param(100, 16, marks=pytest.mark.full)]
 )
-def test_many_layers_from_a_configuration_alone(tmp_path: Path, count: int, stages: int) -> None:
+def test_many_layers_from_a_configuration_only(tmp_path: Path, count: int, stages: int) -> None:
     from transformers import LlamaConfig
 
     LlamaConfig(
@@ -113,7 +113,7 @@ def test_many_layers_from_a_configuration_alone(tmp_path: Path, count: int, stag
         for s in plan.stages
     ]
     assert set.union(*layers) == {str(number) for number in range(count)}
-    # A stage's first and last layer may be in two.
+    # The first and last layer of a stage may be in two stages.
     assert all(count // stages <= len(owned) <= count // stages + 2 for owned in layers)
     attention, mlp, norms = 16 * (16 + 8 + 8 + 16), 3 * 16 * 32, 2 * 16
     expected = 40 * 16 + count * (attention + mlp + norms) + 16
@@ -122,7 +122,7 @@ def test_many_layers_from_a_configuration_alone(tmp_path: Path, count: int, stag
     assert plan.inputs == ("input_ids", "attention_mask")
 
 
-def test_a_made_up_example_plans_the_graph_that_runs(tmp_path: Path) -> None:
+def test_a_made_up_example_gives_the_graph_of_the_run(tmp_path: Path) -> None:
     folder = text_folder(tmp_path / "bert", "BertModel")
     texts = tmp_path / "in.txt"
     texts.write_text("the quick fox\na dog\nover\n")
@@ -137,7 +137,7 @@ def test_a_made_up_example_plans_the_graph_that_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pictures_need_no_input_either(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_picture_model_needs_no_input(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = picture_folder(tmp_path / "vit", dtype)
     plan = plan_of(tmp_path, folder, "--stages", 2, "--task", "image-classification")
     assert plan.inputs == ("pixel_values",)
@@ -146,7 +146,7 @@ def test_pictures_need_no_input_either(tmp_path: Path, dtype: torch.dtype) -> No
     assert bare == plan
 
 
-def test_an_encoder_decoder(tmp_path: Path) -> None:
+def test_an_encoder_decoder_can_be_planned(tmp_path: Path) -> None:
     from transformers import T5Config
 
     T5Config(
@@ -156,7 +156,7 @@ def test_an_encoder_decoder(tmp_path: Path) -> None:
     assert plan.inputs == ("input_ids", "attention_mask", "decoder_input_ids")
 
 
-def test_a_configuration_without_a_dtype(tmp_path: Path) -> None:
+def test_a_configuration_without_a_dtype_uses_the_default(tmp_path: Path) -> None:
     folder = text_folder(tmp_path / "bert", "BertModel")
     full = plan_of(tmp_path, folder, "--stages", 2)
     (folder / "model.safetensors").unlink()
@@ -166,27 +166,27 @@ def test_a_configuration_without_a_dtype(tmp_path: Path) -> None:
     assert plan_of(tmp_path, folder, "--stages", 2) == full
 
 
-def test_a_shape_in_place_of_an_input(tmp_path: Path, rows: Path) -> None:
+def test_a_shape_replaces_an_input(tmp_path: Path, rows: Path) -> None:
     shaped = plan_of(tmp_path, MLP, "--stages", 2, "--shape", "44x4")
     plain = plan_of(tmp_path, MLP, "--stages", 2, "--input", rows)
     assert sum(s.flops for s in shaped.stages) == 4 * sum(s.flops for s in plain.stages)
     assert shaped.model == plain.model
 
 
-def test_a_factory_does_not_tell_what_it_takes() -> None:
+def test_a_factory_needs_a_shape_or_an_input() -> None:
     status, output = pipepar("plan", MLP, "--stages", 2)
     assert status == 1
     assert "found neither --input nor --shape" in output
     assert "give --shape SIZExSIZE:DTYPE for each input" in output
 
 
-def test_a_shape_the_model_does_not_take() -> None:
+def test_the_command_line_refuses_an_invalid_shape() -> None:
     status, output = pipepar("plan", MLP, "--stages", 2, "--shape", "2xfour")
     assert status == 1
     assert "--shape 2xfour cannot be read" in output
 
 
-def test_a_model_of_sound(tmp_path: Path) -> None:
+def test_an_audio_model_needs_a_shape(tmp_path: Path) -> None:
     from transformers import Wav2Vec2Config
 
     config = Wav2Vec2Config(num_hidden_layers=1, dtype="float32", architectures=["Wav2Vec2Model"])
@@ -197,7 +197,7 @@ def test_a_model_of_sound(tmp_path: Path) -> None:
     assert "give --shape input_values=SIZExSIZE" in output
 
 
-def test_experts_are_work() -> None:
+def test_experts_are_counted_as_work() -> None:
     from transformers import MixtralConfig, MixtralModel
 
     width, inner, batch, length, chosen = 16, 32, 2, 128, 2
@@ -226,7 +226,7 @@ def test_experts_are_work() -> None:
 
 
 class ByColumn(nn.Module):
-    """Two experts, each with some of the columns."""
+    """Two experts, each for some of the columns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ class ByColumn(nn.Module):
         return torch._grouped_mm(self.experts, x.t(), offs=ends)
 
 
-def test_experts_that_share_out_columns_are_work() -> None:
+def test_experts_over_columns_are_counted_as_work() -> None:
     given = torch.randn(8, 32).bfloat16(), torch.tensor([3, 8], dtype=torch.int32)
     graph = capture(ByColumn().eval(), given, {})
-    assert cut_table(graph).flops[-1] == 2 * 8 * 32 * 16  # each column meets one expert
+    assert cut_table(graph).flops[-1] == 2 * 8 * 32 * 16  # one expert for each column

@@ -1,4 +1,4 @@
-"""What counts of a plan: what the user says, then a plan that was given, then the defaults."""
+"""The options of a plan: the user's come first, then those of a given plan, then the defaults."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ PLAN = make_plan(capture(six_layers(), (torch.randn(4, 8),), {}), 2)
 
 
 @pytest.mark.parametrize(
-    ("asked", "planned", "fixed", "expected"),
+    ("requested", "planned", "fixed", "expected"),
     [
         ((None, None), (None, None), None, (MICRO_BATCH, DEPTH)),
         ((None, None), (None, None), 6, (6, DEPTH)),
@@ -23,19 +23,19 @@ PLAN = make_plan(capture(six_layers(), (torch.randn(4, 8),), {}), 2)
         ((None, 1), (3, 5), None, (3, 1)),
     ],
 )
-def test_a_plan_is_completed(
-    asked: tuple[int | None, int | None],
+def test_a_plan_is_completed_by_options_and_defaults(
+    requested: tuple[int | None, int | None],
     planned: tuple[int | None, int | None],
     fixed: int | None,
     expected: tuple[int, int],
 ) -> None:
     plan = replace(PLAN, micro_batch=planned[0], depth=planned[1])
-    completed = PlanRequest(None, *asked).completed(plan, fixed)
+    completed = PlanRequest(None, *requested).completed(plan, fixed)
     assert (completed.micro_batch, completed.depth) == expected
     assert completed.stages == plan.stages
 
 
-def test_rows_to_capture_a_model_with() -> None:
+def test_the_number_of_rows_to_capture_a_model_with() -> None:
     given = replace(PLAN, micro_batch=3)
     assert PlanRequest().example_rows == MICRO_BATCH
     assert PlanRequest(given=PLAN).example_rows == MICRO_BATCH
@@ -64,7 +64,7 @@ def test_the_size_to_count_work_for(
         (3, 5, None, 5, 5),
     ],
 )
-def test_calls_are_like_their_example(
+def test_the_options_of_calls_follow_their_example(
     rows: int,
     micro_batch: int | None,
     samples: int | None,

@@ -1,4 +1,4 @@
-"""Measured times on disk: what is read back, and what is as good as absent."""
+"""Measured times on disk: valid files are read, invalid files are ignored."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def written(micro_batch: int = 8, times: Times = TIMES) -> ProfileCache:
     return made
 
 
-def test_what_was_written_is_read(folder: Path) -> None:
+def test_written_times_are_read(folder: Path) -> None:
     made = written()
     assert made.path.parent == folder
     assert [file.name for file in folder.iterdir()] == [made.path.name]
@@ -47,16 +47,16 @@ def test_what_was_written_is_read(folder: Path) -> None:
     assert ProfileCache.of(graph_of(), "cpu, 1 thread").read(8, 3) == TIMES
 
 
-def test_nothing_is_known_before() -> None:
+def test_a_missing_file_has_no_times() -> None:
     assert ProfileCache.of(graph_of(), "cpu, 1 thread").read(8, 3) is None
 
 
 @pytest.mark.parametrize(("micro_batch", "operations"), [(4, 3), (80, 3), (8, 2), (8, 4)])
-def test_other_sizes_are_not_known(micro_batch: int, operations: int) -> None:
+def test_times_of_other_sizes_are_missing(micro_batch: int, operations: int) -> None:
     assert written().read(micro_batch, operations) is None
 
 
-def test_sizes_come_together_and_the_last_of_one_counts() -> None:
+def test_sizes_share_a_file_and_the_last_write_counts() -> None:
     made = written(8)
     made.write(16, [1.0, 2.0, 3.0])
     made.write(8, [4.0, None, None])
@@ -64,7 +64,7 @@ def test_sizes_come_together_and_the_last_of_one_counts() -> None:
     assert made.read(16, 3) == [1.0, 2.0, 3.0]
 
 
-def test_the_rows_of_the_example_make_no_difference() -> None:
+def test_the_rows_of_the_example_are_irrelevant() -> None:
     written()
     assert ProfileCache.of(graph_of(rows=5), "cpu, 1 thread").read(8, 3) == TIMES
 
@@ -76,13 +76,13 @@ def test_another_device_model_or_shape_has_its_own_file() -> None:
         (torch.zeros(2, 3, 4),),
         {},
     )
-    assert longer.digest == graph_of().digest  # layers tell nothing of what they are given
+    assert longer.digest == graph_of().digest  # the digest does not contain the shape of the input
     others = [
         ProfileCache.of(graph_of(), "cpu, 2 threads"),
         ProfileCache.of(graph_of(8), "cpu, 1 thread"),
         ProfileCache.of(longer, "cpu, 1 thread"),
         ProfileCache.of(graph_of(), "cpu, 1 thread", work=2.0),
-        ProfileCache.of(graph_of(), "cpu, 1 thread", spread=64),
+        ProfileCache.of(graph_of(), "cpu, 1 thread", weight_bytes=64),
     ]
     assert len({other.path for other in [made, *others]}) == 6
     for other in others:
@@ -103,11 +103,11 @@ def test_another_version_has_its_own_file(monkeypatch: pytest.MonkeyPatch) -> No
         *(("torch", "1.0"), ("surplus", 1), ("seconds", [1.0]), ("seconds", None)),
     ],
 )
-def test_a_file_that_says_something_else_than_its_name(name: str, value: object) -> None:
+def test_a_file_with_another_key_is_ignored(name: str, value: object) -> None:
     made = written()
     made.path.write_text(json.dumps(json.loads(made.path.read_text()) | {name: value}))
     assert made.read(8, 3) is None
-    made.write(16, TIMES)  # and is replaced
+    made.write(16, TIMES)  # the file is replaced
     assert made.read(16, 3) == TIMES
     assert made.read(8, 3) is None
 
@@ -119,7 +119,7 @@ def test_a_file_that_says_something_else_than_its_name(name: str, value: object)
         *('["1", 1.0, 1.0]', "[true, 1.0, 1.0]", "[[1.0], 1.0, 1.0]", "{}", "1.0", '"abc"', "null"),
     ],
 )
-def test_what_is_no_time(times: str) -> None:
+def test_invalid_times_are_ignored(times: str) -> None:
     made = written()
     content = json.loads(made.path.read_text()) | {"seconds": {"8": "HERE", "16": [1.0, 1.0, 1.0]}}
     made.path.write_text(json.dumps(content).replace('"HERE"', times))
@@ -128,7 +128,7 @@ def test_what_is_no_time(times: str) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"3", b"null", b"\xff\xfe", b"{}"])
-def test_a_damaged_file(damage: bytes) -> None:
+def test_a_damaged_file_is_ignored(damage: bytes) -> None:
     made = written()
     made.path.write_bytes(damage)
     assert made.read(8, 3) is None
@@ -136,7 +136,7 @@ def test_a_damaged_file(damage: bytes) -> None:
     assert made.read(8, 3) == TIMES
 
 
-def test_a_file_that_was_cut_off_anywhere() -> None:
+def test_a_truncated_file_is_ignored() -> None:
     made = written()
     whole = made.path.read_bytes()
     for length in range(len(whole) - 2):
@@ -144,7 +144,7 @@ def test_a_file_that_was_cut_off_anywhere() -> None:
         assert made.read(8, 3) is None
 
 
-def test_a_folder_in_place_of_the_file() -> None:
+def test_a_folder_with_the_name_of_the_file() -> None:
     made = ProfileCache.of(graph_of(), "cpu, 1 thread")
     made.path.mkdir(parents=True)
     assert made.read(8, 3) is None
@@ -153,7 +153,7 @@ def test_a_folder_in_place_of_the_file() -> None:
 
 
 @pytest.mark.parametrize("variable", [None, "", "relative/cache"])
-def test_without_a_folder_of_the_users_it_lies_at_home(
+def test_the_default_folder_is_in_the_home_directory(
     variable: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if variable is None:
@@ -176,8 +176,8 @@ def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert made.read(8, 3) == TIMES
 
 
-def test_a_folder_that_cannot_be_made(folder: Path) -> None:
-    folder.parent.write_text("a file stands in the way")
+def test_a_folder_that_cannot_be_created(folder: Path) -> None:
+    folder.parent.write_text("not a folder")
     with pytest.raises(OSError, match="directory"):
         written()
     assert ProfileCache.of(graph_of(), "cpu, 1 thread").read(8, 3) is None
@@ -191,16 +191,16 @@ def profiled(
     assert profile.curve
 
 
-def test_times_that_cannot_be_kept_are_noted_once(folder: Path) -> None:
-    folder.parent.write_text("a file stands in the way")
+def test_times_that_cannot_be_cached_are_noted_once(folder: Path) -> None:
+    folder.parent.write_text("not a folder")
     notes: list[str] = []
     profiled(graph_of(), [1, 2], notes.append)
     (note,) = notes
-    assert note.startswith(f"measured times cannot be kept in {folder}: ")
+    assert note.startswith(f"measured times cannot be cached in {folder}: ")
     assert note.endswith("directory") or note.endswith("exists")
 
 
-def test_nothing_is_noted_where_times_are_kept(folder: Path) -> None:
+def test_there_is_no_note_if_times_are_cached(folder: Path) -> None:
     notes: list[str] = []
     profiled(graph_of(), [1, 2], notes.append)
     assert notes == []

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.mpi(min_size=2), on_ranks(2, 3)]
 
 @contextmanager
 def ends(world: World, depth: int = 3) -> Iterator[tuple[Receiver | None, Sender | None]]:
-    """A channel from rank 0 to rank 1; None where a rank holds no such end."""
+    """Connect a channel from rank 0 to rank 1; yield this rank's ends, None for others."""
     receivers, senders = world.connect([Link(0, 1, depth)])
     receiver, sender = receivers.get(0), senders.get(0)
     yield receiver, sender
@@ -37,8 +37,8 @@ def ends(world: World, depth: int = 3) -> Iterator[tuple[Receiver | None, Sender
             end.close()
 
 
-def cross(world: World, values: Sequence[tuple[Value, ...]], depth: int = 3) -> list[MicroBatch]:
-    """What rank 1 receives when rank 0 sends these; nothing elsewhere."""
+def transfer(world: World, values: Sequence[tuple[Value, ...]], depth: int = 3) -> list[MicroBatch]:
+    """Send values from rank 0 to rank 1, and return what rank 1 receives; [] on other ranks."""
     with ends(world, depth) as (receiver, sender):
         if sender is not None:
             for index, each in enumerate(values):
@@ -48,7 +48,7 @@ def cross(world: World, values: Sequence[tuple[Value, ...]], depth: int = 3) -> 
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's own bytes, so that NaN equals NaN and odd dtypes can be compared."""
+    """Return a tensor's bits as integers, which can be compared for NaN and for any dtype."""
     same_width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     if tensor.dtype.itemsize == 16:
         return torch.view_as_real(tensor).view(torch.int64)
@@ -66,7 +66,7 @@ def assert_same(found: Value, sent: Value) -> None:
 
 
 def check(world: World, values: Sequence[tuple[Value, ...]], depth: int = 3) -> None:
-    found = cross(world, values, depth)
+    found = transfer(world, values, depth)
     if world.rank == 1:
         assert [microbatch.index for microbatch in found] == list(range(len(values)))
         for microbatch, sent in zip(found, values, strict=True):
@@ -106,10 +106,10 @@ LAYOUTS: list[Callable[[torch.Tensor], torch.Tensor]] = [
 
 
 def test_layouts(world: World) -> None:
-    """Each of them three times: the second and the third need no spec."""
+    """Each three times in a row, so the second and the third are sent without a spec."""
     torch.manual_seed(0)
     tensors = [make(torch.randn(10, 12)) for make in LAYOUTS for _ in range(3)]
-    found = cross(world, [(tensor,) for tensor in tensors])
+    found = transfer(world, [(tensor,) for tensor in tensors])
     assert len(found) == (len(tensors) if world.rank == 1 else 0)
     for microbatch, tensor in zip(found, tensors, strict=False):
         (value,) = microbatch.values
@@ -119,7 +119,7 @@ def test_layouts(world: World) -> None:
         assert value.stride() == tensor.resolve_conj().resolve_neg().stride()
 
 
-def test_values_that_are_no_tensors(world: World) -> None:
+def test_values_other_than_tensors(world: World) -> None:
     check(
         world,
         [
@@ -136,7 +136,7 @@ def test_values_that_are_no_tensors(world: World) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
-def test_ragged_shapes_several_tensors(world: World, depth: int) -> None:
+def test_several_tensors_of_varying_shapes(world: World, depth: int) -> None:
     generator = torch.Generator().manual_seed(7)
 
     def number(high: int) -> int:
@@ -170,21 +170,21 @@ def test_streams_follow_one_another(world: World) -> None:
 @pytest.mark.full
 def test_more_than_two_gibibytes(world: World) -> None:
     if world.size > 2:
-        pytest.skip("two ranks say it all")
+        pytest.skip("a third rank would add nothing")
     size = 2**31 + 4097
     pattern = torch.arange(251, dtype=torch.uint8)
     big = pattern.repeat(size // 251 + 1)[:size]
-    found = cross(world, [(big, torch.tensor(1)), (big[:100], torch.tensor(2))], depth=1)
+    found = transfer(world, [(big, torch.tensor(1)), (big[:100], torch.tensor(2))], depth=1)
     if world.rank == 1:
         assert_same(found[0].values[0], big)
         assert_same(found[1].values[0], big[:100])
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_tensors_in_several_pieces(
+def test_tensors_in_several_messages(
     world: World, depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As those of more than a gibibyte are, of which one is here 1000 bytes."""
+    """A message has at most 1 GiB; here the limit is 1000 bytes."""
     monkeypatch.setattr(memory, "PIECE_BYTES", 1000)
     sizes = (250, 1, 251, 0, 1600, 500, 1600, 749)
     check(
@@ -199,9 +199,9 @@ def test_tensors_in_several_pieces(
 
 @pytest.mark.parametrize("half", [20_000, pytest.param(500_000, marks=pytest.mark.full)])
 def test_many_microbatches_do_not_grow_memory(world: World, half: int) -> None:
-    """The second half may not need more memory than the first."""
+    """The second half needs no more memory than the first."""
     if world.size > 2:
-        pytest.skip("two ranks say it all")
+        pytest.skip("a third rank would add nothing")
     tensor = torch.arange(4)
     peaks = []
     with ends(world) as (receiver, sender):
@@ -213,7 +213,7 @@ def test_many_microbatches_do_not_grow_memory(world: World, half: int) -> None:
             if receiver is not None:
                 assert sum(1 for _ in receiver.receive()) == half
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    # KiB; the smallest object of Python's that would be kept for each takes 24 bytes.
+    # In KiB. The smallest Python object that could leak per micro-batch takes 24 bytes.
     assert peaks[1] - peaks[0] < min(4096, 24 * half // 1024)
 
 
@@ -239,7 +239,7 @@ def test_a_full_channel_blocks_the_sender(world: World) -> None:
             assert len(list(receiver.receive())) == 20
 
 
-def test_ready_tells_without_waiting(world: World) -> None:
+def test_receiver_ready_does_not_wait(world: World) -> None:
     with ends(world) as (receiver, sender):
         if receiver is not None:
             assert not receiver.ready()
@@ -253,7 +253,7 @@ def test_ready_tells_without_waiting(world: World) -> None:
             assert [microbatch.values for microbatch in receiver.receive()] == [(1,)]
 
 
-def test_a_sender_is_ready_while_it_has_room(world: World) -> None:
+def test_sender_ready_until_the_channel_is_full(world: World) -> None:
     with ends(world, depth=2) as (receiver, sender):
         if sender is not None:
             sent = 0
@@ -261,7 +261,7 @@ def test_a_sender_is_ready_while_it_has_room(world: World) -> None:
                 sender.send(MicroBatch(sent, (torch.zeros(1_000_000),)))
                 sent += 1
                 time.sleep(0.05)
-            assert 2 <= sent <= 4  # both ends hold as many as the depth
+            assert 2 <= sent <= 4  # each end holds `depth`
             MPI.COMM_WORLD.send(sent, 1, tag=98)
             while not sender.ready():
                 time.sleep(0.001)
@@ -272,7 +272,7 @@ def test_a_sender_is_ready_while_it_has_room(world: World) -> None:
 
 
 def test_two_channels_between_the_same_ranks(world: World) -> None:
-    """Each has its own order, depth and streams, whichever is read first."""
+    """Each has its own order, depth and streams; the receiver may read them in any order."""
     links = [Link(0, 1, 1), Link(1, 0, 2), Link(0, 1, 3)]
     receivers, senders = world.connect(links)
     for channel, sender in senders.items():
@@ -295,23 +295,22 @@ def test_two_channels_between_the_same_ranks(world: World) -> None:
         receiver.close()
 
 
-def test_what_was_received_stays_as_long_as_it_is_referenced(world: World) -> None:
-    """Memory on the host is the receiver's own: later micro-batches do not touch it."""
+def test_received_tensors_are_not_overwritten(world: World) -> None:
     sent = [torch.full((1000,), float(index)) for index in range(12)]
-    found = cross(world, [(each,) for each in sent], depth=2)
+    found = transfer(world, [(each,) for each in sent], depth=2)
     for microbatch, expected in zip(found, sent if found else [], strict=True):
         assert_same(microbatch.values[0], expected)
 
 
-def test_what_cannot_cross_is_refused(world: World) -> None:
+def test_values_that_cannot_be_sent_are_refused(world: World) -> None:
     with ends(world) as (_, sender):
         if sender is not None:
             for value in (torch.eye(3).to_sparse(), torch.empty(2, device="meta"), [1]):
-                with pytest.raises(WireError, match="cannot cross"):
+                with pytest.raises(WireError, match="cannot be sent"):
                     sender.send(MicroBatch(0, (value,)))  # type: ignore[arg-type]
 
 
-def test_tensors_land_in_the_memory_that_was_asked_for(world: World) -> None:
+def test_tensors_are_received_into_allocated_buffers(world: World) -> None:
     comm, buffers = MPI.COMM_WORLD.Dup(), []
 
     def allocate(nbytes: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What no sender of ours would send is refused by the MPI channel, which names its sender."""
+"""The MPI receiver refuses invalid messages, and names the rank that sent them."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.mpi(min_size=2), on_ranks(2)]
 
 
 def refused(world: World, message: str, headers: Sequence[bytes], *specs: bytes) -> None:
-    """What rank 1 says of bytes that rank 0 sends it, which no sender of ours would send."""
+    """Send headers and specs from rank 0, and check the error that rank 1 raises."""
     comm = MPI.COMM_WORLD.Dup()
     endpoint = MpiEndpoint(comm, 1 - world.rank, 0, 4)
     if world.rank == 0:
@@ -37,34 +37,34 @@ def refused(world: World, message: str, headers: Sequence[bytes], *specs: bytes)
     comm.Free()
 
 
-def announced(index: int, spec: bytes = b"") -> bytes:
+def header_of(index: int, spec: bytes = b"") -> bytes:
     return Header.announcing(Kind.MICROBATCH, index, 0, spec).pack()
 
 
-def test_garbage_is_an_error_that_names_the_sender(world: World) -> None:
+def test_random_bytes_are_an_error(world: World) -> None:
     refused(world, "0: .*expected b'PPAR'", [b"garbage!" * (HEADER_BYTES // 8)])
 
 
 @pytest.mark.parametrize(("sent", "counted"), [(2, 3), (2, 1), (0, 1)])
 def test_a_stream_that_is_not_whole_is_an_error(world: World, sent: int, counted: int) -> None:
-    """Whoever takes the end for the end loses the last micro-batches unseen."""
+    """Otherwise lost micro-batches would go unnoticed."""
     spec = pack_spec(entries_of(MicroBatch(0, ())))  # type: ignore[arg-type]
-    headers = [announced(index, b"" if index else spec) for index in range(sent)]
+    headers = [header_of(index, b"" if index else spec) for index in range(sent)]
     end = Header.announcing(Kind.END, counted, 0, b"").pack()
-    message = f"{sent}: the stream ends here, but {counted} micro-batches were sent"
+    message = f"{sent}: the stream ends here, but the sender has sent {counted} micro-batches"
     refused(world, message, [*headers, end], *[spec][:sent])
 
 
-def test_a_spec_that_was_damaged_is_an_error(world: World) -> None:
+def test_a_damaged_spec_is_an_error(world: World) -> None:
     sent = pack_spec((1,))
-    refused(world, "0: a spec's checksum", [announced(0, sent)], pack_spec((2,)))
+    refused(world, "0: a spec's checksum", [header_of(0, sent)], pack_spec((2,)))
 
 
-def test_tensors_that_were_not_given_room_are_an_error(world: World) -> None:
+def test_tensors_larger_than_the_buffers_are_an_error(world: World) -> None:
     spec = pack_spec((TensorSpec.of(torch.zeros(2)),))
-    refused(world, r"0: tensors of \(8,\) bytes do not fit", [announced(0, spec)], spec)
+    refused(world, r"0: tensors of \(8,\) bytes do not fit", [header_of(0, spec)], spec)
 
 
-def test_entries_that_are_no_micro_batch_are_an_error(world: World) -> None:
+def test_too_few_entries_are_an_error(world: World) -> None:
     spec = pack_spec((None, None))
-    refused(world, "0: a micro-batch of 2 entries arrived", [announced(0, spec)], spec)
+    refused(world, "0: a micro-batch of 2 entries arrived", [header_of(0, spec)], spec)

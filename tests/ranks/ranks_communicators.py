@@ -1,4 +1,4 @@
-"""Communicators between real ranks; each is a meeting of two, as NCCL's are, but over MPI."""
+"""Communicators between real ranks, with MPI in place of NCCL."""
 
 import threading
 import time
@@ -19,55 +19,57 @@ pytestmark = pytest.mark.mpi
 COMM = MPI.COMM_WORLD
 
 
-class Meeting:
-    """Two ranks meet to make a communicator, to use it first, and to close it."""
+class FakeCommunicator:
+    """A communicator of two ranks; its creation, first use and closing wait for the other rank."""
 
-    made: ClassVar[list[str]] = []
-    """What was started, and what it was used for, in order."""
-    trouble: ClassVar[str] = ""
+    calls: ClassVar[list[str]] = []
+    """Each communicator that was created, and its uses, in order."""
+    error: ClassVar[str] = ""
 
     def __init__(self, peer: int, unique_id: bytes, what: str) -> None:
         self._peer = peer
         self.what = what
-        assert self._meet(unique_id) == unique_id
+        assert self._exchange(unique_id) == unique_id
 
     @classmethod
-    def start(cls, nccl: object, unique_id: bytes, rank: int, size: int, what: str) -> "Meeting":
+    def start(
+        cls, nccl: object, unique_id: bytes, rank: int, size: int, what: str
+    ) -> "FakeCommunicator":
         assert size == 2
         pair = [int(word) for word in what.replace("edge rank ", "").split(" -> rank ")]
         assert pair[rank] == COMM.rank
-        cls.made.append(what)
+        cls.calls.append(what)
         return cls(pair[1 - rank], unique_id, what)
 
     def send(self, address: int, nbytes: int, stream: int) -> None:
-        self.made.append(f"send {nbytes}")
-        self._meet(b"used")
+        self.calls.append(f"send {nbytes}")
+        self._exchange(b"used")
 
     def receive(self, address: int, nbytes: int, stream: int) -> None:
-        self.made.append(f"receive {nbytes}")
-        self._meet(b"used")
+        self.calls.append(f"receive {nbytes}")
+        self._exchange(b"used")
 
     def problem(self) -> str:
-        return self.trouble
+        return self.error
 
     def close(self) -> None:
-        self._meet(b"close")
+        self._exchange(b"close")
 
     def abort(self) -> None:
         time.sleep(30)
 
-    def _meet(self, words: bytes) -> bytes:
-        heard: bytes = COMM.sendrecv(words, self._peer, source=self._peer)
-        return heard
+    def _exchange(self, data: bytes) -> bytes:
+        received: bytes = COMM.sendrecv(data, self._peer, source=self._peer)
+        return received
 
 
-class Library:
-    """Makes ids that tell who made them."""
+class FakeNccl:
+    """A library whose unique ids contain the rank that made them."""
 
     count = 0
 
     @classmethod
-    def load(cls) -> "Library":
+    def load(cls) -> "FakeNccl":
         return cls()
 
     def unique_id(self) -> bytes:
@@ -76,15 +78,15 @@ class Library:
 
 
 @pytest.fixture(autouse=True)
-def meetings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(communicators, "Nccl", Library)
-    monkeypatch.setattr(communicators, "Communicator", Meeting)
-    monkeypatch.setattr(Meeting, "made", [])
-    monkeypatch.setattr(Meeting, "trouble", "")
+def fake_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(communicators, "Nccl", FakeNccl)
+    monkeypatch.setattr(communicators, "Communicator", FakeCommunicator)
+    monkeypatch.setattr(FakeCommunicator, "calls", [])
+    monkeypatch.setattr(FakeCommunicator, "error", "")
 
 
-def test_all_meet_and_part_in_one_order(world: World) -> None:
-    """Each meeting waits for the other rank: any other order would hang."""
+def test_all_ranks_create_and_close_communicators_in_one_order(world: World) -> None:
+    """Each step waits for the other rank, so ranks with different orders would hang."""
     every: list[Pair] = list(combinations(range(world.size), 2))
     pairs = dict(enumerate(every))
     started = Communicators.start(world, pairs, StandIn(), world.abort)
@@ -94,18 +96,18 @@ def test_all_meet_and_part_in_one_order(world: World) -> None:
         for first, second in sorted(every, key=lambda pair: (pair[0] % 2, pair))
         if world.rank in (first, second)
     ]
-    assert Meeting.made == [word for each in mine for word in each]  # each is used once at once
+    assert FakeCommunicator.calls == [call for each in mine for call in each]
     for at in sorted(started, key=lambda at: (pairs[at][0] - world.rank) % world.size):
-        started[at].close()  # channels are closed in an order of their own
+        started[at].close()  # each rank closes channels in another order
         started[at].close()
     started.close()
 
 
-def test_a_missing_library_is_told_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def load() -> None:
         raise WireError("no libnccl.so.2 is loaded")
 
-    monkeypatch.setattr(Library, "load", load)
+    monkeypatch.setattr(FakeNccl, "load", load)
     kind = WireError if world.rank == 0 else PeerError
     pairs = {rank: (0, rank) for rank in range(world.size)}
     with pytest.raises(kind, match="no libnccl"):
@@ -113,72 +115,74 @@ def test_a_missing_library_is_told_once(world: World, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.mpi(min_size=2)
-def test_what_breaks_later_ends_the_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_error_of_nccl_is_raised_in_a_thread(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raised = list[threading.ExceptHookArgs]()
-    told = threading.Event()
+    reported = threading.Event()
 
     def hook(args: threading.ExceptHookArgs) -> None:
         raised.append(args)
-        told.set()
+        reported.set()
 
     monkeypatch.setattr(threading, "excepthook", hook)
     started = Communicators.start(world, {0: (0, 1)}, StandIn(), world.abort)
-    monkeypatch.setattr(Meeting, "trouble", "unhandled system error")
+    monkeypatch.setattr(FakeCommunicator, "error", "unhandled system error")
     if world.rank < 2:
-        assert told.wait(5)
+        assert reported.wait(5)
         assert raised[0].exc_type is WireError
-        words = str(raised[0].exc_value)
-        assert words.startswith("edge rank 0 -> rank 1 broke: unhandled system error; look for")
+        message = str(raised[0].exc_value)
+        assert message.startswith("edge rank 0 -> rank 1 broke: unhandled system error; look for")
         begin = time.perf_counter()
-        started.abort()  # hangs, as NCCL's may
+        started.abort()  # hangs, as that of NCCL may
         assert time.perf_counter() - begin < 3
     assert len(started) == (1 if world.rank < 2 else 0)
 
 
 @pytest.mark.mpi(min_size=2)
-def test_a_peer_that_does_not_come_is_waited_for_so_long(
+def test_a_peer_that_does_not_connect_ends_the_job_after_a_timeout(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The job would end then; here the waiting rank gets the error, and the peer comes late."""
-    ended = list[str]()
+    """`abort` does not end the job here, and the peer connects after it."""
+    reports = list[str]()
 
     def abort(report: str) -> None:
-        ended.append(report)
+        reports.append(report)
         COMM.send(None, 1, tag=7)
 
     monkeypatch.setattr(communicators, "_PATIENCE", 0.2 if world.rank == 0 else 60.0)
     monkeypatch.setattr(world, "abort", abort)
     if world.rank == 1:
-        start = Meeting.start
+        start = FakeCommunicator.start
 
-        def start_late(*given: Any) -> Meeting:
+        def start_late(*args: Any) -> FakeCommunicator:
             COMM.recv(source=0, tag=7)
-            return start(*given)
+            return start(*args)
 
-        monkeypatch.setattr(Meeting, "start", start_late)
+        monkeypatch.setattr(FakeCommunicator, "start", start_late)
     started = Communicators.start(world, {0: (0, 1)}, StandIn(), world.abort)
     if world.rank == 0:
-        (report,) = ended
+        (report,) = reports
         assert report.startswith(f"error: rank 0 on {world.host} could not connect its GPU to that")
         assert f" of rank 1 on {world.hosts[1]} (edge rank 0 -> rank 1) within 0 s; see" in report
         assert "NCCL_SOCKET_IFNAME" in report
-    for held in started.values():
-        held.close()
+    for transport in started.values():
+        transport.close()
 
 
 @pytest.mark.mpi(min_size=2)
-def test_who_closed_is_told_of_no_trouble(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_after_close_are_not_reported(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     raised = list[threading.ExceptHookArgs]()
     monkeypatch.setattr(threading, "excepthook", raised.append)
     monkeypatch.setattr(communicators, "_LOOK_SECONDS", 0.01)
     started = Communicators.start(world, {0: (0, 1)}, StandIn(), world.abort)
-    watching = [thread for thread in threading.enumerate() if thread.name == "pipepar-nccl"]
-    assert len(watching) == (1 if world.rank < 2 else 0)
-    for held in started.values():
-        held.close()
-        held.close()
-    for thread in watching:
+    monitors = [thread for thread in threading.enumerate() if thread.name == "pipepar-nccl"]
+    assert len(monitors) == (1 if world.rank < 2 else 0)
+    for transport in started.values():
+        transport.close()
+        transport.close()
+    for thread in monitors:
         thread.join(10)
         assert not thread.is_alive()
-    monkeypatch.setattr(Meeting, "trouble", "the peer is gone, as it may")
+    monkeypatch.setattr(FakeCommunicator, "error", "the peer has ended")
     assert not raised

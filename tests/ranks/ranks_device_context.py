@@ -1,4 +1,4 @@
-"""Whole pipelines whose ranks compute on GPUs that are not there, on hosts, or some on either."""
+"""Whole pipelines on stand-ins for GPUs, on CPUs, and on both."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from tests.helpers.rank_fixtures import on_ranks
 
 pytestmark = pytest.mark.mpi
 
-# What ranks sit at, in turn, and on how many ranks every run has that.
+# The devices of the ranks, repeated as a pattern; and the numbers of ranks that `make test` runs.
 KINDS = [
     pytest.param(["cuda"], marks=on_ranks(1, 2), id="cuda"),
     pytest.param(["cuda", "cpu"], marks=on_ranks(2), id="cuda-cpu"),
@@ -35,9 +35,9 @@ KINDS = [
 def context(
     request: pytest.FixtureRequest, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> DeviceContext:
-    """This rank's, which every pipeline and job of the test takes."""
+    """The device context of this rank, which every pipeline and job of the test gets."""
     if len(request.param) > max(world.size, 1):
-        pytest.skip("with so few ranks another pattern is the same")
+        pytest.skip("with so few ranks a shorter pattern is the same")
     context = context_for(world, request.param)
     for module in (pipeline, jobs):
         monkeypatch.setattr(module, "open_device_context", lambda *_: context)
@@ -46,18 +46,18 @@ def context(
 
 
 class TestStandIns(DeviceSuite):
-    """On stand-ins for GPUs, on hosts, and on both."""
+    """The tests of `DeviceSuite` with each pattern of devices."""
 
-    @on_ranks(1, 2, 3)  # its model is traced by each rank
+    @on_ranks(1, 2, 3)  # each rank traces the model, which takes long
     def test_texts_of_many_lengths(self, context: DeviceContext) -> None:
         super().test_texts_of_many_lengths(context)
 
 
 @pytest.mark.parametrize("model", ["picky_first", "picky_last"])
-def test_a_job_goes_on_without_what_fails(
+def test_a_job_continues_without_samples_that_fail(
     model: str, context: DeviceContext, world: World, cache: Path
 ) -> None:
-    """What a micro-batch has on the GPUs gives way to a text, and the next one's comes again."""
+    """A micro-batch with an error has no tensors on the GPU; the next one has them again."""
     x = np.random.default_rng(0).standard_normal((23, 4), dtype=np.float32)
     x[[4, 22]] = 1e6
     folder = cache.parent
@@ -69,16 +69,16 @@ def test_a_job_goes_on_without_what_fails(
     world.all_gather("")
     found = torch.from_numpy(np.load(folder / "y.npy"))
     layers = [layer for layer in getattr(factories, model)() if isinstance(layer, nn.Linear)]
-    kept = [at for at in range(23) if at not in (4, 22)]
+    correct = [sample for sample in range(23) if sample not in (4, 22)]
     with torch.no_grad():
-        expected = nn.Sequential(*layers)(torch.from_numpy(x)[kept])
-    torch.testing.assert_close(found[kept], expected)
+        expected = nn.Sequential(*layers)(torch.from_numpy(x)[correct])
+    torch.testing.assert_close(found[correct], expected)
     assert found[[4, 22]].isnan().all()
     assert summary.failed == 2
 
 
 class Greedy(nn.Module):
-    """Asks for more memory than there is, but not while it is looked at or measured."""
+    """Runs out of memory, except while it is traced or measured."""
 
     armed = False
 
@@ -88,7 +88,7 @@ class Greedy(nn.Module):
         return x.clone()
 
 
-def test_a_shortage_of_memory_names_the_stage_and_what_it_takes(
+def test_out_of_memory_names_the_stage_and_its_size(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if world.size > 1:
@@ -108,7 +108,7 @@ def test_a_shortage_of_memory_names_the_stage_and_what_it_takes(
     assert "Tried to allocate 2.00 GiB" in str(caught.value)
 
 
-def test_tensors_of_a_gpu_stay_there(world: World) -> None:
+def test_an_operation_on_a_gpu_tensor_returns_a_gpu_tensor(world: World) -> None:
     gpu = StandIn()
     product = torch.ones(2, 2) @ gpu.empty(16).view(torch.float32).view(2, 2)
     assert isinstance(product, OnGpu)

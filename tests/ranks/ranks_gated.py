@@ -1,4 +1,4 @@
-"""Sends that the progress engine starts, when a gate has opened."""
+"""Gated sends: the progress engine starts them when their gates open."""
 
 import ctypes
 import resource
@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.mpi(min_size=2), on_ranks(2)]
 
 
 @contextmanager
-def edges(world: World, depth: int = 3) -> Iterator[tuple[MpiEndpoint, MpiEndpoint]]:
-    """From rank 0 to rank 1 and back, as the one of the two sees them that this rank is."""
+def endpoints(world: World, depth: int = 3) -> Iterator[tuple[MpiEndpoint, MpiEndpoint]]:
+    """Yield this rank's endpoints of a channel from rank 0 to rank 1, and of one back."""
     comm = MPI.COMM_WORLD.Dup()
     peer = 1 - world.rank
     yield MpiEndpoint(comm, peer, 0, depth), MpiEndpoint(comm, peer, MpiEndpoint.tags(depth), depth)
@@ -40,8 +40,8 @@ Ends = tuple[MpiReceiver | None, MpiSender | None]
 
 @contextmanager
 def ends(world: World, depth: int = 3) -> Iterator[Ends]:
-    """A gated channel from rank 0 to rank 1; None where a rank holds no such end."""
-    with edges(world, depth) as (endpoint, _):
+    """Connect a gated channel from rank 0 to rank 1; yield this rank's ends, None for others."""
+    with endpoints(world, depth) as (endpoint, _):
         engine = world._start_engine()
         sender = MpiSender(endpoint, engine, QUERY) if world.rank == 0 else None
         receiver = MpiReceiver(endpoint, engine) if world.rank == 1 else None
@@ -67,7 +67,7 @@ def stays_empty(receiver: MpiReceiver) -> bool:
     return True
 
 
-def test_nothing_leaves_before_its_gate_opens(world: World) -> None:
+def test_nothing_is_sent_before_its_gate_opens(world: World) -> None:
     with ends(world) as (receiver, sender):
         memory, gate = torch.zeros(1000), Gate()
         if sender is not None:
@@ -84,9 +84,9 @@ def test_nothing_leaves_before_its_gate_opens(world: World) -> None:
             assert torch.equal(found.values[0], torch.full((1000,), 7.0))  # type: ignore[arg-type]
 
 
-def test_gates_that_open_out_of_order_keep_the_order_sent(world: World) -> None:
+def test_order_is_kept_if_gates_open_out_of_order(world: World) -> None:
     with ends(world, depth=4) as (receiver, sender):
-        gates = [Gate(), Gate(), None]  # the last has none
+        gates = [Gate(), Gate(), None]  # None: no gate
         if sender is not None:
             for index, gate in enumerate(gates):
                 post(sender, index, torch.tensor(index), gate.handle if gate else 0)
@@ -101,7 +101,7 @@ def test_gates_that_open_out_of_order_keep_the_order_sent(world: World) -> None:
             assert [found.values[0] for found in receiver.receive()] == [0, 1, 2]
 
 
-def test_the_next_starts_before_the_last_is_complete(world: World) -> None:
+def test_a_send_starts_before_the_previous_one_is_complete(world: World) -> None:
     comm = MPI.COMM_WORLD
     gates, lane = [Gate() for _ in range(4)], world._start_engine().lane(QUERY)
     data = [bytearray([tag]) for tag in range(4)]
@@ -112,10 +112,10 @@ def test_the_next_starts_before_the_last_is_complete(world: World) -> None:
         for open_now in (0, 1, 3):
             gates[open_now].open()
     if world.rank == 1:
-        comm.Recv([bytearray(1), MPI.BYTE], 0, 1)  # the one before it is not received yet
+        comm.Recv([bytearray(1), MPI.BYTE], 0, 1)  # message 0 is not received yet
         time.sleep(0.05)
         assert not comm.Iprobe(0, 2)
-        assert not comm.Iprobe(0, 3)  # its gate is open, but not that of the one before it
+        assert not comm.Iprobe(0, 3)  # its gate is open, but that of message 2 is closed
         comm.Recv([bytearray(1), MPI.BYTE], 0, 0)
     comm.Barrier()
     gates[2].open()
@@ -129,14 +129,14 @@ def test_the_next_starts_before_the_last_is_complete(world: World) -> None:
             request.Free()
 
 
-def test_the_engine_starts_a_send_while_python_is_busy(world: World) -> None:
+def test_the_engine_starts_a_send_while_the_gil_is_held(world: World) -> None:
     with ends(world) as (receiver, sender):
         times = [0.0]
         if sender is not None:
             gate = Gate()
             post(sender, 0, torch.zeros(100), gate.handle)
             gate.open()
-            ctypes.PyDLL(None).usleep(700_000)  # keeps the GIL
+            ctypes.PyDLL(None).usleep(700_000)  # PyDLL holds the GIL
             times = [time.monotonic()]
             sender.end()
         if receiver is not None:
@@ -148,8 +148,8 @@ def test_the_engine_starts_a_send_while_python_is_busy(world: World) -> None:
             receiver.abort()
 
 
-def test_a_send_starts_while_another_channel_is_waited_for(world: World) -> None:
-    with edges(world) as (there, back):
+def test_a_send_starts_while_the_rank_waits_for_another_channel(world: World) -> None:
+    with endpoints(world) as (there, back):
         engine = world._start_engine()
         if world.rank == 0:
             gate, sender, receiver = (
@@ -173,8 +173,8 @@ def test_a_send_starts_while_another_channel_is_waited_for(world: World) -> None
             receiver.close()
 
 
-def test_what_a_gate_fails_with_is_told(world: World) -> None:
-    with edges(world) as (endpoint, _):
+def test_the_error_of_a_gate_is_reported(world: World) -> None:
+    with endpoints(world) as (endpoint, _):
         if world.rank == 0:
             gate, sender = Gate(), MpiSender(endpoint, world._start_engine(), QUERY)
             post(sender, 0, torch.zeros(100), gate.handle)
@@ -184,28 +184,28 @@ def test_what_a_gate_fails_with_is_told(world: World) -> None:
             sender.abort()
 
 
-def test_a_lane_without_a_query_has_no_gates(world: World) -> None:
+def test_a_lane_without_a_query_refuses_gates(world: World) -> None:
     with pytest.raises(ValueError, match="no gates"):
         world._start_engine().lane().push([], Gate().handle)
 
 
-def test_the_engine_calls_what_its_thread_needs(world: World) -> None:
+def test_enter_calls_a_function_in_the_thread_of_the_engine(world: World) -> None:
     engine, gate = world._start_engine(), Gate()
     assert engine.enter(0, 0) == 0
-    for _ in range(3):  # it may be asleep or about to be
+    for _ in range(3):  # the thread may be asleep or about to sleep
         assert engine.enter(QUERY, gate.handle) == 600
 
 
-@pytest.mark.parametrize("what", [MpiSender.end, MpiSender.close], ids=["send", "close"])
-def test_abort_releases_who_waits_for_a_gate(
-    world: World, what: Callable[[MpiSender], None]
+@pytest.mark.parametrize("call", [MpiSender.end, MpiSender.close], ids=["send", "close"])
+def test_abort_wakes_a_thread_that_waits_for_a_gate(
+    world: World, call: Callable[[MpiSender], None]
 ) -> None:
-    with edges(world, depth=1) as (endpoint, _):
+    with endpoints(world, depth=1) as (endpoint, _):
         if world.rank == 0:
             sender = MpiSender(endpoint, world._start_engine(), QUERY)
             post(sender, 0, torch.zeros(100), Gate().handle)
             with ThreadPoolExecutor(1) as pool:
-                waiting = pool.submit(what, sender)
+                waiting = pool.submit(call, sender)
                 time.sleep(0.1)
                 assert not waiting.done()
                 sender.abort()
@@ -218,7 +218,7 @@ def test_abort_releases_who_waits_for_a_gate(
 
 @pytest.mark.parametrize("half", [10_000, pytest.param(50_000, marks=pytest.mark.full)])
 def test_many_gated_sends_do_not_grow_memory(world: World, half: int) -> None:
-    """A persistent request that is not freed takes some hundred bytes."""
+    """A persistent request that is not freed takes hundreds of bytes."""
     tensor, gate, peaks = torch.arange(4), Gate(), []
     gate.open()
     with ends(world) as (receiver, sender):

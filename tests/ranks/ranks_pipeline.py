@@ -1,4 +1,4 @@
-"""The Python API: the same numbers as the unsplit model, bit for bit, at any number of ranks."""
+"""The Python API on any number of ranks: bit for bit the output of the unsplit model."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +27,8 @@ def ids(rows: int, length: int) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def encoder() -> Iterator[nn.Module]:
-    # Without gradients torch swaps these layers for one fused kernel that rounds differently and
-    # that torch.export never sees.
+    # Without gradients, eager torch runs a fused kernel for these layers, which rounds differently.
+    # torch.export does not trace that kernel.
     torch.backends.mha.set_fastpath_enabled(False)
     torch.manual_seed(1)
     yield Encoder().eval()
@@ -37,17 +37,17 @@ def encoder() -> Iterator[nn.Module]:
 
 @pytest.fixture(scope="module")
 def encoding(encoder: nn.Module, shared: Path) -> Iterator[Pipeline]:
-    """A pipeline of the encoder, which one test after the other uses."""
+    """A pipeline of the encoder that several tests share."""
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     with Pipeline(encoder, example_args=(ids(4, 9),), micro_batch=2, depth=1) as pipe:
         yield pipe
     after = encoder.state_dict()
-    assert list(after) == list(before), "the model is left as it was"
+    assert list(after) == list(before), "the model does not change"
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def unsplit(model: nn.Module, size: int, *args: Any, **kwargs: Any) -> list[Any]:
-    """The leaves of the model's outputs on the same micro-batches, joined."""
+    """Return the leaves of the outputs of the unsplit model on the same micro-batches, joined."""
 
     def part(leaf: Any, begin: int) -> Any:
         has_rows = isinstance(leaf, torch.Tensor) and leaf.dim() > 0
@@ -89,7 +89,7 @@ def test_a_whole_batch(encoder: nn.Module, encoding: Pipeline) -> None:
             assert found is None
 
 
-def test_keywords_scalars_none_and_a_structured_output() -> None:
+def test_keyword_arguments_scalars_none_and_a_structured_output() -> None:
     torch.manual_seed(2)
     model = Convolutions().eval()
     x = torch.randn(5, 3, 8, 8)
@@ -112,7 +112,7 @@ def test_a_sequential() -> None:
             assert_equal(found, unsplit(model, 3, x))
 
 
-def test_streams_of_many_batches_keep_their_order(encoder: nn.Module, encoding: Pipeline) -> None:
+def test_a_stream_keeps_the_order_of_batches(encoder: nn.Module, encoding: Pipeline) -> None:
     batches = [ids(1 + index % 7, 2 + index % 5) for index in range(36)]
     for _ in range(2):
         found = list(encoding.stream((batch,) for batch in batches))
@@ -122,8 +122,8 @@ def test_streams_of_many_batches_keep_their_order(encoder: nn.Module, encoding: 
     assert list(encoding.stream([])) == []
 
 
-def test_results_come_while_batches_are_still_fed() -> None:
-    """A stream may be endless: what goes in later may depend on what came out."""
+def test_results_are_yielded_while_batches_are_fed() -> None:
+    """So a stream can be endless, and later batches can depend on earlier results."""
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))).eval()
     fed = 0
 
@@ -138,14 +138,14 @@ def test_results_come_while_batches_are_still_fed() -> None:
             assert fed - count < 40
             if count == 200:
                 break
-        x = torch.randn(6, 4)  # the pipeline is as good as new
+        x = torch.randn(6, 4)  # the pipeline can still be used
         found = pipe(x)
         if pipe.rank == 0:
             assert_equal(found, unsplit(model, 2, x))
 
 
-def test_a_stream_may_be_left_at_any_moment(encoder: nn.Module, encoding: Pipeline) -> None:
-    """What was under way is nobody's result any more; the next call gets its own."""
+def test_a_stream_can_be_left_at_any_moment(encoder: nn.Module, encoding: Pipeline) -> None:
+    """Results that were under way are dropped; the next call returns only its own."""
     batches = [(ids(4, 5),), (ids(3, 7),), (ids(2, 6),)]
     for taken in (1, 2, 3):
         stream = encoding.stream(batches)
@@ -157,7 +157,7 @@ def test_a_stream_may_be_left_at_any_moment(encoder: nn.Module, encoding: Pipeli
             assert_equal(found, unsplit(encoder, 2, ids(5, 8)))
 
 
-def test_an_input_that_is_refused_leaves_the_pipeline_as_it_was(
+def test_the_pipeline_can_be_used_after_an_invalid_input(
     encoder: nn.Module, encoding: Pipeline
 ) -> None:
     bad = {"ids": ids(4, 9)["ids"], "mask": ids(4, 9)["mask"].float()}
@@ -172,7 +172,7 @@ def test_an_input_that_is_refused_leaves_the_pipeline_as_it_was(
             assert_equal(found, unsplit(encoder, 2, ids(5, 8)))
 
 
-def test_a_call_within_a_stream_is_refused(encoding: Pipeline) -> None:
+def test_a_call_during_a_stream_is_refused(encoding: Pipeline) -> None:
     stream = encoding.stream([(ids(4, 9),)] * 3)
     first = next(stream, None)
     if first is not None and MPI.COMM_WORLD.size > 1:
@@ -181,7 +181,7 @@ def test_a_call_within_a_stream_is_refused(encoding: Pipeline) -> None:
     assert len(list(stream)) == (2 if encoding.rank == 0 else 0)
 
 
-def test_the_summary_counts_since_the_last_one(encoding: Pipeline) -> None:
+def test_a_summary_covers_the_time_since_the_last_one(encoding: Pipeline) -> None:
     encoding.summary()
     for total in (6, 3):
         encoding(ids(total, 9))
@@ -195,13 +195,13 @@ def test_the_summary_counts_since_the_last_one(encoding: Pipeline) -> None:
 
 def test_a_model_that_only_one_rank_has_is_refused_on_all() -> None:
     if MPI.COMM_WORLD.size == 1:
-        pytest.skip("one rank has all there is")
+        pytest.skip("needs a rank without the model")
     model: Any = nn.Linear(2, 2) if MPI.COMM_WORLD.rank == 0 else None
     with pytest.raises(PipeparError, match="neither a model nor layers"):
         Pipeline(model, example_args=(torch.zeros(1, 2),))
 
 
-def test_a_result_does_not_hold_on_to_a_larger_buffer() -> None:
+def test_a_result_does_not_keep_a_larger_buffer_alive() -> None:
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))).eval()
     with Pipeline(model, example_args=(torch.randn(2, 4),), micro_batch=1000) as pipe:
         pipe(torch.randn(1000, 4))
@@ -210,7 +210,7 @@ def test_a_result_does_not_hold_on_to_a_larger_buffer() -> None:
             assert found.untyped_storage().nbytes() <= 2 * 2 * 4 * 4
 
 
-def test_nan_in_nan_out() -> None:
+def test_nan_in_the_input_is_nan_in_the_output() -> None:
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))).eval()
     x = torch.full((3, 4), float("nan"))
     with Pipeline(model, example_args=(x,)) as pipe:
@@ -230,15 +230,15 @@ def test_a_batch_without_rows() -> None:
 def test_more_ranks_than_layers_is_refused_on_every_rank() -> None:
     model = nn.Sequential(nn.Linear(4, 4)).eval()
     if MPI.COMM_WORLD.size == 1:
-        pytest.skip("one rank always fits")
+        pytest.skip("one rank is never too many")
     with pytest.raises(PipeparError, match="at most 1 rank"):
         Pipeline(model, example_args=(torch.randn(2, 4),))
 
 
-def test_a_limit_that_is_none_is_refused_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 0's environment counts."""
+def test_an_invalid_time_limit_is_refused_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the environment of rank 0 is used."""
     if MPI.COMM_WORLD.size == 1:
-        pytest.skip("one rank is left to its user")
+        pytest.skip("a single rank is not monitored")
     monkeypatch.setenv("PIPEPAR_STALL_SECONDS", "-5" if MPI.COMM_WORLD.rank == 0 else "5")
     kind = InputError if MPI.COMM_WORLD.rank == 0 else PeerError
     layers = [nn.Linear(2, 2) for _ in range(MPI.COMM_WORLD.size)]
@@ -254,7 +254,7 @@ def test_sizes_below_one_are_refused(name: str) -> None:
         Pipeline(nn.Linear(2, 2), example_args=(torch.zeros(1, 2),), **{name: 0})  # type: ignore[arg-type]
 
 
-def test_a_stage_that_needs_nothing_of_the_others() -> None:
+def test_a_stage_without_inputs_from_other_stages() -> None:
     torch.manual_seed(0)
     model, x = Constant().eval(), torch.randn(6, 3, 3)
     with torch.no_grad():

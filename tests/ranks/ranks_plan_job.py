@@ -1,4 +1,4 @@
-"""The plan that ranks agree on, measured or given, and pipelines made by it."""
+"""The plan that ranks agree on, measured or given, and pipelines with that plan."""
 
 import json
 from collections.abc import Iterator
@@ -25,15 +25,11 @@ from pipepar.planner.plan_offline import make_plan
 from pipepar.planner.plan_request import DEPTH, MICRO_BATCH, PlanRequest
 from pipepar.planner.static_shapes import fixed_batch
 from tests.helpers.models import six_layers as model
-from tests.helpers.rank_fixtures import on_ranks
+from tests.helpers.rank_fixtures import all_equal, on_ranks
 from tests.helpers.run_contexts import run_on_hosts
 from tests.helpers.zoo import ByRow
 
 pytestmark = [pytest.mark.mpi, on_ranks(1, 2, 4)]
-
-
-def all_equal(world: World, value: object) -> bool:
-    return len(set(world.all_gather(repr(value)))) == 1
 
 
 def micro_batches(size: int, total: int) -> Iterator[slice]:
@@ -59,16 +55,18 @@ def test_a_measured_pipeline_gives_the_same_numbers(world: World) -> None:
         assert_equals_the_unsplit(pipe, model(), x)
         assert_equals_the_unsplit(pipe, model(), torch.randn(3, 8))
     before, after = model().state_dict(), given.state_dict()
-    assert list(after) == list(before), "measuring leaves the model as it was"
+    assert list(after) == list(before), "measuring does not change the model"
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-@on_ranks(1, 2)  # its model is traced by each rank
-def test_a_model_of_one_batch_gets_that(world: World) -> None:
+@on_ranks(1, 2)  # each rank traces the model, which takes long
+def test_a_model_with_a_fixed_batch_size_gets_that_micro_batch(world: World) -> None:
     torch.manual_seed(6)
     whole, x = ByRow().eval(), torch.randn(6, 8)
-    told = pytest.warns(UserWarning, match=r"x must be \[6, ") if world.rank == 0 else nullcontext()
-    with told, Pipeline(whole, example_args=(x,)) as pipe:
+    warned = (
+        pytest.warns(UserWarning, match=r"x must be \[6, ") if world.rank == 0 else nullcontext()
+    )
+    with warned, Pipeline(whole, example_args=(x,)) as pipe:
         assert pipe.micro_batch == fixed_batch(pipe._assembly.graph) == 6
         assert_equals_the_unsplit(pipe, whole, x)
 
@@ -99,7 +97,7 @@ def test_the_assembly_has_the_plan_of_rank_0(world: World) -> None:
         ((3, 5), PlanRequest(depth=1), (3, 1)),
     ],
 )
-def test_a_plan_that_is_given_is_used(
+def test_a_given_plan_is_used(
     world: World,
     graph: Graph,
     planned: tuple[int | None, int | None],
@@ -108,13 +106,13 @@ def test_a_plan_that_is_given_is_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def measure(*given: Any, **named: Any) -> None:
-        raise AssertionError("a given plan needs no measuring")
+        raise AssertionError("a given plan needs no measurements")
 
     monkeypatch.setattr(profiling, "measure_links", measure)
     content = json.loads(make_plan(graph, world.size).to_json())
     content |= {"micro_batch": planned[0], "depth": planned[1]}
     given = Plan.from_json(json.dumps(content))
-    # Ranks other than 0 have not read it.
+    # Only rank 0 has read it.
     wanted = replace(wanted, given=given if world.rank == 0 else None)
     agreed = agree_on_plan(run_on_hosts(world, print), graph, wanted)
     assert (agreed.micro_batch, agreed.depth) == expected
@@ -130,13 +128,13 @@ def test_a_plan_for_another_number_of_ranks_is_refused_on_all(world: World, grap
 
 
 class Total(nn.Module):
-    """One row for all that is given."""
+    """One output for all rows together."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.mean(0)
 
 
-def test_a_model_that_joins_its_rows_gets_all_of_them(world: World) -> None:
+def test_a_model_that_joins_rows_gets_a_whole_batch(world: World) -> None:
     x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     layers = [*(nn.Linear(4, 4) for _ in range(world.size)), Total()]
     whole = nn.Sequential(*layers).eval()
@@ -148,12 +146,12 @@ def test_a_model_that_joins_its_rows_gets_all_of_them(world: World) -> None:
         assert world.rank or torch.equal(result, whole(x))
 
 
-def test_examples_of_other_sizes_on_other_ranks(world: World) -> None:
+def test_example_inputs_of_different_sizes_on_different_ranks(world: World) -> None:
     with Pipeline(model(), example_args=(torch.zeros(256 if world.rank == 0 else 8, 8),)) as pipe:
         assert all_equal(world, pipe.micro_batch)
 
 
-def test_an_example_without_rows(world: World) -> None:
+def test_an_example_input_without_rows(world: World) -> None:
     with Pipeline(model(), example_args=(torch.zeros(0, 8),)) as pipe:
         result = pipe(torch.ones(5, 8))
         assert world.rank or len(result) == 5

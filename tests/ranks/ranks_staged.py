@@ -1,4 +1,4 @@
-"""The sending end from a GPU to a host, with a GPU that takes its time in place of a real one."""
+"""The sending end from a GPU to a host, with a simulated GPU that copies late."""
 
 import random
 import threading
@@ -26,22 +26,22 @@ pytestmark = [pytest.mark.mpi(min_size=2), on_ranks(2)]
 
 
 class LateStream:
-    """Does what it is told in order, later."""
+    """A CUDA stream as a thread that runs its operations in order."""
 
     def __init__(self) -> None:
         self.cuda_stream = 0
         self.pool = ThreadPoolExecutor(1)
 
     def wait_event(self, event: Any) -> None:
-        self.pool.submit(event.come.wait)
+        self.pool.submit(event.completed.wait)
 
 
 class LateEvent:
-    """Its gate opens when the stream comes to where it was recorded last."""
+    """An event with a gate, which opens when the stream reaches the last record of the event."""
 
     def __init__(self) -> None:
-        self.come = threading.Event()
-        self.come.set()
+        self.completed = threading.Event()
+        self.completed.set()
         self._gate = Gate()
 
     @property
@@ -49,23 +49,23 @@ class LateEvent:
         return self._gate.handle
 
     def record(self, stream: LateStream) -> None:
-        self.come = come = threading.Event()
+        self.completed = completed = threading.Event()
         self._gate.close()
-        stream.pool.submit(self._arrive, come)
+        stream.pool.submit(self._complete, completed)
 
     def query(self) -> bool:
-        return self.come.is_set()
+        return self.completed.is_set()
 
     def elapsed_time(self, end_event: Any) -> float:
         raise NotImplementedError
 
-    def _arrive(self, come: threading.Event) -> None:
+    def _complete(self, completed: threading.Event) -> None:
         self._gate.open()
-        come.set()
+        completed.set()
 
 
 class LateGpu:
-    """Copies are done after a while, by a thread for each stream; fresh memory holds rubbish."""
+    """A `Gpu` whose copies take a random time, up to twice `seconds`; new memory is not zero."""
 
     def __init__(self, seconds: float) -> None:
         self.device = torch.device("cpu")
@@ -88,7 +88,7 @@ class LateGpu:
     pinned = empty
 
     def holds(self, tensor: torch.Tensor) -> bool:
-        """All tensors here lie in memory of the host; int64 stands for what really does."""
+        """All tensors are in host memory; those of int64 represent tensors on the host."""
         return tensor.dtype != torch.int64
 
     def range(self, name: str) -> AbstractContextManager[None]:
@@ -112,7 +112,7 @@ class LateGpu:
 def ends(
     world: World, depth: int = 3, seconds: float = 1e-3
 ) -> Iterator[tuple[MpiReceiver | None, StagedSender | None]]:
-    """A channel from a GPU of rank 0 to rank 1; None where a rank holds no such end."""
+    """Connect a channel from a GPU of rank 0 to rank 1; yield this rank's ends, None for others."""
     comm, gpu = MPI.COMM_WORLD.Dup(), LateGpu(seconds)
     endpoint, engine = MpiEndpoint(comm, 1 - world.rank, 0, depth), world._start_engine()
     sender = StagedSender(endpoint, engine, gpu) if world.rank == 0 else None
@@ -129,7 +129,7 @@ def ends(
 def check(
     world: World, values: Sequence[tuple[Value, ...]], depth: int = 3, seconds: float = 1e-3
 ) -> None:
-    """Rank 1 receives what rank 0 sends, as it lay."""
+    """Send values from rank 0 to rank 1, and check that they arrive with the same strides."""
     with ends(world, depth, seconds) as (receiver, sender):
         if sender is not None:
             for index, each in enumerate(values):
@@ -183,7 +183,7 @@ def test_layouts(world: World) -> None:
     check(world, [*each, tuple(make(tensor) for make in LAYOUTS), *each])
 
 
-def test_tensors_of_the_host_and_other_values_among_them(world: World) -> None:
+def test_tensors_of_host_and_gpu_and_other_values(world: World) -> None:
     host, resident = torch.arange(1000), torch.randn(30, 40)
     check(
         world,
@@ -199,7 +199,7 @@ def test_tensors_of_the_host_and_other_values_among_them(world: World) -> None:
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
 @pytest.mark.parametrize("seconds", [0.0, 1e-3])
-def test_ragged_shapes(world: World, depth: int, seconds: float) -> None:
+def test_varying_shapes(world: World, depth: int, seconds: float) -> None:
     generator = torch.Generator().manual_seed(7)
 
     def number(high: int) -> int:

@@ -1,4 +1,4 @@
-"""Weights that only rank 0 has reach every stage, and each stage gets its own and no others."""
+"""Weights that only rank 0 has reach every stage; each stage gets only its own."""
 
 import shutil
 from pathlib import Path
@@ -51,7 +51,7 @@ class Net(nn.Module):
 
 
 def net() -> nn.Module:
-    torch.manual_seed(MPI.COMM_WORLD.rank)  # no two ranks make the same values
+    torch.manual_seed(MPI.COMM_WORLD.rank)  # each rank makes other values
     model = Net().eval()
     for buffer in model.norm.buffers():
         if buffer.is_floating_point():
@@ -60,11 +60,11 @@ def net() -> nn.Module:
 
 
 def shared(folder: Path) -> Path:
-    """Rank 0's folder, on every rank."""
+    """Return the folder of rank 0, on every rank."""
     return Path(MPI.COMM_WORLD.bcast(str(folder)))
 
 
-def test_a_model_with_values_on_rank_0(tmp_path: Path) -> None:
+def test_a_model_with_values_on_rank_0_only(tmp_path: Path) -> None:
     with pipepar.values_on_root():
         model = net()
     assert all(parameter.is_meta != ROOT for parameter in model.parameters())
@@ -113,7 +113,7 @@ def noise() -> nn.Module:
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_buffers_that_only_rank_0_has_right(named: bool) -> None:
+def test_buffers_that_are_correct_on_rank_0_only(named: bool) -> None:
     with pipepar.values_on_root():
         model = noise()
     x = torch.randn(3, 4)
@@ -127,7 +127,7 @@ def test_buffers_that_only_rank_0_has_right(named: bool) -> None:
 
 def test_a_pipeline_inside_values_on_root() -> None:
     if MPI.COMM_WORLD.size == 1:
-        pytest.skip("on one rank there is nothing to leave")
+        pytest.skip("one rank builds the model with its values")
     with pipepar.values_on_root():
         model = noise()
         with pytest.raises(PipeparError, match=r"inside values_on_root\(\)"):
@@ -159,7 +159,7 @@ def load_from_root(world: World, path: Path) -> Any:
 
 
 def weights_file(folder: Path) -> Path:
-    """A checkpoint that rank 0 sees under a name that nobody else does."""
+    """Write a checkpoint on rank 0; the path on other ranks does not exist."""
     if not ROOT:
         return Path("/nowhere/w.safetensors")
     tensors = {f"{i}.{k}": torch.randn(*s) for i in range(4) for k, s in SHAPES.items()}
@@ -180,7 +180,7 @@ def test_a_checkpoint_that_only_rank_0_sees(world: World, tmp_path: Path) -> Non
         assert torch.equal(tensor, expected[name])
 
 
-def test_a_damaged_checkpoint_is_told_by_rank_0(world: World, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported_by_rank_0(world: World, tmp_path: Path) -> None:
     path = weights_file(tmp_path)
     if ROOT:
         path.write_bytes(path.read_bytes()[:-20])
@@ -190,15 +190,13 @@ def test_a_damaged_checkpoint_is_told_by_rank_0(world: World, tmp_path: Path) ->
     assert "truncated" in str(caught.value)
 
 
-def test_a_disk_that_fails_under_way_ends_every_rank(
-    world: World, tmp_path: Path, monkeypatch: Any
-) -> None:
-    path, plain = weights_file(tmp_path), TensorFiles.read
+def test_a_read_error_ends_every_rank(world: World, tmp_path: Path, monkeypatch: Any) -> None:
+    path, read = weights_file(tmp_path), TensorFiles.read
 
     def failing(files: TensorFiles, stored: Any) -> torch.Tensor:
         if stored.name == "1.weight":
             raise WeightsError("the disk is gone")
-        return plain(files, stored)
+        return read(files, stored)
 
     monkeypatch.setattr(TensorFiles, "read", failing)
     with pytest.raises(PipeparError) as caught:
@@ -211,7 +209,7 @@ def test_a_disk_that_fails_under_way_ends_every_rank(
     "name",
     [pytest.param("bert", marks=on_ranks(2)), pytest.param("mixtral", marks=on_ranks(3))],
 )
-def test_a_folder_each_rank_reads_its_part_of(name: str, tmp_path: Path) -> None:
+def test_each_rank_reads_its_part_of_a_folder(name: str, tmp_path: Path) -> None:
     import transformers as hf
 
     folder = shared(tmp_path)
@@ -262,13 +260,13 @@ def test_a_folder_that_only_rank_0_sees(world: World, tmp_path: Path) -> None:
         pass
 
 
-def test_no_layers() -> None:
+def test_an_empty_list_of_layers_is_refused() -> None:
     with pytest.raises(PipeparError, match="with at least one"):
         Pipeline(layers=[], example_args=(torch.randn(2, 2),))
 
 
 @pytest.mark.parametrize("given", [{}, {"model": nn.Linear(2, 2), "layers": [nn.Linear(2, 2)]}])
-def test_neither_or_both(given: Any) -> None:
+def test_exactly_one_of_model_and_layers_is_required(given: Any) -> None:
     with pytest.raises(PipeparError, match=r"a model (nor|and) layers, expected one"):
         Pipeline(**given, example_args=(torch.randn(2, 2),))
 

@@ -1,4 +1,4 @@
-"""What the ranks agree on."""
+"""Collective calls of the world, and the binding of ranks to cores."""
 
 import os
 import threading
@@ -15,24 +15,24 @@ from tests.helpers.rank_fixtures import set_affinity
 pytestmark = pytest.mark.mpi
 
 
-def test_everybody_hears_rank_0(world: World) -> None:
+def test_broadcast_returns_the_text_of_rank_0(world: World) -> None:
     assert world.broadcast("grüße" if world.rank == 0 else "not this") == "grüße"
     assert world.broadcast("") == ""
 
 
-def test_everybody_hears_everybody(world: World) -> None:
+def test_all_gather_returns_all_texts(world: World) -> None:
     texts = world.all_gather("é" * world.rank)
     assert texts == ["é" * rank for rank in range(world.size)]
 
 
-def test_one_rank_hears_everybody(world: World) -> None:
+def test_gather_returns_all_texts_on_one_rank(world: World) -> None:
     for root in range(world.size):
         texts = world.gather("é" * world.rank, root)
         expected = ["é" * rank for rank in range(world.size)]
         assert texts == (expected if world.rank == root else None)
 
 
-def test_a_rank_that_differs_is_named(world: World) -> None:
+def test_agree_names_the_rank_that_differs(world: World) -> None:
     world.agree("plans", "same")
     if world.size == 1:
         return
@@ -40,20 +40,20 @@ def test_a_rank_that_differs_is_named(world: World) -> None:
         world.agree("plans", "other" if world.rank == world.size - 1 else "same")
 
 
-def test_a_problem_is_told_once_by_the_lowest_rank_that_has_it(world: World) -> None:
+def test_together_raises_on_the_lowest_rank_that_failed(world: World) -> None:
     def action() -> int:
         if world.rank >= world.size // 2:
             raise InputError("no such file")
         return world.rank
 
-    owner = world.size // 2
-    expected: type[PipeparError] = InputError if world.rank == owner else PeerError
+    lowest = world.size // 2
+    expected: type[PipeparError] = InputError if world.rank == lowest else PeerError
     with pytest.raises(expected, match="no such file"):
         world.together(action)
     assert world.together(lambda: world.rank) == world.rank
 
 
-def test_a_problem_of_any_kind_is_told_once(world: World) -> None:
+def test_together_accepts_exceptions_of_any_type(world: World) -> None:
     def action() -> None:
         raise FileNotFoundError
 
@@ -62,17 +62,17 @@ def test_a_problem_of_any_kind_is_told_once(world: World) -> None:
         world.together(action)
 
 
-def test_ranks_that_mpi_does_not_know_of_are_noticed(
+def test_ranks_that_mpi_does_not_connect_are_refused(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if world.size > 1:
-        pytest.skip("here MPI knows them")
+        pytest.skip("MPI connects these ranks")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     with pytest.raises(PipeparError, match=r"started 4 ranks.*MPI4PY_LIBMPI"):
         World.start()
 
 
-def test_worlds_may_be_started_again_and_closed_twice() -> None:
+def test_a_world_can_be_started_again_and_closed_twice() -> None:
     for _ in range(3):
         world = World.start()
         assert (world.rank, world.size) == (MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size)
@@ -80,7 +80,7 @@ def test_worlds_may_be_started_again_and_closed_twice() -> None:
         world.close()
 
 
-def test_a_rank_is_bound_with_all_its_threads_and_the_others_hear_of_it(world: World) -> None:
+def test_bind_binds_all_threads_and_updates_the_cores_of_every_rank(world: World) -> None:
     cores = world.cores[world.rank]
     mine = cores[world.rank % len(cores)]
     done = threading.Event()
@@ -94,7 +94,7 @@ def test_a_rank_is_bound_with_all_its_threads_and_the_others_hear_of_it(world: W
         threads = [int(thread) for thread in os.listdir("/proc/self/task")]
         assert other.native_id in threads
         assert all(os.sched_getaffinity(thread) == {mine} for thread in threads)
-        world.bind(cores)  # a thread that is bound to less of them stays there
+        world.bind(cores)  # a thread that has fewer of them keeps those
         assert world.cores[world.rank] == [mine]
     finally:
         done.set()
@@ -103,14 +103,16 @@ def test_a_rank_is_bound_with_all_its_threads_and_the_others_hear_of_it(world: W
         world.bind(None)
 
 
-def test_a_rank_gets_its_share_of_the_cores(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unbound_ranks_divide_the_cores_of_the_host(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert claim_threads(world) == before
     monkeypatch.delenv("OMP_NUM_THREADS")
     try:
         cores = len(world.cores[world.rank])
-        assert claim_threads(world) == max(1, cores // world.size)  # unbound: all share all
+        assert claim_threads(world) == max(1, cores // world.size)
         assert (crowded(world) is None) == (world.size <= cores)
     finally:
         torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""Every ranks_*.py, on 1, 2, 3 and 4 ranks. A plain pytest does not collect those files."""
+"""Runs every ranks_*.py on 1, 2, 3 and 4 ranks. pytest does not collect those files itself."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Where idle time went: by hand, and against predicted timelines whose truth is known."""
+"""Idle time by cause, compared with values by hand and with simulated timelines."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,13 @@ def chain(stages: int, seconds: float = 0.0) -> dict[Edge, float]:
 
 
 def traced(timeline: Timeline, source: float = 0.0, sink: float = 0.0) -> list[Tracer]:
-    """What the stages would record; of the first one's work some is reading, of the last one's
-    some is writing."""
+    """Return the records of the stages of a simulated run.
+
+    Args:
+        timeline: the run.
+        source: seconds of each computation of the first stage that are recorded as reading.
+        sink: seconds of each computation of the last stage that are recorded as writing.
+    """
     tracers = [Tracer(stage) for stage in range(timeline.stages)]
     for span in timeline.spans:
         tracer, begin, end = tracers[span.stage], span.begin, span.end
@@ -49,7 +54,7 @@ def simulated(
     source: float = 0.0,
     sink: float = 0.0,
 ) -> tuple[Idle, float]:
-    """The shares, and ranks x seconds."""
+    """Return the shares of idle time, and ranks x seconds."""
     own = [*times]
     own[0] += source
     own[-1] += sink
@@ -64,13 +69,13 @@ def test_equal_stages_only_fill_and_drain() -> None:
 
 
 def test_a_lighter_stage_waits_for_the_busiest() -> None:
-    # 12 s; stage 0 computes 5, stage 1 10: stage 0 has 2 to drain, stage 1 1 to fill.
+    # In 11 s stage 0 computes for 5 s and drains for 2 s, stage 1 computes for 10 s and fills 1 s.
     idle, whole = simulated([1.0, 2.0], chain(2), 5)
     assert whole == 22
     assert astuple(idle) == pytest.approx((3 / 22, 4 / 22, 0, 0, 0, 0))
 
 
-def test_a_slow_link() -> None:
+def test_a_slow_link_is_transfer() -> None:
     # 15 s instead of 7: see test_simulate.
     idle, whole = simulated([1.0, 2.0], {(0, 1): 4.0}, 3)
     assert whole == 30
@@ -78,28 +83,28 @@ def test_a_slow_link() -> None:
 
 
 def test_a_slow_source_costs_every_rank() -> None:
-    # Reading takes 2 s for each of 4 micro-batches, and rank 1 has to wait for them too.
+    # Reading takes 2 s for each of 4 micro-batches, and rank 1 waits as long.
     idle, whole = simulated([1.0, 1.0], chain(2), 4, source=2.0)
     assert whole == 26
     assert idle.source == pytest.approx(2 * (4 * 2.0) / 26)
     assert (idle.imbalance, idle.sink) == (0, 0)
 
 
-def test_reading_in_time_that_would_be_waited_is_still_reading() -> None:
-    # Rank 0 computes 1 s, reads 1 s and waits 2 s a micro-batch.
+def test_reading_instead_of_waiting_counts_as_source() -> None:
+    # For each micro-batch, rank 0 computes for 1 s, reads for 1 s and waits for 2 s.
     idle, whole = simulated([1.0, 4.0], chain(2), 10, source=1.0)
     free, _ = simulated([1.0, 4.0], chain(2), 10)
     assert idle.source == pytest.approx((10 * 1.0 + 1.0) / whole)
     assert idle.imbalance * whole == pytest.approx(free.imbalance * 82 - 9.0)
 
 
-def test_a_slow_sink() -> None:
+def test_a_slow_sink_costs_every_rank() -> None:
     idle, whole = simulated([1.0, 1.0], chain(2), 4, sink=2.0)
     assert idle.sink == pytest.approx(2 * (4 * 2.0) / whole)
     assert (idle.imbalance, idle.source, idle.transfer) == (0, 0, 0)
 
 
-def test_one_rank_waits_for_nobody() -> None:
+def test_a_single_rank_only_has_source_sink_and_other() -> None:
     tracer = Tracer(0)
     for index in range(3):
         begin = 10.0 * index
@@ -110,8 +115,8 @@ def test_one_rank_waits_for_nobody() -> None:
     assert astuple(idle) == pytest.approx((0, 0, 0, 3 / 30, 6 / 30, 6 / 30))
 
 
-def test_what_the_busiest_stage_does_not_record() -> None:
-    # Stage 1 loses 1 s before every micro-batch but the first, and stage 0 waits with it.
+def test_unrecorded_time_of_the_busiest_stage_is_other() -> None:
+    # Stage 1 loses 1 s before every micro-batch except the first, and stage 0 waits as long.
     tracers = [Tracer(0), Tracer(1)]
     for index in range(4):
         tracers[0].record("compute", index, index, index + 1.0)
@@ -123,13 +128,13 @@ def test_what_the_busiest_stage_does_not_record() -> None:
     assert idle.other == pytest.approx(2 * 2.0 / 30)
 
 
-def test_what_a_stage_does_while_it_would_wait_delays_nobody() -> None:
+def test_unrecorded_time_within_the_slack_is_not_other() -> None:
     tracers = traced(simulate([1.0, 3.0], chain(2), 10))
     tracers[0].gaps = 5.0
     assert shares(tracers, 31.0).other == 0.0
 
 
-def test_every_call_of_its_own_fills_and_drains() -> None:
+def test_each_separate_call_fills_and_drains() -> None:
     tracers = [Tracer(stage) for stage in range(3)]
     now = 0.0
     for _ in range(5):
@@ -141,12 +146,12 @@ def test_every_call_of_its_own_fills_and_drains() -> None:
     assert astuple(shares(tracers, now)) == pytest.approx((2 / 3, 0, 0, 0, 0, 0))
 
 
-def test_a_clock_that_is_short_of_the_work() -> None:
+def test_a_run_time_below_the_work_is_accepted() -> None:
     idle = shares(traced(simulate([1.0, 1.0], chain(2), 4)), seconds=4.9)
     assert sum(astuple(idle)) == pytest.approx(1 - 8 / 10)
 
 
-def test_nothing_was_done() -> None:
+def test_a_run_without_work_has_no_idle_time() -> None:
     assert astuple(shares([Tracer(0), Tracer(1)], 0.0)) == (0,) * 6
 
 
@@ -195,7 +200,7 @@ def printed(summary: RunRecord) -> str:
 
 
 @pytest.mark.parametrize(
-    ("compute", "transfer", "count", "told", "remedy"),
+    ("compute", "transfer", "count", "share", "remedy"),
     [
         ([1.0, 1.0], 0.0, 3, "fill 25%", "fill is large: let more micro-batches flow"),
         ([1.0, 2.0], 0.0, 50, "imbalance 24%", "imbalance is large: try another number of ranks"),
@@ -203,12 +208,12 @@ def printed(summary: RunRecord) -> str:
         ([1.0, 1.0], 0.0, 50, "imbalance 0%", ""),
     ],
 )
-def test_a_person_is_told(
-    compute: list[float], transfer: float, count: int, told: str, remedy: str
+def test_the_summary_has_idle_shares_and_a_remedy(
+    compute: list[float], transfer: float, count: int, share: str, remedy: str
 ) -> None:
     text = printed(summary_of(compute, chain(len(compute), transfer), count))
     (line,) = [line for line in text.splitlines() if line.startswith("idle: ")]
-    assert told in line
+    assert share in line
     assert (remedy or "idle: ") in text
     assert ("is large" in text) == bool(remedy)
 

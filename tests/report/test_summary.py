@@ -1,4 +1,4 @@
-"""The summary at the end of a run: every number in it."""
+"""The record of a run and its printed summary."""
 
 import io
 from dataclasses import FrozenInstanceError, replace
@@ -22,12 +22,12 @@ KINDS = ("source", "receive", "compute", "send", "sink")
 
 
 def totals(**seconds: float) -> Totals:
-    """Of ten equal micro-batches."""
+    """Return the totals of ten equal micro-batches."""
     return Totals(10, seconds["all"], seconds["all"] / 10, seconds["all"] / 10, seconds["all"] / 10)
 
 
 def stage(rank: int, *, threads: int, device: str = "cpu", **kinds: float) -> StageRecord:
-    """One that was at work for so many of 20 seconds."""
+    """Return the record of a stage that worked for the given seconds of 20 seconds."""
     return StageRecord(
         rank=rank,
         host=f"node{rank}",
@@ -54,9 +54,9 @@ def shown(summary: RunRecord) -> list[str]:
     return [" ".join(line.split()) for line in text.getvalue().splitlines()]
 
 
-def test_every_number_of_a_run() -> None:
+def test_the_summary_of_a_run() -> None:
     lines = shown(RunRecord(12345, 20.0, STAGES, predicted=1000.0))
-    # The bound: 1 s of the first micro-batch on stage 0, 15 s on stage 1, 0.2 s out of stage 2.
+    # The bound: 1 s for one micro-batch on stage 0, 15 s for all on stage 1, 0.2 s on stage 2.
     assert lines[0] == (
         "12,345 samples in 20.0 s, 617.2 samples/s (predicted 1,000.0) · 81% of the perfect "
         "pipeline's speed (bound 16.2 s)"
@@ -69,7 +69,7 @@ def test_every_number_of_a_run() -> None:
     assert lines[6].startswith("idle: fill ")
 
 
-def test_shares_of_the_whole_run() -> None:
+def test_the_shares_of_idle_time_add_up() -> None:
     summary = RunRecord(100, 20.0, STAGES)
     assert summary.bound == pytest.approx(16.2)
     assert summary.efficiency == pytest.approx(16.2 / 20)
@@ -81,8 +81,8 @@ def test_shares_of_the_whole_run() -> None:
     assert min(shares) >= 0
 
 
-def test_what_the_last_stage_did_after_its_records_is_other() -> None:
-    """As completing the output file."""
+def test_time_after_the_last_record_is_other() -> None:
+    """For example, the time to complete the output file."""
     busy = stage(0, threads=1, source=1.0, compute=12.0, sink=3.0)
     summary = RunRecord(10, 20.0, (busy,))
     assert summary.idle.other == pytest.approx(4 / 20)
@@ -91,12 +91,12 @@ def test_what_the_last_stage_did_after_its_records_is_other() -> None:
 
 
 def test_time_between_records_counts_once() -> None:
-    """This rank was ready 2 s before the last one, and paused for 1 s between micro-batches."""
+    """This rank ran for 20 of 22 s, and paused for 1 s between micro-batches."""
     busy = replace(stage(0, threads=1, compute=16.0), gaps=1.0)
     assert RunRecord(10, 22.0, (busy,)).idle.other == pytest.approx(4 / 22)
 
 
-def test_the_busiest_stage_is_the_one_at_work_the_longest() -> None:
+def test_the_busiest_stage_has_the_most_work() -> None:
     writes = stage(1, threads=1, compute=8.0, sink=9.0, receive=3.0)
     summary = RunRecord(10, 20.0, (STAGES[0], writes))
     assert summary.busiest is writes
@@ -104,7 +104,7 @@ def test_the_busiest_stage_is_the_one_at_work_the_longest() -> None:
     assert RunRecord(10, 20.0, (STAGES[0], STAGES[0])).busiest is STAGES[0]
 
 
-def test_a_run_without_samples_or_time() -> None:
+def test_the_summary_without_samples_or_time() -> None:
     lines = shown(RunRecord(0, 0.0, STAGES[:1], predicted=5.0))
     assert lines[0] == (
         "0 samples in 0.0 s, 0.0 samples/s · 0% of the perfect pipeline's speed (bound 10.0 s)"
@@ -113,19 +113,19 @@ def test_a_run_without_samples_or_time() -> None:
     assert not any(line.startswith(("busiest", "idle")) for line in lines)
 
 
-def test_nothing_is_predicted_where_nothing_was_measured() -> None:
+def test_there_is_no_prediction_without_measurements() -> None:
     assert "predicted" not in shown(RunRecord(5, 1.0, STAGES))[0]
 
 
-def test_classes_are_told_where_they_are_known() -> None:
+def test_the_summary_has_the_accuracy_if_labels_are_known() -> None:
     confusion = Confusion(("cat", "dog"), ((0, 0, 3), (1, 0, 1)))
     text = " ".join(shown(RunRecord(4, 20.0, STAGES, confusion)))
     assert "accuracy 75.00% of 4 samples in 2 classes" in text
     assert "accuracy" not in " ".join(shown(RunRecord(4, 20.0, STAGES)))
 
 
-def test_it_is_put_together_of_what_each_rank_knows() -> None:
-    """Rank 0 knows of the samples and the plan, the last one of results; the slowest one's time."""
+def test_a_record_combines_the_facts_of_all_ranks() -> None:
+    """Rank 0 has the samples and the prediction, the last rank has the results."""
     confusion = Confusion(("a", "b"), ((0, 1, 2),))
 
     def work(world: World) -> RunRecord:
@@ -171,7 +171,7 @@ def test_a_record_is_a_plain_value() -> None:
     assert shown(RunRecord.from_json(whole.to_json())) == shown(whole)
 
 
-def test_a_record_does_not_change() -> None:
+def test_a_record_is_immutable() -> None:
     record = RunRecord(4, 20.0, STAGES)
     with pytest.raises(FrozenInstanceError):
         record.samples = 5  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The timeline of a run, gathered to the rank that reports."""
+"""The timeline of a run, gathered on the root."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,9 @@ from pipepar.trace import Tracer
 from tests.helpers.jobs.threads import in_threads
 
 
-def test_one_rank_writes_what_all_did_on_one_clock(tmp_path: Path) -> None:
+def test_the_root_writes_the_spans_of_all_ranks_on_one_clock(tmp_path: Path) -> None:
     def work(world: World) -> None:
-        clock = 100.0 * (1 + world.rank)  # each rank's own
+        clock = 100.0 * (1 + world.rank)  # each rank has its own clock
         tracer = Tracer(world.rank, keeps_spans=True)
         tracer.record("compute", 3, clock + 1, clock + 1.5 + world.rank)
         write_timeline(world, tmp_path / f"{world.rank}.json", tracer, clock)

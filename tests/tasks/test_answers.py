@@ -89,8 +89,8 @@ def test_an_array_file_refuses_answers(tmp_path: Path, suffix: str) -> None:
     ("answers", "message"),
     [
         ([1], "a list of 1 values for 2 samples"),
-        ([1, torch.ones(1)], "sample 4 got a Tensor that JSON cannot hold"),
-        ([1, {2: {3}}], "sample 4 got a dict that JSON cannot hold"),
+        ([1, torch.ones(1)], "sample 4 is a Tensor that JSON cannot represent"),
+        ([1, {2: {3}}], "sample 4 is a dict that JSON cannot represent"),
     ],
 )
 def test_answers_that_json_cannot_store_are_refused(

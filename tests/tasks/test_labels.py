@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipepar.data.readers.labels import Labelled, read_labels
+from pipepar.data.readers.labels import LabelledReader, read_labels
 from pipepar.data.readers.open_prepared import open_arrays
 from pipepar.errors import InputError
 from pipepar.report.confusion import Confusion, Tally
@@ -57,12 +57,12 @@ def test_names_and_numbers(tmp_path: Path, name: str, data: Any, expected: list[
         ("y.jsonl", "0\n1.0\n", r"line 2: found the label 1\.0"),
         ("y.jsonl", "true\n", r"line 1: found the label True"),
         ("y.jsonl", '{"class": 1}\n', r"line 1: found an object with the fields 'class'"),
-        ("y.jsonl", "dog\n", r"line 1: no valid JSON"),
+        ("y.jsonl", "dog\n", r"line 1: invalid JSON"),
         ("y.npy", np.array([0, 1, 3]), r"y\.npy, row 2: found the label 3"),
         ("y.npy", np.array([2**63], np.uint64), r"row 0: found the label 9223372036854775808"),
         ("y.npy", np.array([0, -1]), r"row 1: found the label -1"),
-        ("y.npy", np.array([0.0, 1.0]), r"holds float64 of shape \(2,\); expected integers"),
-        ("y.npy", np.array([[0], [1]]), r"holds int64 of shape \(2, 1\); expected integers"),
+        ("y.npy", np.array([0.0, 1.0]), r"contains float64 of shape \(2,\); expected integers"),
+        ("y.npy", np.array([[0], [1]]), r"contains int64 of shape \(2, 1\); expected integers"),
         ("y.csv", "0\n", r"'\.csv'; expected one of \.npy, \.txt, \.jsonl"),
     ],
 )
@@ -80,10 +80,10 @@ def test_without_names_labels_must_be_numbers(tmp_path: Path) -> None:
 
 def test_labels_follow_their_samples(rows: Path) -> None:
     labels = torch.arange(11) * 2
-    reader = Labelled(open_arrays(rows), labels, Path("y.npy"))
+    reader = LabelledReader(open_arrays(rows), labels, Path("y.npy"))
     for feed in reader.feeds(4):
         assert torch.equal(feed.extras["label"], feed.samples * 2)
-    assert reader.example().extras["label"].tolist() == [0, 0]
+    assert torch.equal(reader.example().args[0], next(reader.feeds(2)).args[0])
     reader.require(21)
     with pytest.raises(InputError, match=r"y\.npy: sample 10 has the label 20, .* 20 classes"):
         reader.require(20)
@@ -92,7 +92,7 @@ def test_labels_follow_their_samples(rows: Path) -> None:
 @pytest.mark.parametrize("count", [10, 12])
 def test_the_number_of_labels_must_be_that_of_the_samples(rows: Path, count: int) -> None:
     with pytest.raises(InputError, match=f"y.npy has {count} labels for 11 samples"):
-        Labelled(open_arrays(rows), torch.zeros(count, dtype=torch.int64), Path("y.npy"))
+        LabelledReader(open_arrays(rows), torch.zeros(count, dtype=torch.int64), Path("y.npy"))
 
 
 def test_a_confusion_matrix() -> None:
@@ -145,10 +145,10 @@ def test_a_label_beyond_the_classes_is_refused() -> None:
 
 def test_one_score_per_sample_is_refused(rows: Path, tmp_path: Path) -> None:
     labels = torch.zeros(11, dtype=torch.int64)
-    message = "one score a sample, expected one for each class.*leave --labels out"
+    message = "one score per sample, expected one for each class.*leave --labels out"
     with pytest.raises(InputError, match=message):
         Tally(()).add(torch.ones(11, 1), labels)
     with pytest.raises(InputError, match=message):
-        Labelled(open_arrays(rows), labels, Path("y.npy")).require(1)
+        LabelledReader(open_arrays(rows), labels, Path("y.npy")).require(1)
     with pytest.raises(InputError, match=message):
         read_labels(written(tmp_path / "y.txt", "0\n1\n"), ("LABEL_0",))

@@ -44,4 +44,4 @@ def test_a_task_is_one_file(rows: Path, tmp_path: Path) -> None:
     found = [json.loads(line) for line in target.read_text().splitlines()]
     assert found == [{"answer": position} for position in positions]
     words = " ".join(page.replace("│", " ").split())
-    assert "question-answering: the position of a sample's largest value." in words
+    assert "question-answering: the index of a sample's largest value." in words

@@ -1,1 +1,1 @@
-"""The contract of a channel, the in-process and the MPI channel, the wire format."""
+"""The contract of a channel, the in-process channel, the MPI channel, and the wire format."""

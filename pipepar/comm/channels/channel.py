@@ -1,16 +1,13 @@
-"""The contract of a channel: one directed, bounded, ordered edge between two stages.
+"""The contract of a channel: one directed, bounded, ordered edge between two ranks.
 
-A channel has two ends, each held by one stage. Micro-batches flow in streams: `send` any number of
-them, then `end` the stream; the receiver's `receive` yields exactly those, in the order sent, and
-returns. Any number of streams may follow one another without anything being drained in between.
+A channel has two ends, a `Sender` and a `Receiver`. Micro-batches form streams: the sender calls
+`send` any number of times, then `end`. One call of `receive` yields the micro-batches of one stream
+in the order sent. The next stream may begin before the receiver has reached the end of the last.
 
-Depth bounds what is under way, on each end: so many micro-batches may wait to leave the sender, and
-so many may have been received ahead. Edges form an acyclic graph, so blocking on a full one cannot
-deadlock; the one edge that closes a circle, results going back to the first rank, is the caller's
-to bound.
-
-`close` is the orderly end: it waits until everything sent has left, and may be called twice.
-`abort` is the other one: it never waits, and whoever is blocked on the channel is released.
+The depth bounds each end: `depth` micro-batches may wait at the sender, and `depth` may be received
+ahead of the stage. Channels between stages form no cycle, so a blocking `send` cannot cause a
+deadlock. The channel that returns results to the source closes a cycle. There the caller has to
+bound the number of micro-batches; see `engine/wiring.py`.
 """
 
 from __future__ import annotations
@@ -22,48 +19,63 @@ from pipepar.microbatch import MicroBatch
 
 
 class Sender(Protocol):
-    """The end of a channel that puts micro-batches in."""
+    """The sending end of a channel."""
 
     def send(self, microbatch: MicroBatch) -> None:
-        """Hand over a micro-batch; blocks only while `depth` of them are under way.
+        """Send a micro-batch; block only while `depth` of them are under way.
 
-        The tensors may not be changed afterwards; they are released when they have left.
+        The sender keeps references to the tensors until they are sent. The caller must not change
+        them after this call.
+
+        Args:
+            microbatch: dense, unquantized tensors, and values of the other types of `Value`.
 
         Raises:
-            WireError: a value is of a kind that cannot cross, or the peer is gone.
+            WireError: a value cannot be sent, the channel is closed, or the peer has ended.
         """
 
     def ready(self) -> bool:
-        """Whether `send` would not block. Does not wait."""
+        """Return whether `send` would return without blocking. Does not wait."""
 
     def end(self) -> None:
-        """Mark the end of a stream. Blocks as `send` does."""
+        """Send the end marker of a stream; block as `send` does.
+
+        Raises:
+            WireError: the channel is closed, or the peer has ended.
+        """
 
     def close(self) -> None:
-        """Wait until everything sent has left, and let go. May be called twice."""
+        """Wait until everything is sent, then free the channel. May be called twice.
+
+        Raises:
+            WireError: the peer has ended.
+        """
 
     def abort(self) -> None:
-        """Let go at once. Never waits."""
+        """Close the channel without waiting. Calls that block on it in other threads raise."""
 
 
 class Receiver(Protocol):
-    """The end of a channel that takes micro-batches out."""
+    """The receiving end of a channel."""
 
     def receive(self) -> Iterator[MicroBatch]:
-        """Yield the micro-batches of one stream in the order sent, until its end.
+        """Receive one stream.
 
         Tensors on the host stay valid as long as they are referenced. Tensors on a GPU stay valid
-        until the next micro-batch is asked for: their memory is then received into again.
+        until the caller takes the next micro-batch, since their memory is then reused.
+
+        Yields:
+            The micro-batches of the stream, in the order sent.
 
         Raises:
-            WireError: what arrives does not fit the protocol, or the peer is gone.
+            WireError: the data violate the protocol, the channel is closed, or the peer has ended.
         """
 
     def ready(self) -> bool:
-        """Whether the next micro-batch can be taken without waiting."""
+        """Return whether the next micro-batch is available. Does not wait."""
 
     def close(self) -> None:
-        """Let go; nothing may be under way. May be called twice."""
+        """Free the channel; no micro-batch may be under way. May be called twice."""
 
     def abort(self) -> None:
-        """Let go at once. Never waits."""
+        """Close the channel without waiting. Calls that block on it in other threads raise."""

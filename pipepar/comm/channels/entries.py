@@ -1,9 +1,9 @@
-"""A micro-batch as the values that a channel moves, and back.
+"""A micro-batch as a tuple of entries, the values that a channel sends, and back.
 
-    error  step fields  samples  names of columns  columns...  values...
+    error  step fields  samples  column names  columns...  values...
 
-The first four are None where there is nothing to say, which costs nothing once the spec is known to
-both sides. The number of the program travels in the header.
+Each of the first four is None if the micro-batch has no such field. None is part of the spec, so it
+is sent only if the spec changes. The index and the number of the program are in the header.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from pipepar.errors import WireError
 from pipepar.microbatch import ONLY_STEP, Fault, MicroBatch, Step, Value
 
-_BESIDE: Final = 4
+_FIELDS: Final = 4  # entries before the columns
 
 
 def entries_of(microbatch: MicroBatch) -> tuple[Value, ...]:
-    """Everything that travels of a micro-batch but its index and its program."""
+    """Return the entries of a micro-batch."""
     error, columns = microbatch.error, microbatch.columns
     return (
         None if error is None else json.dumps([error.stage, error.error]),
@@ -33,38 +33,41 @@ def entries_of(microbatch: MicroBatch) -> tuple[Value, ...]:
 
 
 def microbatch_of(index: int, program: int, entries: tuple[Value, ...]) -> MicroBatch:
-    """The micro-batch that `entries_of` made these entries of.
+    """Return the micro-batch with these entries; the inverse of `entries_of`.
 
     Args:
         index: its position in the stream.
         program: the number of its program.
-        entries: as they arrived.
+        entries: the entries as received.
 
     Raises:
-        WireError: they are not those of a micro-batch.
+        WireError: the entries have a wrong number, type, dtype or shape.
     """
-    if len(entries) < _BESIDE:
+    if len(entries) < _FIELDS:
         raise WireError(
-            f"a micro-batch of {len(entries)} entries arrived, expected {_BESIDE} or more"
+            f"a micro-batch of {len(entries)} entries arrived, expected {_FIELDS} or more"
         )
     error, fields, samples, names, *values = entries
-    if error is fields is samples is names is None and not program:
+    if error is fields is samples is names is None and not program:  # the usual case, made fast
         return MicroBatch(index, tuple(values))
-    columns = _columns(_names(names), values)
+    columns, step = _columns(_names(names), values), ONLY_STEP
+    if program or fields is not None:
+        step = Step(program, _numbers(fields, "step fields"))
     return MicroBatch(
         index,
         tuple(values[len(columns) :]),
         _numbers(samples, "samples"),
         columns,
         _fault(error),
-        Step(program, _numbers(fields, "step")) if program or fields is not None else ONLY_STEP,
+        step,
     )
 
 
 def _columns(names: list[str], values: list[Value]) -> dict[str, torch.Tensor]:
     if len(values) < len(names):
         raise WireError(f"{len(names)} columns are announced, found {len(values)} entries for them")
-    return {name: _tensor(value, name) for name, value in zip(names, values, strict=False)}
+    pairs = zip(names, values, strict=False)
+    return {name: _tensor(value, f"column {name!r}") for name, value in pairs}
 
 
 def _names(text: Value) -> list[str]:
@@ -89,7 +92,7 @@ def _parsed(text: Value) -> object:
     try:
         return json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError) as error:
-        raise WireError(f"found {text!r} beside the values, expected JSON: {error}") from error
+        raise WireError(f"a micro-batch has the field {text!r}, expected JSON: {error}") from error
 
 
 def _numbers(value: Value, name: str) -> torch.Tensor | None:
@@ -98,12 +101,14 @@ def _numbers(value: Value, name: str) -> torch.Tensor | None:
     tensor = _tensor(value, name)
     if tensor.dtype != torch.int64 or tensor.dim() != 1:
         raise WireError(
-            f"{name} of a micro-batch are {tensor.dtype} {list(tensor.shape)}, expected int64 [b]"
+            f"{name} of a micro-batch are {tensor.dtype} {list(tensor.shape)}, expected int64 of "
+            "one dimension"
         )
     return tensor
 
 
 def _tensor(value: Value, name: str) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
-        raise WireError(f"{name} of a micro-batch is a {type(value).__name__}, expected a tensor")
+        kind = type(value).__name__
+        raise WireError(f"found type {kind} as {name} of a micro-batch, expected a tensor")
     return value

@@ -1,12 +1,11 @@
-"""The header in front of every message of a channel: of a fixed size, with a checksum.
-
-Nothing on the wire is pickled. Every field is checked before anything is allocated for it: bytes
-that do not fit the protocol are a WireError, never a crash and never a large allocation.
+"""The header of every message: of a fixed size, with a version and checksums.
 
     header  magic version kind program generation spec_bytes index checksums    32 bytes
-    spec    count, then for each value: a tag and what the tag calls for        spec_bytes bytes
+    spec    the number of values, then each value's tag and description         spec_bytes bytes
 
-Numbers are little-endian. The spec follows where it changed; see `spec`.
+Numbers are little-endian. A spec follows only if it differs from the last one; see `spec`. Nothing
+is pickled. Each field is checked before memory is allocated for it, so bytes that violate the
+protocol raise a WireError.
 """
 
 from __future__ import annotations
@@ -24,53 +23,53 @@ VERSION: Final = 2
 MAX_SPEC_BYTES: Final = 1 << 24
 
 _HEADER: Final = struct.Struct("<4sHBBIIQ")
-_CHECKSUM: Final = struct.Struct("<II")  # CRC-32 of the fields above, and of the spec
+_CHECKSUM: Final = struct.Struct("<II")  # CRC-32 of these fields, CRC-32 of the spec
 HEADER_BYTES: Final = _HEADER.size + _CHECKSUM.size
 
 
 class Kind(enum.IntEnum):
-    """What a header announces."""
+    """What follows a header."""
 
     MICROBATCH = 1
     END = 2
-    """The end of a stream; the next one may follow."""
+    """The end of a stream: nothing follows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The first message of every micro-batch."""
+    """The header of a micro-batch, or the end marker of a stream."""
 
     kind: Kind
     index: int
-    """Position in the stream, 0-based; for END the number of micro-batches sent."""
+    """Position in the stream, 0-based; for END the number of micro-batches of the stream."""
     generation: int
-    """Counts how often the sender has outgrown the receiver's buffers; see mpi_sender.py."""
+    """The number of times that the receiver's buffers had to grow; see mpi_sender.py."""
     spec_bytes: int = 0
-    """Length of the spec that follows; 0 where the last one still holds."""
+    """Bytes of the spec that follows; 0 if the last spec is still valid."""
     spec_checksum: int = 0
-    """CRC-32 of that spec."""
+    """CRC-32 of the spec that follows."""
     program: int = 0
-    """Which program of the stage the micro-batch is for; see `Step`."""
+    """The program that the micro-batch is for; see `microbatch.Step`."""
 
     @classmethod
     def announcing(
         cls, kind: Kind, index: int, generation: int, spec: bytes, program: int = 0
     ) -> Header:
-        """The header in front of an encoded spec, empty where none follows."""
+        """Return the header for an encoded spec; `spec` is empty if none follows."""
         return cls(kind, index, generation, len(spec), zlib.crc32(spec), program)
 
     def checked(self, spec: bytes | bytearray) -> bytes | bytearray:
-        """The spec that this header announced, if it is that.
+        """Return an encoded spec after comparing it with the checksum in this header.
 
         Raises:
-            WireError: its checksum differs.
+            WireError: the checksums differ.
         """
         if zlib.crc32(spec) != self.spec_checksum:
             raise WireError("a spec's checksum does not match its header")
         return spec
 
     def pack(self) -> bytes:
-        """Encode to HEADER_BYTES bytes."""
+        """Encode as HEADER_BYTES bytes."""
         fields = _HEADER.pack(
             MAGIC, VERSION, self.kind, self.program, self.generation, self.spec_bytes, self.index
         )
@@ -81,7 +80,7 @@ class Header:
         """Decode and check HEADER_BYTES bytes.
 
         Raises:
-            WireError: a field is not what the protocol allows.
+            WireError: the length, the magic, the version, the checksum or a field is invalid.
         """
         if len(data) != HEADER_BYTES:
             raise WireError(f"a header of {len(data)} bytes arrived, expected {HEADER_BYTES}")

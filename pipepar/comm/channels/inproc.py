@@ -1,4 +1,4 @@
-"""A channel between two threads of one process: a bounded queue behind the real contract."""
+"""The channel between two threads of one process: a bounded queue."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from pipepar.microbatch import MicroBatch
 
 
 class InprocChannel:
-    """A channel between threads; `sender` and `receiver` are its two ends.
+    """A channel between threads.
 
     Args:
-        depth: how many micro-batches may be under way, at least 1.
+        depth: the number of micro-batches that may be under way, at least 1.
+
+    Attributes:
+        sender: the sending end.
+        receiver: the receiving end.
     """
 
     def __init__(self, depth: int) -> None:
         self._depth = depth
-        self._queue: deque[MicroBatch | None] = deque()  # None ends a stream
+        self._queue: deque[MicroBatch | None] = deque()  # None: end of a stream
         self._changed = threading.Condition()
         self._aborted = False
         self.sender = InprocSender(self)
         self.receiver = InprocReceiver(self)
 
     def put(self, item: MicroBatch | None) -> None:
-        """Append a micro-batch, or the end of a stream; waits while the queue is full."""
+        """Append a micro-batch, or None for the end of a stream; wait while the queue is full."""
         with self._changed:
             self._changed.wait_for(lambda: self._aborted or len(self._queue) < self._depth)
             self._check()
@@ -36,7 +40,7 @@ class InprocChannel:
             self._changed.notify_all()
 
     def take(self) -> MicroBatch | None:
-        """Remove the next micro-batch, or the end of a stream; waits while the queue is empty."""
+        """Remove and return the next item of `put`; wait while the queue is empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._aborted or bool(self._queue))
             self._check()
@@ -45,15 +49,15 @@ class InprocChannel:
             return item
 
     def is_empty(self) -> bool:
-        """Whether `take` would wait."""
+        """Return whether `take` would wait."""
         return not self._queue
 
     def has_room(self) -> bool:
-        """Whether `put` would not wait."""
+        """Return whether `put` would return without waiting."""
         return len(self._queue) < self._depth
 
     def abort(self) -> None:
-        """Release both ends; see `Sender.abort`."""
+        """Abort both ends; see `Sender.abort`."""
         with self._changed:
             self._aborted = True
             self._changed.notify_all()
@@ -70,7 +74,7 @@ class InprocSender:
         self._channel = channel
 
     def send(self, microbatch: MicroBatch) -> None:
-        """See `Sender.send`."""
+        """See `Sender.send`; refuses the values that other channels refuse."""
         for value in entries_of(microbatch):
             describe(value)
         self._channel.put(microbatch)
@@ -84,7 +88,7 @@ class InprocSender:
         self._channel.put(None)
 
     def close(self) -> None:
-        """See `Sender.close`; what was sent has already left."""
+        """See `Sender.close`."""
 
     def abort(self) -> None:
         """See `Sender.abort`."""

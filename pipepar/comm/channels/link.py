@@ -1,4 +1,4 @@
-"""A channel between two ranks that is to be connected."""
+"""The description of a channel between two ranks."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One channel to be connected."""
+    """A channel for `World.connect` to create."""
 
     producer: int
-    """Rank that sends."""
+    """The rank that sends."""
     consumer: int
-    """Rank that receives."""
+    """The rank that receives."""
     depth: int
-    """How many micro-batches may be under way on each end."""
+    """The number of micro-batches that may be under way at each end."""
     from_gpu: bool = False
-    """Whether tensors lie on the producer's GPU."""
+    """Whether the producer computes on a GPU."""
     to_gpu: bool = False
-    """Whether the consumer wants them on its GPU."""
+    """Whether the consumer computes on a GPU."""
 
     @property
     def by_nccl(self) -> bool:
-        """Whether they go from GPU to GPU."""
+        """Whether both ends are GPUs, which NCCL then connects."""
         return self.from_gpu and self.to_gpu

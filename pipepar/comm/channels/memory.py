@@ -1,8 +1,8 @@
-"""A tensor as bytes: what of its memory travels, and how it is laid out again.
+"""Tensors as bytes, and receive buffers.
 
-A tensor whose memory is its own (contiguous, transposed, channels-last, expanded) goes as it lies.
-One with holes (``x[:, ::2]``) is packed once by the sender and laid out with its strides by the
-receiver.
+A tensor without holes in memory (contiguous, transposed, channels-last, expanded) is sent from its
+own memory. A tensor with holes (``x[:, ::2]``) is packed by the sender, and the receiver restores
+its strides.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch
 from pipepar.comm.channels.spec import Spec
 from pipepar.microbatch import TensorSpec, Value
 
-Envelope: TypeAlias = tuple[int, ...]
-"""Bytes of the buffer for each tensor of a micro-batch."""
+Sizes: TypeAlias = tuple[int, ...]
+"""Bytes for each tensor of a micro-batch."""
 
-# MPI counts are C ints: longer tensors travel in pieces.
+# The count of an MPI message is a C int, so a longer tensor is sent as several messages.
 PIECE_BYTES: Final = 1 << 30
-# Where torch's own allocator begins a tensor on a GPU: kernels are chosen by alignment.
+# Alignment of torch's CUDA allocator: torch may choose another kernel for another alignment.
 _ALIGNMENT: Final = 512
-# A packed view needs a dtype that torch can copy, and any of the same width will do.
+# torch cannot copy every dtype, so bytes are copied as a dtype of the same width.
 _COPYABLE: Final = {
     1: torch.uint8,
     2: torch.int16,
@@ -33,56 +33,59 @@ _COPYABLE: Final = {
     8: torch.int64,
     16: torch.complex128,
 }
-# Of glibc's malloc.h.
+# From malloc.h of glibc.
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 
 
-def fits(sizes: Envelope, envelope: Envelope) -> bool:
-    """Whether tensors of these sizes can land in the buffers posted for an envelope."""
-    return len(sizes) == len(envelope) and all(
-        size <= room and pieces(size) == pieces(room)
-        for size, room in zip(sizes, envelope, strict=True)
+def fits(sizes: Sizes, buffer_sizes: Sizes) -> bool:
+    """Return whether buffers of these sizes can receive tensors of `sizes` bytes."""
+    return len(sizes) == len(buffer_sizes) and all(
+        size <= buffer_size and pieces(size) == pieces(buffer_size)
+        for size, buffer_size in zip(sizes, buffer_sizes, strict=True)
     )
 
 
-def grow(envelope: Envelope, sizes: Envelope) -> Envelope:
-    """The next generation's envelope; the same on both sides."""
-    if len(sizes) != len(envelope):
+def grow(buffer_sizes: Sizes, sizes: Sizes) -> Sizes:
+    """Return the buffer sizes after tensors of `sizes` bytes did not fit into the buffers.
+
+    Sender and receiver both compute this, so it depends on nothing else.
+    """
+    if len(sizes) != len(buffer_sizes):
         return sizes
     return tuple(
-        max(size, room) if pieces(size) == pieces(room) else size
-        for size, room in zip(sizes, envelope, strict=True)
+        max(size, buffer_size) if pieces(size) == pieces(buffer_size) else size
+        for size, buffer_size in zip(sizes, buffer_sizes, strict=True)
     )
 
 
 def pieces(nbytes: int) -> int:
-    """Number of messages for a tensor of that many bytes; none for an empty one."""
+    """Return the number of messages for a tensor of `nbytes` bytes; 0 for an empty one."""
     return -(-nbytes // PIECE_BYTES)
 
 
 def message_ranges(address: int, nbytes: int) -> Iterator[tuple[int, int]]:
-    """Address and length of each piece of a tensor's memory."""
+    """Yield the address and the length in bytes of each message for a tensor's memory."""
     for begin in range(0, nbytes, PIECE_BYTES):
         yield address + begin, min(PIECE_BYTES, nbytes - begin)
 
 
 @dataclass(frozen=True, slots=True)
 class TensorLayout:
-    """One tensor of a micro-batch, worked out once for as long as the spec holds."""
+    """The layout of one tensor of a micro-batch."""
 
     position: int
-    """Where it stands among the micro-batch's values."""
+    """Its position among the values."""
     spec: TensorSpec
-    """What it looks like."""
+    """Its dtype, shape and stride."""
     nbytes: int
-    """Bytes that travel."""
+    """Bytes to send."""
     has_holes: bool
-    """Whether it is packed for the journey."""
+    """Whether it is packed before it is sent."""
 
 
 def tensor_layouts(spec: Spec) -> tuple[TensorLayout, ...]:
-    """The tensors of a spec."""
+    """Return the layouts of the tensors in a spec."""
     return tuple(
         TensorLayout(position, entry, entry.nbytes, entry.has_holes)
         for position, entry in enumerate(spec)
@@ -90,28 +93,26 @@ def tensor_layouts(spec: Spec) -> tuple[TensorLayout, ...]:
     )
 
 
-def sizes_of(tensors: tuple[TensorLayout, ...]) -> Envelope:
-    """The bytes of each tensor."""
-    return tuple(tensor_layout.nbytes for tensor_layout in tensors)
-
-
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a micro-batch is made of, worked out once for as long as the spec holds."""
+    """A spec and the layouts of its tensors, for all micro-batches with this spec."""
 
     spec: Spec
     tensors: tuple[TensorLayout, ...]
-    """The spec's tensors."""
 
     @classmethod
     def of(cls, spec: Spec) -> Layout:
-        """Work it out."""
+        """Return the layout for a spec."""
         return cls(spec, tensor_layouts(spec))
+
+    @property
+    def sizes(self) -> Sizes:
+        """The bytes to send of each tensor."""
+        return tuple(tensor_layout.nbytes for tensor_layout in self.tensors)
 
 
 def packed(tensors: Sequence[TensorLayout]) -> tuple[tuple[int, ...], int]:
-    """Where each tensor's bytes begin when they share one piece of a GPU's memory, and how many
-    bytes that takes."""
+    """Return aligned offsets for tensors in one buffer, and the size of that buffer, in bytes."""
     begins, end = [], 0
     for tensor_layout in tensors:
         begins.append(-(-end // _ALIGNMENT) * _ALIGNMENT)
@@ -120,14 +121,17 @@ def packed(tensors: Sequence[TensorLayout]) -> tuple[tuple[int, ...], int]:
 
 
 def plain(value: Value) -> Value:
-    """A tensor whose memory holds its values: no lazy conjugation or negation."""
+    """Return a value; if it is a lazily conjugated or negated tensor, with that applied."""
     if isinstance(value, torch.Tensor) and (value.is_conj() or value.is_neg()):
         return value.resolve_conj().resolve_neg()
     return value
 
 
 def core(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's elements in memory, each once, as a dtype that torch can copy."""
+    """Return an unexpanded view of a tensor, in a dtype of the same width that torch can copy.
+
+    Its shape has 1 instead of the size of each expanded dimension.
+    """
     for dim, step in enumerate(tensor.stride()):
         if step == 0:
             tensor = tensor.narrow(dim, 0, min(tensor.shape[dim], 1))
@@ -135,20 +139,20 @@ def core(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of a tensor without holes as they lie, uint8, over its own memory."""
+    """Return the memory of a tensor without holes, as a view of shape [nbytes], uint8."""
     spec = TensorSpec.of(tensor)
     begin = tensor.storage_offset() * spec.dtype.itemsize
-    over = tensor.new_empty(0, dtype=torch.uint8)
-    return over.set_(tensor.untyped_storage(), begin, (spec.nbytes,), (1,))
+    view = tensor.new_empty(0, dtype=torch.uint8)
+    return view.set_(tensor.untyped_storage(), begin, (spec.nbytes,), (1,))
 
 
 def whole(tensor_layout: TensorLayout, tensor: torch.Tensor) -> torch.Tensor:
-    """What of a tensor's memory travels, as a tensor that can be copied into a slot."""
+    """Return the elements of a tensor to send, as a view that may have holes."""
     return core(tensor) if tensor_layout.has_holes else flat(tensor)
 
 
 def dense(tensor_layout: TensorLayout, tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor whose memory begins with the bytes that travel: itself, or packed."""
+    """Return a tensor whose memory begins with the bytes to send: the tensor, or a packed copy."""
     return core(tensor).contiguous() if tensor_layout.has_holes else tensor
 
 
@@ -157,19 +161,22 @@ def laid_out(
     buffer: torch.Tensor,
     copy: Callable[[torch.Tensor, torch.Tensor], object] = torch.Tensor.copy_,
 ) -> torch.Tensor:
-    """The tensor that a spec describes, over the bytes that arrived in a buffer.
+    """Return the tensor whose bytes a buffer holds.
 
     Args:
-        tensor_layout: which tensor.
-        buffer: uint8, on any device; may be part of something larger, from a place that suits the
-            dtype on.
-        copy: fills its first argument from its second, where a tensor with holes is laid out again.
+        tensor_layout: the layout of the tensor.
+        buffer: uint8 [at least nbytes], on any device; its storage offset must be a multiple of
+            the item size.
+        copy: copies its second argument into its first; called for a tensor with holes only.
+
+    Returns:
+        A view of the buffer; a new tensor on the same device if it has holes.
     """
     spec = tensor_layout.spec
     if not tensor_layout.has_holes:
-        over = buffer.new_empty(0, dtype=spec.dtype)
+        view = buffer.new_empty(0, dtype=spec.dtype)
         begin = buffer.storage_offset() // spec.dtype.itemsize
-        return over.set_(buffer.untyped_storage(), begin, spec.shape, spec.stride)
+        return view.set_(buffer.untyped_storage(), begin, spec.shape, spec.stride)
     tensor = buffer.new_empty_strided(spec.shape, spec.stride, dtype=spec.dtype)
     inner = core(tensor)
     copy(inner, buffer[: tensor_layout.nbytes].view(inner.dtype).view(inner.shape))
@@ -177,25 +184,24 @@ def laid_out(
 
 
 def return_freed_memory() -> None:
-    """Give the kernel back what lies free now, when something much larger is to come.
-
-    Of no effect where the C library is not glibc.
-    """
+    """Return free memory of this process to the kernel; does nothing without glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def keep_freed_memory() -> None:
-    """Let this process reuse large blocks of memory instead of returning them.
+    """Make glibc reuse large blocks of freed memory instead of returning them to the kernel.
 
-    glibc gives blocks from 32 MiB on back to the kernel, and often smaller ones; taking them again
-    costs a page fault for every 4 KiB, many times what the transfer of a micro-batch costs. Other C
-    libraries, and users who have set MALLOC_ variables of their own, are left alone.
+    glibc returns blocks of 32 MiB and more, and often smaller ones. Using them again costs a page
+    fault for every 4 KiB, which takes many times as long as the transfer of a micro-batch.
+
+    Does nothing without glibc, or if a MALLOC_ environment variable is set.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
         return
-    # Older versions refuse more than 32 MiB. The second call alone would freeze the threshold low.
+    # Older versions refuse more than 32 MiB. Setting only M_TRIM_THRESHOLD would stop glibc from
+    # raising M_MMAP_THRESHOLD by itself.
     if mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 1 << 25):
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -1,4 +1,4 @@
-"""One MPI channel's place among all those of a job, and the requests on it."""
+"""One end of an MPI channel: its tags and its requests."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import ctypes
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from mpi4py import MPI
 
@@ -16,106 +15,109 @@ from pipepar.comm.native._progress import Engine, Lane
 from pipepar.errors import WireError
 
 Message: TypeAlias = tuple[list[object], int]
-"""What MPI sends or receives, as an mpi4py buffer specification, and its tag."""
+"""The mpi4py buffer specification of a message, and its tag."""
 
-# A native wait returns to Python this often, so that signals are handled.
+# Seconds after which a native wait returns to Python, which handles signals and then waits again.
 _WAIT_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class MpiEndpoint:
-    """The place of one channel among all those of a job, as seen from one of its ends."""
+    """The communicator, the peer and the tags of one end of an MPI channel."""
 
     comm: MPI.Intracomm
-    """The communicator that all channels share; each has tags of its own."""
+    """The communicator of all channels; each channel has its own tags."""
     peer: int
-    """Rank at the other end."""
+    """The rank at the other end."""
     tag: int
-    """First of the channel's tags; it owns `tags(depth)` of them."""
+    """The first tag of the channel, which has `tags(depth)` consecutive tags."""
     depth: int
-    """How many micro-batches each end may have under way, at least 1."""
+    """The number of micro-batches that each end may have under way, at least 1."""
     waited: Callable[[], None] = lambda: None
-    """Called every now and then while this rank waits for the peer."""
+    """Called about ten times a second while this rank waits for the peer."""
 
     @staticmethod
     def tags(depth: int) -> int:
-        """Tags a channel needs: header, spec, and one for each generation that may be under way."""
+        """Return the number of tags of a channel: header, spec, and those of the generations."""
         return 2 + 2 * (depth + 1)
 
     @property
     def header_tag(self) -> int:
-        """Tag of the headers."""
+        """The tag of headers."""
         return self.tag
 
     @property
     def spec_tag(self) -> int:
-        """Tag of the specs."""
+        """The tag of specs."""
         return self.tag + 1
 
     def payload_tag(self, generation: int) -> int:
-        """Tag of the tensors; never that of another generation which may still be under way."""
+        """Return the tag of tensors; generations that are under way together have distinct tags."""
         return self.tag + 2 + generation % (2 * (self.depth + 1))
 
 
 def messages_of(address: int, nbytes: int, tag: int) -> Iterator[Message]:
-    """The messages that a tensor's memory travels in, a piece each."""
+    """Yield the messages for the memory of a tensor."""
     for begin, size in message_ranges(address, nbytes):
         yield [MPI.buffer.fromaddress(begin, size), MPI.BYTE], tag
 
 
-class Direction(Enum):
-    """Where the messages of a lane go; the value stands before the peer's rank in an error."""
+def wait_for(
+    lane: Lane, count: int, endpoint: MpiEndpoint, transfer: Literal["sending to", "receiving from"]
+) -> None:
+    """Wait until a lane has completed tickets.
 
-    OUT = "sending to"
-    IN = "receiving from"
-
-
-def wait_for(lane: Lane, count: int, endpoint: MpiEndpoint, direction: Direction) -> None:
-    """Wait until a lane has completed that many tickets.
+    Args:
+        lane: the lane.
+        count: the number of completed tickets to wait for, counted since the lane was created.
+        endpoint: the end of the channel, for errors and for `MpiEndpoint.waited`.
+        transfer: what the lane does, for errors.
 
     Raises:
-        WireError: MPI reports an error, most often that the peer is gone; a GPU did not deliver
-            what was to be sent; or the channel was aborted by another thread.
+        WireError: MPI reports an error, usually because the peer has ended; a GPU failed to copy
+            tensors to the host; or another thread has aborted the channel.
     """
     while not lane.wait(count, _WAIT_SECONDS):
         endpoint.waited()
-    transfer = f"{direction.value} rank {endpoint.peer}"
+    what = f"{transfer} rank {endpoint.peer}"
     if lane.error:
         raise WireError(
-            f"{transfer} failed: {MPI.Get_error_string(lane.error)}; "
+            f"{what} failed: {MPI.Get_error_string(lane.error)}; "
             "look for the first error of that rank"
         )
     if lane.gate_error:
         raise WireError(
-            f"{transfer} failed: the GPU did not deliver the tensors, CUDA error "
+            f"{what} failed: the GPU did not deliver the tensors, CUDA error "
             f"{lane.gate_error}; look for the first CUDA error of this rank"
         )
     if lane.completed < count:
-        raise WireError(f"{transfer} was given up: the channel is closed")
+        raise WireError(f"{what} was aborted: the channel is closed")
 
 
 def cancel(request: MPI.Request) -> None:
-    """Take a receive back that nothing will match."""
+    """Cancel a receive that no message will match."""
     if request != MPI.REQUEST_NULL:
         request.Cancel()
         request.Wait()
 
 
 def leak(memory: object) -> None:
-    """Never free what MPI may still read or write, however this process goes on."""
+    """Keep an object alive until the process ends, since MPI may still access its memory."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
 
 
-class Outgoing:
-    """Messages on their way out of an endpoint: headers and what follows, at most `depth`.
+class SendQueue:
+    """The micro-batches and end markers under way from one end of a channel, at most `depth`.
 
-    Without a query every message starts here. With one the engine starts them all, gated or not, as
-    persistent requests: what started here would overtake what still waits for its gate.
+    Without `query`, `push` starts every message. With it, the engine starts all of them, gated or
+    not, as persistent requests: a message that `push` started would overtake those that wait for
+    their gates.
 
     Args:
-        endpoint: which one.
-        engine: what moves it.
-        query: tells whether a gate is open, see `Engine.lane`; 0 where nothing is gated.
+        endpoint: the end of the channel.
+        engine: the progress engine that tests, and starts, the requests.
+        query: address of the function that returns whether a gate is open, see `Engine.lane`; 0 if
+            no message has a gate.
     """
 
     def __init__(self, endpoint: MpiEndpoint, engine: Engine, query: int = 0) -> None:
@@ -127,34 +129,34 @@ class Outgoing:
         self._under_way: deque[tuple[list[MPI.Request], object]] = deque()
         self._open = True
 
-    def admit(self) -> None:
-        """Wait for room for one more, and let go of what has left.
+    def wait_for_room(self) -> None:
+        """Wait until fewer than `depth` items are under way, and free those that are sent.
 
         Raises:
-            WireError: the channel is closed, or the peer is gone.
+            WireError: the channel is closed, or the peer has ended.
         """
         if not self._open:
             raise WireError(f"the channel to rank {self._endpoint.peer} is closed")
-        room = self._lane.pushed - self._endpoint.depth + 1
-        if self._lane.completed < room:
-            wait_for(self._lane, room, self._endpoint, Direction.OUT)
-        self._let_go()
+        needed = self._lane.pushed - self._endpoint.depth + 1
+        if self._lane.completed < needed:
+            wait_for(self._lane, needed, self._endpoint, "sending to")
+        self._free_completed()
 
     def has_room(self) -> bool:
-        """Whether `admit` would not wait."""
+        """Return whether `wait_for_room` would return without waiting."""
         self._lane.poll()
         return self._lane.pushed - self._lane.completed < self._endpoint.depth
 
     def push(
         self, header: bytes, messages: Sequence[Message] = (), memory: object = None, gate: int = 0
     ) -> None:
-        """Send a header and what follows it, in this order.
+        """Send a header and the messages that follow it, in this order.
 
         Args:
-            header: sent in synchronous mode.
-            messages: what follows.
-            memory: owns what these read; kept, as they are, until all have left.
-            gate: what the query is asked about before anything is read; 0 is open.
+            header: the encoded header, sent in synchronous mode.
+            messages: the messages that follow.
+            memory: owner of the memory of these messages; referenced until they are sent.
+            gate: the argument of `query`; no memory is read before the gate is open. 0 is open.
         """
         endpoint = self._endpoint
         requests = [self._issend([header, MPI.BYTE], endpoint.peer, endpoint.header_tag)]
@@ -163,22 +165,22 @@ class Outgoing:
         self._under_way.append((requests, (header, messages, memory)))
         self._lane.push([MPI._addressof(request) for request in requests], gate)
         if self._gated:
-            self._lane.poll()  # what may start does so at once
+            self._lane.poll()  # starts what may start, before the next period of the engine
 
     def close(self) -> None:
-        """Wait until everything has left; may be called twice."""
+        """Wait until everything is sent. May be called twice."""
         if self._open:
-            wait_for(self._lane, self._lane.pushed, self._endpoint, Direction.OUT)
+            wait_for(self._lane, self._lane.pushed, self._endpoint, "sending to")
             self._open = False
-            self._let_go()
+            self._free_completed()
 
     def abort(self) -> None:
-        """Let go at once; what has not been started never will be."""
+        """Close without waiting; messages that have not started never will."""
         self._open = False
         self._lane.retract()
         leak(tuple(self._under_way))
 
-    def _let_go(self) -> None:
+    def _free_completed(self) -> None:
         while len(self._under_way) > self._lane.pushed - self._lane.completed:
             requests, _ = self._under_way.popleft()
             if self._gated:

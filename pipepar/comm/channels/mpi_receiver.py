@@ -1,4 +1,4 @@
-"""The receiving end of the MPI channel; `mpi_sender` describes the protocol."""
+"""The receiving end of an MPI channel; `mpi_sender` describes the protocol."""
 
 from __future__ import annotations
 
@@ -13,47 +13,32 @@ from mpi4py import MPI
 
 from pipepar.comm.channels.entries import microbatch_of
 from pipepar.comm.channels.header import HEADER_BYTES, Header, Kind
-from pipepar.comm.channels.memory import (
-    Envelope,
-    TensorLayout,
-    fits,
-    grow,
-    laid_out,
-    sizes_of,
-    tensor_layouts,
-)
-from pipepar.comm.channels.mpi_endpoint import (
-    Direction,
-    MpiEndpoint,
-    cancel,
-    leak,
-    messages_of,
-    wait_for,
-)
-from pipepar.comm.channels.spec import Spec, unpack_spec
+from pipepar.comm.channels.memory import Layout, Sizes, fits, grow, laid_out
+from pipepar.comm.channels.mpi_endpoint import MpiEndpoint, cancel, leak, messages_of, wait_for
+from pipepar.comm.channels.spec import unpack_spec
 from pipepar.comm.native._progress import Engine
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, Value
 
-# Without a frame of Python: every tensor that arrives has memory of its own.
+# A partial, since it is called for every tensor and is faster than a function of Python.
 _HOST_MEMORY: Final = partial(torch.empty, dtype=torch.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class _Post:
-    """Receives posted ahead, and the memory they land in."""
+    """The receives for the tensors of one micro-batch, and their buffers."""
 
     requests: list[MPI.Request]
     buffers: list[torch.Tensor]
 
 
 class MpiReceiver:
-    """The receiving end; see `channel.Receiver`. Making one posts its first receives; *local*.
+    """The receiving end; see `channel.Receiver`. The constructor posts the first receives.
 
     Args:
-        endpoint: which channel.
-        engine: what moves it.
-        allocate: makes the memory that tensors land in, uint8 of so many bytes.
+        endpoint: this end of the channel.
+        engine: the progress engine that tests the requests.
+        allocate: returns the buffer of a tensor, uint8 [n], given n.
     """
 
     def __init__(
@@ -69,9 +54,8 @@ class MpiReceiver:
         self._payload_lane = engine.lane()
         self._headers: deque[tuple[MPI.Request, bytearray]] = deque()
         self._payloads: deque[_Post] = deque()
-        self._spec: Spec = ()
-        self._tensors: tuple[TensorLayout, ...] = ()
-        self._envelope: Envelope = ()
+        self._layout = Layout.of(())
+        self._buffer_sizes: Sizes = ()
         self._generation = 0
         self._received = 0
         self._open = True
@@ -93,7 +77,9 @@ class MpiReceiver:
             self._post_payload()
             yield microbatch
         if header.index != self._received:
-            raise self._error(f"the stream ends here, but {header.index} micro-batches were sent")
+            raise self._error(
+                f"the stream ends here, but the sender has sent {header.index} micro-batches"
+            )
         self._received = 0
         self._post_header()
 
@@ -128,14 +114,14 @@ class MpiReceiver:
         self._header_lane.push([MPI._addressof(request)])
 
     def _post_payload(self) -> None:
-        if not any(self._envelope):
+        if not any(self._buffer_sizes):
             return
-        endpoint, here = self._endpoint, self._endpoint.payload_tag(self._generation)
-        buffers = [self._allocate(room) for room in self._envelope]
+        endpoint, payload_tag = self._endpoint, self._endpoint.payload_tag(self._generation)
+        buffers = [self._allocate(nbytes) for nbytes in self._buffer_sizes]
         requests = [
-            endpoint.comm.Irecv(place, endpoint.peer, tag)
-            for buffer, room in zip(buffers, self._envelope, strict=True)
-            for place, tag in messages_of(buffer.data_ptr(), room, here)
+            endpoint.comm.Irecv(message, endpoint.peer, tag)
+            for buffer, nbytes in zip(buffers, self._buffer_sizes, strict=True)
+            for message, tag in messages_of(buffer.data_ptr(), nbytes, payload_tag)
         ]
         self._payloads.append(_Post(requests, buffers))
         self._payload_lane.push([MPI._addressof(request) for request in requests])
@@ -144,7 +130,7 @@ class MpiReceiver:
         if not self._open:
             raise WireError(f"the channel from rank {self._endpoint.peer} is closed")
         lane = self._header_lane
-        wait_for(lane, lane.pushed - len(self._headers) + 1, self._endpoint, Direction.IN)
+        wait_for(lane, lane.pushed - len(self._headers) + 1, self._endpoint, "receiving from")
         _, data = self._headers.popleft()
         try:
             return Header.unpack(data)
@@ -155,18 +141,17 @@ class MpiReceiver:
         endpoint, data = self._endpoint, bytearray(header.spec_bytes)
         request = endpoint.comm.Irecv([data, MPI.BYTE], endpoint.peer, endpoint.spec_tag)
         self._spec_lane.push([MPI._addressof(request)])
-        wait_for(self._spec_lane, self._spec_lane.pushed, endpoint, Direction.IN)
+        wait_for(self._spec_lane, self._spec_lane.pushed, endpoint, "receiving from")
         try:
-            self._spec = unpack_spec(header.checked(data))
+            self._layout = Layout.of(unpack_spec(header.checked(data)))
         except WireError as error:
             raise self._error(str(error)) from error
-        self._tensors = tensor_layouts(self._spec)
 
     def _open_generation(self, generation: int) -> None:
-        """Replace the buffers posted ahead by larger ones, under the next generation's tag."""
+        """Cancel the posted receives, and post ones with larger buffers and another tag."""
         self._cancel_payloads()
         self._generation = generation
-        self._envelope = grow(self._envelope, sizes_of(self._tensors))
+        self._buffer_sizes = grow(self._buffer_sizes, self._layout.sizes)
         for _ in range(self._endpoint.depth):
             self._post_payload()
 
@@ -178,13 +163,15 @@ class MpiReceiver:
         self._payloads.clear()
 
     def _require_room(self) -> None:
-        sizes = sizes_of(self._tensors)
-        if not fits(sizes, self._envelope):
-            raise self._error(f"tensors of {sizes} bytes do not fit the envelope {self._envelope}")
+        sizes = self._layout.sizes
+        if not fits(sizes, self._buffer_sizes):
+            raise self._error(
+                f"tensors of {sizes} bytes do not fit into buffers of {self._buffer_sizes} bytes"
+            )
 
     def _take_values(self) -> tuple[Value, ...]:
-        values: list[Value] = list(self._spec)  # type: ignore[arg-type]
-        for tensor_layout, buffer in zip(self._tensors, self._take_buffers(), strict=True):
+        values: list[Value] = list(self._layout.spec)  # type: ignore[arg-type]
+        for tensor_layout, buffer in zip(self._layout.tensors, self._take_buffers(), strict=True):
             values[tensor_layout.position] = laid_out(tensor_layout, buffer)
         return tuple(values)
 
@@ -196,9 +183,9 @@ class MpiReceiver:
 
     def _take_buffers(self) -> list[torch.Tensor]:
         if not self._payloads:
-            return [self._allocate(0) for _ in self._tensors]
+            return [self._allocate(0) for _ in self._layout.tensors]
         lane = self._payload_lane
-        wait_for(lane, lane.pushed - len(self._payloads) + 1, self._endpoint, Direction.IN)
+        wait_for(lane, lane.pushed - len(self._payloads) + 1, self._endpoint, "receiving from")
         return self._payloads.popleft().buffers
 
     def _error(self, message: str) -> WireError:

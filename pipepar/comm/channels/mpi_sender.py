@@ -1,14 +1,14 @@
-"""The sending end of the MPI channel, which the progress engine moves.
+"""The sending end of an MPI channel, and the protocol of the channel.
 
-Every micro-batch is a header, a spec where the last one no longer holds, and each tensor's own
-bytes, sent from where they lie. Two rules make it flow:
+A micro-batch is sent as a header, a spec if it differs from the last one, and the bytes of each
+tensor, read from the tensor's own memory. Two rules make transfers overlap with computing:
 
-- **Posted ahead.** The receiver keeps `depth` headers and the buffers for their tensors posted, so
-  that a message has somewhere to land while the stage computes. Headers are sent in synchronous
-  mode: they complete when the receiver has posted for them, which is what bounds the channel.
-- **Envelopes.** Buffers posted ahead are made for the largest tensors seen so far, so micro-batches
-  whose shapes vary find room. What does not fit opens a new *generation* of larger buffers under
-  another tag; both sides grow them by the same rule, and the receiver cancels the old ones.
+- **Receives are posted ahead.** The receiver posts receives for `depth` headers and their tensors,
+  so messages arrive while the stage computes. Headers are sent in synchronous mode: such a send
+  completes when the receiver has posted the receive. That bounds the channel.
+- **Buffers have the size of the largest tensors so far.** So smaller tensors fit. Larger ones begin
+  a new *generation* of larger buffers under another tag, and the receiver cancels the old receives.
+  Both ends compute the sizes by the same rule.
 """
 
 from __future__ import annotations
@@ -20,21 +20,8 @@ from mpi4py import MPI
 
 from pipepar.comm.channels.entries import entries_of
 from pipepar.comm.channels.header import Header, Kind
-from pipepar.comm.channels.memory import (
-    Envelope,
-    Layout,
-    dense,
-    fits,
-    grow,
-    plain,
-    sizes_of,
-)
-from pipepar.comm.channels.mpi_endpoint import (
-    Message,
-    MpiEndpoint,
-    Outgoing,
-    messages_of,
-)
+from pipepar.comm.channels.memory import Layout, Sizes, dense, fits, grow, plain
+from pipepar.comm.channels.mpi_endpoint import Message, MpiEndpoint, SendQueue, messages_of
 from pipepar.comm.channels.spec import describe, pack_spec, tells
 from pipepar.comm.native._progress import Engine
 from pipepar.errors import WireError
@@ -42,19 +29,20 @@ from pipepar.microbatch import MicroBatch, Value
 
 
 class MpiSender:
-    """The sending end; see `channel.Sender`. Making one is *local*.
+    """The sending end; see `channel.Sender`.
 
     Args:
-        endpoint: which channel.
-        engine: what moves it.
-        query: tells whether a gate is open, see `Engine.lane`; 0 where nothing is gated.
+        endpoint: this end of the channel.
+        engine: the progress engine that tests the requests.
+        query: address of the function that returns whether a gate is open, see `Engine.lane`; 0 if
+            no message has a gate.
     """
 
     def __init__(self, endpoint: MpiEndpoint, engine: Engine, query: int = 0) -> None:
         self._endpoint = endpoint
-        self._outgoing = Outgoing(endpoint, engine, query)
+        self._queue = SendQueue(endpoint, engine, query)
         self._layout: Layout | None = None
-        self._envelope: Envelope = ()
+        self._buffer_sizes: Sizes = ()
         self._generation = 0
         self._sent = 0
 
@@ -64,90 +52,85 @@ class MpiSender:
         layout = self.layout(values)
         if layout is not self._layout:
             _require_host(values)
-        self._outgoing.admit()
+        self._queue.wait_for_room()
         memory = [dense(each, values[each.position]) for each in layout.tensors]  # type: ignore[arg-type]
         self.post(microbatch, layout, memory)
 
     def layout(self, values: tuple[Value, ...]) -> Layout:
-        """What these `plain` values are on the wire; the last layout where that holds.
+        """Return the layout of some values; the same object as before if it has not changed.
+
+        Args:
+            values: entries of a micro-batch, each passed through `plain`.
 
         Raises:
-            WireError: a value is of a kind that cannot cross.
+            WireError: a value has a type that no channel sends.
         """
         if self._layout is not None and tells(self._layout.spec, values):
             return self._layout
         return Layout.of(tuple(map(describe, values)))
 
     def admit(self) -> None:
-        """Wait for room for one more micro-batch.
+        """Wait until fewer than `depth` micro-batches are under way.
 
         Raises:
-            WireError: the channel is closed, or the peer is gone.
+            WireError: the channel is closed, or the peer has ended.
         """
-        self._outgoing.admit()
+        self._queue.wait_for_room()
 
     def post(
-        self,
-        microbatch: MicroBatch,
-        layout: Layout,
-        memory: Sequence[torch.Tensor],
-        gate: int = 0,
+        self, microbatch: MicroBatch, layout: Layout, memory: Sequence[torch.Tensor], gate: int = 0
     ) -> None:
-        """Send a micro-batch that was admitted; never waits.
+        """Send a micro-batch without waiting; `admit` must have been called for it.
 
         Args:
-            microbatch: its index and its program travel in the header.
-            layout: what `layout` said of its entries.
-            memory: for each tensor of the layout, one whose memory begins with the bytes to travel;
-                kept until they have left, and not read before the gate is open.
-            gate: what `query` is asked about, valid until it is open; 0 is open.
+            microbatch: its index and its program are sent in the header.
+            layout: the result of `layout` for its entries.
+            memory: for each tensor of the layout, a tensor whose memory begins with the bytes to
+                send; referenced until they are sent, and not read before the gate is open.
+            gate: the argument of `query`, valid until the gate is open; 0 is open.
         """
-        announced = b""
+        spec = b""
         if layout is not self._layout:
-            announced = pack_spec(layout.spec)
+            spec = pack_spec(layout.spec)
             self._layout = layout
-            if not fits(sizes_of(layout.tensors), self._envelope):
-                self._envelope = grow(self._envelope, sizes_of(layout.tensors))
+            if not fits(layout.sizes, self._buffer_sizes):
+                self._buffer_sizes = grow(self._buffer_sizes, layout.sizes)
                 self._generation += 1
         header = Header.announcing(
-            Kind.MICROBATCH,
-            microbatch.index,
-            self._generation,
-            announced,
-            microbatch.step.program,
+            Kind.MICROBATCH, microbatch.index, self._generation, spec, microbatch.step.program
         )
         messages: list[Message] = []
-        if announced:
-            messages.append(([announced, MPI.BYTE], self._endpoint.spec_tag))
+        if spec:
+            messages.append(([spec, MPI.BYTE], self._endpoint.spec_tag))
         tag = self._endpoint.payload_tag(self._generation)
         for tensor_layout, tensor in zip(layout.tensors, memory, strict=True):
             messages.extend(messages_of(tensor.data_ptr(), tensor_layout.nbytes, tag))
-        self._outgoing.push(header.pack(), messages, memory, gate)
+        self._queue.push(header.pack(), messages, memory, gate)
         self._sent += 1
 
     def ready(self) -> bool:
         """See `Sender.ready`."""
-        return self._outgoing.has_room()
+        return self._queue.has_room()
 
     def end(self) -> None:
         """See `Sender.end`."""
-        self._outgoing.admit()
-        self._outgoing.push(Header.announcing(Kind.END, self._sent, self._generation, b"").pack())
+        self._queue.wait_for_room()
+        self._queue.push(Header.announcing(Kind.END, self._sent, self._generation, b"").pack())
         self._sent = 0
 
     def close(self) -> None:
         """See `Sender.close`."""
-        self._outgoing.close()
+        self._queue.close()
 
     def abort(self) -> None:
         """See `Sender.abort`."""
-        self._outgoing.abort()
+        self._queue.abort()
 
 
 def _require_host(values: tuple[Value, ...]) -> None:
     for value in values:
         if isinstance(value, torch.Tensor) and not value.is_cpu:
             raise WireError(
-                f"a tensor on {value.device} cannot cross between hosts, expected one on the CPU; "
-                "call .cpu()"
+                f"a tensor on {value.device} cannot be sent between hosts, expected one on the "
+                "CPU; call .cpu()"
             )

@@ -1,4 +1,4 @@
-"""What a receiver must know of values: a spec, which is sent where it differs from the last one."""
+"""The spec of a micro-batch: what a receiver needs to rebuild its values; sent if it changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipepar.errors import WireError
 from pipepar.microbatch import TensorSpec, Value
 
 Entry: TypeAlias = TensorSpec | bool | int | float | complex | str | None
-"""A value as the spec tells it: a tensor by its spec, anything else by itself."""
+"""One value in a spec: the layout of a tensor; any other value itself."""
 
 Spec: TypeAlias = tuple[Entry, ...]
 
@@ -36,7 +36,7 @@ _CODES: Final = {dtype: code for code, dtype in enumerate(DTYPES)}
 
 
 class Tag(enum.IntEnum):
-    """What kind of entry follows in a spec."""
+    """The type of an entry in an encoded spec."""
 
     TENSOR = 1
     NONE = 2
@@ -49,36 +49,37 @@ class Tag(enum.IntEnum):
 
 
 def describe(value: Value) -> Entry:
-    """The spec entry of a value.
+    """Return the spec entry of a value.
 
     Raises:
-        WireError: the value is of a type that cannot cross, or a tensor that is not plain memory.
+        WireError: the value has a type that no channel sends, or is a sparse, quantized or meta
+            tensor.
     """
     if isinstance(value, torch.Tensor):
         if value.layout is not torch.strided or value.is_quantized or value.is_meta:
             raise WireError(
-                f"a {value.layout} {value.dtype} tensor on {value.device} cannot cross between "
+                f"a {value.layout} {value.dtype} tensor on {value.device} cannot be sent between "
                 "stages; only dense, unquantized tensors can: call .to_dense() or .dequantize()"
             )
         return TensorSpec(value.dtype, tuple(value.shape), value.stride())
     if value is None or isinstance(value, bool | int | float | complex | str):
         return value
     raise WireError(
-        f"a value of type {type(value).__name__} cannot cross between stages; "
+        f"a value of type {type(value).__name__} cannot be sent between stages; "
         "only tensors, None, bool, int, float, complex and str can"
     )
 
 
 def tells(spec: Spec, values: Sequence[Value]) -> bool:
-    """Whether a spec is that of these values: what `describe` would say of each.
+    """Return whether `spec` consists of the entries that `describe` returns for `values`.
 
-    Unlike ``==`` it tells True from 1 and 0.0 from -0.0, and finds NaN the same as NaN. It makes
-    no entries: it is asked for every micro-batch, and says yes nearly always.
+    Unlike ``==``, it distinguishes True from 1 and 0.0 from -0.0, and NaN equals NaN. It runs for
+    every micro-batch, so it creates no entries.
     """
-    return len(spec) == len(values) and all(map(_tells, spec, values))
+    return len(spec) == len(values) and all(map(_matches, spec, values))
 
 
-def _tells(entry: Entry, value: Value) -> bool:
+def _matches(entry: Entry, value: Value) -> bool:
     if entry is value:
         return True
     if isinstance(entry, TensorSpec):
@@ -97,13 +98,13 @@ def pack_spec(spec: Spec) -> bytes:
     """Encode a spec.
 
     Raises:
-        WireError: it does not fit into MAX_SPEC_BYTES.
+        WireError: the result is longer than MAX_SPEC_BYTES.
     """
     data = b"".join([struct.pack("<I", len(spec)), *map(_pack_entry, spec)])
     if len(data) > MAX_SPEC_BYTES:
         raise WireError(
-            f"the values of a micro-batch take {len(data)} bytes beside their tensors, limit "
-            f"{MAX_SPEC_BYTES}; send long strings as uint8 tensors"
+            f"the values of a micro-batch take {len(data)} bytes without the data of tensors, "
+            f"limit {MAX_SPEC_BYTES}; send long strings as uint8 tensors"
         )
     return data
 
@@ -132,34 +133,34 @@ def unpack_spec(data: bytes | bytearray | memoryview) -> Spec:
     """Decode and check a spec.
 
     Raises:
-        WireError: the bytes are not those of a spec.
+        WireError: the bytes are not a valid spec, or describe a tensor that is too large.
     """
     reader = _Reader(bytes(data))
     count = reader.number("<I")
     if count > len(data):  # every entry takes at least one byte
         raise WireError(f"a spec of {len(data)} bytes announces {count} values")
     spec = tuple(_unpack_entry(reader) for _ in range(count))
-    if reader.left:
-        raise WireError(f"{reader.left} bytes are left over behind a spec")
+    if reader.remaining:
+        raise WireError(f"{reader.remaining} bytes are left over after a spec")
     return spec
 
 
 class _Reader:
-    """Takes fields off the front of a byte string, and never more than it holds."""
+    """Reads fields from the front of a byte string, and checks that it is long enough."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._at = 0
+        self._offset = 0
 
     @property
-    def left(self) -> int:
-        return len(self._data) - self._at
+    def remaining(self) -> int:
+        return len(self._data) - self._offset
 
     def take(self, size: int) -> bytes:
-        if size > self.left:
-            raise WireError(f"a spec ends {size - self.left} bytes too early")
-        self._at += size
-        return self._data[self._at - size : self._at]
+        if size > self.remaining:
+            raise WireError(f"a spec ends {size - self.remaining} bytes too early")
+        self._offset += size
+        return self._data[self._offset - size : self._offset]
 
     def numbers(self, layout: str) -> tuple[int, ...]:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))
@@ -190,7 +191,7 @@ def _unpack_entry(reader: _Reader) -> Entry:
             return reader.take(reader.number("<I")).decode("utf-8", "surrogatepass")
         except UnicodeDecodeError as error:
             raise WireError(f"a string is not UTF-8: {error}") from error
-    raise WireError(f"a spec holds an entry of unknown tag {tag}")
+    raise WireError(f"a spec has an entry of unknown tag {tag}")
 
 
 def _unpack_tensor(reader: _Reader) -> TensorSpec:
@@ -201,7 +202,7 @@ def _unpack_tensor(reader: _Reader) -> TensorSpec:
         raise WireError(f"a tensor of {dimensions} dimensions is announced, limit {MAX_DIMENSIONS}")
     numbers = reader.numbers(f"<{2 * dimensions}Q")
     spec = TensorSpec(DTYPES[code], numbers[:dimensions], numbers[dimensions:])
-    # The extent counts too: a tensor with holes is laid out again with them.
+    # The extent counts, since the receiver allocates a tensor with holes at its full extent.
     if max(spec.numel, spec.extent, *numbers, 0) * spec.dtype.itemsize > MAX_TENSOR_BYTES:
         raise WireError(
             f"a tensor of shape {list(spec.shape)} and stride {list(spec.stride)} is announced, "

@@ -1,1 +1,1 @@
-"""The ranks of a job: their launcher, collective calls, and timeouts."""
+"""Groups of ranks: collective calls, launchers, timeouts."""

@@ -1,4 +1,4 @@
-"""Ranks that communicate: who they are, and what they agree on."""
+"""A group of ranks and its collective calls."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Group:
     """Some ranks of the job, as seen by one of them.
 
     Args:
-        comm: a communicator of these ranks alone; None for a group of one, which needs no MPI.
-        waiting: a context around every wait for other ranks.
+        comm: a communicator of exactly these ranks; None for a group of one, which needs no MPI.
+        waiting: returns a context manager, which is entered during every wait for other ranks.
 
     Attributes:
-        rank: this process, 0-based.
-        size: number of ranks.
-        host: name of this process's machine.
-        hosts: for each rank, by rank, the name of its machine.
+        rank: the number of this process, 0-based.
+        size: the number of ranks.
+        host: the name of this rank's host.
+        hosts: the name of each rank's host, by rank.
     """
 
     def __init__(
@@ -46,21 +46,21 @@ class Group:
 
     @property
     def root(self) -> int:
-        """The rank whose text `broadcast` gives to all, and which decides where one must."""
+        """The rank that `broadcast` sends from, and that makes decisions for all ranks."""
         return ROOT
 
     @property
     def is_root(self) -> bool:
-        """Whether this is that rank."""
+        """Whether this rank is the root."""
         return self.rank == ROOT
 
     @property
     def others(self) -> list[int]:
-        """All ranks but the root."""
+        """All ranks except the root, in order."""
         return [rank for rank in range(self.size) if rank != ROOT]
 
     def broadcast(self, text: str) -> str:
-        """The root's text, on every rank. *Collective.*"""
+        """Return the text of the root, on every rank. *Collective.*"""
         if self._comm is None:
             return text
         with self._waiting():
@@ -71,7 +71,7 @@ class Group:
         return data.decode()
 
     def all_gather(self, text: str) -> list[str]:
-        """Every rank's text, by rank, on every rank. *Collective.*"""
+        """Return the texts of all ranks, by rank, on every rank. *Collective.*"""
         if self._comm is None:
             return [text]
         data = text.encode()
@@ -83,7 +83,7 @@ class Group:
         return _texts(gathered, lengths)
 
     def gather(self, text: str, root: int) -> list[str] | None:
-        """Every rank's text, by rank, on rank `root`; None on the others. *Collective.*"""
+        """Return the texts of all ranks on rank `root`, None on the others. *Collective.*"""
         if self._comm is None:
             return [text]
         data = text.encode()
@@ -98,31 +98,36 @@ class Group:
         return _texts(gathered, lengths)
 
     def agree(self, results: Literal["graphs of the model", "plans"], digest: str) -> None:
-        """Check that every rank has come to the same result. *Collective.*
+        """Check that all ranks have made the same thing. *Collective.*
 
         Args:
-            results: the kind of result.
-            digest: of this rank's result.
+            results: what they made, as the error names it.
+            digest: a digest of what this rank made.
 
         Raises:
-            PlanError: on every rank, naming the ranks that differ from rank 0.
+            PlanError: digests differ. Every rank raises it, with the ranks that differ from rank 0.
         """
         digests = self.all_gather(digest)
-        other = [rank for rank, found in enumerate(digests) if found != digests[0]]
-        if other:
+        differing = [rank for rank, found in enumerate(digests) if found != digests[0]]
+        if differing:
+            ranks = f"rank{'s' * (len(differing) > 1)} {', '.join(map(str, differing))}"
             raise PlanError(
-                f"rank 0 and {_ranks(other)} have made different {results}: give every rank the "
+                f"rank 0 and {ranks} have made different {results}: give every rank the "
                 "same model, inputs and versions of torch, transformers and pipepar"
             )
 
     def together(self, action: Callable[[], T]) -> T:
-        """Do something on every rank, and go on only if it went well on all. *Collective.*
+        """Call an action on every rank, and return its result if no rank failed. *Collective.*
 
-        So a problem that every rank runs into is raised once, by the lowest rank that has it.
+        If several ranks fail, only the lowest of them raises its exception. So a problem that all
+        ranks have is reported once.
+
+        Args:
+            action: called once on each rank.
 
         Raises:
-            Exception: this rank's own problem, as it was.
-            PeerError: on the other ranks, naming the rank that has it.
+            Exception: what `action` raised, on the lowest rank that failed.
+            PeerError: on all other ranks, with that rank, its host and its message.
         """
         problem, result = "", None
         try:
@@ -140,10 +145,6 @@ class Group:
 
 
 def _texts(gathered: bytearray, lengths: Sequence[int]) -> list[str]:
-    """Texts that lie one after another in memory."""
+    """Split concatenated UTF-8 texts, given the bytes of each, and decode them."""
     ends = itertools.accumulate(lengths)
     return [gathered[end - n : end].decode() for end, n in zip(ends, lengths, strict=True)]
-
-
-def _ranks(ranks: list[int]) -> str:
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

@@ -1,6 +1,6 @@
-"""What a launcher tells its processes by environment variables, before there is any MPI.
+"""The environment variables of launchers, read without MPI.
 
-launch/README.md has the table of launchers.
+launch/README.md has a table of launchers and their variables.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ from collections.abc import Iterable
 from typing import Final
 
 ROOT: Final = 0
-"""The rank that decides where one must; see `Group.root`. A process knows its rank before MPI."""
+"""The rank that makes decisions for all ranks; see `Group.root`."""
 
-# Of Open MPI and PMIx launchers; of MPICH's, Intel's, PALS's and Flux's, and srun's PMI-2; of
-# MVAPICH2's.
-RANK_VARIABLES: Final = ("PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
-"""Where a launcher writes each rank's number, where it speaks to an MPI."""
+# The rank, as launchers with MPI support set it: PMIx; Open MPI; PMI, for MPICH, Intel MPI, PALS,
+# Flux and srun --mpi=pmi2; MVAPICH2.
+_MPI_RANK: Final = ("PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 
-# Set for every rank by each launcher that speaks to an MPI.
-_LAUNCHER_VARIABLES: Final = (*RANK_VARIABLES, "PMI_FD")
+# Every launcher with MPI support sets at least one of these for each rank.
+_MPI_LAUNCHER: Final = (*_MPI_RANK, "PMI_FD")
 
-# In both of these the batch systems' own come last, Slurm's after Flux's: below their daemons, the
-# ranks of an mpirun, or of a Flux that Slurm started, inherit the daemon's number.
-_RANK: Final = (*RANK_VARIABLES, "PALS_RANKID", "FLUX_TASK_RANK", "SLURM_PROCID")
+# In the next three the variables of batch systems come last, Slurm's after Flux's: where a batch
+# system starts the daemons of mpirun, or Slurm starts Flux, ranks inherit the daemon's variables.
+_RANK: Final = (*_MPI_RANK, "PALS_RANKID", "FLUX_TASK_RANK", "SLURM_PROCID")
 _LOCAL_RANK: Final = (
     "OMPI_COMM_WORLD_LOCAL_RANK",
     "MPI_LOCALRANKID",
@@ -32,8 +31,6 @@ _LOCAL_RANK: Final = (
     "FLUX_TASK_LOCAL_ID",
     "SLURM_LOCALID",
 )
-# How many ranks there are. An MPI's own launcher is believed first: below it the batch systems'
-# numbers are those of its daemons.
 _SIZE: Final = (
     "OMPI_COMM_WORLD_SIZE",
     "PMI_SIZE",
@@ -41,7 +38,7 @@ _SIZE: Final = (
     "FLUX_JOB_SIZE",
     "SLURM_STEP_NUM_TASKS",
 )
-# What each MPI asks of srun, by how it calls itself; Cray's is an MPICH too.
+# The srun option for each MPI library, by a part of its version text. Cray MPICH has both names.
 _SRUN: Final = {
     "Open MPI": "--mpi=pmix",
     "CRAY": "--mpi=cray_shasta",
@@ -52,81 +49,91 @@ _SRUN: Final = {
 
 
 def launched() -> bool:
-    """Whether a launcher started this process as a rank."""
-    return any(name in os.environ for name in _LAUNCHER_VARIABLES)
+    """Return whether a launcher started this process as a rank of MPI."""
+    return any(name in os.environ for name in _MPI_LAUNCHER)
 
 
 def launcher_rank() -> int:
-    """This process's number by its launcher, 0 where there is none; starts no MPI."""
+    """Return the rank that the launcher's variables state, 0 without a launcher.
+
+    torchrun counts as a launcher here. Does not initialise MPI.
+    """
     return _first_number((*_RANK, "RANK") if _torch_size() else _RANK) or 0
 
 
 def is_launched_root() -> bool:
-    """Whether this process is the root by its launcher's number; starts no MPI."""
+    """Return whether this process is the root by the launcher's variables. Does not start MPI."""
     return launcher_rank() == ROOT
 
 
 def launcher_local_rank() -> int | None:
-    """This process's number on its host by its launcher, None where none says so."""
+    """Return the rank among those of this host by the launcher's variables, None without them."""
     return _first_number(_LOCAL_RANK)
 
 
-def refusal(library: str = "") -> str | None:
-    """Why a process that MPI takes for the only one is not alone, and what to do.
+def launch_problem(library: str = "") -> str | None:
+    """Return why this process cannot run as a job of one rank, and the remedy.
+
+    Called where MPI has one rank or is not initialised. The launcher may have started several
+    processes that MPI does not connect, because the launcher does not fit the MPI library. Each of
+    them would run the whole job.
 
     Args:
-        library: how the MPI that said so calls itself; empty where none was asked.
+        library: the version text of the MPI library; empty if MPI is not initialised.
 
     Returns:
-        None where it may go on alone.
+        None if this process can run alone.
     """
     name = next((name for name in _SIZE if os.environ.get(name, "").isdecimal()), None)
     if name is not None and int(os.environ[name]) > 1:
-        found = f"the launcher started {os.environ[name]} ranks ({name})"
-        return f"{found}, but MPI sees only this one; {_remedy(name, library)}"
+        return (
+            f"the launcher started {os.environ[name]} ranks ({name}), but MPI sees only this one; "
+            f"{_remedy(name, library)}"
+        )
     size = _torch_size()
     if name is None and size > 1:
         return (
             f"torchrun, or a script that sets its variables, started {size} processes "
-            "(WORLD_SIZE), but pipepar's ranks need an MPI: start them with "
-            f"mpirun -n {size} pipepar ..., or with srun"
+            f"(WORLD_SIZE), but pipepar needs MPI: start it with mpirun -n {size} pipepar ..., or "
+            "with srun"
         )
     return None
 
 
-def torchrun_below_a_rank() -> str | None:
-    """Why a rank that torchrun made several processes of cannot be one rank."""
+def torchrun_problem() -> str | None:
+    """Return an error message if torchrun started several processes in one rank of MPI."""
     count = os.environ.get("LOCAL_WORLD_SIZE", "")
     if "TORCHELASTIC_RUN_ID" not in os.environ or not count.isdecimal() or int(count) < 2:
         return None
     return (
-        f"torchrun made {count} processes (LOCAL_WORLD_SIZE) of one MPI rank: leave torchrun out, "
-        f"and let mpirun or srun start {count} times as many ranks"
+        f"torchrun started {count} processes (LOCAL_WORLD_SIZE) in one MPI rank: remove torchrun, "
+        f"and start {count} times as many ranks with mpirun or srun"
     )
 
 
 def _remedy(name: str, library: str) -> str:
+    """Return how to start the ranks instead, given the variable with the number of ranks."""
     uses = f"mpi4py uses {library}; " if library else ""
     if _counted_by("FLUX_JOB_SIZE", name):
         return f"{uses}start it with flux run -o pmi=pmix for Open MPI, flux run for MPICH"
-    # Slurm speaks PMI-2 as the launchers of MPICH and Intel do, but does not count a host's ranks.
+    # srun --mpi=pmi2 sets PMI_SIZE as mpiexec of MPICH and Intel MPI do, but not MPI_LOCALRANKID.
     if not _counted_by("SLURM_STEP_NUM_TASKS", name) or "MPI_LOCALRANKID" in os.environ:
         return f"{uses}set MPI4PY_LIBMPI to the library of your mpirun"
-    asked = next((option for sort, option in _SRUN.items() if sort in library), None)
-    if asked:
-        return f"{uses}start it with srun {asked}"
-    each = ", ".join(f"{_SRUN[sort]} for {sort}" for sort in ("Open MPI", "MPICH"))
-    return f"start them with srun {each} (srun --mpi=list shows what there is)"
+    option = next((option for part, option in _SRUN.items() if part in library), None)
+    if option:
+        return f"{uses}start it with srun {option}"
+    options = ", ".join(f"{_SRUN[mpi]} for {mpi}" for mpi in ("Open MPI", "MPICH"))
+    return f"start them with srun {options} (srun --mpi=list lists the supported types)"
 
 
 def _counted_by(batch_system: str, name: str) -> bool:
-    """Whether a number is the batch system's own, under its name or as it tells it by PMI."""
+    """Return whether variable `name` holds the number of ranks that a batch system counted."""
     value = os.environ.get(batch_system)
     return name == batch_system or (name == "PMI_SIZE" and os.environ[name] == value)
 
 
 def _torch_size() -> int:
-    """How many processes torchrun's variables tell of, 0 where they are not set."""
+    """Return the number of processes by torchrun's variables, 0 unless all of them are set."""
     numbers = [os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
     return int(numbers[-1]) if all(number.isdecimal() for number in numbers) else 0
 

@@ -1,4 +1,4 @@
-"""A mailbox of the root: any rank can send it a number at any time."""
+"""Numbers that any rank can send to the root at any time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class RootMailbox:
-    """Numbers, at least 1, from any rank to the root. Made by `World.mailbox`.
+    """A mailbox of the root for numbers of at least 1. Create it with `World.mailbox`.
 
     Args:
-        comm: a communicator for this mailbox alone; None in a world of one.
+        comm: a communicator that nothing else uses; None in a world of one rank.
         root: the rank that receives.
     """
 
@@ -27,20 +27,20 @@ class RootMailbox:
         self._lock = threading.Lock()
 
     def send(self, number: int) -> None:
-        """Send a number to the root, from any thread."""
+        """Send a number to the root; does nothing after `close`. Any thread may call it."""
         with self._lock:
             if self._comm is not None and not self._closed:
                 self._comm.Send(array("q", [number]), self._root)
                 self._sent += 1
 
     def receive(self) -> int:
-        """On the root, a number that has arrived; 0 if there is none. Does not wait."""
+        """Return the next number that has arrived at this rank, 0 if none has. Does not wait."""
         if self._comm is None or not self._comm.Iprobe():
             return 0
-        return self._take()
+        return self._receive_one()
 
     def close(self) -> None:
-        """Close the mailbox once every number has arrived. *Collective.*"""
+        """Receive all numbers that were sent, drop them, and free the mailbox. *Collective.*"""
         if self._comm is None:
             return
         with self._lock:
@@ -48,11 +48,11 @@ class RootMailbox:
         counts = array("q", bytes(8 * self._comm.size))
         self._comm.Allgather(array("q", [self._sent]), counts)
         while self._comm.rank == self._root and self._received < sum(counts):
-            self._take()
+            self._receive_one()
         self._comm.Free()
         self._comm = None
 
-    def _take(self) -> int:
+    def _receive_one(self) -> int:
         assert self._comm is not None
         number = array("q", [0])
         self._comm.Recv(number)

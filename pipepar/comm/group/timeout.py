@@ -1,4 +1,4 @@
-"""A time limit for a step that waits for other ranks."""
+"""Timeouts for steps that wait for other ranks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def deadline(abort: Callable[[str], object], seconds: float, message: str) -> Iterator[None]:
-    """End the job with a message if the body takes longer than the limit.
+    """Abort the job if the body of the `with` statement takes too long.
 
     Args:
-        abort: ends the job, given a report; see `World.abort`.
-        seconds: how long the body may take.
-        message: which rank waits, for what, and what to do.
+        abort: ends the job with a report, such as `World.abort`.
+        seconds: time limit of the body.
+        message: which rank waited, for what, and the remedy.
     """
     timer = threading.Timer(seconds, abort, [f"error: {message}"])
     timer.daemon = True

@@ -1,4 +1,4 @@
-"""Arrays as samples: a file's rows, read slice by slice."""
+"""Arrays as samples: each row is a sample; rows are read slice by slice."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from pipepar.errors import InputError
 
 
 class Rows(Protocol):
-    """An array on disk or in memory, of which some rows are wanted."""
+    """An array on disk or in memory, of which ranges of rows are read."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the whole array."""
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        """Return some rows, [stop - start, ...], as a tensor that may be changed."""
+        """Return rows as a tensor [stop - start, ...], a copy that may be modified."""
 
 
 class NumpyRows:
     """The rows of a NumPy array, which may be mapped into memory."""
 
     def __init__(self, array: object, where: str) -> None:
-        """Check that torch can hold the rows.
+        """Check that torch supports the dtype of the array.
 
         Args:
-            array: what the file holds.
+            array: the content of the file.
             where: the file, and the array's name if it has one, for messages.
 
         Raises:
-            InputError: it is no array, or of a dtype that torch lacks.
+            InputError: it is not an array, or torch lacks its dtype.
         """
         if not isinstance(array, np.ndarray):
             raise InputError(
                 f"{where} is no array; expected .npy members only. Save it with numpy.savez."
             )
         self._array = array
-        # Torch has little-endian tensors only.
+        # Torch supports the native byte order only.
         self._dtype = array.dtype.newbyteorder("=")
         try:
             if self.shape:
@@ -61,25 +61,25 @@ class NumpyRows:
         return tuple(self._array.shape)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        """Return a copy of some rows: the map is read-only, and a tensor's values may change."""
+        """Return a copy of rows, since the map is read-only and the tensor may be modified."""
         return torch.from_numpy(np.array(self._array[start:stop], dtype=self._dtype, order="C"))
 
 
 class ArraySamples:
-    """Rows of one or several arrays of equal length, in the file's order."""
+    """The rows of one or several arrays of equal length, in the file's order."""
 
     def __init__(self, path: Path, arrays: Mapping[str, Rows]) -> None:
-        """Check that the arrays have rows, and equally many.
+        """Check that all arrays have the same number of rows.
 
         Args:
             path: the file, which must not change while it is read.
-            arrays: its arrays by name; one called ``""`` is a positional argument of the model.
+            arrays: its arrays by name; ``""`` is a positional argument of the model.
 
         Raises:
-            InputError: there is no array, or one is 0-d, or their numbers of rows differ.
+            InputError: there is no array, an array is 0-d, or the numbers of rows differ.
         """
         self._arrays = arrays
-        self._steady = UnchangedFile(path)
+        self._file = UnchangedFile(path)
         _require_rows(path, arrays)
         self._count = next(iter(arrays.values())).shape[0]
 
@@ -88,14 +88,14 @@ class ArraySamples:
         return self._count
 
     def batches(self, size: int, done: SampleSet) -> Iterator[Batch]:
-        """Read so many rows at a time, fewer at the end."""
+        """Yield batches of `size` rows, the last may be smaller; see `Samples.batches`."""
         for start in range(0, self._count, size):
             stop = min(start + size, self._count)
             if not done.covers(start, stop):
                 yield self._read(start, stop)
 
     def example(self) -> Batch:
-        """Return up to 2 rows; zeros if there are none."""
+        """Return up to 2 rows; 2 rows of zeros for an empty file."""
         if self._count:
             return self._read(0, min(2, self._count))
         empty = {name: rows.read(0, 0) for name, rows in self._arrays.items()}
@@ -103,7 +103,7 @@ class ArraySamples:
 
     def _read(self, start: int, stop: int) -> Batch:
         values = {name: rows.read(start, stop) for name, rows in self._arrays.items()}
-        self._steady.check()
+        self._file.check()
         return self._batch(start, stop - start, values)
 
     def _batch(self, start: int, count: int, values: dict[str, torch.Tensor]) -> Batch:
@@ -118,12 +118,12 @@ def _require_rows(path: Path, arrays: Mapping[str, Rows]) -> None:
         if not rows.shape:
             raise InputError(
                 f"{path}{f': {name!r}' if name else ''} is a 0-d array; expected rows along "
-                "dimension 0. Give it one value a sample, shape [samples, ...]."
+                "dimension 0. Save one value per sample, shape [samples, ...]."
             )
     counts = {name: rows.shape[0] for name, rows in arrays.items()}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name!r} has {count}" for name, count in counts.items())
         raise InputError(
             f"{path} holds arrays of unequal numbers of rows: {found}. Expected the same number "
-            "in all, one row a sample; save arrays that belong to the same samples."
+            "in all, one row per sample. Save arrays that belong to the same samples."
         )

@@ -1,10 +1,9 @@
-"""Samples in the dtype that the model was told to compute in."""
+"""Samples cast to the dtype of the model."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -16,11 +15,11 @@ Args: TypeAlias = tuple[torch.Tensor, ...]
 Kwargs: TypeAlias = dict[str, torch.Tensor]
 
 
-class Cast:
-    """A reader whose floating-point arguments are cast; token ids and masks stay."""
+class CastReader:
+    """A reader that casts the floating-point arguments of another reader."""
 
     def __init__(self, reader: Reader, dtype: torch.dtype) -> None:
-        """Take note of both.
+        """Wrap a reader.
 
         Args:
             reader: the samples.
@@ -34,7 +33,7 @@ class Cast:
         return len(self._reader)
 
     def feeds(self, micro_batch: int, done: SampleSet | None = None) -> Iterator[Feed]:
-        """Read all samples once; see `Reader.feeds`."""
+        """Return an iterator over feeds; see `Reader.feeds`."""
         return map(self._cast, self._reader.feeds(micro_batch, done))
 
     def example(self) -> Feed:
@@ -47,16 +46,15 @@ class Cast:
 
 
 def cast(args: Args, kwargs: Kwargs, dtype: torch.dtype) -> tuple[Args, Kwargs]:
-    """The same arguments, but what is floating-point in one dtype.
+    """Return the arguments of a model with the floating-point tensors cast.
 
     Args:
-        args: positional ones.
-        kwargs: keyword ones.
+        args: positional arguments.
+        kwargs: keyword arguments.
         dtype: a floating-point dtype.
     """
-    one = partial(_one, dtype)
-    return tuple(map(one, args)), {name: one(tensor) for name, tensor in kwargs.items()}
 
+    def cast_one(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
-def _one(dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return tuple(map(cast_one, args)), {name: cast_one(value) for name, value in kwargs.items()}

@@ -1,4 +1,4 @@
-"""What a format of inputs is: the suffixes, the kind of samples, and how they are read."""
+"""The contract of a format of inputs: its suffixes, its kind of samples, and how to read them."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from pipepar.data.readers.text_samples import Text, TextRules, TextSamples
 from pipepar.files import fingerprint
 
 Kind: TypeAlias = Literal["arrays", "pictures", "text"]
-"""What the samples are, before anything makes a model's arguments of them."""
+"""The kind of the samples in the file, before they are prepared as arguments of the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFormat(ABC):
-    """What all formats state."""
+    """The fields that all formats have."""
 
     kind: ClassVar[Kind]
     is_folder: ClassVar[bool] = False
-    """Whether the input is a folder. Only one format is."""
+    """Whether the input is a folder; true for one format only."""
     suffixes: tuple[str, ...]
-    """Of the file, or of the files in the folder that count; in lower case, with their dot."""
+    """Suffixes of the file, or of the samples in the folder; in lower case, with their dot."""
     labels: Callable[[Path], Iterator[tuple[str, object]]] | None = None
-    """Yields where each sample is, for messages, and the name or number of its class, as the file
-    has it; None for a format that is not read as ``--labels``."""
+    """Yields for each sample its location, for messages, and its class as written in the file, a
+    name or a number. None if ``--labels`` does not accept the format."""
 
     @abstractmethod
     def open(self, path: Path, rules: TextRules) -> Samples:
         """Open an input, and check what can be checked without computing.
 
         Args:
-            path: the input; it exists.
-            rules: what its texts must be; arrays and pictures have none.
+            path: an existing input.
+            rules: requirements of texts; ignored for arrays and pictures.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: the input cannot be read.
         """
 
     def fingerprint(self, path: Path) -> str:
-        """SHA-256 of what tells the input at a path from others; see `pipepar.files.fingerprint`.
+        """Return a SHA-256 digest that identifies the input; see `pipepar.files.fingerprint`.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: the input cannot be read.
         """
         return fingerprint(path)
 
@@ -57,22 +57,23 @@ class TextFormat(InputFormat):
 
     kind = "text"
     texts: Callable[[Path], Iterator[tuple[str, Text]]]
-    """Yields where each sample is, for messages (the file, and its line or row), and the text, or
-    the InputError of this sample alone. Raises InputError if the whole file cannot be read."""
+    """Yields for each sample its location, for messages (the file, and its line or row), and its
+    text, or an InputError if the text of this sample cannot be read. Raises InputError if the file
+    cannot be read."""
 
     def open(self, path: Path, rules: TextRules) -> Samples:
-        """Read all texts once; see `TextSamples`."""
+        """Open and check all texts; see `TextSamples`."""
         return TextSamples(path, self.texts, rules)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayFormat(InputFormat):
-    """A file of arrays whose first dimension counts the samples."""
+    """A file of arrays whose dimension 0 is the sample."""
 
     kind = "arrays"
     arrays: Callable[[Path], Mapping[str, Rows]]
-    """Opens a file: the model's keyword arguments by name, or its one positional argument under
-    the name ``""``. Raises InputError if it cannot be read."""
+    """Opens a file and returns the model's keyword arguments by name, or its only positional
+    argument under the name ``""``. Raises InputError if the file cannot be read."""
 
     def open(self, path: Path, rules: TextRules) -> Samples:
         """Open all arrays; see `ArraySamples`."""
@@ -86,14 +87,14 @@ class PictureFolder(InputFormat):
     kind = "pictures"
     is_folder = True
     pictures: Callable[[Path], Samples]
-    """Opens a folder. Raises InputError if there is no picture in it."""
+    """Opens a folder. Raises InputError if it contains no picture."""
     digest: Callable[[Path], str]
-    """SHA-256 of what tells a folder from others."""
+    """Returns a SHA-256 digest that identifies a folder."""
 
     def open(self, path: Path, rules: TextRules) -> Samples:
         """List the pictures."""
         return self.pictures(path)
 
     def fingerprint(self, path: Path) -> str:
-        """SHA-256 of what tells the folder from others."""
+        """Return a SHA-256 digest that identifies the folder."""
         return self.digest(path)

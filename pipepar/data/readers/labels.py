@@ -1,4 +1,4 @@
-"""The right answers, one a sample: read, checked and sent along with the samples."""
+"""Labels, the right class of each sample: read from a file, checked, and added as a column."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError
 
 _SHOWN: Final = 20
-_MOST: Final = 2**63
-"""What no label reaches: they are int64."""
+_END: Final = 2**63
+"""Labels are smaller, since they are int64."""
 
 
 def read_labels(path: Path, names: Sequence[str]) -> torch.Tensor:
     """Read a file of labels.
 
     Args:
-        path: a file of a format that has labels: ``.npy`` of integers [N]; ``.txt``, a name or
-            number a line; ``.jsonl``, a line a bare name or number or an object with the field
-            ``label``.
-        names: of the classes, by number; empty where they have none, then all labels are numbers.
+        path: a file of a format that has labels: ``.npy`` of integers [N]; ``.txt`` of a name or
+            number per line; ``.jsonl`` of a name, a number, or an object with the field ``label``
+            per line.
+        names: names of the classes by number; if empty, all labels must be numbers.
 
     Returns:
-        int64 [N], the classes' numbers.
+        int64 [N], the numbers of the classes.
 
     Raises:
-        InputError: the file is missing, damaged or of another suffix, there is only one class, or
-            a label is none; the message has its line or row.
+        InputError: the file is missing, damaged or of another format, there is only one class, or
+            a label is not a class; the message has its line or row.
     """
     found = find_input_format(path, lambda each: each.labels is not None)
     if names:
@@ -45,19 +45,20 @@ def read_labels(path: Path, names: Sequence[str]) -> torch.Tensor:
 
 
 def require_classes(labels: torch.Tensor, classes: int, path: Path | None = None) -> None:
-    """Refuse labels that a model with so many classes does not have.
+    """Refuse labels that are not classes of the model.
 
     Args:
         labels: int64 [N].
-        classes: how many scores the model gives a sample.
-        path: where the labels of the whole input come from; None for some of them.
+        classes: number of scores that the model returns per sample.
+        path: the file if these are the labels of the whole input, else None.
 
     Raises:
-        InputError: naming the first such sample where it is known; or there is only one score.
+        InputError: a label is not a class (the message has the first such sample if there is a
+            path), or there is only one score.
     """
     if classes < 2:
         raise InputError(
-            "the model has one score a sample, expected one for each class, of which the largest "
+            "the model has one score per sample, expected one for each class, of which the largest "
             "is the answer; leave --labels out"
         )
     wrong = (labels >= classes).nonzero()
@@ -70,23 +71,23 @@ def require_classes(labels: torch.Tensor, classes: int, path: Path | None = None
         )
 
 
-class Labelled:
-    """A reader whose feeds' extras have "label", int64 [B], the samples' right answers."""
+class LabelledReader:
+    """A reader that adds the column "label", int64 [B], to the feeds of another reader."""
 
     def __init__(self, reader: Reader, labels: torch.Tensor, path: Path) -> None:
-        """Put both together.
+        """Wrap a reader.
 
         Args:
-            reader: of N samples.
+            reader: a reader of N samples.
             labels: int64 [N], in the input's order.
-            path: where the labels come from, for the message.
+            path: the file of the labels, for messages.
 
         Raises:
-            InputError: there are more labels than samples, or fewer.
+            InputError: the numbers of labels and samples differ.
         """
         if len(labels) != len(reader):
             raise InputError(
-                f"{path} has {len(labels)} labels for {len(reader)} samples; expected one a "
+                f"{path} has {len(labels)} labels for {len(reader)} samples; expected one per "
                 "sample, in the input's order. Give the labels of this input."
             )
         self._reader = reader
@@ -94,7 +95,7 @@ class Labelled:
         self._path = path
 
     def require(self, classes: int) -> None:
-        """Refuse labels that a model with so many classes does not have; see `require_classes`."""
+        """Refuse labels that are not classes of the model; see `require_classes`."""
         require_classes(self._labels, classes, self._path)
 
     def __len__(self) -> int:
@@ -102,29 +103,25 @@ class Labelled:
         return len(self._reader)
 
     def feeds(self, micro_batch: int, done: SampleSet | None = None) -> Iterator[Feed]:
-        """Read all samples once; see `Reader.feeds`."""
+        """Return an iterator over feeds; see `Reader.feeds`."""
         return map(self._labelled, self._reader.feeds(micro_batch, done))
 
     def example(self) -> Feed:
-        """Return a feed of up to 2 rows, whose labels are made up."""
-        feed = self._reader.example()
-        return _with_labels(feed, torch.zeros_like(feed.samples))
+        """Return a feed of up to 2 rows, without labels."""
+        return self._reader.example()
 
     def _labelled(self, feed: Feed) -> Feed:
-        return _with_labels(feed, self._labels[feed.samples])
-
-
-def _with_labels(feed: Feed, labels: torch.Tensor) -> Feed:
-    return dataclasses.replace(feed, extras={**feed.extras, "label": labels})
+        labels = self._labels[feed.samples]
+        return dataclasses.replace(feed, extras={**feed.extras, "label": labels})
 
 
 def _number(value: object, names: Sequence[str], numbers: Mapping[str, int], where: str) -> int:
-    """A class's number; a name counts first, as classes may be called by digits."""
+    """Return the number of a class; names have precedence, since a name may consist of digits."""
     if isinstance(value, str) and value in numbers:
         return numbers[value]
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
-    in_range = isinstance(value, int) and 0 <= value < (len(names) or _MOST)
+    in_range = isinstance(value, int) and 0 <= value < (len(names) or _END)
     if isinstance(value, bool) or not isinstance(value, int) or not in_range:
         raise _unknown(value, names, where)
     return value
@@ -133,8 +130,8 @@ def _number(value: object, names: Sequence[str], numbers: Mapping[str, int], whe
 def _unknown(value: object, names: Sequence[str], where: str) -> InputError:
     if not names:
         return InputError(
-            f"{where}: found the label {value!r}; expected a class's number, 0 or more, as the "
-            "model names no classes. Write the numbers of its outputs."
+            f"{where}: found the label {value!r}; expected the number of a class, 0 or more, since "
+            "the model names no classes. Write the numbers of its outputs."
         )
     known = ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
     return InputError(

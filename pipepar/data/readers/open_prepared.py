@@ -1,26 +1,25 @@
-"""Readers that hand the samples of an input to one function, or take them as they are."""
+"""Opens readers that prepare samples with a function, or pass arrays to the model unchanged."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from pipepar.data.readers.prepared import Prepare, Prepared
+from pipepar.data.readers.prepared import Prepare, PreparedReader
 from pipepar.data.readers.reader import Reader
 from pipepar.data.readers.registry import find_input_format
 from pipepar.data.readers.text_samples import TextRules
 
 
 def open_prepared(path: Path, prepare: Prepare, name: str, lenient: bool = False) -> Reader:
-    """Open an input of any format, whose samples a function makes the model's arguments of.
+    """Open an input of any format with a function that prepares the model's arguments.
 
     Args:
         path: the input.
-        prepare: given a micro-batch's samples (a list of texts, a list of RGB pictures, a tensor
-            [B, ...] of a positional array, or tensors by name), returns the arguments.
-        name: of that function, as the user knows it.
-        lenient: whether a text that cannot be read is the fault of its micro-batch; if not, the
-            input is refused.
+        prepare: takes a micro-batch's samples (a list of texts, a list of RGB pictures, a tensor
+            [B, ...] of a positional array, or tensors by name) and returns the arguments.
+        name: the user's name of that function, for messages.
+        lenient: whether a text that cannot be read becomes the fault of its micro-batch; otherwise
+            the input is refused.
 
     Returns:
         A reader whose feeds have the samples in the input's order.
@@ -29,11 +28,11 @@ def open_prepared(path: Path, prepare: Prepare, name: str, lenient: bool = False
         InputError: the input is missing or damaged, or no format has its suffix.
     """
     samples = find_input_format(path).open(path, TextRules(lenient=lenient))
-    return Prepared(samples, prepare, name)
+    return PreparedReader(samples, prepare, name)
 
 
 def open_arrays(path: Path) -> Reader:
-    """Open a file of arrays that are the model's arguments as they are.
+    """Open a file of arrays that are passed to the model unchanged.
 
     Args:
         path: a file of a format that holds arrays.
@@ -42,12 +41,8 @@ def open_arrays(path: Path) -> Reader:
         A reader whose feeds have the rows in the file's order and the file's dtypes.
 
     Raises:
-        InputError: the file is missing, damaged, of another format, or holds what is no array of
-            rows: a 0-d array, Python objects, a dtype that torch lacks, unequal numbers of rows.
+        InputError: the file is missing, damaged or of another format, or contains a 0-d array,
+            Python objects, a dtype that torch lacks, or unequal numbers of rows.
     """
     samples = find_input_format(path, lambda each: each.kind == "arrays").open(path, TextRules())
-    return Prepared(samples, _as_they_are, f"reading {path}")
-
-
-def _as_they_are(rows: Any) -> Any:
-    return rows
+    return PreparedReader(samples, lambda rows: rows, f"reading {path}")

@@ -1,4 +1,4 @@
-"""From pictures, or arrays that look like pictures, to a Hugging Face model's pixel_values."""
+"""Prepares pictures, or arrays of pixels, as the pixel_values of a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -11,29 +11,25 @@ from pipepar.data.readers.prepared import Prepare
 from pipepar.errors import InputError
 
 Processor: TypeAlias = Callable[..., Any]
-"""A Hugging Face image processor: given ``images``, returns tensors by name."""
+"""A Hugging Face image processor: takes ``images`` and returns tensors by name."""
 
 
 def process_pictures(processor: Processor) -> Prepare:
-    """Let a processor make the model's arguments of pictures.
+    """Return a function for `open_prepared` that applies a processor to pictures.
 
     Args:
-        processor: the model's own.
-
-    Returns:
-        A function for `open_prepared`.
+        processor: the model's image processor.
     """
     return lambda pictures: processor(images=pictures, return_tensors="pt")
 
 
 def process_arrays(processor: Processor) -> Prepare:
-    """Let a processor make the model's arguments of pixels.
+    """Return a function for `open_prepared` that applies a processor to an array of pixels.
+
+    The array is the only one of its file, uint8 [B, H, W, 3] or [B, 3, H, W].
 
     Args:
-        processor: the model's own.
-
-    Returns:
-        A function for `open_prepared`: of a file's one array, uint8 [B, H, W, 3] or [B, 3, H, W].
+        processor: the model's image processor.
     """
 
     def prepare(rows: Any) -> Any:
@@ -50,10 +46,10 @@ def process_arrays(processor: Processor) -> Prepare:
 
 
 def as_pixel_values(rows: Any) -> Any:
-    """Name a file's one array ``pixel_values``, as it is.
+    """Return a file's only array, unchanged, under the name ``pixel_values``.
 
     Args:
-        rows: a tensor [B, ...], or a dict with one.
+        rows: a tensor [B, ...], or a dict with one such tensor.
     """
     return {"pixel_values": _only(rows)}
 

@@ -1,4 +1,4 @@
-"""Samples in, arguments out: one function turns what a file holds into what the model takes."""
+"""A reader that converts samples to the model's arguments with one function."""
 
 from __future__ import annotations
 
@@ -9,54 +9,54 @@ from typing import Any, Protocol, TypeAlias
 import torch
 
 from pipepar.data.readers.reader import Feed, require_micro_batch
-from pipepar.data.sample_names import naming_samples, sample_names
+from pipepar.data.sample_names import sample_names, stage_errors
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError, PipeparError
 
 Prepare: TypeAlias = Callable[[Any], Any]
-"""Given a batch's content, returns a tensor, a tuple of tensors or a mapping of names to tensors,
-each [B, ...]: the model's arguments."""
+"""Takes the content of a batch and returns the model's arguments: a tensor, a tuple of tensors or a
+mapping of names to tensors, each [B, ...]."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Some consecutive samples, as the file gives them."""
+    """Consecutive samples, as read from the file."""
 
     start: int
-    """Position of the first."""
+    """Position of the first sample."""
     count: int
     """Number of samples, B."""
     content: Any
-    """A list with one value a sample, a tensor [B, ...], or tensors [B, ...] by name."""
+    """A list with one value per sample, a tensor [B, ...], or tensors [B, ...] by name."""
     extras: dict[str, torch.Tensor] = field(default_factory=dict)
-    """What the results need beside the model's output; see `Feed.extras`."""
+    """The columns of the samples; see `Feed.extras`."""
     fault: PipeparError | None = None
-    """Why there is no content."""
+    """The error of samples that cannot be read; the content is then not used."""
 
 
 class Samples(Protocol):
-    """What an input holds, before anything makes a model's arguments of it."""
+    """The samples of an input, before they are prepared as arguments of the model."""
 
     def __len__(self) -> int:
         """Number of samples."""
 
     def batches(self, size: int, done: SampleSet) -> Iterator[Batch]:
-        """Read all samples once and in order, so many at a time, but no batch that is done."""
+        """Yield batches of at most `size` consecutive samples in order; omit those in `done`."""
 
     def example(self) -> Batch:
         """Return up to 2 samples, made up for an empty input."""
 
 
-class Prepared:
-    """Reads samples and hands each batch to a function, which returns the arguments."""
+class PreparedReader:
+    """A reader that prepares each batch of samples with a function."""
 
     def __init__(self, samples: Samples, prepare: Prepare, name: str) -> None:
-        """Take note of both; nothing is read yet.
+        """Store the arguments; nothing is read yet.
 
         Args:
-            samples: what the input holds.
-            prepare: makes the model's arguments of a batch's content.
-            name: of that function, as the user knows it.
+            samples: the samples of the input.
+            prepare: returns the model's arguments for the content of a batch.
+            name: the user's name of that function, for messages.
         """
         self._samples = samples
         self._prepare = prepare
@@ -67,7 +67,7 @@ class Prepared:
         return len(self._samples)
 
     def feeds(self, micro_batch: int, done: SampleSet | None = None) -> Iterator[Feed]:
-        """Read all samples once, in order; see `Reader.feeds`."""
+        """Return an iterator over feeds in the input's order; see `Reader.feeds`."""
         require_micro_batch(micro_batch)
         return self._feeds(micro_batch, done or SampleSet(len(self)))
 
@@ -77,7 +77,7 @@ class Prepared:
 
     def _feeds(self, micro_batch: int, done: SampleSet) -> Iterator[Feed]:
         for batch in self._samples.batches(micro_batch, done):
-            if not done.holds(range(batch.start, batch.start + batch.count)):
+            if not done.contains_microbatch(range(batch.start, batch.start + batch.count)):
                 yield self._feed(batch)
 
     def _feed(self, batch: Batch) -> Feed:
@@ -93,24 +93,24 @@ class Prepared:
     ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
         if batch.fault is not None:
             raise batch.fault
-        with naming_samples(self._name, lambda _: sample_names(samples.tolist())):
-            made = self._prepare(batch.content)
-        args, kwargs = self._arguments(made)
+        with stage_errors(self._name, lambda _: sample_names(samples.tolist())):
+            result = self._prepare(batch.content)
+        args, kwargs = self._arguments(result)
         for name, tensor in [*((f"value {at}", t) for at, t in enumerate(args)), *kwargs.items()]:
             self._check(name, tensor, batch.count)
         return args, kwargs
 
-    def _arguments(self, made: Any) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
-        if isinstance(made, torch.Tensor):
-            return (made,), {}
-        if isinstance(made, tuple) and made:
-            return made, {}
-        if isinstance(made, Mapping) and made:
-            return (), dict(made)
-        size = " of nothing" if isinstance(made, tuple | Mapping) else ""
+    def _arguments(self, result: Any) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+        if isinstance(result, torch.Tensor):
+            return (result,), {}
+        if isinstance(result, tuple) and result:
+            return result, {}
+        if isinstance(result, Mapping) and result:
+            return (), dict(result)
+        empty = "n empty" if isinstance(result, tuple | Mapping) else ""
         raise InputError(
-            f"{self._name} returned a {type(made).__name__}{size}; expected a tensor, a tuple of "
-            "tensors or a dict of tensors, the model's arguments. Return one of them."
+            f"{self._name} returned a{empty} {type(result).__name__}; expected the model's "
+            "arguments: a tensor, a tuple of tensors or a dict of tensors. Return one of them."
         )
 
     def _check(self, name: str, tensor: object, count: int) -> None:
@@ -122,5 +122,5 @@ class Prepared:
         if not tensor.dim() or len(tensor) != count:
             raise InputError(
                 f"{self._name} returned shape {tuple(tensor.shape)} as {name} for {count} samples; "
-                "expected one row a sample along dimension 0. Stack the samples first."
+                "expected one row per sample along dimension 0. Stack the samples first."
             )

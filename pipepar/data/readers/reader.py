@@ -1,4 +1,4 @@
-"""One micro-batch as the model takes it, and what reads a file into such micro-batches."""
+"""The contract of a reader, and the micro-batch that it yields."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipepar.errors import InputError, PipeparError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Feed:
-    """One micro-batch of samples, as arguments for the model."""
+    """One micro-batch of samples, as arguments of the model."""
 
     samples: torch.Tensor
-    """int64 [B]: positions of the rows in the user's input, 0-based."""
+    """int64 [B]: 0-based positions of the rows in the user's input."""
 
     args: tuple[torch.Tensor, ...]
     """Positional arguments, each of shape [B, ...]."""
@@ -26,44 +26,46 @@ class Feed:
     """Keyword arguments, each of shape [B, ...]."""
 
     extras: dict[str, torch.Tensor] = field(default_factory=dict)
-    """What the results need beside the model's output, by name; any shape, the same names in every
-    feed. It travels along to the last stage, and the model never sees it."""
+    """The columns of the micro-batch by name: tensors of any shape that the results need in
+    addition to the model's output. Every feed of a reader has the same names."""
 
     fault: PipeparError | None = None
-    """Why the samples cannot be had; there is then nothing else but what is known of them."""
+    """The error of samples that cannot be read; there are then no arguments."""
 
 
 class Reader(Protocol):
-    """The samples of one input file. Each rank that reads opens the file itself."""
+    """The samples of one input. Each rank that reads opens the input itself."""
 
     def __len__(self) -> int:
         """Number of samples."""
 
     def feeds(self, micro_batch: int, done: SampleSet | None = None) -> Iterator[Feed]:
-        """Read all samples once, each in exactly one feed.
+        """Return an iterator over feeds that contain each sample once.
+
+        Every call starts at the first sample. Feeds that fail or are left out do not change the
+        composition of the others.
 
         Args:
             micro_batch: the largest number of rows in a feed, at least 1.
-            done: samples to leave out, by whole feeds: the others are as they would be without.
+            done: samples to leave out, by whole feeds.
 
         Returns:
-            An iterator over the feeds; a second call starts again at the first sample. A feed
-            that cannot be made has a fault, and the others are as they would be.
+            The feeds. A feed whose samples cannot be read has a fault.
 
         Raises:
             InputError: ``micro_batch`` is below 1, or the file changed since it was opened.
-            PipeparError: a part of a feed is done, and the rest is not.
+            PipeparError: only some samples of a feed are in ``done``.
         """
 
     def example(self) -> Feed:
         """Return a feed of up to 2 rows to capture the model with; made up for an empty input.
 
-        It has a fault where the first samples cannot be had.
+        It has a fault if the first samples cannot be read. Columns may be missing.
         """
 
 
 def require_micro_batch(micro_batch: int) -> None:
-    """Refuse a micro-batch of no rows.
+    """Refuse a micro-batch without rows.
 
     Args:
         micro_batch: number of rows.

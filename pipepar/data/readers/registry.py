@@ -1,4 +1,4 @@
-"""Finds the formats of inputs: each file of `readers.formats` defines one as ``FORMAT``."""
+"""The registry of input formats: each file of `readers.formats` defines one as ``FORMAT``."""
 
 from __future__ import annotations
 
@@ -12,61 +12,62 @@ from pipepar.discovery import load, names_in, summaries_of
 from pipepar.errors import InputError
 
 if TYPE_CHECKING:
-    from pipepar.data.readers.input_format import InputFormat, Kind  # torch, which --help lacks
+    # Imports torch, which --help must not wait for.
+    from pipepar.data.readers.input_format import InputFormat, Kind
 
 
 def input_formats() -> list[InputFormat]:
-    """All formats, sorted by the kind of their samples, then the shortest suffix first."""
+    """Return all formats, sorted by the kind of their samples, then by suffix, shortest first."""
     found: list[InputFormat] = [load(formats, name, "FORMAT") for name in names_in(formats)]
     return sorted(found, key=lambda each: (each.kind, len(each.suffixes[0]), each.suffixes))
 
 
 def input_summaries() -> list[str]:
-    """What each format holds, in one line; none of their files is imported."""
+    """Return one line on each format; their modules are not imported."""
     return list(summaries_of(formats).values())
 
 
 def find_input_format(
     path: Path, accepts: Callable[[InputFormat], bool] = lambda each: True
 ) -> InputFormat:
-    """The format of an input, which is there and may be read.
+    """Return the format of an input, after checking that the input exists and is readable.
 
     Args:
-        path: the input: a folder, or a file whose suffix tells its format.
-        accepts: whether a format will do; all will if it is left out.
+        path: the input: a folder, or a file whose suffix determines its format.
+        accepts: whether the caller accepts a format; the default accepts all.
 
     Raises:
-        InputError: the input is missing or unreadable, or no format that will do has its suffix.
+        InputError: the input is missing or unreadable, or no accepted format has its suffix.
     """
-    wanted = [each for each in input_formats() if accepts(each)]
+    accepted = [each for each in input_formats() if accepts(each)]
     if path.is_dir():
-        return _of_folder(path, wanted)
+        return _of_folder(path, accepted)
     if not path.exists():
         raise InputError(
             f"{path} does not exist, seen from {Path.cwd()}; expected an input file. Check the "
-            "path, and that this host sees the file system it is on."
+            "path, and that its file system is mounted on this host."
         )
-    found = next((each for each in wanted if path.suffix.lower() in each.suffixes), None)
+    found = next((each for each in accepted if path.suffix.lower() in each.suffixes), None)
     if found is None:
         raise InputError(
-            f"{path} has the suffix {path.suffix!r}; expected one of {_listed(wanted)}. "
+            f"{path} has the suffix {path.suffix!r}; expected one of {_listed(accepted)}. "
             "Convert the file, or rename it if its suffix is wrong."
         )
     if found.is_folder:
         raise InputError(
-            f"{path} is one {found.kind.removesuffix('s')}; expected a folder of {found.kind}, a "
-            f"sample each. Name the folder that holds it, {path.parent}."
+            f"{path} is one {found.kind.removesuffix('s')}; expected a folder of {found.kind}, one "
+            f"per sample. Name the folder that contains it, {path.parent}."
         )
     if not os.access(path, os.R_OK):
         raise InputError(
-            f"{path} may not be read by this user; expected a readable file. "
+            f"{path}: this user has no permission to read it; expected a readable file. "
             "Change its permissions (chmod +r)."
         )
     return found
 
 
 def kind_by_name(path: Path) -> Kind | None:
-    """The kind of a file's samples by its suffix alone: the file need not be visible here.
+    """Return the kind of a file's samples by its suffix; the file need not exist on this host.
 
     Args:
         path: the input.
@@ -79,7 +80,7 @@ def kind_by_name(path: Path) -> Kind | None:
 
 
 def suffixes_of(kind: Kind) -> str:
-    """The suffixes of the files that hold samples of a kind, for messages."""
+    """Return the suffixes of the files with samples of a kind, for messages."""
     return _listed([each for each in input_formats() if each.kind == kind])
 
 
@@ -87,8 +88,8 @@ def _listed(some: list[InputFormat]) -> str:
     return ", ".join(suffix for each in some if not each.is_folder for suffix in each.suffixes)
 
 
-def _of_folder(path: Path, wanted: list[InputFormat]) -> InputFormat:
-    found = next((each for each in wanted if each.is_folder), None)
+def _of_folder(path: Path, accepted: list[InputFormat]) -> InputFormat:
+    found = next((each for each in accepted if each.is_folder), None)
     if found is None:
         raise InputError(f"{path} is a directory; expected one file. Name a file inside it.")
     return found

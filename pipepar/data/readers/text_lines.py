@@ -12,13 +12,13 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Text]]:
-    """Yield where each line is, for messages, and the line without its end.
+    """Yield the location of each line, for messages, and the line without its line ending.
 
     Args:
         path: a UTF-8 file, lines ended by ``\\n`` or ``\\r\\n``, with or without a byte order mark.
 
-    Returns:
-        An InputError takes the place of a line that is not UTF-8.
+    Yields:
+        ``(location, line)``, or ``(location, InputError)`` for a line that is not UTF-8.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -28,11 +28,14 @@ def read_lines(path: Path) -> Iterator[tuple[str, Text]]:
             yield where, _decoded(line.removesuffix(b"\n").removesuffix(b"\r"), where)
 
 
-def sound_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield what `read_lines` does, of a file whose lines must all be sound.
+def read_valid_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield like `read_lines`, but raise the error of a line that is not UTF-8.
 
     Args:
         path: as for `read_lines`.
+
+    Yields:
+        ``(location, line)``.
 
     Raises:
         InputError: a line is not UTF-8; the message has its number.

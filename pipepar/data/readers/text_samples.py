@@ -1,4 +1,4 @@
-"""Texts as samples: read from a file one after the other, every one of them checked."""
+"""Texts as samples: read from a file in order, and checked."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from pipepar.data.unchanged_file import UnchangedFile
 from pipepar.errors import InputError
 
 Text: TypeAlias = str | InputError
-"""A text, or why a sample has none."""
+"""The text of a sample, or the error if it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextRules:
-    """What the texts of an input must be."""
+    """Requirements of the texts of an input."""
 
     required: str = ""
-    """What every text must contain."""
+    """A string that every text must contain."""
     lenient: bool = False
-    """Whether a sample without such a text is a fault of its micro-batch; if not, the input is
-    refused when it is opened."""
+    """Whether a sample without a valid text becomes a fault of its micro-batch; otherwise the input
+    is refused when it is opened."""
 
 
 class TextSamples:
-    """The texts of a file, in its order. Memory is bounded by a batch."""
+    """The texts of a file, in its order; memory is bounded by one batch."""
 
     def __init__(
         self, path: Path, texts: Callable[[Path], Iterator[tuple[str, Text]]], rules: TextRules
     ) -> None:
-        """Read the whole file once.
+        """Read the whole file once, to check and count the texts.
 
         Args:
             path: the file.
-            texts: yields each text, or why there is none, after where it is, for messages.
-            rules: what the texts must be.
+            texts: yields the location of each text, for messages, and the text or its error.
+            rules: requirements of the texts.
 
         Raises:
-            InputError: a text cannot be read or breaks the rules, and these are not lenient.
+            InputError: a text is invalid, and the rules are not lenient.
         """
         self._path = path
         self._texts = texts
         self._rules = rules
-        self._steady = UnchangedFile(path)
+        self._file = UnchangedFile(path)
         self._count = 0
         for text in self._checked():
             if isinstance(text, InputError) and not rules.lenient:
@@ -59,20 +59,21 @@ class TextSamples:
         return self._count
 
     def batches(self, size: int, done: SampleSet) -> Iterator[Batch]:
-        """Read lists of so many texts, fewer at the end, as many in all as when it was opened.
+        """Yield batches of `size` texts, the last may be smaller; see `Samples.batches`.
 
-        The content has a sample's error in the place of its text; the first is the batch's fault.
+        The content of a batch has the error of a sample instead of its text. The first error is
+        also the fault of the batch. The number of texts is that found when the file was opened.
         """
         texts = self._checked()
         for start in range(0, self._count, size):
             some = list(islice(texts, size))
-            self._steady.check()
+            self._file.check()
             if not done.covers(start, start + len(some)):
                 fault = next((text for text in some if isinstance(text, InputError)), None)
                 yield Batch(start, len(some), some, fault=fault)
 
     def example(self) -> Batch:
-        """Return up to 2 texts, made up for an empty file."""
+        """Return up to 2 valid texts, made up if there are none."""
         readable = (text for text in self._checked() if isinstance(text, str))
         texts = list(islice(readable, 2)) or [f"example {self._rules.required}".rstrip()] * 2
         return Batch(0, len(texts), texts)
@@ -82,8 +83,8 @@ class TextSamples:
         for where, text in self._texts(self._path):
             if isinstance(text, str) and required not in text:
                 yield InputError(
-                    f"{where}: found no {required} in it; expected at least one, for the task to "
-                    "fill. Repair or remove the sample."
+                    f"{where}: the text contains no {required}; expected at least one, for the "
+                    "task to fill. Repair or remove the sample."
                 )
             else:
                 yield text

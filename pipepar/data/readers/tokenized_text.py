@@ -1,4 +1,4 @@
-"""Texts for a tokenizer: tokenised window by window, micro-batches of similar length."""
+"""A reader that tokenises texts, and groups texts of similar length into micro-batches."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from pipepar.data.readers.prepared import Samples
 from pipepar.data.readers.reader import Feed, Reader, require_micro_batch
 from pipepar.data.readers.registry import find_input_format
 from pipepar.data.readers.text_samples import Text, TextRules
-from pipepar.data.sample_names import naming_samples, sample_names
+from pipepar.data.sample_names import sample_names, stage_errors
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError, PipeparError, StageError
 
-_SANE_LENGTH = 1_000_000
-"""Tokens. A tokenizer that knows no limit claims 1e30; no model has positions for as many."""
+_LARGEST_LIMIT = 1_000_000
+"""Tokens. A tokenizer without a limit states 1e30, for which no model has positions."""
 
-_TOLD = ("input_ids", "special_tokens_mask", "offset_mapping")
-"""What a tokenizer tells of each token, for those who look at the tokens afterwards."""
+_TOKEN_COLUMNS = ("input_ids", "special_tokens_mask", "offset_mapping")
+"""Outputs of the tokenizer, one entry per token, that become columns for token tasks."""
 
 Row: TypeAlias = dict[str, list[Any]]
-"""One tokenised sample: a list with one entry a token, by name."""
+"""One tokenised sample: lists with one entry per token, by name."""
 
 
 class Tokenizer(Protocol):
-    """What is used of a Hugging Face tokenizer."""
+    """The part of a Hugging Face tokenizer that is used here."""
 
     model_max_length: int
     model_input_names: list[str]
@@ -37,59 +37,59 @@ class Tokenizer(Protocol):
 
     @property
     def is_fast(self) -> bool:
-        """Whether it knows where in the text each token was."""
+        """Whether it returns the position of each token in the text."""
 
     @property
     def pad_token_id(self) -> Any:
-        """The id that fills short rows; None if the tokenizer has none."""
+        """The id of the padding token; None if the tokenizer has none."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Tokenise a list of texts: lists of ids by input name."""
+        """Tokenise a list of texts; return lists of ids by input name."""
 
     def pad(self, *args: Any, **kwargs: Any) -> Any:
-        """Pad tokenised texts to one length: tensors by input name."""
+        """Pad tokenised texts to one length; return tensors by input name."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedOptions:
-    """How texts become tokens."""
+    """Options of the tokenisation."""
 
     max_length: int | None = None
-    """Tokens after which a sample is cut; None for the tokenizer's own limit, or no limit if it
-    knows none."""
+    """Largest number of tokens of a sample, which is truncated beyond; None for the tokenizer's own
+    limit, if it has one."""
     pad_to_limit: bool = False
-    """Whether every sample is padded to as many tokens as after which it is cut."""
+    """Whether every sample is padded to the largest number of tokens."""
     tell_tokens: bool = False
-    """Whether feeds have, as extras, what the tokens were: "input_ids", "special_tokens_mask" and
-    "real" (1 but for padding), int64 [B, S]; from a fast tokenizer also "offset_mapping", int64
+    """Whether feeds have columns that describe the tokens: "input_ids", "special_tokens_mask" and
+    "real" (0 for padding, else 1), int64 [B, S]; with a fast tokenizer also "offset_mapping", int64
     [B, S, 2]; and "text", packed strings."""
     rules: TextRules = field(default_factory=TextRules)
-    """What the texts must be."""
+    """Requirements of the texts."""
     window: int = 4096
-    """About how many samples are tokenised and sorted together, at least 1."""
+    """Approximate number of samples that are tokenised and sorted together, at least 1."""
 
 
 def open_tokenized(
     path: Path, tokenizer: Tokenizer, options: TokenizedOptions | None = None
 ) -> Reader:
-    """Open a file of texts for a tokenizer, and check every text of it.
+    """Open a file of texts, and check every text.
 
-    Feeds hold samples of similar length: within each window the longest come first. The memory used
-    is bounded by the window, or by a micro-batch where that is larger, not by the file.
+    A feed has samples of similar length: each window of samples is sorted, the longest first. The
+    memory used is bounded by a window, or by a micro-batch if that is larger.
 
     Args:
-        path: a file of a format that holds texts.
+        path: a file of a format of texts.
         tokenizer: a Hugging Face tokenizer with a padding token.
-        options: how texts become tokens; the defaults if left out.
+        options: options of the tokenisation; None for the defaults.
 
     Returns:
-        A reader whose feeds hold the tokenizer's model inputs as keyword arguments, int64
+        A reader whose feeds have the tokenizer's model inputs as keyword arguments, int64
         [B, longest of the micro-batch], or [B, limit].
 
     Raises:
-        InputError: a text cannot be read or breaks the rules (with its line or row), the file is
-            missing or of another format, the tokenizer cannot pad, an option is out of range, or
-            the limit leaves no room for a token of a text's own.
+        InputError: a text is invalid (the message has its line or row), the file is missing or of
+            another format, the tokenizer cannot pad, an option is out of range, or special tokens
+            alone reach the limit.
     """
     options = options or TokenizedOptions()
     _require_options(tokenizer, options)
@@ -99,7 +99,7 @@ def open_tokenized(
     texts = found.open(path, options.rules)
     if options.pad_to_limit and limit is None:
         raise InputError(
-            "the tokenizer knows no longest length to pad to; expected one. Give --max-length."
+            "the tokenizer has no largest length to pad to; expected one. Give --max-length."
         )
     return _TokenizedReader(texts, tokenizer, limit, options)
 
@@ -110,10 +110,10 @@ class _TokenizedReader:
     ) -> None:
         self._texts = texts
         self._tokenizer = tokenizer
-        # Never 0 tokens wide, which few models bear: empty texts may have no tokens at all.
+        # At least 1, since few models support 0 tokens, and empty texts may have none.
         self._width = limit if options.pad_to_limit and limit else 1
         self._window = options.window
-        self._tell_tokens = options.tell_tokens
+        self._token_columns = options.tell_tokens
         self._options = {"padding": False, "truncation": limit is not None, "max_length": limit}
         if options.tell_tokens:
             self._options |= {
@@ -137,9 +137,9 @@ class _TokenizedReader:
         return self._feed(samples, texts, [*rows.values()])
 
     def _feeds(self, micro_batch: int, done: SampleSet) -> Iterator[Feed]:
-        # Whole micro-batches only, so that none is odd at a window's end; at least one.
-        whole = max(micro_batch, self._window - self._window % micro_batch)
-        for window in self._texts.batches(whole, done):
+        # A multiple of the micro-batch, so that no window ends with a smaller one.
+        window_size = max(micro_batch, self._window - self._window % micro_batch)
+        for window in self._texts.batches(window_size, done):
             yield from self._window_feeds(window.content, window.start, micro_batch, done)
 
     def _window_feeds(
@@ -149,29 +149,29 @@ class _TokenizedReader:
         for at, fault in faults.items():
             if start + at not in done:
                 yield Feed(torch.tensor([start + at]), (), {}, {}, fault)
-        # Longest first, so that memory runs out at once or never; the sort is stable.
+        # The longest first, so that a lack of memory shows at the first micro-batch.
         order = sorted(rows, key=lambda at: -_length(rows[at]))
         for first in range(0, len(order), micro_batch):
             chosen = order[first : first + micro_batch]
-            if done.holds([start + at for at in chosen]):
+            if done.contains_microbatch([start + at for at in chosen]):
                 continue
             samples = torch.tensor(chosen, dtype=torch.int64) + start
-            some = [str(texts[at]) for at in chosen]
-            yield self._feed(samples, some, [rows[at] for at in chosen])
+            chosen_texts = [str(texts[at]) for at in chosen]
+            yield self._feed(samples, chosen_texts, [rows[at] for at in chosen])
 
     def _rows(
         self, texts: list[Text], start: int
     ) -> tuple[dict[int, Row], dict[int, PipeparError]]:
-        """The texts as rows, and those that are none, by their place."""
+        """Return the rows of the valid texts, and the errors of the others, by index in `texts`."""
         faults: dict[int, PipeparError] = {
             at: text for at, text in enumerate(texts) if isinstance(text, InputError)
         }
-        good = {at: text for at, text in enumerate(texts) if isinstance(text, str)}
+        valid = {at: text for at, text in enumerate(texts) if isinstance(text, str)}
         try:
-            return dict(zip(good, self._tokenise([*good.values()]), strict=True)), faults
-        except Exception:  # of whatever tokenizer; one by one, it shows which text is to blame
+            return dict(zip(valid, self._tokenise([*valid.values()]), strict=True)), faults
+        except Exception:  # any tokenizer's error; one text at a time shows which text causes it
             rows = {}
-            for at, text in good.items():
+            for at, text in valid.items():
                 row = self._row(text, start + at)
                 if isinstance(row, StageError):
                     faults[at] = row
@@ -181,7 +181,7 @@ class _TokenizedReader:
 
     def _row(self, text: str, sample: int) -> Row | StageError:
         try:
-            with naming_samples("the tokenizer", lambda _: sample_names([sample])):
+            with stage_errors("the tokenizer", lambda _: sample_names([sample])):
                 return self._tokenise([text])[0]
         except StageError as error:
             return error
@@ -189,7 +189,7 @@ class _TokenizedReader:
     def _tokenise(self, texts: list[str]) -> list[Row]:
         encoded = self._tokenizer(texts, **self._options)
         names = [name for name in self._tokenizer.model_input_names if name in encoded]
-        names += [name for name in _TOLD if name in encoded and name not in names]
+        names += [name for name in _TOKEN_COLUMNS if name in encoded and name not in names]
         return [{name: encoded[name][at] for name in names} for at in range(len(texts))]
 
     def _feed(self, samples: torch.Tensor, texts: list[str], rows: list[Row]) -> Feed:
@@ -202,25 +202,25 @@ class _TokenizedReader:
             return_tensors="pt",
         )
         kwargs = {name: padded[name].to(torch.int64) for name in padded}
-        extras = self._extras(texts, rows, width) if self._tell_tokens else {}
+        extras = self._extras(texts, rows, width) if self._token_columns else {}
         return Feed(samples, (), kwargs, extras)
 
     def _extras(self, texts: list[str], rows: list[Row], width: int) -> dict[str, torch.Tensor]:
         left = self._tokenizer.padding_side == "left"
-        told = {name: [row[name] for row in rows] for name in _TOLD if name in rows[0]}
-        told["real"] = [[1] * _length(row) for row in rows]
-        extras = {name: _padded(values, width, left) for name, values in told.items()}
+        lists = {name: [row[name] for row in rows] for name in _TOKEN_COLUMNS if name in rows[0]}
+        lists["real"] = [[1] * _length(row) for row in rows]
+        extras = {name: _padded(values, width, left) for name, values in lists.items()}
         return {**extras, "text": pack_strings(texts)}
 
 
 def _padded(values: list[list[Any]], width: int, left: bool) -> torch.Tensor:
-    """Rows of numbers, or of pairs of numbers, as one int64 tensor with 0 where there is none."""
-    filled = next((row[0] for row in values if row), 0)
-    padded = torch.zeros(len(values), width, *torch.tensor(filled).shape, dtype=torch.int64)
-    for row, given in zip(padded, values, strict=True):
-        if given:
-            start = width - len(given) if left else 0
-            row[start : start + len(given)] = torch.tensor(given)
+    """Return rows of numbers, or of pairs of numbers, as one int64 tensor, padded with 0."""
+    entry = next((row[0] for row in values if row), 0)
+    padded = torch.zeros(len(values), width, *torch.tensor(entry).shape, dtype=torch.int64)
+    for target, row in zip(padded, values, strict=True):
+        if row:
+            start = width - len(row) if left else 0
+            target[start : start + len(row)] = torch.tensor(row)
     return padded
 
 
@@ -231,17 +231,17 @@ def _length(row: Row) -> int:
 def _limit(tokenizer: Tokenizer, max_length: int | None) -> int | None:
     if max_length is not None:
         return max_length
-    return tokenizer.model_max_length if tokenizer.model_max_length < _SANE_LENGTH else None
+    return tokenizer.model_max_length if tokenizer.model_max_length < _LARGEST_LIMIT else None
 
 
 def _require_room(tokenizer: Tokenizer, limit: int | None) -> None:
-    """Refuse a limit that special tokens use up: tokenizers then cut nothing, or everything."""
+    """Refuse a limit that special tokens reach: tokenizers then truncate nothing or everything."""
     count = getattr(tokenizer, "num_special_tokens_to_add", None)
     special = count() if count is not None else 0
     if limit is not None and limit <= special:
         raise InputError(
-            f"texts are to be cut after {limit} token{'s' * (limit != 1)}, and the tokenizer adds "
-            f"{special} special ones to each; expected room for at least one of the text's own. "
+            f"texts are truncated to {limit} token{'s' * (limit != 1)}, and the tokenizer adds "
+            f"{special} special ones to each; expected room for at least one other token. "
             f"Give --max-length {special + 1} or more."
         )
 
@@ -253,7 +253,7 @@ def _require_options(tokenizer: Tokenizer, options: TokenizedOptions) -> None:
         raise InputError(f"window {options.window}; expected at least 1 sample. Raise it.")
     if tokenizer.pad_token_id is None:
         raise InputError(
-            "the tokenizer has no padding token; expected one, as the rows of a micro-batch differ "
-            "in length. Set tokenizer.pad_token (often to tokenizer.eos_token), or 'pad_token' in "
-            "the model folder's tokenizer_config.json."
+            "the tokenizer has no padding token; expected one, since the rows of a micro-batch "
+            "differ in length. Set tokenizer.pad_token (often to tokenizer.eos_token), or "
+            "'pad_token' in the model folder's tokenizer_config.json."
         )

@@ -1,4 +1,4 @@
-"""Opens outputs, after checking that they can be written."""
+"""Checks that an output can be written, and opens its writer."""
 
 from __future__ import annotations
 
@@ -14,54 +14,55 @@ from pipepar.files import require_writable
 
 __all__ = ["RowWriter", "check_output_path", "open_output", "target_of"]
 
-# Of what is added to an output's name for the files beside it.
-_LONGEST: Final = len(".") + len(".errors.jsonl") + len(".partial")
+# Bytes that the longest name of a hidden file adds to the name of the output.
+_LONGEST_ADDITION: Final = len(".") + len(".errors.jsonl") + len(".partial")
 
 
 def target_of(path: Path) -> Path:
-    """The file that an output's name stands for: where it is a link, what the link points at."""
+    """Return the target if the output is a symbolic link, else the path."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def check_output_path(path: Path) -> None:
-    """Refuse an output file that could not be written, before any work is done.
+    """Refuse an output file that cannot be written.
 
-    An existing file is no obstacle: it is replaced once the new one is complete.
+    An existing file is accepted: it is replaced when the new one is complete.
 
     Args:
-        path: the output file; its suffix names the format.
+        path: the output file; its suffix determines the format.
 
     Raises:
         InputError: the suffix is unknown, the folder is missing or not writable, the path is a
-            directory, or its name is too long for the files beside it.
+            directory, or the names of the hidden files next to it would be too long.
     """
     find_output_format(path)
     target = target_of(path)
     require_writable("output", target)
-    size, most = len(os.fsencode(target.name)), os.pathconf(target.parent, "PC_NAME_MAX") - _LONGEST
+    longest_name = os.pathconf(target.parent, "PC_NAME_MAX")
+    size, most = len(os.fsencode(target.name)), longest_name - _LONGEST_ADDITION
     if size > most:
         raise InputError(
-            f"output {target}: its name has {size} bytes; expected at most {most}, as files beside "
-            f"it have up to {_LONGEST} more. Choose a shorter name."
+            f"output {target}: its name has {size} bytes; expected at most {most}, since the "
+            f"hidden files next to it have up to {_LONGEST_ADDITION} more. Choose a shorter name."
         )
 
 
 def open_output(path: Path, count: int, resumable: Resumable | None = None) -> RowWriter:
-    """Make the writer of an output file, to be used as a context manager.
+    """Return the writer of an output file, a context manager.
 
-    The file appears under its name complete, when the context is left without an exception; until
-    then, and after an exception, what had the name before is untouched. Where the path is a link,
-    that is what it points at. A hidden ``.NAME.partial`` grows beside it; one that a killed run
-    left behind is overwritten, or gone on with.
+    Rows are written to the hidden file ``.NAME.partial`` in the same folder, which is renamed when
+    the context is left without an exception. An existing output is untouched until then. If the
+    path is a symbolic link, its target is replaced. The partial file of a killed run is continued
+    or overwritten.
 
-    In the formats of arrays, rows go straight to their place in the file, so that memory stays
-    bounded; in those of lines, rows may differ in shape, and the lines are copied in the input's
-    order at the end. Without samples the file is valid and empty.
+    Array formats write each row to its final offset, so memory is bounded. Line formats append
+    lines, and sort them at the end; rows may differ in shape. Without samples the file is valid and
+    empty.
 
     Args:
-        path: the output file; its suffix names the format.
+        path: the output file; its suffix determines the format.
         count: number of samples, each of which must be written exactly once.
-        resumable: what it takes to be resumed; without, no journal is kept.
+        resumable: the partial file and the job; None to write no journal.
 
     Returns:
         A writer; it writes nothing before its context is entered.

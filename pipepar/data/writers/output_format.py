@@ -1,4 +1,4 @@
-"""What a format of outputs is: its suffix, what it holds, and how it is written."""
+"""The contract of a format of outputs: its suffix, its content, and its writer."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def _accept(tensors: Mapping[str, torch.Tensor]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputFormat:
-    """What all formats state."""
+    """The fields that all formats have."""
 
     suffix: str
     """In lower case, with its dot."""
     writer: type[RowWriter]
-    """Writes a file; made as `RowWriter` is."""
+    """The writer, with the constructor of `RowWriter`."""
     holds_answers: bool = False
-    """Whether it holds any JSON value for a sample, such as a task's answer, and not only rows of
-    tensors."""
+    """Whether the format supports any JSON value per sample, such as the answer of a task, and not
+    only rows of tensors."""
     check: Callable[[Mapping[str, torch.Tensor]], None] = _accept
-    """Raises InputError if the format cannot hold a model's tensors; called before the work starts
-    with tensors by name, [B, ...], that have shapes and dtypes but no values."""
+    """Raises InputError if the format does not support the model's tensors. Called before the work
+    starts with tensors by name, [B, ...], that have shapes and dtypes but no values."""

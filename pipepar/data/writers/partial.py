@@ -1,4 +1,4 @@
-"""A file that appears under its name complete, or not at all."""
+"""The hidden partial file of an output, which is renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 class Partial:
-    """The hidden file ``.NAME.partial`` beside the final one, to be renamed to it.
+    """The hidden file ``.NAME.partial`` in the folder of an output.
 
-    Its name is fixed, so that what a killed run left is resumed or overwritten by the next, not
-    piled up. A lock keeps two runs from sharing it; where the file system has none, a run that
-    begins anew makes a file of its own, and the other finds that out before it puts its own under
-    the final name.
+    The name is fixed, so that the next run continues or overwrites the file of a killed run. A lock
+    prevents two runs from sharing the file. On a file system without locks, a run that does not
+    resume creates a new file. An earlier run detects that before its next commit or rename.
 
     Attributes:
         path: the final name.
-        file: the partial, open for reading and writing; another one after `clear`.
+        file: the partial file, open for reading and writing; `clear` may replace it.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the partial, with what an earlier run has left in it.
+        """Open and lock the partial file, with the content that an earlier run left.
 
         Args:
             path: the final name.
@@ -44,7 +43,7 @@ class Partial:
         self.file = _opened(self._hidden, os.O_CREAT)
         try:
             self._locked = _lock(self.file)
-            # The run that had the lock may have renamed the file between our open and our lock.
+            # The run that had the lock may rename the file after the open and before the lock.
             own = self.is_own
         except BlockingIOError:
             own = False
@@ -52,37 +51,37 @@ class Partial:
             self.file.close()
             raise InputError(
                 f"output {path} is being written by another run, which holds {self._hidden}; "
-                "expected one run an output. Choose another output, or wait for that run's end."
+                "expected one run per output. Choose another output, or wait until that run ends."
             )
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing in it."""
+        """Whether the file has no bytes."""
         return os.fstat(self.file.fileno()).st_size == 0
 
     @property
     def is_own(self) -> bool:
-        """Whether its name still stands for the file that this run has open."""
+        """Whether the hidden name still refers to the file that this run has open."""
         try:
             return os.path.samestat(os.fstat(self.file.fileno()), os.stat(self._hidden))
         except FileNotFoundError:
             return False
 
     def require_own(self) -> None:
-        """See that nobody took the place of this run's file, as may happen without locks.
+        """Check that no other run replaced the file, as may happen without locks.
 
         Raises:
-            InputError: somebody did.
+            InputError: the file was removed or replaced.
         """
         if not self.is_own:
             raise InputError(
-                f"output {self.path}: {self._hidden} is gone or another file than the one that "
-                "this run began; expected one run an output. See whether another run writes to it, "
+                f"output {self.path}: {self._hidden} is gone or is not the file that this run "
+                "opened; expected one run per output. Check whether another run writes to it, "
                 "and run again, or choose another output."
             )
 
     def clear(self) -> None:
-        """Begin anew with nothing in it.
+        """Remove the content of the file.
 
         Raises:
             OSError: the file system refuses.
@@ -90,47 +89,51 @@ class Partial:
         if self._locked:
             self.file.truncate(0)
             return
-        # Another run may be writing to this file: it then finds that the name is not its own.
+        # Another run may be writing to this file. Its `require_own` fails after the replacement.
         self.file.close()
         self._hidden.unlink(missing_ok=True)
         self.file = _opened(self._hidden, os.O_CREAT | os.O_EXCL)
 
     def commit(self) -> None:
-        """Put the file under its final name, safe against a crash of the host, and close it.
+        """Sync the file, rename it to the final name, and close it.
 
         Raises:
-            InputError: it is not this run's any more.
-            OSError: see `put_under`.
+            InputError: see `require_own`.
+            OSError: see `rename_synced`.
         """
         self.require_own()
-        put_under(self.file, self._hidden, self.path)
+        rename_synced(self.file, self._hidden, self.path)
         self.file.close()
 
     def keep(self) -> None:
-        """Leave the partial to another run, unless it is empty; may be called twice."""
+        """Close the file for a later run to resume; remove it if empty. May be called twice."""
         if not self.file.closed and self.is_empty:
             self.discard()
         self.file.close()
 
     def discard(self) -> None:
-        """Remove the partial, unless it is committed or kept already; may be called twice."""
+        """Remove the file unless `commit` or `keep` closed it. May be called twice."""
         if not self.file.closed and self.is_own:
             self._hidden.unlink()
         self.file.close()
 
 
 def partial_of(path: Path) -> Path:
-    """The partial's name beside an output file."""
+    """Return the path of the partial file of an output file."""
     return path.with_name(f".{path.name}.partial")
 
 
 def _opened(path: Path, flags: int) -> FileIO:
-    # Unbuffered: a full disk shows where something is written, not again at every close.
+    # Unbuffered, so that a full disk raises at the write and not again at every close.
     return FileIO(os.open(path, os.O_RDWR | flags, 0o666), "r+")
 
 
 def _lock(file: FileIO) -> bool:
-    """Keep other runs from a file; whether its file system has locks."""
+    """Lock a file for this run; return False if its file system has no locks.
+
+    Raises:
+        BlockingIOError: another run has the lock.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -140,17 +143,17 @@ def _lock(file: FileIO) -> bool:
     return True
 
 
-def put_under(file: FileIO, hidden: Path, path: Path) -> None:
-    """Rename a complete file, safe against a crash of the host.
+def rename_synced(file: FileIO, hidden: Path, path: Path) -> None:
+    """Sync a complete file, rename it, and sync its folder, to survive a crash of the host.
 
     Args:
-        file: the file, open.
-        hidden: its name so far.
+        file: the open file.
+        hidden: its present name.
         path: its final name, in the same folder.
 
     Raises:
-        OSError: the file system refuses. What was under the final name is there still, or, where
-            only the folder could not be synced, the file is, and may not outlast a crash.
+        OSError: the file system refuses. The final name then refers to the earlier file; or to the
+            new file, which may not survive a crash, if only the folder could not be synced.
     """
     os.fsync(file.fileno())
     os.replace(hidden, path)
@@ -163,11 +166,10 @@ def write_at(file: FileIO, data: bytes | bytearray | memoryview, offset: int) ->
     Args:
         file: open for writing.
         data: bytes.
-        offset: bytes from the file's start.
+        offset: bytes from the start of the file.
 
     Raises:
-        OSError: the file system refuses. A memory map would not say so: a full disk is a signal
-            there, and kills the process.
+        OSError: the file system refuses. (With a memory map, a full disk would raise SIGBUS.)
     """
     rest = memoryview(data)
     while rest:
@@ -176,12 +178,12 @@ def write_at(file: FileIO, data: bytes | bytearray | memoryview, offset: int) ->
 
 
 def read_at(file: FileIO, offset: int, size: int) -> bytes:
-    """The bytes that lie there, all that there are of them.
+    """Read `size` bytes at an offset; fewer if the file ends before.
 
     Args:
         file: open for reading.
-        offset: bytes from the file's start.
-        size: how many are wanted; fewer come where the file ends before.
+        offset: bytes from the start of the file.
+        size: number of bytes.
 
     Raises:
         OSError: the file cannot be read.
@@ -196,14 +198,14 @@ def read_at(file: FileIO, offset: int, size: int) -> bytes:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Name the file in an OSError that lacks one, such as that of a full disk.
+def named_os_errors(path: Path) -> Iterator[None]:
+    """Add a file name to an OSError of the body that has none, such as that of a full disk.
 
     Args:
-        path: the file being worked on.
+        path: the file that the body works on.
 
     Raises:
-        OSError: what was raised inside, with a file name.
+        OSError: the exception of the body, with a file name.
     """
     try:
         yield
@@ -214,7 +216,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make sure that a folder's names are on disk, where the file system can."""
+    """Sync the entries of a folder to disk, if the file system supports that."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Finds the formats of outputs: each file of `writers.formats` defines one as ``FORMAT``."""
+"""The registry of output formats: each file of `writers.formats` defines one as ``FORMAT``."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from pipepar.discovery import load, names_in, summaries_of
 from pipepar.errors import InputError
 
 if TYPE_CHECKING:
-    from pipepar.data.writers.output_format import OutputFormat  # torch, which --help lacks
+    # Imports torch, which --help must not wait for.
+    from pipepar.data.writers.output_format import OutputFormat
 
 
 def output_formats() -> list[OutputFormat]:
-    """All formats, those that hold answers last, and the shortest suffix first."""
+    """Return all formats, those of answers last, then by suffix, shortest first."""
     found: list[OutputFormat] = [load(formats, name, "FORMAT") for name in names_in(formats)]
     return sorted(found, key=lambda each: (each.holds_answers, len(each.suffix), each.suffix))
 
 
 def output_summaries() -> list[str]:
-    """What each format holds, in one line; none of their files is imported."""
+    """Return one line on each format; their modules are not imported."""
     return list(summaries_of(formats).values())
 
 
 def answer_suffixes() -> list[str]:
-    """The suffixes of the formats that hold answers."""
+    """Return the suffixes of the formats that support answers."""
     return [each.suffix for each in output_formats() if each.holds_answers]
 
 
 def holds_answers(path: Path) -> bool:
-    """Whether a format with an output's suffix is known and holds answers."""
+    """Return whether the format of an output's suffix supports answers; False if unknown."""
     return path.suffix.lower() in answer_suffixes()
 
 
 def find_output_format(path: Path) -> OutputFormat:
-    """The format that the name of an output tells.
+    """Return the format of an output by its suffix.
 
     Args:
         path: the output; it need not exist.

@@ -1,4 +1,4 @@
-"""What every output file has in common: each sample once, checked, complete or nothing."""
+"""The base of all writers: checks that each sample is written once, and keeps the journal."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from typing import Any, Final
 import torch
 
 from pipepar.data.sample_set import SampleSet
-from pipepar.data.writers.journal import Journal, Record, Trail, journal_of
-from pipepar.data.writers.partial import Partial, naming
+from pipepar.data.writers.journal import Journal, Record, TrackedFile, journal_of
+from pipepar.data.writers.partial import Partial, named_os_errors
 from pipepar.data.writers.unfinished import Resumable, Unfinished
 from pipepar.errors import InputError, PipeparError
 
-# Samples that are left blank at a time: there may be many, with long rows.
-_PIECE: Final = 64
+# Blank rows that are written at a time, to bound memory.
+_BLANK_ROWS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class _OpenFile:
-    """The partial file of a writer whose context is entered."""
+    """The open files of a writer whose context is entered."""
 
     partial: Partial
-    """The file; renamed when it is complete."""
-    trail: Trail
-    """What has been written to it since the last record."""
+    """The partial file; renamed when it is complete."""
+    tracked: TrackedFile
+    """The writes to the partial file since the last record."""
     journal: Journal | None
-    """None for an output that cannot be resumed, or that an earlier run renamed already."""
+    """None for an output that cannot be resumed, or that an earlier run renamed."""
     renamed: bool
-    """Whether an earlier run has renamed it, so that only its journal is left to be removed."""
+    """Whether an earlier run renamed the output, and only did not remove the journal."""
 
 
 class RowWriter(ABC):
-    """Writes one output file; ``open_output`` makes one."""
+    """Writes one output file; made by ``open_output``."""
 
     def __init__(self, path: Path, count: int, resumable: Resumable | None = None) -> None:
-        """Take note of the file; nothing is written before the context is entered.
+        """Store the arguments; nothing is written before the context is entered.
 
         Args:
             path: the output file.
             count: number of samples.
-            resumable: what it takes to be resumed; without, no journal is kept.
+            resumable: the partial file and the job; None to write no journal.
         """
         self.path = path
         self.count = count
         self.done = SampleSet(count)
-        """What has been written, by an earlier run too."""
+        """The samples that are written, including those of an earlier run."""
         self._resumable = resumable
         self._names: list[str] = []
         self._open: _OpenFile | None = None
@@ -65,16 +65,16 @@ class RowWriter(ABC):
         """Write the rows of some samples.
 
         Args:
-            samples: int64 [B], positions in the user's input, 0-based, in any order.
+            samples: int64 [B], 0-based positions in the user's input, in any order.
             values: the model's outputs by name, each [B, ...] on any device, the same names in
-                every call; or a list of one JSON value a sample, for a format that can hold it.
-            note: a JSON value, for `Resumable.taken` when the job is resumed.
+                every call; or a list of one JSON value per sample, if the format supports answers.
+            note: a JSON value, passed to `Resumable.on_restored` when the job is resumed.
 
         Raises:
-            InputError: a value has not one row a sample, or does not fit the file's format.
-            PipeparError: a sample is out of range or was written before, or the writer's context
+            InputError: a value does not have one row per sample, or the format does not support it.
+            PipeparError: a sample is out of range or already written, or the context of the writer
                 is not entered.
-            OSError: the file system refuses (a full disk, for example); it names the file.
+            OSError: the file system refuses, for example a full disk; it names the file.
         """
         file = self._opened()
         positions: list[int] = samples.tolist()
@@ -85,57 +85,57 @@ class RowWriter(ABC):
             self._check_values(values, len(positions))
         if not positions:
             return
-        with naming(self.path):
+        with named_os_errors(self.path):
             if isinstance(values, list):
-                layout = self._store_answers(file.trail, positions, values)
+                layout = self._write_answers(file.tracked, positions, values)
             else:
                 rows = {name: value.detach().cpu() for name, value in values.items()}
-                layout = self._store(file.trail, positions, rows)
-            record = file.trail.record(positions, layout, note)
+                layout = self._write_rows(file.tracked, positions, rows)
+            record = file.tracked.take_record(positions, layout, note)
             if file.journal is not None:
                 file.journal.add(record)
         self.done.add(positions)
 
-    def note(self, note: Any) -> None:
-        """Keep what is to be known of samples without rows, for `Resumable.taken`.
+    def add_note(self, note: Any) -> None:
+        """Write a record without rows to the journal.
 
         Args:
-            note: a JSON value.
+            note: a JSON value, passed to `Resumable.on_restored` when the job is resumed.
 
         Raises:
             OSError: the file system refuses.
         """
         journal = self._opened().journal
         if journal is not None:
-            with naming(self.path):
+            with named_os_errors(self.path):
                 journal.add(Record((), (), 0, None, note))
 
-    def leave_blank(self, samples: torch.Tensor, note: Any = None) -> None:
-        """Write rows that say nothing: null in JSON, NaN among floats, elsewhere zeros.
+    def write_blank(self, samples: torch.Tensor, note: Any = None) -> None:
+        """Write placeholder rows: null in JSON, NaN in floats, 0 in other dtypes.
 
         Args:
             samples: int64 [B], as for `write`.
-            note: as for `write`, of all of them.
+            note: one note for all samples, as for `write`.
 
         Raises:
             InputError: no row has been written yet, so the form of a row is unknown.
             PipeparError: as for `write`.
             OSError: as for `write`.
         """
-        for begin in range(0, len(samples), _PIECE):
-            piece = samples[begin : begin + _PIECE]
-            self.write(piece, self._blank(len(piece)), None if begin else note)
+        for begin in range(0, len(samples), _BLANK_ROWS):
+            some = samples[begin : begin + _BLANK_ROWS]
+            self.write(some, self._blank_rows(len(some)), None if begin else note)
 
     def suspend(self) -> None:
-        """Have the output left to be resumed, not finished, when the context is left."""
+        """Leave the output unfinished when the context is left, so that it can be resumed."""
         self._suspended = True
 
     def __enter__(self) -> RowWriter:
-        """Open the hidden partial file, and take over what holds of an earlier run's."""
-        with naming(self.path):
+        """Open the partial file, and restore the valid records of an earlier run."""
+        with named_os_errors(self.path):
             partial = self._resumable.partial if self._resumable else Partial(self.path)
             try:
-                self._open = self._begin(partial, self._resumable)
+                self._open = self._start(partial, self._resumable)
             except BaseException:
                 partial.keep()
                 raise
@@ -147,86 +147,86 @@ class RowWriter(ABC):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Put the complete file under its name; after an exception keep what can be resumed."""
+        """Rename the complete file; after an exception keep an output that can be resumed."""
         file, self._open = self._opened(), None
         partial, journal = file.partial, file.journal
         finished = False
         try:
-            with naming(self.path):
+            with named_os_errors(self.path):
                 if journal is not None:
-                    journal.end()
+                    journal.close()
                 if error is None and not self._suspended:
                     self._check_complete()
                     if not file.renamed:
                         self._finish(partial)
                     finished = True
         finally:
-            # Notes alone are not worth going on with.
-            worth = journal is not None and journal.holds_any and len(self.done) > 0
+            # An output with notes but without rows is not worth resuming.
+            worth_resuming = journal is not None and journal.has_records and len(self.done) > 0
             if finished:
                 journal_of(self.path).unlink(missing_ok=True)
                 partial.discard()
-            elif worth or file.renamed:
+            elif worth_resuming or file.renamed:
                 partial.keep()
             else:
-                self._discard(partial)
+                if partial.is_own:  # else another run replaced the files
+                    journal_of(self.path).unlink(missing_ok=True)
+                partial.discard()
 
-    def _begin(self, partial: Partial, resumable: Resumable | None) -> _OpenFile:
-        """Continue what an earlier run left, or begin anew."""
+    def _start(self, partial: Partial, resumable: Resumable | None) -> _OpenFile:
+        """Continue the unfinished output, or start from the beginning."""
         left = resumable.usable(self.count) if resumable else None
         if left is None:
-            # The journal first: it would name what is not there.
+            # The journal first, since it must not refer to rows that no longer exist.
             journal_of(self.path).unlink(missing_ok=True)
             partial.clear()
-        records = self._taken(left, resumable.taken) if left and resumable else iter(())
+        records = self._restored(left, resumable.on_restored) if left and resumable else iter(())
         renamed = left is not None and left.renamed
         journal = None
         if renamed:
-            deque(records, 0)  # its journal needs no more lines
+            deque(records, 0)  # restores all records; no journal is written
             self._check_complete()
         elif resumable:
             journal = Journal(partial, resumable.header, records)
-        # After `clear`, which opens another file.
-        return _OpenFile(partial, Trail(partial.file), journal, renamed)
+        # Only now, since `clear` may replace the file.
+        return _OpenFile(partial, TrackedFile(partial.file), journal, renamed)
 
-    def _taken(self, left: Unfinished, taken: Callable[[list[int], Any], None]) -> Iterator[Record]:
-        """Take over the records of an earlier run that hold, each sample of them once."""
-        for record, data in left.sound():
+    def _restored(
+        self, left: Unfinished, on_restored: Callable[[list[int], Any], None]
+    ) -> Iterator[Record]:
+        """Restore the valid records of an earlier run, each sample once, and yield them."""
+        for record, data in left.valid_records():
             samples = record.samples
             fits = all(0 <= at < self.count and at not in self.done for at in samples)
             if fits and (not samples or self._restore(record, data)):
                 self.done.add(samples)
-                taken(samples, record.note)
+                on_restored(samples, record.note)
                 yield record
 
-    def _discard(self, partial: Partial) -> None:
-        """Remove the hidden files, unless they are another run's by now."""
-        if partial.is_own:
-            journal_of(self.path).unlink(missing_ok=True)
-        partial.discard()
+    @abstractmethod
+    def _blank_rows(self, count: int) -> Mapping[str, torch.Tensor] | list[Any]:
+        """Return `count` placeholder rows; see `write_blank`."""
 
     @abstractmethod
-    def _blank(self, count: int) -> Mapping[str, torch.Tensor] | list[Any]:
-        """Return so many rows that say nothing."""
+    def _write_rows(
+        self, file: TrackedFile, positions: list[int], rows: dict[str, torch.Tensor]
+    ) -> Any:
+        """Write rows, whose positions and number are checked, and return `Record.layout`."""
 
-    @abstractmethod
-    def _store(self, trail: Trail, positions: list[int], rows: dict[str, torch.Tensor]) -> Any:
-        """Keep rows, whose positions and number are checked, and return `Record.layout`."""
-
-    def _store_answers(self, trail: Trail, positions: list[int], answers: list[Any]) -> Any:
-        """Keep one JSON value a sample; most formats hold arrays alone."""
+    def _write_answers(self, file: TrackedFile, positions: list[int], answers: list[Any]) -> Any:
+        """Write one JSON value per sample; formats of arrays refuse."""
         raise InputError(
-            f"output {self.path} holds arrays; found a list of {type(answers[0]).__name__}, one a "
-            "sample. Write to a .jsonl file, or return tensors."
+            f"output {self.path} holds arrays; found a list of {type(answers[0]).__name__}, one "
+            "per sample. Write to a .jsonl file, or return tensors."
         )
 
     @abstractmethod
     def _restore(self, record: Record, data: bytes) -> bool:
-        """Take over what an earlier run stored, as bytes; return whether it can be."""
+        """Restore a record from its bytes; return False if they do not fit the earlier records."""
 
     @abstractmethod
     def _finish(self, partial: Partial) -> None:
-        """Put the file under its name, complete, all samples being stored."""
+        """Complete the file after all samples are written, and rename it."""
 
     def _opened(self) -> _OpenFile:
         if self._open is None:
@@ -261,8 +261,8 @@ class RowWriter(ABC):
             if value.ndim == 0 or value.shape[0] != count:
                 raise InputError(
                     f"output {self.path}: {name!r} has shape {tuple(value.shape)}; expected "
-                    f"{count} rows along dimension 0, one a sample of the micro-batch. Let the "
-                    "model return one row a sample."
+                    f"{count} rows along dimension 0, one per sample of the micro-batch. Let the "
+                    "model return one row per sample."
                 )
         self._names = names
 
@@ -270,18 +270,18 @@ class RowWriter(ABC):
         if len(answers) != count:
             raise InputError(
                 f"output {self.path}: found a list of {len(answers)} values for {count} samples; "
-                "expected one a sample of the micro-batch. Return one value for each of them."
+                "expected one per sample of the micro-batch. Return one value for each of them."
             )
 
     def _check_complete(self) -> None:
         if self.done.missing:
             raise PipeparError(
                 f"output {self.path}: {self.done.missing} of {self.count} samples never arrived, "
-                f"sample {self.done.first_missing} first; expected all of them. Nothing was put "
-                "under this name; run again."
+                f"sample {self.done.first_missing} first; expected all of them. The output was not "
+                "renamed to this name; run again."
             )
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return names as a message shows them: quoted, with commas between."""
+    """Return names for a message: quoted, separated by commas."""
     return ", ".join(map(repr, names))

@@ -1,4 +1,4 @@
-"""An output that an earlier run has begun and not finished."""
+"""An output that an earlier run left unfinished."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from pipepar.data.writers.partial import Partial, partial_of, read_at
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """What an earlier run has left; made by `find_unfinished`."""
+    """The files of an unfinished output; made by `find_unfinished`."""
 
     header: Fields
-    """The job that it was."""
+    """Identifies the job of the earlier run."""
     partial: Partial
-    """Held by this run alone."""
+    """The partial file, locked by this run."""
     renamed: bool
-    """Whether the rows can only be under the final name: all that was left to do was to remove the
-    journal."""
+    """Whether the rows can only be under the final name, since the partial file is empty: the
+    earlier run then renamed the output, and only did not remove the journal."""
     progress: Callable[[], None] = lambda: None
-    """Is called with every record that is looked at: there may be many, with many bytes."""
+    """Called for every record that is read, since reading all of them may take long."""
 
-    def sound(self) -> Iterator[tuple[Record, bytes]]:
-        """Yield the records whose bytes are what they were, with these bytes.
+    def valid_records(self) -> Iterator[tuple[Record, bytes]]:
+        """Yield the records whose bytes match their checksum, with these bytes.
 
         Raises:
-            OSError: the file cannot be read.
+            OSError: a file cannot be read.
         """
         _, records = read_journal(self.partial.path)
         with self._rows() as file:
             for record in records:
-                data = b"".join(read_at(file, start, stop - start) for start, stop in record.ranges)
+                ranges = record.byte_ranges
+                data = b"".join(read_at(file, start, stop - start) for start, stop in ranges)
                 self.progress()
                 if zlib.crc32(data) == record.checksum:
                     yield record, data
@@ -49,19 +50,21 @@ class Unfinished:
 
 @dataclass(frozen=True, slots=True)
 class Resumable:
-    """What it takes for an output to be resumed."""
+    """The arguments of a writer whose output can be resumed."""
 
     partial: Partial
-    """Held by this run alone; who writes to it closes it."""
+    """The partial file, locked by this run; the writer closes it."""
     header: Fields
-    """What the job is known by."""
-    left: Unfinished | None = None
-    """What an earlier run of this very job has left, to go on with."""
-    taken: Callable[[list[int], Any], None] = lambda samples, note: None
-    """Called with the samples and the note of every record that still holds, in order."""
+    """Identifies the job."""
+    unfinished: Unfinished | None = None
+    """The unfinished output of an earlier run of the same job; None to start from the beginning."""
+    on_restored: Callable[[list[int], Any], None] = lambda samples, note: None
+    """Called with the samples and the note of every restored record, in order."""
 
     def usable(self, count: int) -> Unfinished | None:
-        """What is left, unless it is nothing but a journal of rows that are nowhere.
+        """Return the unfinished output, or None if its journal has no rows to refer to.
+
+        That is so if the partial file is empty and the final name does not have all rows either.
 
         Args:
             count: number of samples.
@@ -69,14 +72,15 @@ class Resumable:
         Raises:
             OSError: a file cannot be read.
         """
-        if self.left is None or not self.left.renamed:
-            return self.left
-        there = (run for record, _ in self.left.sound() for run in record.runs)
-        return None if SampleSet(count, there).missing else self.left
+        left = self.unfinished
+        if left is None or not left.renamed:
+            return left
+        found = (each for record, _ in left.valid_records() for each in record.sample_ranges)
+        return None if SampleSet(count, found).missing else left
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether an earlier run has left something of an output that can be resumed.
+    """Return whether an earlier run left an output that can be resumed.
 
     Args:
         path: the output file.
@@ -86,16 +90,16 @@ def is_unfinished(path: Path) -> bool:
 
 
 def find_unfinished(partial: Partial) -> Unfinished | None:
-    """Look what an earlier run has left of an output.
+    """Return the unfinished output of an earlier run.
 
     Args:
-        partial: of the output; held by this run.
+        partial: the partial file of the output, locked by this run.
 
     Returns:
-        None if nothing is left, or nothing that was acknowledged.
+        None if there are no rows or no journal.
 
     Raises:
-        InputError: nobody can tell any more of which job it is.
+        InputError: the journal does not identify its job.
         OSError: a file cannot be read.
     """
     if partial.is_empty and not partial.path.is_file():

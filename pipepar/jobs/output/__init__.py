@@ -1,1 +1,1 @@
-"""The output of a job: claimed before the work, written, checked, and resumed."""
+"""The output of a job: claimed, checked, written and resumed."""

@@ -1,4 +1,4 @@
-"""What a model returns: refused before the work, where the job cannot make rows of it."""
+"""Checks before the work that the job can make rows of the model's output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from pipepar.data.readers.labels import Labelled
+from pipepar.data.readers.labels import LabelledReader
 from pipepar.data.readers.reader import Reader
 from pipepar.data.writers.registry import find_output_format
 from pipepar.errors import InputError
@@ -17,16 +17,16 @@ from pipepar.tasks.classes import class_logits
 
 
 def check_outputs(graph: Graph, job: Job, reader: Reader | None) -> None:
-    """Find out before the work whether the model returns what the job makes of it.
+    """Refuse a model whose output does not fit the job.
 
     Args:
         graph: the model.
-        job: its output, task, postprocess and labels count.
+        job: its output, task, postprocess and labels are used.
         reader: the input on rank 0, None elsewhere.
 
     Raises:
-        InputError: the output's format cannot hold it, it has no scores of classes where these are
-            wanted, or a label is none of the classes.
+        InputError: the format of the file does not support the output, the output has no scores of
+            classes although there are labels, or a label is not a class of the model.
     """
     shapes = {
         node.name: node.meta.get("val", torch.empty(0))
@@ -38,7 +38,7 @@ def check_outputs(graph: Graph, job: Job, reader: Reader | None) -> None:
         check(output)
     if job.labels is not None:
         classes = class_logits(output).shape[1]
-        if isinstance(reader, Labelled) and isinstance(classes, int):
+        if isinstance(reader, LabelledReader) and isinstance(classes, int):
             reader.require(classes)
     if job.postprocess is None and check is None:
         _check_tensors(tensors_by_name(output), job)
@@ -49,6 +49,6 @@ def _check_tensors(tensors: Mapping[str, torch.Tensor], job: Job) -> None:
         if not tensor.dim():
             raise InputError(
                 f"{name} of the model's output is a single number, expected a row for each sample; "
-                "leave it out of what the model returns, or make rows with --postprocess"
+                "remove it from the model's output, or make rows with --postprocess"
             )
     find_output_format(job.output).check(tensors)

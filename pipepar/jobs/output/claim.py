@@ -1,4 +1,4 @@
-"""A job's output, kept from other runs before anything is loaded or measured."""
+"""Locks the output of a job before anything is loaded or measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipepar.data.writers.open_output import check_output_path, target_of
-from pipepar.data.writers.partial import Partial, naming
+from pipepar.data.writers.partial import Partial, named_os_errors
 from pipepar.data.writers.unfinished import Unfinished, find_unfinished, is_unfinished
 from pipepar.jobs.options import Job
 from pipepar.model.source.import_path import UserFunction, import_path
@@ -18,54 +18,57 @@ from pipepar.tasks.model_folder import classes_of
 
 @dataclass(frozen=True, slots=True)
 class OutputClaim:
-    """An output that no other run writes to; made by `claim_output`."""
+    """An output that is locked by this run; made by `claim_output`."""
 
     output: Path
-    """The output as the user names it."""
+    """The path of the output as the user gave it."""
     path: Path
-    """The file that this stands for."""
+    """The same path with a symbolic link resolved."""
     answer: Answer
-    """What makes rows of the model's output."""
-    answered_by: str
-    """What that is, for messages."""
+    """Makes the rows of the model's output."""
+    answer_name: str
+    """The name of `answer` for messages."""
     classes: tuple[str, ...] | None
-    """Names of the classes of which the right ones are known; None without labels."""
+    """Names of the model's classes; None without labels."""
     lenient: bool
-    """Whether the job goes on without samples that fail."""
+    """Whether the job continues without samples that fail."""
     replaces: bool
     """Whether there is a finished output, of this job or another one."""
     overwrites: bool
-    """Whether something is left that could have been resumed, and is not to be."""
+    """Whether there is an unfinished output that is overwritten instead of resumed."""
     partial: Partial
-    """The hidden file beside it, held by this run."""
+    """The partial file, locked by this run."""
     unfinished: Unfinished | None
-    """What an earlier run has left to go on with; None if nothing, or it is not to be resumed."""
+    """The unfinished output to resume; None to start from the beginning."""
     held: ExitStack
-    """What is closed with the claim, at the latest."""
+    """Closes the partial file, and the writer once it is open."""
 
 
 @contextmanager
 def claim_output(job: Job) -> Iterator[OutputClaim]:
-    """Keep other runs from a job's output, and see what is left of it.
+    """Lock the output of a job, and find an unfinished output of an earlier run.
 
-    Nothing is written yet. What can be resumed stays when the context is left.
+    Nothing is written. An output that can be resumed is kept when the context is left.
 
     Args:
-        job: its output, task, postprocess and labels count.
+        job: its output, task, postprocess and labels are used.
+
+    Yields:
+        The locked output.
 
     Raises:
-        InputError: the output cannot be written, another run writes to it, it cannot be resumed, or
-            what the task needs is missing.
+        InputError: the output cannot be written or resumed, another run writes to it, or a file of
+            the task is missing.
         OSError: the file system refuses.
     """
     check_output_path(job.output)
     path = target_of(job.output)
-    answered = f"--postprocess {job.postprocess}" if job.postprocess else job.task_name
-    answer = _open_answer(job, answered)
+    answer_name = f"--postprocess {job.postprocess}" if job.postprocess else job.task_name
+    answer = _open_answer(job, answer_name)
     classes = classes_of(job.folder).names if job.labels is not None else None
     replaces, overwrites = path.exists(), not job.resume and is_unfinished(path)
     with ExitStack() as held:
-        with naming(path):
+        with named_os_errors(path):
             partial = Partial(path)
             held.callback(partial.keep)
             unfinished = find_unfinished(partial) if job.resume else None
@@ -73,7 +76,7 @@ def claim_output(job: Job) -> Iterator[OutputClaim]:
             output=job.output,
             path=path,
             answer=answer,
-            answered_by=answered,
+            answer_name=answer_name,
             classes=None if classes is None else tuple(classes),
             lenient=job.lenient,
             replaces=replaces,
@@ -84,10 +87,10 @@ def claim_output(job: Job) -> Iterator[OutputClaim]:
         )
 
 
-def _open_answer(job: Job, answered: str) -> Answer:
+def _open_answer(job: Job, name: str) -> Answer:
     if job.postprocess is not None:
         function = import_path(job.postprocess, UserFunction.POSTPROCESS)
-        return answered_by(function, answered)
+        return answered_by(function, name)
     if not job.writes_answers:
         return as_tensors
     answers = job.resolved_task.answers

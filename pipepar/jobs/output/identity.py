@@ -1,6 +1,7 @@
-"""What a job is known by, so that nothing is resumed that is not the same.
+"""The identity of a job: a job may resume an output only if both have the same identity.
 
-All that decides the results counts: not the number of ranks, the plan or the depth.
+It consists of everything that determines the results; the number of ranks, the plan and the depth
+do not.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from pipepar.model.source.import_path import sources_of
 from pipepar.model.source.open_source import Source
 
 FORMAT: Final = 2
-"""Of the journal, header and records."""
+"""The version of the journal's format, of header and records."""
 
-# What a model's folder holds beside its weights that decides what becomes of a sample.
+# Suffixes of the files of a model's folder, except weights, that affect the results.
 _SETTINGS: Final = (".json", ".txt", ".model", ".jinja")
 _DIGITS: Final = 16
-# Packages whose next version may compute, tokenise or decode otherwise.
-_DECIDING: Final = ("pipepar", "torch", "numpy", "transformers", "tokenizers", "pillow")
+# Packages of which another version may compute, tokenise or decode differently.
+_PACKAGES: Final = ("pipepar", "torch", "numpy", "transformers", "tokenizers", "pillow")
 
 
 def identity(
@@ -42,15 +43,15 @@ def identity(
     count: int,
     micro_batch: int | None,
 ) -> dict[str, Any]:
-    """Name all that decides a job's results; rank 0, which sees all of it, does.
+    """Return the identity of a job; called on rank 0, which sees all files.
 
     Args:
-        job: what the user asked for.
+        job: the options of the job.
         graph: the captured model.
-        source: where its weights lie; they have values on this rank.
-        context: which devices compute.
+        source: the location of its weights, or their values.
+        context: the devices of the ranks.
         count: number of samples.
-        micro_batch: how many travel together; None where that is not known yet.
+        micro_batch: samples per micro-batch; None if not known yet.
 
     Returns:
         JSON values by name.
@@ -73,20 +74,20 @@ def identity(
         "max_length": job.max_length,
         "padding": job.padding,
         "devices": ", ".join(sorted(set(context.devices.by_rank))),
-        "versions": ", ".join(map(_version, _DECIDING)),
+        "versions": ", ".join(map(_version, _PACKAGES)),
     }
 
 
 def require_same(found: Fields, own: Fields, path: Path) -> None:
-    """Refuse to resume another job than this one.
+    """Refuse to resume the output of another job.
 
     Args:
-        found: what the one that is to be resumed is known by.
-        own: what this one is known by.
+        found: the identity in the journal.
+        own: the identity of this job.
         path: the output.
 
     Raises:
-        InputError: naming every difference.
+        InputError: the identities differ; the message lists every difference.
     """
     names = [*own, *(name for name in found if name not in own)]
     differing = [
@@ -96,9 +97,9 @@ def require_same(found: Fields, own: Fields, path: Path) -> None:
     ]
     if differing:
         raise InputError(
-            f"--resume: what is left of output {path} belongs to another job: "
+            f"--resume: the unfinished output {path} belongs to another job: "
             f"{'; '.join(differing)}. Expected the same model, input and options: give those, or "
-            "leave --resume out to begin anew"
+            "leave --resume out to start from the beginning"
         )
 
 
@@ -118,7 +119,7 @@ def _model(job: Job, graph: Graph) -> str:
 
 
 def _settings(module: nn.Module) -> Iterator[str]:
-    """What its parts were made with, as far as it is told by plain values."""
+    """Yield the public attributes of all submodules that are plain values."""
     for path, part in module.named_modules():
         for name, value in sorted(vars(part).items()):
             if isinstance(value, bool | int | float | str) and not name.startswith("_"):
@@ -130,7 +131,7 @@ def _input(path: Path) -> str:
 
 
 def _function(name: str | None) -> str | None:
-    """A function of the user's, and the sources that it is made of."""
+    """Return the name of a user function with a digest of its source files."""
     if name is None:
         return None
     digest = hashlib.sha256("".join(map(fingerprint, sources_of(name))).encode())

@@ -1,4 +1,4 @@
-"""Samples that failed: those that a job goes on without, and those yet to be tried alone."""
+"""The samples that failed: alone, or with their micro-batch and yet to be tried alone."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from pipepar.data.writers.partial import partial_of, put_under, write_at
+from pipepar.data.writers.partial import partial_of, rename_synced, write_at
 from pipepar.microbatch import Fault
 
 
 class Quarantine:
-    """Why which samples failed.
+    """The samples that failed, with their errors.
 
     Attributes:
-        together: samples of micro-batches that failed, which are to be tried alone.
+        failed_together: samples of failed micro-batches, which are to be tried alone.
     """
 
     def __init__(self, output: Path) -> None:
-        """Begin with none.
+        """Start without failed samples.
 
         Args:
-            output: the file that the others' results go to.
+            output: the output file of the job.
         """
-        self.together = set[int]()
+        self.failed_together = set[int]()
         self._file = errors_of(output)
         self._faults: dict[int, Fault] = {}
 
@@ -35,49 +35,50 @@ class Quarantine:
         return len(self._faults)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the positions of samples that failed alone, in order."""
+        """Yield the positions of the samples that failed alone, in order."""
         return iter(sorted(self._faults))
 
     @property
     def first(self) -> str:
-        """What the first that failed alone failed on, in words."""
+        """A phrase with the first sample that failed alone and its error."""
         at = min(self._faults)
         return f"sample {at} {self._faults[at]}"
 
     def add(self, samples: Sequence[int], fault: Fault) -> dict[str, Any]:
-        """A micro-batch has failed.
+        """Add the samples of a micro-batch that failed.
 
         Args:
             samples: positions in the input.
-            fault: what happened.
+            fault: the error.
 
         Returns:
             A JSON value for `restore`.
         """
         if len(samples) > 1:
-            self.together.update(samples)
+            self.failed_together.update(samples)
             return {"together": list(samples)}
         self._faults[samples[0]] = fault
         return {"alone": [[samples[0], *astuple(fault)]]}
 
     def discard(self, samples: Iterable[int]) -> None:
-        """These have results after all."""
+        """Remove samples that have results after all."""
         for sample in samples:
             self._faults.pop(sample, None)
 
     def to_note(self) -> dict[str, Any]:
-        """All that failed alone, as a JSON value for `restore`."""
+        """Return the samples that failed alone as a JSON value for `restore`."""
         return {"alone": [[at, *astuple(self._faults[at])] for at in self]}
 
     def restore(self, note: Mapping[str, Any]) -> None:
-        """Take over what an earlier run noted."""
-        self.together.update(note.get("together", []))
+        """Add the samples of a note of an earlier run."""
+        self.failed_together.update(note.get("together", []))
         self._faults |= {at: Fault(*fields) for at, *fields in note.get("alone", [])}
 
     def write(self) -> None:
-        """Write the file that tells them, a line a sample; without one, remove that of before.
+        """Write the errors of the samples that failed alone, a line per sample.
 
-        It is safe against a crash of the host, as the output is, since the journal goes after that.
+        Without such samples, remove the file of an earlier run. The file is synced like the output,
+        since the journal, which has the errors too, is removed afterwards.
 
         Raises:
             OSError: the file system refuses.
@@ -89,9 +90,9 @@ class Quarantine:
         hidden = partial_of(self._file)
         with FileIO(hidden, "w") as file:
             write_at(file, "\n".join([*lines, ""]).encode(), 0)
-            put_under(file, hidden, self._file)
+            rename_synced(file, hidden, self._file)
 
 
 def errors_of(output: Path) -> Path:
-    """The file beside an output that tells which samples failed."""
+    """Return the path of the file of errors of an output."""
     return output.with_name(f"{output.name}.errors.jsonl")

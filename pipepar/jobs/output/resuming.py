@@ -1,6 +1,7 @@
-"""Going on with what an earlier run has left.
+"""Resumes an unfinished output.
 
-The last rank has the output and its journal, rank 0 the input: what is done is agreed on here.
+The last rank has the output and its journal, and rank 0 has the input, so the ranks agree here on
+the samples that are done.
 """
 
 from __future__ import annotations
@@ -26,82 +27,82 @@ from pipepar.planner.plan_job import Agreed, Note
 
 @dataclass(frozen=True, slots=True)
 class Resuming:
-    """What is left of an earlier run, if it is to be resumed; made by `Resuming.look`."""
+    """The job of the unfinished output that is resumed, if any; made by `Resuming.find`."""
 
     world: World
     """All ranks."""
     job: Job
-    """What the user asked for."""
-    left: Fields | None
-    """What the job is known by that is to be resumed; None to begin anew."""
+    """The options of the job."""
+    header: Fields | None
+    """The identity in the journal; None to start from the beginning."""
 
     @classmethod
-    def look(cls, world: World, job: Job, claim: OutputClaim | None, note: Note) -> Resuming:
-        """See what is left. *Collective.*
+    def find(cls, world: World, job: Job, claim: OutputClaim | None, note: Note) -> Resuming:
+        """Return the job of the unfinished output on every rank. *Collective.*
 
         Args:
             world: all ranks.
-            job: what the user asked for.
-            claim: of the output on the last rank, None elsewhere.
-            note: receives, on rank 0, what the user should know of it.
+            job: the options of the job.
+            claim: the output on the last rank, None elsewhere.
+            note: receives, on rank 0, remarks for the user.
 
         Raises:
-            InputError: the last rank cannot tell of which job it is.
+            InputError: the journal has another format.
         """
         text = "null"
         if claim is not None:
-            left = claim.unfinished and claim.unfinished.header
-            text = json.dumps([left, claim.overwrites, claim.replaces])
+            header = claim.unfinished and claim.unfinished.header
+            text = json.dumps([header, claim.overwrites, claim.replaces])
         sink = Ends.of_files(world.size).sink
-        left, overwrites, replaces = json.loads(world.all_gather(text)[sink])
-        world.together(lambda: _check_format(left, job))
+        header, overwrites, replaces = json.loads(world.all_gather(text)[sink])
+        world.together(lambda: _check_format(header, job))
         if world.is_root:
-            _tell(job, left is not None, overwrites, replaces, note)
-        return cls(world, job, left)
+            _note_start(job, header is not None, overwrites, replaces, note)
+        return cls(world, job, header)
 
     @property
     def micro_batch(self) -> int | None:
-        """How many samples travel together; None if the user leaves that open."""
-        return self.left["micro_batch"] if self.left else self.job.micro_batch
+        """Samples per micro-batch; None if neither the journal nor the user gives it."""
+        return self.header["micro_batch"] if self.header else self.job.micro_batch
 
     def check(self, graph: Graph, source: Source, context: DeviceContext, count: int) -> Fields:
-        """What this job is known by, on rank 0; refuse to resume another.
+        """Return the identity of this job on rank 0, after comparing it with the journal's.
 
         Args:
             graph: the captured model.
-            source: where its weights lie.
-            context: which devices compute.
+            source: the location of its weights, or their values.
+            context: the devices of the ranks.
             count: number of samples.
 
         Returns:
-            Of the micro-batch as far as it is known; nothing on the other ranks.
+            The identity, with the micro-batch if it is known; an empty dict on other ranks.
 
         Raises:
-            InputError: naming every difference.
+            InputError: the identities differ; the message lists every difference.
         """
         if not self.world.is_root:
             return {}
-        wanted = self.job.micro_batch
-        size = self.micro_batch if wanted is None else min(wanted, count)
+        given = self.job.micro_batch
+        size = self.micro_batch if given is None else min(given, count)
         own = identity(self.job, graph, source, context, count, size)
-        if self.left is not None:
-            require_same(self.left, own, self.job.output)
+        if self.header is not None:
+            require_same(self.header, own, self.job.output)
         return own
 
-    def begin(
+    def open_sink(
         self, claim: OutputClaim | None, own: Fields, agreed: Agreed, count: int
     ) -> tuple[Sink | None, SampleSet, SampleSet]:
         """Open the output. *Collective.*
 
         Args:
-            claim: of the output on the last rank, None elsewhere.
-            own: what this job is known by, on rank 0.
-            agreed: how the samples travel.
+            claim: the output on the last rank, None elsewhere.
+            own: the identity of this job on rank 0; ignored elsewhere.
+            agreed: the plan, with the micro-batch.
             count: number of samples.
 
         Returns:
-            The output on the last rank. And on every rank the samples whose results are there, and
-            those of micro-batches that failed, which are to be tried alone.
+            The sink on the last rank, None elsewhere; and on every rank the samples that are
+            written, and those of failed micro-batches, which are to be tried alone.
 
         Raises:
             PipeparError: the output cannot be opened; PeerError on the other ranks.
@@ -111,28 +112,28 @@ class Resuming:
         header = json.loads(world.broadcast(json.dumps({**own, "micro_batch": size})))
         progress = partial(world.heartbeat.tell, "other", 0)
         sink = world.together(lambda: Sink(claim, count, header, progress) if claim else None)
-        runs = json.dumps(sink.resumed() if sink else None)
-        done, alone = json.loads(world.all_gather(runs)[Ends.of_files(world.size).sink])
+        ranges = json.dumps(sink.resumed() if sink else None)
+        done, alone = json.loads(world.all_gather(ranges)[Ends.of_files(world.size).sink])
         return sink, SampleSet(count, done), SampleSet(count, alone)
 
 
-def _tell(job: Job, resumes: bool, overwrites: bool, replaces: bool, note: Note) -> None:
-    """What the user should know of what is left."""
+def _note_start(job: Job, resumes: bool, overwrites: bool, replaces: bool, note: Note) -> None:
+    """Report an unfinished output that is overwritten, and a --resume that has no effect."""
     if overwrites:
         note(
-            f"an earlier run left {job.output} unfinished, which this one overwrites; --resume "
-            "would go on with it"
+            f"an earlier run left {job.output} unfinished, and this run overwrites it; --resume "
+            "would continue it"
         )
     elif job.resume and not resumes and replaces:
-        note(f"output {job.output} exists and nothing of it is unfinished; it is made anew")
+        note(f"output {job.output} is finished, so there is nothing to resume; it is replaced")
     elif job.resume and not resumes:
-        note(f"nothing is left of output {job.output} to resume; beginning anew")
+        note(f"output {job.output} has nothing to resume; starting from the beginning")
 
 
-def _check_format(left: Fields | None, job: Job) -> None:
-    if left is not None and left.get("format") != FORMAT:
+def _check_format(header: Fields | None, job: Job) -> None:
+    if header is not None and header.get("format") != FORMAT:
         raise InputError(
             f"--resume: the journal of output {job.output} has the format "
-            f"{left.get('format')}, expected {FORMAT}; go on with the version of pipepar "
-            "that wrote it, or leave --resume out to begin anew"
+            f"{header.get('format')}, expected {FORMAT}; use the version of pipepar that wrote "
+            "it, or leave --resume out to start from the beginning"
         )

@@ -1,4 +1,4 @@
-"""From what leaves the last stage to the user's output file."""
+"""The sink: writes the results of the last stage to the output file."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any, TypeAlias
 
 import torch
 
-from pipepar.data.sample_names import naming_samples
+from pipepar.data.sample_names import stage_errors
 from pipepar.data.sample_set import SampleSet
 from pipepar.data.writers.journal import Fields
 from pipepar.data.writers.open_output import open_output
-from pipepar.data.writers.partial import naming
-from pipepar.data.writers.row_writer import RowWriter
+from pipepar.data.writers.partial import named_os_errors
 from pipepar.data.writers.unfinished import Resumable
 from pipepar.errors import InputError, StageError
-from pipepar.jobs.failing_sample import depends_on_samples, name_failing, select_row
+from pipepar.jobs.failing_sample import depends_on_samples, describe_failing, select_row
 from pipepar.jobs.output.claim import OutputClaim
 from pipepar.jobs.output.quarantine import Quarantine
 from pipepar.microbatch import SINK, Fault, MicroBatch, samples_of
@@ -25,59 +24,60 @@ from pipepar.report.confusion import Confusion, Tally
 from pipepar.tasks.classes import class_logits
 from pipepar.trace import Tracer
 
-Runs: TypeAlias = list[tuple[int, int]]
+Ranges: TypeAlias = list[tuple[int, int]]
+"""Half-open ranges of samples."""
 
 
 class Sink:
-    """Writes what leaves the last stage to a job's output, and counts how often it was right."""
+    """Writes the results of the last stage to the output, and compares them with the labels."""
 
     def __init__(
         self, claim: OutputClaim, count: int, header: Fields, progress: Callable[[], None]
     ) -> None:
-        """Open the output, and take over what an earlier run has left of it.
+        """Open the output, and restore the results of an earlier run.
 
         Args:
-            claim: of the output; closed with it.
+            claim: the output; closes the writer.
             count: number of samples.
-            header: what the job is known by.
-            progress: is called while what is left is looked at, which may take long.
+            header: the identity of the job.
+            progress: called regularly while results are restored, which may take long.
 
         Raises:
             OSError: the file system refuses.
         """
         self._path = claim.path
         self._lenient = claim.lenient
-        self._answer, self._what = claim.answer, claim.answered_by
+        self._answer, self._answer_name = claim.answer, claim.answer_name
         self._tally = None if claim.classes is None else Tally(claim.classes)
         self._quarantine = Quarantine(claim.output)
         self._close = claim.held.close
         left = claim.unfinished and replace(claim.unfinished, progress=progress)
-        resumable = Resumable(claim.partial, header, left, self._taken)
+        resumable = Resumable(claim.partial, header, left, self._restore_record)
         self._writer = claim.held.enter_context(open_output(claim.output, count, resumable))
 
-    def resumed(self) -> tuple[Runs, Runs]:
-        """The samples that an earlier run has written, and those that are to be tried alone.
+    def resumed(self) -> tuple[Ranges, Ranges]:
+        """Return the samples that are written, and those that the first stream leaves out.
 
-        Returns:
-            Half-open ranges; of the second also those that were tried and failed.
+        The latter failed with their micro-batch or, if the job continues without samples that
+        fail, alone.
         """
-        apart = SampleSet(self._writer.count)
-        apart.add(self._quarantine.together)
-        apart.add(self._quarantine if self._lenient else ())
-        return list(self._writer.done.runs()), list(apart.runs())
+        failed = SampleSet(self._writer.count)
+        failed.add(self._quarantine.failed_together)
+        failed.add(self._quarantine if self._lenient else ())
+        return list(self._writer.done.ranges()), list(failed.ranges())
 
-    def take(
+    def write_all(
         self, results: Iterator[MicroBatch], graph: Graph, tracer: Tracer
     ) -> Iterator[MicroBatch]:
-        """Write all results to the output, and pass them on.
+        """Write all results to the output, and yield each micro-batch that was written.
 
         Args:
             results: micro-batches of the model's outputs, on the host.
             graph: the model.
-            tracer: records the times.
+            tracer: records the times of writing.
 
         Raises:
-            InputError: what was returned cannot be written.
+            InputError: a result cannot be written.
             StageError: a function of the user's failed; the cause is chained to it.
         """
         for microbatch in results:
@@ -86,29 +86,29 @@ class Sink:
             tracer.enter("other", microbatch.index)
             yield microbatch
 
-    def settled(self) -> Runs:
-        """The samples that need not be tried again, written or not, as half-open ranges."""
+    def settled(self) -> Ranges:
+        """Return the samples that are written or failed alone, and so need not be tried again."""
         writer = self._writer
-        settled = SampleSet(writer.count, writer.done.runs())
+        settled = SampleSet(writer.count, writer.done.ranges())
         settled.add(self._quarantine if self._lenient else ())
-        return list(settled.runs())
+        return list(settled.ranges())
 
     def finish(self) -> int:
-        """Put the output under its name, or leave it to be resumed if samples are missing.
+        """Complete the output, or leave it unfinished for --resume if samples are missing.
 
         Returns:
             The number of samples that are written.
 
         Raises:
-            InputError: samples failed, and not one has a result.
+            InputError: all samples failed.
             OSError: the file system refuses.
         """
         writer = self._writer
         failed = [sample for sample in self._quarantine if sample not in writer.done]
         if len(failed) == writer.done.missing:
             if failed:
-                self._leave_out(writer, failed)
-            with naming(self._path):
+                self._write_blank(failed)
+            with named_os_errors(self._path):
                 self._quarantine.write()
         else:
             writer.suspend()
@@ -117,11 +117,11 @@ class Sink:
 
     @property
     def failed(self) -> int:
-        """Number of samples that the output has no results of."""
+        """Number of samples that failed alone."""
         return len(self._quarantine)
 
     def confusion(self) -> Confusion | None:
-        """What was taken for what; None without labels."""
+        """Return the confusion matrix; None without labels."""
         return self._tally.confusion() if self._tally else None
 
     def _write(self, microbatch: MicroBatch, graph: Graph) -> None:
@@ -130,7 +130,7 @@ class Sink:
             self._fail(samples, microbatch.error)
             return
         try:
-            self._take(samples, microbatch, graph)
+            self._write_results(samples, microbatch, graph)
         except (InputError, StageError) as error:
             if not (self._lenient and depends_on_samples(error)):
                 raise
@@ -138,28 +138,31 @@ class Sink:
             return
         self._quarantine.discard(samples.tolist())
 
-    def _take(self, samples: torch.Tensor, microbatch: MicroBatch, graph: Graph) -> None:
+    def _write_results(self, samples: torch.Tensor, microbatch: MicroBatch, graph: Graph) -> None:
         output = graph.unflatten_outputs(microbatch.values)
-        extras = microbatch.columns
+        columns = microbatch.columns
 
         def alone(row: int) -> object:
-            return self._answer(*select_row((output, extras), row, len(samples)))
+            return self._answer(*select_row((output, columns), row, len(samples)))
 
-        with naming_samples(self._what, lambda e: name_failing(samples.tolist(), e, alone)):
-            rows = self._answer(output, extras)
+        def describe(error: Exception) -> str:
+            return describe_failing(samples.tolist(), error, alone)
+
+        with stage_errors(self._answer_name, describe):
+            rows = self._answer(output, columns)
         if self._tally is None:
             self._writer.write(samples, rows)
             return
-        # Counted once the rows are written: they may not fit the output.
-        counted = Tally(()).add(class_logits(output), extras["label"])
+        # Added to the tally after the rows are written, since writing them may fail.
+        counted = Tally(()).add(class_logits(output), columns["label"])
         self._writer.write(samples, rows, {"counted": counted})
         self._tally.restore(counted)
 
     def _fail(self, samples: torch.Tensor, fault: Fault) -> None:
-        self._writer.note(self._quarantine.add(samples.tolist(), fault))
+        self._writer.add_note(self._quarantine.add(samples.tolist(), fault))
 
-    def _taken(self, samples: list[int], note: dict[str, Any] | None) -> None:
-        """Take over what an earlier run has noted of a micro-batch."""
+    def _restore_record(self, samples: list[int], note: dict[str, Any] | None) -> None:
+        """Restore the failed samples and the tally from a record of an earlier run."""
         self._quarantine.discard(samples)
         if note is None:
             return
@@ -167,11 +170,11 @@ class Sink:
             self._tally.restore(note["counted"])
         self._quarantine.restore(note)
 
-    def _leave_out(self, writer: RowWriter, failed: list[int]) -> None:
-        """Give the samples without results rows that say nothing."""
-        if not len(writer.done):
+    def _write_blank(self, failed: list[int]) -> None:
+        """Write placeholder rows for the samples without results."""
+        if not len(self._writer.done):
             raise InputError(
-                f"all {len(failed)} samples failed, {self._quarantine.first}; expected one at "
-                f"least that does not. Nothing is written to {self._path}"
+                f"all {len(failed)} samples failed, {self._quarantine.first}; expected at least "
+                f"one result. Nothing is written to {self._path}"
             )
-        writer.leave_blank(torch.tensor(failed), self._quarantine.to_note())
+        self._writer.write_blank(torch.tensor(failed), self._quarantine.to_note())

@@ -1,1 +1,1 @@
-"""A module -> one graph; free sizes; refusals that name the line of the user's code."""
+"""Capture of a module as one graph with dynamic sizes."""

@@ -1,4 +1,4 @@
-"""Any module becomes one graph."""
+"""Capture of any module as one graph."""
 
 from __future__ import annotations
 
@@ -26,53 +26,54 @@ from pipepar.model.capture.signature import ConstantInput, Signature, TensorInpu
 from pipepar.model.compat.torch_internals import FakeTensor, FakeTensorMode, ShapeEnv
 from pipepar.model.fake_tensors import fake_tensor, faked, quiet
 
-# Prefix that the flattening wrapper puts before the model's own names.
+# FlatCall holds the model in this attribute, so export puts it before the model's own names.
 _WRAPPER = "model."
 
 
 def capture(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], device: str = "cpu"
 ) -> Graph:
-    """Turn a module into a graph of its operations, without its weights.
+    """Return the graph of a module's operations, without its weights.
 
-    A plain nn.Sequential, or Layers, becomes one node for each child. Everything else is traced by
-    torch.export on tensors without memory. Dimensions 0 and 1 of every input tensor stay free
-    where the model allows it. The module is left as it was.
+    A plain nn.Sequential, or Layers, becomes one node for each child. Every other module is traced
+    by torch.export on fake tensors. Dimensions 0 and 1 of every input tensor stay dynamic if the
+    model allows it. The module is not modified.
 
     Args:
         module: the model, in eval mode; its parameters may be on meta.
-        args: an example's positional arguments: tensors, Python values and None, nested in any way.
-        kwargs: an example's keyword arguments.
+        args: the example's positional arguments: tensors and Python values, nested in any way.
+        kwargs: the example's keyword arguments.
         device: the device the graph is for, such as "cpu" or "cuda".
 
     Returns:
-        The graph; the same in every process that captures the same model. Its `restriction` says
-        which sizes it holds for only because tracing asked for it.
+        The graph; the same in every process that captures the same model. Its `restriction` has
+        the sizes that tracing fixed although the model accepts others.
 
     Raises:
         CaptureError: the module cannot be traced.
+        InputError: the module's forward does not take the example's arguments.
     """
     call = FlatCall(module, args, kwargs)
     tensors = tuple(call.tensors.values())
-    place = torch.device(device)
+    target = torch.device(device)
     if is_sequence(call):
-        return capture_sequential(call, place)
-    own = tuple(tuple(tensor.shape) for tensor in tensors)
+        return capture_sequential(call, target)
+    example_sizes = tuple(tuple(tensor.shape) for tensor in tensors)
     failure: Exception | None = None
     for candidate in shape_candidates(tensors, module):
         try:
-            program = _export(call, candidate, place)
+            program = _export(call, candidate, target)
         except CaptureError:
             raise
         except Exception as error:
-            if candidate.sizes == own:  # sizes that were made up may be why it failed
+            if candidate.sizes == example_sizes:  # other sizes may be the cause of the error
                 failure = error
             continue
-        graph = _graph(call, program, place)
+        graph = _graph(call, program, target)
         try:
             graph.flatten_inputs(args, kwargs)
         except InputError:
-            continue  # with these sizes the model took another path than with the example's
+            continue  # with these sizes the model took another branch than with the example's
         return replace(graph, restriction=restriction(call, graph, failure))
     raise not_traceable(module, failure)
 
@@ -83,16 +84,20 @@ def _export(call: FlatCall, candidate: ShapeCandidate, device: torch.device) -> 
         fake_tensor(resized(tensor, sizes), mode, device)
         for tensor, sizes in zip(call.tensors.values(), candidate.sizes, strict=True)
     )
-    free = tuple(dict.fromkeys(sorted(dims), Dim.AUTO) for dims in candidate.free)
-    # Under no_grad, or every no_grad inside the model would become an opaque node.
+    dynamic = tuple(
+        dict.fromkeys(range(min(candidate.dynamic_dims, each.dim())), Dim.AUTO) for each in inputs
+    )
+    # Without no_grad here, every no_grad inside the model would become an opaque node.
     with faked(call, mode, device), torch.no_grad(), quiet():
-        return torch.export.export(call, inputs, dynamic_shapes={"tensors": free}, strict=False)
+        return torch.export.export(call, inputs, dynamic_shapes={"tensors": dynamic}, strict=False)
 
 
 def _graph(call: FlatCall, program: ExportedProgram, device: torch.device) -> Graph:
     exported = program.module(check_guards=False)
     if not isinstance(exported, fx.GraphModule):
-        raise CaptureError(f"export gave a {type(exported).__name__}, expected a GraphModule")
+        raise CaptureError(
+            f"torch.export returned a {type(exported).__name__}, expected a GraphModule; report it"
+        )
     inline_regions(exported)
     drop_asserts(exported.graph)
     graph, results = _renamed(exported.graph, list(call.tensors))
@@ -118,13 +123,13 @@ def _graph(call: FlatCall, program: ExportedProgram, device: torch.device) -> Gr
 
 
 def _renamed(old: fx.Graph, names: list[str]) -> tuple[fx.Graph, list[Any]]:
-    """The same nodes, with the model's own names for inputs and state; and the result of each."""
+    """Return a copy of a graph with the model's own names, and the values that it returns."""
     new = fx.Graph()
     values: dict[fx.Node, Any] = {}
-    own = iter(names)
+    input_names = iter(names)
     for node in old.nodes:
         if node.op == "placeholder":
-            values[node] = new.placeholder(next(own))
+            values[node] = new.placeholder(next(input_names))
         elif node.op == "get_attr":
             values[node] = new.get_attr(str(node.target).removeprefix(_WRAPPER))
         elif node.op != "output":
@@ -134,13 +139,13 @@ def _renamed(old: fx.Graph, names: list[str]) -> tuple[fx.Graph, list[Any]]:
             new.output(tuple(dict.fromkeys(x for x in results if isinstance(x, fx.Node))))
             return new, results
         values[node].meta = {**node.meta, "module": _module(node)}
-    raise CaptureError("export gave a graph without an output")
+    raise CaptureError("torch.export returned a graph without an output, expected one; report it")
 
 
 def _module(node: fx.Node) -> str:
-    """Path of the innermost of the user's modules that the node was traced in."""
+    """Return the path of the innermost of the user's modules that the node was traced in."""
     *_, (path, _) = node.meta.get("nn_module_stack", {}).values() or [("", None)]
-    inside = f"{path}.".startswith(_WRAPPER)  # some nodes are the tracing's own
+    inside = f"{path}.".startswith(_WRAPPER)  # tracing adds nodes of its own
     return f"{path}.".removeprefix(_WRAPPER).rstrip(".") if inside else ""
 
 
@@ -150,9 +155,9 @@ def _results(output: fx.Node) -> Sequence[Any]:
 
 
 def _signature(call: FlatCall, placeholders: list[fx.Node]) -> Signature:
-    given = iter(placeholders)
+    nodes = iter(placeholders)
     leaves = [
-        _tensor_input(next(given)) if isinstance(leaf, torch.Tensor) else ConstantInput(name, leaf)
+        _tensor_input(next(nodes)) if isinstance(leaf, torch.Tensor) else ConstantInput(name, leaf)
         for name, leaf in zip(call.names, call.leaves, strict=True)
     ]
     return Signature(call.structure, call.keywords, tuple(leaves), _conditions(placeholders))
@@ -164,13 +169,13 @@ def _tensor_input(node: fx.Node) -> TensorInput:
 
 
 def _size(size: int | torch.SymInt) -> Any:
-    """A fixed size as a number, a free one as its expression."""
+    """Return a fixed size as an int and a dynamic one as its expression."""
     expression = size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
     return int(expression) if expression.is_Integer else expression
 
 
 def _conditions(placeholders: list[fx.Node]) -> tuple[Any, ...]:
-    """What tracing took for granted about the free sizes."""
+    """Return the conditions on dynamic sizes that tracing relied on."""
     modes = [node.meta["val"].fake_mode for node in placeholders]
     if not modes or modes[0].shape_env is None:
         return ()
@@ -187,7 +192,7 @@ def _conditions(placeholders: list[fx.Node]) -> tuple[Any, ...]:
 
 
 def _check_device(module: fx.GraphModule, weights: Mapping[str, Any]) -> None:
-    """Nothing of the tracing may remain: a meta mask gives random results without an error."""
+    """Refuse fake and meta tensors: with a meta mask, results are random without an error."""
     for node in module.graph.nodes:
         if node.op == "get_attr" and str(node.target) not in weights:
             state = get_attribute(module, str(node.target))
@@ -196,9 +201,9 @@ def _check_device(module: fx.GraphModule, weights: Mapping[str, Any]) -> None:
                     f"the constant {node.target} has no values; build it outside of "
                     f"torch.device('meta'), or register it as a parameter"
                 )
-        fixed = [*pytree.tree_leaves((node.args, node.kwargs))]
-        if any(isinstance(x, torch.device) and x.type == "meta" for x in fixed):
+        arguments = pytree.tree_leaves((node.args, node.kwargs))
+        if any(isinstance(x, torch.device) and x.type == "meta" for x in arguments):
             raise CaptureError(
-                f"{node.name} creates a tensor on the meta device, expected a real one; take the "
-                f"device from an input of the model"
+                f"{node.name} creates a tensor on the meta device, expected another device; take "
+                f"the device from an input of the model"
             )

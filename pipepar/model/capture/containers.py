@@ -1,4 +1,4 @@
-"""Values that hold others: taken apart down to the fields of plain dataclasses."""
+"""Flattening of nested containers, including dataclasses that torch does not know."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from pipepar.errors import CaptureError
 def flatten(
     tree: Any, expected: pytree.TreeSpec | None = None
 ) -> tuple[list[Any], pytree.TreeSpec]:
-    """The leaves of any nesting, and the structure that rebuilds it.
+    """Return the leaves of a nested value and the structure that rebuilds it.
 
-    A class of dataclass is made known to torch when the first of its objects is met; the structure
-    rebuilds an object of the same class without calling it, so that nothing is computed again in
-    `__init__` or `__post_init__`.
+    A dataclass is registered with torch's pytree when the first object of it is found. The
+    structure rebuilds such an object without `__init__` and `__post_init__`, so that no field is
+    computed twice.
 
     Args:
-        tree: tuples, lists, dicts, named tuples, dataclasses and what else torch knows, nested.
-        expected: the structure that it probably has; to compare takes a fraction of the time.
+        tree: nested tuples, lists, dicts, named tuples, dataclasses and other pytree nodes.
+        expected: the probable structure; a comparison is faster than flattening.
 
     Returns:
-        The leaves in order, and the structure: the expected one itself if it is equal to that.
+        The leaves in order, and the structure: `expected` itself if the structures are equal.
     """
     leaves: list[Any] = []
     if expected is not None and _collect(tree, expected, leaves):
@@ -43,11 +43,11 @@ def flatten(
 
 
 def nth_leaf(tree: Any, index: int) -> Any:
-    """One leaf of any nesting.
+    """Return one leaf of a nested value.
 
     Args:
-        tree: what to take it from.
-        index: its place among the leaves, from 0.
+        tree: the nested value.
+        index: index of the leaf, from 0.
 
     Returns:
         The leaf.
@@ -56,31 +56,31 @@ def nth_leaf(tree: Any, index: int) -> Any:
 
 
 def nth_value(result: Any, index: int, count: int) -> Any:
-    """One of the values that a layer hands to the next.
+    """Return one of the values that a layer passes to the next.
 
     Args:
-        result: what the layer returned; anything but a tuple is one value.
-        index: which of the values, from 0.
-        count: how many there must be.
+        result: the layer's result; anything except a tuple is one value.
+        index: index of the value, from 0.
+        count: the expected number of values.
 
     Returns:
         The value.
 
     Raises:
-        CaptureError: there are more or fewer. How many a layer gives is not known before it runs
-            where it depends on values; then it is taken to be what the next cannot do without.
+        CaptureError: the number of values is not `count`. If a layer cannot run on fake tensors,
+            `count` is only a guess: the number of values that the next layer requires.
     """
     values = result if isinstance(result, tuple) else (result,)
     if len(values) != count:
         raise CaptureError(
             f"a layer returned {len(values)} values, expected {count}, as many as the next layer's "
-            f"forward requires; give that one as many parameters without defaults"
+            f"forward requires; give that forward {len(values)} parameters without defaults"
         )
     return values[index]
 
 
 def _collect(tree: Any, expected: pytree.TreeSpec, leaves: list[Any]) -> bool:
-    """Append the leaves while the structure is the expected one, class by class and key by key."""
+    """Append the leaves of a tree, and return whether its structure is the expected one."""
     kind, found = expected.type, type(tree)
     if kind is None:
         leaves.append(tree)
@@ -102,16 +102,18 @@ def _is_dataclass_object(leaf: Any) -> bool:
 def _register(kind: type[Any]) -> None:
     names = [field.name for field in dataclasses.fields(kind)]
 
-    def take_apart(value: Any) -> tuple[list[Any], None]:
+    def flatten_fields(value: Any) -> tuple[list[Any], None]:
         return [getattr(value, name) for name in names], None
 
-    def take_apart_named(value: Any) -> tuple[list[tuple[pytree.KeyEntry, Any]], None]:
+    def flatten_named_fields(value: Any) -> tuple[list[tuple[pytree.KeyEntry, Any]], None]:
         return [(pytree.GetAttrKey(name), getattr(value, name)) for name in names], None
 
     def rebuild(values: Iterable[Any], _: None) -> Any:
-        made = object.__new__(kind)
+        rebuilt = object.__new__(kind)
         for name, value in zip(names, values, strict=True):
-            object.__setattr__(made, name, value)  # a frozen one allows no other way
-        return made
+            object.__setattr__(rebuilt, name, value)  # setattr fails on a frozen dataclass
+        return rebuilt
 
-    pytree.register_pytree_node(kind, take_apart, rebuild, flatten_with_keys_fn=take_apart_named)
+    pytree.register_pytree_node(
+        kind, flatten_fields, rebuild, flatten_with_keys_fn=flatten_named_fields
+    )

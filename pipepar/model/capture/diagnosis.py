@@ -1,8 +1,8 @@
-"""Why a module cannot be traced, and what to do about it, in the user's terms."""
+"""Reasons why a module cannot be traced, with the line of the user's code and a remedy."""
 
 from __future__ import annotations
 
-import inspect
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable
@@ -23,123 +23,117 @@ _DATA_DEPENDENT = (
     DataDependentOutputException,
     DynamicOutputShapeException,
 )
-_LAYERS = (
-    "give its layers, which are not traced: as an nn.Sequential or pipepar.Pipeline(layers=[...])"
-)
 
 
 def not_traceable(module: nn.Module, failure: Exception | None) -> CaptureError:
-    """The error for a module that no choice of sizes could trace.
+    """Return the error for a module that could be traced with none of the shapes tried.
 
     Args:
         module: the module.
-        failure: what the last attempt raised; None if its graph did not fit the example.
+        failure: the error of the last attempt; None if its graph did not accept the example.
 
     Returns:
-        The error, with the user's own line where that is known.
+        The error, with the line of the user's code if it is known.
     """
     error = CaptureError(
-        f"{type(module).__name__} cannot be turned into a graph: "
-        f"{reason(module, failure)}; {_remedy(module, failure)}, or {_LAYERS}"
+        f"{type(module).__name__} cannot be turned into a graph: {reason(module, failure)}; "
+        f"{_remedy(module, failure)}, or pass its layers, which are not traced, as an "
+        f"nn.Sequential or pipepar.Pipeline(layers=[...])"
     )
     error.__cause__ = failure
     return error
 
 
 def reason(module: nn.Module, failure: Exception | None) -> str:
-    """What stopped the tracing, in one line.
+    """Return why tracing failed, in one line.
 
     Args:
         module: the module.
-        failure: what the attempt raised; None if its graph did not fit the example.
+        failure: the error of the attempt; None if its graph did not accept the example.
 
     Returns:
-        The reason, and the model's own line where that is known.
+        The reason, with the line of the model if it is known.
     """
     if failure is None:
-        return "what was traced does not fit the example"
+        return "the traced graph does not accept the example"
     frames = traceback.extract_tb(failure.__traceback__)
-    place = ", called at ".join(map(shown, _own_frames(module, frames)))
-    return f"{_what(failure)}{place and f', at {place}'}"
+    lines = ", called at ".join(map(source_line, _model_frames(module, frames)))
+    return f"{_cause(failure)}{lines and f', at {lines}'}"
 
 
-def shown(frame: traceback.FrameSummary) -> str:
-    """A line of code as `file:line (source)`.
+def source_line(frame: traceback.FrameSummary) -> str:
+    """Return the position of a frame as `file:line (source)`.
 
     Args:
-        frame: where it stands.
+        frame: a frame of a traceback.
 
     Returns:
-        Its place and, where it can be read, the line itself.
+        The position, without the source if it cannot be read.
     """
-    place = f"{frame.filename}:{frame.lineno}"
-    return f"{place} ({frame.line})" if frame.line else place
+    position = f"{frame.filename}:{frame.lineno}"
+    return f"{position} ({frame.line})" if frame.line else position
 
 
-def _what(failure: Exception) -> str:
+def _cause(failure: Exception) -> str:
     if isinstance(failure, _DATA_DEPENDENT):
-        return "what it does next depends on the values of tensors"
+        return "its control flow or a shape depends on the values of tensors"
     if _leaves_torch(failure):
-        return "it takes tensors out of torch, where nothing can be traced"
+        return "it takes tensors out of torch, which cannot be traced"
     lines = str(failure).strip().splitlines() or ["no message"]
     return f"{type(failure).__name__}: {lines[0].rstrip('.')}"
 
 
 def _leaves_torch(failure: Exception) -> bool:
-    """Fakes refuse to become arrays and to show where their data lies."""
+    """Whether code failed because a fake tensor has no NumPy array and no data pointer."""
     return any(word in str(failure) for word in (".numpy()", "data pointer", "data_ptr"))
 
 
 def _remedy(module: nn.Module, failure: Exception | None) -> str:
     if isinstance(failure, _DATA_DEPENDENT) and has_eager_experts(module):
         return (
-            "the experts' eager code visits only those that were chosen: build the model with "
+            "the eager code of the experts computes only the chosen ones: build the model with "
             'experts_implementation="grouped_mm" or "batched_mm"'
         )
     if isinstance(failure, _DATA_DEPENDENT):
-        return "choose with torch.where or by a mask instead, which always compute the same"
+        return "choose with torch.where or a mask instead, so that all inputs take the same path"
     if failure is not None and _leaves_torch(failure):
         return "use torch's own operation instead"
-    return "check that the model itself takes the example, or change that line"
+    return "check that the model itself accepts the example, or change that line"
 
 
-def _own_frames(
+def _model_frames(
     module: nn.Module, frames: Iterable[traceback.FrameSummary]
 ) -> list[traceback.FrameSummary]:
-    """The innermost line that the user wrote, and the innermost of the model's classes.
+    """Return the innermost frame in a class of the model, and the innermost in the user's code.
 
-    A model out of a library has no line of the user's; a helper of that library, such as the one
-    that makes masks, says less than the layer which called it.
+    They differ if the user's model contains one of a library. A layer of that library explains
+    more than the helper function it calls, such as one that makes masks.
     """
     libraries = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
-    model = _files(module)
-    theirs = [frame for frame in frames if not of_tracing(frame.filename)]
-    written = [frame for frame in theirs if not frame.filename.startswith(libraries)]
-    classes = [frame for frame in theirs if frame.filename in model]
-    found = [*(classes or theirs)[-1:], *written[-1:]]
+    model_files = _model_files(module)
+    frames = [frame for frame in frames if not is_tracing_code(frame.filename)]
+    in_user_code = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    in_model = [frame for frame in frames if frame.filename in model_files]
+    found = [*(in_model or frames)[-1:], *in_user_code[-1:]]
     return list({(frame.filename, frame.lineno): frame for frame in found}.values())
 
 
-def of_tracing(filename: str) -> bool:
-    """Whether a file is torch's or this package's, and so no place for a user to look.
+def is_tracing_code(filename: str) -> bool:
+    """Whether a file belongs to torch or to this package.
 
     Args:
         filename: as in a traceback.
 
     Returns:
-        Also True for code that has no file.
+        True also for code without a file.
     """
     ours = __file__.rsplit("model", 1)[0]
     theirs = torch.__file__.rsplit("__init__", 1)[0]
     return filename.startswith((ours, theirs, "<"))
 
 
-def _files(module: nn.Module) -> set[str]:
-    """The files that define the module's classes, torch's own left out."""
-    found = set()
-    for kind in {type(part) for part in module.modules()}:
-        try:
-            found.add(inspect.getfile(kind))
-        except (TypeError, OSError):
-            continue  # defined in an interactive session
-    return {name for name in found if not of_tracing(name)}
+def _model_files(module: nn.Module) -> set[str]:
+    """Return the files that define the module's classes, except torch's own."""
+    sources = {sys.modules.get(type(part).__module__) for part in module.modules()}
+    files = {getattr(source, "__file__", None) for source in sources}
+    return {name for name in files if name and not is_tracing_code(name)}

@@ -1,4 +1,4 @@
-"""The model behind a plain call: tensors in, a tuple of values out."""
+"""A model as a module that takes a flat list of tensors and returns a flat tuple of values."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import fx, nn
 
 from pipepar.errors import CaptureError, InputError
 from pipepar.model.capture.containers import flatten
-from pipepar.model.capture.signature import ConstantInput, OutputTemplate, flatten_call
+from pipepar.model.capture.signature import ConstantInput, OutputTemplate
 
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _CONSTANTS = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
 
 
 class FlatCall(nn.Module):
-    """Calls a model with tensors, in the place of the tensors of an example.
+    """A model with the call of an example, in which tensors can be replaced.
 
     Args:
         model: the model.
@@ -29,7 +29,7 @@ class FlatCall(nn.Module):
 
     Raises:
         InputError: the model's forward does not take these arguments.
-        CaptureError: an argument is an array that is no tensor.
+        CaptureError: an argument is an array other than a torch tensor.
     """
 
     def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -37,7 +37,7 @@ class FlatCall(nn.Module):
         _check_parameters(model, args, kwargs)
         self.model = model
         self.training = model.training
-        leaves, self.structure = flatten_call(args, kwargs)
+        leaves, self.structure = flatten((tuple(args), dict(kwargs)))
         self.leaves = tuple(leaves)
         self.names = _input_names(model, args, kwargs)
         self.keywords = tuple(kwargs)
@@ -46,9 +46,9 @@ class FlatCall(nn.Module):
             _check_argument(name, leaf)
 
     def forward(self, *tensors: torch.Tensor) -> tuple[Any, ...]:
-        """Rebuild the call, and flatten what it returns."""
-        given = iter(tensors)
-        leaves = [next(given) if isinstance(x, torch.Tensor) else x for x in self.leaves]
+        """Call the model with these tensors and return its output, flattened."""
+        remaining = iter(tensors)
+        leaves = [next(remaining) if isinstance(x, torch.Tensor) else x for x in self.leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self.structure)
         return self.output.flatten(self.model(*args, **kwargs))
 
@@ -60,44 +60,44 @@ class FlatCall(nn.Module):
 
 
 class Output:
-    """How a traced output nests; its leaves that are no values of the graph are kept here."""
+    """The structure of a traced output, and the leaves of it that are not values of the graph."""
 
     def __init__(self) -> None:
         self._structure = pytree.tree_flatten(None)[1]
         self._leaves: list[ConstantInput | None] = []
 
     def flatten(self, output: Any) -> tuple[Any, ...]:
-        """Take an output apart.
+        """Return the tensors and symbolic numbers of an output, and store its structure.
 
         Args:
-            output: what the model returned.
+            output: the model's output.
 
         Returns:
-            Its tensors and sizes.
+            The tensors and symbolic numbers, in order.
 
         Raises:
-            CaptureError: it contains something of a class that cannot be taken apart.
+            CaptureError: the output contains an object of an unsupported class.
         """
         leaves, self._structure = flatten(output)
         self._leaves = [None if _is_value(leaf) else constant(leaf) for leaf in leaves]
         return tuple(leaf for leaf in leaves if _is_value(leaf))
 
     def template(self, results: Sequence[Any]) -> tuple[tuple[str, ...], OutputTemplate]:
-        """How to rebuild the output from the graph.
+        """Return the outputs of the graph and the template that rebuilds the model's output.
 
         Args:
-            results: what became of each value that `flatten` returned: a node, or a number where
-                tracing fixed a size.
+            results: for each value that `flatten` returned its node, or a number if tracing
+                fixed it.
 
         Returns:
-            Names of the values needed, each once, and the template that takes them in this order.
+            The names of the outputs, each once, and the template for them in this order.
         """
-        given = iter(results)
-        leaves = [next(given) if leaf is None else leaf for leaf in self._leaves]
+        remaining = iter(results)
+        leaves = [next(remaining) if leaf is None else leaf for leaf in self._leaves]
         leaves = [x if isinstance(x, (fx.Node, ConstantInput)) else constant(x) for x in leaves]
         names = tuple(dict.fromkeys(x.name for x in leaves if isinstance(x, fx.Node)))
-        places = [names.index(x.name) if isinstance(x, fx.Node) else x for x in leaves]
-        return names, OutputTemplate(self._structure, tuple(places))
+        indices = [names.index(x.name) if isinstance(x, fx.Node) else x for x in leaves]
+        return names, OutputTemplate(self._structure, tuple(indices))
 
 
 def _is_value(leaf: Any) -> bool:
@@ -105,22 +105,22 @@ def _is_value(leaf: Any) -> bool:
 
 
 def constant(leaf: Any) -> ConstantInput:
-    """A leaf of an output that is no tensor.
+    """Return a leaf of an output that is not a tensor as a constant.
 
     Args:
-        leaf: what the model returned at this place.
+        leaf: the leaf.
 
     Returns:
-        The leaf as a part of the graph.
+        The constant.
 
     Raises:
-        CaptureError: it is no plain value.
+        CaptureError: the leaf is not a plain Python value.
     """
     if not isinstance(leaf, _CONSTANTS):
         kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
         remedy = "return its tensors instead"
         if kind.endswith("Cache"):
-            remedy = "a cache serves generation only: set model.config.use_cache = False"
+            remedy = "a cache is for generation only: set model.config.use_cache = False"
         raise CaptureError(
             f"the model's output contains a {kind}, expected tensors in tuples, lists, dicts or "
             f"dataclasses; {remedy}"
@@ -133,7 +133,7 @@ def _check_parameters(module: nn.Module, args: Sequence[Any], kwargs: Mapping[st
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        given = [*(f"{len(args)} positional" for _ in args[:1]), *kwargs]
+        given = [f"{len(args)} positional", *kwargs] if args else [*kwargs]
         raise InputError(
             f"the input gives {', '.join(given) or 'nothing'}, but {type(module).__name__}.forward "
             f"takes {signature} ({error}); name the arrays of an .npz or .safetensors file after "
@@ -150,22 +150,26 @@ def _check_argument(name: str, leaf: Any) -> None:
 
 
 def _input_names(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
-    """A name for each leaf of the call: the parameter's, and the path inside it."""
+    """Return a name for each leaf of the call: its parameter and its path in the argument."""
     named = dict(zip(positional(module, len(args)), args, strict=True))
-    paths = [path for part in (named, dict(kwargs)) for path, _ in _leaves(part)]
+    paths = [
+        path
+        for arguments in (named, dict(kwargs))
+        for path, _ in pytree.tree_flatten_with_path(arguments)[0]
+    ]
     words = [re.sub(r"\W+", "_", pytree.keystr(path)).strip("_") for path in paths]
     return [word if word.isidentifier() else f"input_{word}" for word in words]
 
 
 def positional(module: nn.Module, count: int) -> list[str]:
-    """Names of the first parameters of a module's forward.
+    """Return the names of the first parameters of a module's forward.
 
     Args:
         module: the module.
-        count: how many positional arguments it is called with.
+        count: the number of positional arguments.
 
     Returns:
-        As many names; made up where forward takes any number.
+        `count` names; arg0, arg1 and so on for arguments of *args.
     """
     try:
         parameters = list(inspect.signature(module.forward).parameters.values())
@@ -174,7 +178,3 @@ def positional(module: nn.Module, count: int) -> list[str]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = [parameter.name for parameter in parameters if parameter.kind in kinds][:count]
     return names + [f"arg{index}" for index in range(len(names), count)]
-
-
-def _leaves(part: dict[str, Any]) -> list[tuple[pytree.KeyPath, Any]]:
-    return pytree.tree_flatten_with_path(part)[0]

@@ -1,4 +1,4 @@
-"""The one graph that every model becomes."""
+"""The graph of a model: nodes, weights, signature."""
 
 from __future__ import annotations
 
@@ -18,54 +18,54 @@ from pipepar.model.weights.weight_source import WeightSpec
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A model as a flat list of operations, before any weight is read."""
+    """A model as a flat list of operations, without the values of its weights."""
 
     module: fx.GraphModule
-    """The graph; weights are on meta under the model's own names, other tensors are real."""
+    """The graph; weights are on meta under the model's own names, other tensors have values."""
     inputs: tuple[str, ...]
-    """Names of the tensors it takes, in order."""
+    """Names of the input tensors, in order."""
     outputs: tuple[str, ...]
-    """Names of the values that the model's output is made of, each once."""
+    """Names of the values in the model's output, each once."""
     weights: Mapping[str, WeightSpec]
-    """Its parameters and persistent buffers, by every name in the graph."""
+    """Parameters and persistent buffers, by every name in the graph."""
     signature: Signature
-    """What a call of the model looks like."""
+    """Structure and requirements of the inputs."""
     template: OutputTemplate
-    """What the model's output looks like."""
+    """Structure of the output."""
     example: tuple[torch.Tensor, ...]
-    """The example's tensors on meta: the sizes that costs are counted for."""
+    """The example's tensors on meta; costs are counted at these sizes."""
     device: torch.device
     """The device that the graph was captured for."""
     digest: str
-    """SHA-256 of the nodes and of the state's shapes; equal captures have equal digests."""
+    """SHA-256 of the nodes and of the shapes of their tensors; the same in every process."""
     restriction: Restriction | None = None
-    """Sizes that the graph requires though the model does not; None for most models."""
+    """Sizes that the graph requires although the model accepts others; None for most models."""
 
     @property
     def varies(self) -> Varies:
-        """The sizes that may differ from call to call."""
+        """Dimensions whose sizes may differ from call to call."""
         return varies(self.signature.tensors)
 
     def limitation(self, name: str) -> str | None:
-        """What to tell the user about the sizes that the graph holds for.
+        """Return a sentence for the user about sizes that only tracing fixed.
 
         Args:
-            name: what to call the model.
+            name: the name of the model in the sentence.
 
         Returns:
-            One sentence; None where the graph takes every size that the model takes.
+            The sentence; None if the graph accepts every size that the model accepts.
         """
         return sentence(name, self.signature, self.restriction)
 
     @property
     def nodes(self) -> list[fx.Node]:
-        """The compute nodes; a position in a plan is an index into this list."""
+        """Compute nodes in order; a position in a plan is an index into this list."""
         return [node for node in self.module.graph.nodes if node.op.startswith("call_")]
 
     def flatten_inputs(
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> tuple[Value, ...]:
-        """Check a call of the model and take its tensors.
+        """Check a call of the model and return its tensors.
 
         Args:
             args: positional arguments, nested as in the example.
@@ -75,32 +75,35 @@ class Graph:
             The tensors, in the order of `inputs`.
 
         Raises:
-            InputError: the call does not fit what was captured.
+            InputError: the call differs from what the graph requires.
         """
         return self.signature.flatten(args, kwargs or {})
 
     def unflatten_outputs(self, values: Sequence[Any]) -> Any:
-        """Make the model's own output from values.
+        """Return the model's output for the values that the graph computed.
 
         Args:
-            values: in the order of `outputs`.
+            values: the values, in the order of `outputs`.
 
         Returns:
-            What the model itself would return.
+            The output, of the same structure as the model's own.
         """
         return self.template.unflatten(values)
 
 
 def get_attribute(module: nn.Module, target: str, *default: Any) -> Any:
-    """What a dotted name stands for.
+    """Return the attribute with a dotted name.
 
     Args:
-        module: where the name starts.
+        module: the module that the name starts from.
         target: the dotted name.
-        default: what to return if there is nothing of that name; without one that is an error.
+        default: the result if there is no such attribute.
 
     Returns:
         A tensor, a module or another attribute.
+
+    Raises:
+        AttributeError: there is no such attribute and no default.
     """
     value: Any = module
     for part in target.split("."):
@@ -111,7 +114,7 @@ def get_attribute(module: nn.Module, target: str, *default: Any) -> Any:
 def digest_of(
     module: fx.GraphModule, weights: Mapping[str, WeightSpec], device: torch.device
 ) -> str:
-    """A number for a graph that is the same in every process.
+    """Return a digest of a graph that is the same in every process.
 
     Args:
         module: the graph.
@@ -119,7 +122,7 @@ def digest_of(
         device: the device it was captured for.
 
     Returns:
-        SHA-256, in hexadecimal digits.
+        SHA-256 in hexadecimal digits.
     """
     lines = [f"device {device.type}", *_described(module)]
     lines += [f"weight {n} {w.shape} {w.dtype} {w.aliases}" for n, w in sorted(weights.items())]
@@ -144,7 +147,14 @@ def _target(node: fx.Node) -> str:
 
 
 def described_state(state: Any) -> list[str]:
-    """A tensor's, module's or other attribute's shapes and settings, in words."""
+    """Return the shapes and settings of a tensor, a module or another attribute.
+
+    Args:
+        state: the attribute.
+
+    Returns:
+        Lines of text that are the same in every process.
+    """
     if isinstance(state, torch.Tensor):
         return [f"tensor {tuple(state.shape)} {state.dtype}"]
     if isinstance(state, fx.GraphModule):

@@ -1,4 +1,4 @@
-"""The tensors that a graph refers to: weights on meta, everything else with its values."""
+"""Tensors that a graph refers to: weights on meta, all others with their values."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pipepar.model.weights.weight_source import WeightSpec
 
 
 def weight_specs(module: nn.Module, names: Sequence[str]) -> dict[str, WeightSpec]:
-    """What a graph expects of its weights.
+    """Return the specs of the weights in a graph.
 
     Args:
         module: the model.
-        names: names that the graph refers to; those that are no weights are passed over.
+        names: names that the graph refers to; names of other objects than weights are skipped.
 
     Returns:
-        A spec for each weight; one tensor has one spec, also under two names.
+        The spec of each weight by name; the names of a tied weight have equal specs.
     """
     weights = named_weights(module)
     tied: dict[int, list[str]] = {}
@@ -39,16 +39,17 @@ def weight_specs(module: nn.Module, names: Sequence[str]) -> dict[str, WeightSpe
 def graph_state(
     module: nn.Module, exported: fx.GraphModule, targets: Sequence[str], wrapper: str
 ) -> dict[str, Any]:
-    """What each state node of a graph stands for.
+    """Return the object that each get_attr node of a graph refers to.
 
     Args:
         module: the model, with its own tensors.
-        exported: export's module, which holds lifted constants and bodies of regions.
-        targets: the names in the graph.
-        wrapper: the prefix by which `exported` names the model's own tensors.
+        exported: the module from torch.export, with lifted constants and bodies of regions.
+        targets: the targets of the get_attr nodes.
+        wrapper: the prefix of the model's own tensors in `exported`.
 
     Returns:
-        For each target a weight on meta, a buffer or constant with its values, or a body.
+        For each target a weight on meta, a buffer or constant with its values, or the body of a
+        region.
     """
     weights = named_weights(module)
     buffers = dict(module.named_buffers(remove_duplicate=False))

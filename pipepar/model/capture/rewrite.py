@@ -1,4 +1,4 @@
-"""What export leaves in a graph and a pipeline cannot use: regions, asserts, writes into inputs."""
+"""Changes to an exported graph: inlined regions, no asserts, no writes into inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipepar.model.aliases import alias_groups, memory_of, writes
 aten = torch.ops.aten
 higher_order = torch.ops.higher_order
 
-# They check what the signature checks before the pipeline starts.
+# The signature checks the same before the first micro-batch.
 _ASSERTS = {
     aten._assert_tensor_metadata.default,
     aten._assert_scalar.default,
@@ -24,23 +24,24 @@ _ASSERTS = {
 
 
 def inline_regions(module: fx.GraphModule) -> None:
-    """Replace regions that change nothing in inference by their own nodes.
+    """Replace regions without effect on inference by the nodes inside them.
 
-    Rotary embeddings run under autocast(enabled=False), and models switch gradients on or off;
-    export makes one opaque node of each. Autocast that is enabled changes results and stays.
+    torch.export makes one opaque node of each block under autocast(enabled=False), as in rotary
+    embeddings, and of each block that switches gradients. Enabled autocast changes results, so its
+    regions stay.
 
     Args:
-        module: the exported module; changed in place.
+        module: the exported module; modified in place.
     """
     regions = [node for node in module.graph.nodes if _region(node) is not None]
     for node in regions:
         _inline(module, node)
     if regions:
-        inline_regions(module)  # a region may have held another
+        inline_regions(module)  # the inlined nodes may be regions
 
 
 def _region(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:
-    """The body and the arguments of a region that can be inlined."""
+    """Return the body and the arguments of a region to inline; None for other nodes."""
     if node.target is higher_order.wrap_with_set_grad_enabled:
         body, arguments = node.args[1], node.args[2:]
     elif node.target is higher_order.wrap_with_autocast and not node.args[2]:
@@ -54,7 +55,9 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
     body, arguments = _region(node) or (node, ())
     inner = module.get_submodule(str(body.target))
     if not isinstance(inner, fx.GraphModule):
-        raise CaptureError(f"{node.name} holds {type(inner).__name__}, expected a graph; report it")
+        raise CaptureError(
+            f"the region {node.name} contains a {type(inner).__name__}, expected a graph; report it"
+        )
     values: dict[fx.Node, Any] = dict(
         zip(inner.graph.find_nodes(op="placeholder"), arguments, strict=True)
     )
@@ -66,17 +69,20 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
         result = module.graph.graph_copy(inner.graph, values)
     for user in list(node.users):
         if user.target is not operator.getitem or not isinstance(result, (tuple, list)):
-            raise CaptureError(f"{user.name} uses the region {node.name} as a whole; report it")
+            raise CaptureError(
+                f"{user.name} uses the whole result of the region {node.name}, expected one "
+                f"element of it; report it"
+            )
         user.replace_all_uses_with(result[int(str(user.args[1]))])
         module.graph.erase_node(user)
     module.graph.erase_node(node)
 
 
 def drop_asserts(graph: fx.Graph) -> None:
-    """Remove export's own checks, and what only they used.
+    """Remove the checks that torch.export adds, and all nodes without a user.
 
     Args:
-        graph: changed in place.
+        graph: modified in place.
     """
     for node in graph.nodes:
         if node.op == "call_function" and node.target in _ASSERTS:
@@ -85,17 +91,17 @@ def drop_asserts(graph: fx.Graph) -> None:
 
 
 def protect_inputs(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """Let in-place operations write into a copy of an input, never into the caller's.
+    """Make in-place operations write into copies of the inputs instead of the caller's tensors.
 
     Args:
-        graph: changed in place.
+        graph: modified in place.
 
     Returns:
-        For each input that is written into, the copy that took its place.
+        The copy of each input that is written into.
 
     Raises:
-        CaptureError: the model writes into a parameter or a buffer, so that its result would
-            depend on the order of the microbatches.
+        CaptureError: the model writes into a parameter or a buffer, so its result would depend on
+            the order of the micro-batches.
     """
     memory = {node: memory_of(node.meta.get("val")) for node in graph.nodes}
     group = alias_groups(graph.nodes, memory)
@@ -107,8 +113,8 @@ def protect_inputs(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
         if node.op == "get_attr":
             raise CaptureError(
                 f"{written[group[node]].name} writes into {node.target} while it computes, "
-                f"expected state that stays as it is; call module.eval(), switch off what "
-                f"updates it, or pass what it writes as an input"
+                f"expected parameters and buffers that do not change; call module.eval(), switch "
+                f"off the update, or pass the tensor as an input"
             )
         if node.op == "placeholder" and node.users:
             copies[node] = _use_copy(graph, node)

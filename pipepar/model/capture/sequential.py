@@ -1,4 +1,4 @@
-"""A plain nn.Sequential needs no tracing: its children are the graph."""
+"""Graphs of nn.Sequential and Layers: one node for each child, without tracing."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from pipepar.model.fake_tensors import fake_tensor, faked
 from pipepar.model.module_tensors import named_weights
 from pipepar.model.to_meta import to_meta
 
-# What a layer makes that does not run without values.
+# The result of a layer that does not run on fake tensors.
 _UNKNOWN: Final = object()
 
 
 class Layers(nn.Sequential):
-    """Layers in order; where one returns a tuple, the next takes its values as arguments.
+    """Layers in order; if one returns a tuple, the next is called with its values as arguments.
 
-    A plain nn.Sequential hands a tuple on as a whole.
+    A plain nn.Sequential passes the tuple as one argument.
     """
 
     def forward(self, *values: Any) -> Any:
         """Run all layers.
 
         Args:
-            values: the first layer's positional arguments.
+            values: the positional arguments of the first layer.
 
         Returns:
-            What the last layer returns.
+            The result of the last layer.
         """
         result: Any = values
         for layer in self:
@@ -49,52 +49,55 @@ class Layers(nn.Sequential):
 
 
 def is_sequence(call: FlatCall) -> bool:
-    """Whether a call needs no tracing: plain layers, called with nothing but tensors.
+    """Whether a call needs no tracing: plain layers whose arguments are all tensors.
 
     Args:
-        call: the model behind a plain call.
+        call: the model and its example.
 
     Returns:
-        True for an nn.Sequential that is given one tensor and for Layers given any number.
+        True for an nn.Sequential with one tensor, and for Layers with one or more.
     """
-    given = len(call.leaves)
-    if call.structure != flatten(((0,) * given, {}))[1] or not len(call.tensors) == given > 0:
+    count = len(call.leaves)
+    if call.structure != flatten(((0,) * count, {}))[1] or not len(call.tensors) == count > 0:
         return False
-    return _is_plain(call.model, Layers) or (_is_plain(call.model, nn.Sequential) and given == 1)
+    return _is_plain(call.model, Layers) or (_is_plain(call.model, nn.Sequential) and count == 1)
 
 
 def capture_sequential(call: FlatCall, device: torch.device) -> Graph:
-    """Make a graph with one node for each child, without tracing.
+    """Return a graph with one node for each child, without tracing.
 
     Args:
-        call: a sequence of modules, as `is_sequence` tells; nested plain sequences are opened.
+        call: a call for which `is_sequence` is true; nested plain sequences are flattened.
         device: the device the graph is for.
 
     Returns:
-        The graph. All sizes are free: nothing is known about what the children require.
+        The graph. All sizes are dynamic, because the requirements of the children are unknown.
 
     Raises:
-        CaptureError: a child takes another number of values than the one before it gives.
+        CaptureError: a child does not take as many values as the one before it returns.
+        InputError: a linear or convolution layer does not accept the dtype or the size before it.
     """
-    shell = to_meta(call.model)
+    meta_model = to_meta(call.model)
     examples = tuple(call.tensors.values())
-    chain = _Chain(shell, device)
+    chain = _Chain(meta_model, device)
     inputs, result = chain.build(examples)
     graph = chain.graph
-    values, leaves, structure = _taken_apart(graph, result, chain.made.get(result))
+    values, leaves, structure = _output_leaves(graph, result, chain.results[result])
     graph.output(tuple(values))
     protect_inputs(graph)
     graph.lint()
-    captured = fx.GraphModule(shell, graph)
-    weights = weight_specs(shell, list(named_weights(shell)))
-    given = zip(inputs, examples, strict=True)
-    taken = tuple(TensorInput(node.name, x.dtype, None, x.dim()) for node, x in given)
+    captured = fx.GraphModule(meta_model, graph)
+    weights = weight_specs(meta_model, list(named_weights(meta_model)))
+    tensors = tuple(
+        TensorInput(node.name, x.dtype, None, x.dim())
+        for node, x in zip(inputs, examples, strict=True)
+    )
     return Graph(
         module=captured,
         inputs=tuple(node.name for node in inputs),
         outputs=tuple(node.name for node in values),
         weights=weights,
-        signature=Signature(call.structure, (), taken),
+        signature=Signature(call.structure, (), tensors),
         template=OutputTemplate(structure, leaves),
         example=tuple(x.detach().to("meta") for x in examples),
         device=device,
@@ -103,88 +106,93 @@ def capture_sequential(call: FlatCall, device: torch.device) -> Graph:
 
 
 class _Chain:
-    """Links layers into a graph, and runs them without memory to learn what each makes."""
+    """Builds the graph of layers, and runs them on fake tensors to find the result of each."""
 
-    def __init__(self, shell: nn.Module, device: torch.device) -> None:
+    def __init__(self, meta_model: nn.Module, device: torch.device) -> None:
         self.graph = fx.Graph()
-        self.made: dict[fx.Node, Any] = {}
-        self._shell, self._device = shell, device
+        self.results: dict[fx.Node, Any] = {}
+        self._model, self._device = meta_model, device
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def build(self, examples: Sequence[torch.Tensor]) -> tuple[list[fx.Node], fx.Node]:
-        """Nodes for the inputs and for the last layer's result."""
-        layers = list(_children(self._shell))
+        """Add a node for each input and layer; return those of the inputs and of the last."""
+        layers = list(_children(self._model))
         names = ["x"] if len(examples) == 1 else positional(layers[0][1], len(examples))
         inputs = [self.graph.placeholder(name) for name in names]
         for node, example in zip(inputs, examples, strict=True):
-            self._note(node, fake_tensor(example.detach(), self._mode, self._device))
+            self._record(node, fake_tensor(example.detach(), self._mode, self._device))
         values = inputs
-        with faked(self._shell, self._mode, self._device), self._mode, torch.no_grad():
+        with faked(self._model, self._mode, self._device), self._mode, torch.no_grad():
             for index, (name, layer, unpacks) in enumerate(layers):
                 _check_count(name, layer, len(values))
                 node = self.graph.call_module(name, tuple(values))
-                self._try_out(node, layer)
-                values = self._unpacked(node, layers[index + 1][1]) if unpacks else [node]
+                self._run_layer(node, layer)
+                values = self._unpack(node, layers[index + 1][1]) if unpacks else [node]
         return inputs, node
 
-    def _note(self, node: fx.Node, made: Any) -> None:
-        """Keep a value; all but one tensor or number is a tuple to who looks for cuts."""
-        self.made[node] = made
-        known = None if made is _UNKNOWN else made
-        node.meta["val"] = known if _is_single(known) else tuple(pytree.tree_leaves(made))
+    def _record(self, node: fx.Node, result: Any) -> None:
+        """Store a value, and in the node's meta a tuple if it is nested: then no cut is legal."""
+        self.results[node] = result
+        known = None if result is _UNKNOWN else result
+        node.meta["val"] = known if _is_single(known) else tuple(pytree.tree_leaves(result))
 
-    def _try_out(self, node: fx.Node, layer: nn.Module) -> None:
-        """Run a layer, to learn what it makes and what it writes into."""
-        given = [self.made[argument] for argument in node.all_input_nodes]
-        _check_fit(str(node.target), layer, given[0])
-        before = _versions(given)
-        made = _run(layer, [self.made[argument] for argument in _arguments(node)])
-        self._note(node, made)
-        node.meta["aliases_input"] = made is _UNKNOWN or bool(memory_of(made) & memory_of(given))
+    def _run_layer(self, node: fx.Node, layer: nn.Module) -> None:
+        """Run a layer, and record its result and whether it aliases or writes its arguments."""
+        arguments = [self.results[argument] for argument in node.all_input_nodes]
+        _check_input(str(node.target), layer, arguments[0])
+        before = _versions(arguments)
+        result = _run(layer, [self.results[x] for x in node.args if isinstance(x, fx.Node)])
+        self._record(node, result)
+        node.meta["aliases_input"] = result is _UNKNOWN or bool(
+            memory_of(result) & memory_of(arguments)
+        )
         node.meta["writes_input"] = any(
             getattr(part, "inplace", False) for part in layer.modules()
-        ) or (before != _versions(given))
+        ) or (before != _versions(arguments))
 
-    def _unpacked(self, node: fx.Node, following: nn.Module) -> list[fx.Node]:
-        """The values that the following layer is called with."""
-        made = self.made[node]
-        if made is _UNKNOWN:
-            parts: tuple[Any, ...] = (_UNKNOWN,) * max(_needed(following), 1)
-            node.meta["val"] = parts  # a tuple, as far as anyone knows
-        elif isinstance(made, tuple):
-            parts = made
+    def _unpack(self, node: fx.Node, following: nn.Module) -> list[fx.Node]:
+        """Return the values that the following layer is called with."""
+        result = self.results[node]
+        if result is _UNKNOWN:
+            parts: tuple[Any, ...] = (_UNKNOWN,) * max(_required(following), 1)
+            node.meta["val"] = parts  # it may be a tuple, so no cut is legal
+        elif isinstance(result, tuple):
+            parts = result
         else:
             return [node]
         count = len(parts)
         values = [self.graph.call_function(nth_value, (node, i, count)) for i in range(count)]
         for value, part in zip(values, parts, strict=True):
             value.meta.update(aliases_input=True, module=str(node.target))
-            self._note(value, part)
+            self._record(value, part)
         return values
 
 
-def _check_fit(name: str, layer: nn.Module, given: Any) -> None:
-    """Refuse what plain torch layers refuse; what others take is known only when they run."""
+def _check_input(name: str, layer: nn.Module, value: Any) -> None:
+    """Refuse an input of the wrong dtype or size for a linear or convolution layer of torch.
+
+    The requirements of other layers are unknown before they run.
+    """
     if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) or layer._forward_pre_hooks:
         return
     weight = layer.weight
-    if not isinstance(given, torch.Tensor) or not isinstance(weight, torch.Tensor):
+    if not isinstance(value, torch.Tensor) or not isinstance(weight, torch.Tensor):
         return
-    if given.dtype != weight.dtype:
+    if value.dtype != weight.dtype:
         wanted = str(weight.dtype).removeprefix("torch.")
         raise InputError(
-            f"layer {name}, {layer}, computes in {wanted}, found {given.dtype} before it; convert "
+            f"layer {name}, {layer}, computes in {wanted}, found {value.dtype} before it; convert "
             f"the input, with array.astype({wanted!r}) or tensor.to({weight.dtype})"
         )
-    if type(layer) is nn.Linear and given.dim() and given.shape[-1] != layer.in_features:
+    if type(layer) is nn.Linear and value.dim() and value.shape[-1] != layer.in_features:
         raise InputError(
             f"layer {name}, {layer}, takes {layer.in_features} features, found shape "
-            f"{tuple(given.shape)} before it; give an input of that size"
+            f"{tuple(value.shape)} before it; give an input with {layer.in_features} features"
         )
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Sequential]) -> bool:
-    """Whether a module is nothing but its children, one after another."""
+    """Whether a module only calls its children in order: of this very class, and without hooks."""
     hooked = module._forward_hooks or module._forward_pre_hooks
     return type(module) is kind and not hooked and len(module) > 0
 
@@ -192,9 +200,9 @@ def _is_plain(module: nn.Module, kind: type[nn.Sequential]) -> bool:
 def _children(
     module: nn.Module, prefix: str = "", unpacks_at_end: bool = False
 ) -> Iterator[tuple[str, nn.Module, bool]]:
-    """Children in order, by name, and whether a tuple is unpacked for the one that follows.
+    """Yield name, module, and whether a tuple is unpacked for the next one, of each child.
 
-    A module that stands twice in the sequence comes twice.
+    A module that occurs twice in the sequence is yielded twice.
     """
     children = [(name, child) for name, child in module._modules.items() if child is not None]
     for name, child in children:
@@ -206,66 +214,62 @@ def _children(
             yield f"{prefix}{name}", child, unpacks
 
 
-def _taken_apart(
-    graph: fx.Graph, node: fx.Node, made: Any
+def _output_leaves(
+    graph: fx.Graph, node: fx.Node, result: Any
 ) -> tuple[list[fx.Node], tuple[int | ConstantInput, ...], pytree.TreeSpec]:
-    """The tensors of a result, what each leaf of it is, and how they nest."""
-    leaves, structure = flatten(made)
-    if _is_single(made):
+    """Return the tensors of a result, an index or constant for each leaf, and the structure."""
+    leaves, structure = flatten(result)
+    if _is_single(result):
         return [node], (0,), structure
     values: list[fx.Node] = []
-    places: list[int | ConstantInput] = []
+    indices: list[int | ConstantInput] = []
     for index, leaf in enumerate(leaves):
         if not isinstance(leaf, torch.Tensor):
-            places.append(constant(leaf))
+            indices.append(constant(leaf))
             continue
-        places.append(len(values))
+        indices.append(len(values))
         values.append(graph.call_function(nth_leaf, (node, index)))
         values[-1].meta.update(val=leaf, aliases_input=True, module=str(node.target))
-    return values, tuple(places), structure
+    return values, tuple(indices), structure
 
 
-def _is_single(made: Any) -> bool:
-    """Whether a layer made one value, which can cross."""
-    return pytree.tree_structure(made).is_leaf()
-
-
-def _arguments(node: fx.Node) -> list[fx.Node]:
-    return [argument for argument in node.args if isinstance(argument, fx.Node)]
+def _is_single(result: Any) -> bool:
+    """Whether a layer's result is one value and not nested; then it can cross a cut."""
+    return pytree.tree_structure(result).is_leaf()
 
 
 def _check_count(name: str, layer: nn.Module, count: int) -> None:
     if layer._forward_pre_hooks:
-        return  # they may give it other arguments
+        return  # the hooks may change the arguments
     signature = inspect.signature(layer.forward)
     try:
         signature.bind(*range(count))
     except TypeError as error:
         raise CaptureError(
             f"layer {name}, a {type(layer).__name__}, is given {count} value{'s' * (count != 1)}, "
-            f"expected what its forward takes, {signature} ({error}); let the layer before return "
-            f"them in a tuple, and give the layers as pipepar.Pipeline(layers=[...])"
+            f"expected the arguments of its forward, {signature} ({error}); let the layer before "
+            f"return them in a tuple, and pass the layers as pipepar.Pipeline(layers=[...])"
         ) from error
 
 
-def _needed(layer: nn.Module) -> int:
-    """How many positional arguments a layer cannot do without."""
+def _required(layer: nn.Module) -> int:
+    """Return the number of positional arguments that a layer requires."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(layer.forward).parameters.values()
     return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters)
 
 
-def _run(child: nn.Module, given: list[Any]) -> Any:
-    """What the child makes of fakes, if it does not need real values."""
-    if any(value is _UNKNOWN for value in given):
+def _run(child: nn.Module, arguments: list[Any]) -> Any:
+    """Return a child's result for fake tensors; `_UNKNOWN` if it needs values."""
+    if any(argument is _UNKNOWN for argument in arguments):
         return _UNKNOWN
     try:
-        return child(*given)
+        return child(*arguments)
     except Exception:
         return _UNKNOWN
 
 
 def _versions(values: object) -> list[int]:
-    """Counts of the writes that tensors have seen."""
+    """Return the version counters of tensors, which each write in place increments."""
     leaves = pytree.tree_leaves(values)
     return [leaf._version for leaf in leaves if isinstance(leaf, torch.Tensor)]

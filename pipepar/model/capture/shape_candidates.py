@@ -1,75 +1,78 @@
-"""Which sizes the example's tensors are given for tracing, and which of them stay free."""
+"""Sizes and dynamic dimensions to try for tracing."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import nn
 
-# A microbatch may have any batch size and length; other dimensions are the model's own.
-FREE_DIMS = 2
+# Batch and length may vary from micro-batch to micro-batch; other dimensions belong to the model.
+DYNAMIC_DIMS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class ShapeCandidate:
-    """One way to choose sizes; export is tried with one after another."""
+    """Input shapes for one attempt to trace a model."""
 
     sizes: tuple[tuple[int, ...], ...]
     """For each tensor its size in every dimension."""
-    free: tuple[frozenset[int], ...]
-    """For each tensor the dimensions that may vary; export fixes those that cannot."""
+    dynamic_dims: int
+    """Number of leading dimensions marked dynamic; torch.export fixes those that cannot vary."""
 
 
 def shape_candidates(
     tensors: Sequence[torch.Tensor], module: nn.Module
 ) -> Iterator[ShapeCandidate]:
-    """Choices of sizes, the most general first.
+    """Yield the shapes to try, the most general first.
 
-    A size of 1 would be taken for a fixed one, and sizes that happen to be equal (batch and
-    length, length and width) for sizes that must be. So free dimensions get sizes that occur
-    nowhere else: equal ones where the example's are equal in the same dimension, as the batch is
-    in all inputs. Where the model refuses them, fewer sizes are exchanged.
+    torch.export takes a size of 1 for a constant, and equal sizes (batch and length, length and
+    width) for one size. So dynamic dimensions are traced with unused sizes instead of the
+    example's. torch's settings backed_size_oblivious and use_duck_shape are no substitute: with an
+    example of one row, they fix the batch or the length of GPT-2, Llama, Mixtral and T5.
 
     Args:
         tensors: the example's tensors.
-        module: the model; the sizes of its state are avoided.
+        module: the model; the sizes of its parameters and buffers are not used either.
 
     Yields:
-        The choices; the last one fixes every size to the example's.
+        The candidates. The last one has the example's sizes and no dynamic dimension.
     """
-    fresh = Fresh(tensors, module)
+    unused = unused_sizes(tensors, module)
     batch = next((t.shape[0] for t in tensors if t.dim()), 1)
-    both, one, none = range(FREE_DIMS), range(1), range(0)
-    yield _candidate(tensors, both, lambda dim, size: fresh.size((dim, size)))
-    yield _candidate(
-        tensors, both, lambda dim, size: fresh.size("batch") if (dim, size) == (0, batch) else size
-    )
-    yield _candidate(tensors, both, lambda dim, size: fresh.size(size))
-    yield _candidate(tensors, both, lambda dim, size: size)
-    yield _candidate(tensors, one, lambda dim, size: fresh.size("batch") if size == batch else size)
-    yield _candidate(tensors, one, lambda dim, size: size)
-    yield _candidate(tensors, none, lambda dim, size: size)
 
+    def new_batch(dim: int, size: int) -> int:
+        return unused["batch"] if (dim, size) == (0, batch) else size
 
-def _candidate(
-    tensors: Sequence[torch.Tensor], dims: range, choose: Callable[[int, int], int]
-) -> ShapeCandidate:
-    return ShapeCandidate(
-        sizes=tuple(
-            tuple(choose(d, s) if d in dims else s for d, s in enumerate(t.shape)) for t in tensors
-        ),
-        free=tuple(frozenset(d for d in dims if d < t.dim()) for t in tensors),
-    )
+    def candidate(dynamic_dims: int, choose: Callable[[int, int], int]) -> ShapeCandidate:
+        sizes = (
+            tuple(choose(d, s) if d < dynamic_dims else s for d, s in enumerate(t.shape))
+            for t in tensors
+        )
+        return ShapeCandidate(tuple(sizes), dynamic_dims)
+
+    yield candidate(2, lambda dim, size: unused[dim, size])
+    # For a size of dimension 1 that the model fixes, such as the channels of a picture.
+    yield candidate(2, new_batch)
+    # For a batch that is dimension 0 of one input and dimension 1 of another.
+    yield candidate(2, lambda _, size: unused[size])
+    # For a batch that the model fixes, or over which it loops.
+    yield candidate(2, lambda _, size: size)
+    # For a length that must be an int, such as the key of a cache.
+    yield candidate(1, new_batch)
+    # For a batch that must be an int.
+    yield candidate(0, lambda _, size: size)
 
 
 def resized(tensor: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
-    """A tensor on meta of other sizes whose dimensions lie in the same order in memory.
+    """Return a tensor on meta with other sizes and the same order of dimensions in memory.
 
     Args:
-        tensor: the tensor to imitate.
-        sizes: its new sizes.
+        tensor: gives dtype and order.
+        sizes: the new size of each dimension.
 
     Returns:
         A tensor without storage.
@@ -81,25 +84,18 @@ def resized(tensor: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
     return dense.permute([order.index(dim) for dim in range(tensor.dim())])
 
 
-class Fresh:
-    """Small primes that no tensor of the example or of the model has as a size.
+def unused_sizes(tensors: Sequence[torch.Tensor], module: nn.Module) -> defaultdict[object, int]:
+    """Return a mapping that gives each new key a size not yet in use.
 
     Args:
         tensors: the example's tensors.
         module: the model.
+
+    Returns:
+        The mapping. Its values are above 10, without small factors, distinct, and not a size of
+        the example, a parameter or a buffer.
     """
-
-    def __init__(self, tensors: Sequence[torch.Tensor], module: nn.Module) -> None:
-        state = [*module.parameters(), *module.buffers(), *tensors]
-        self._taken = {size for tensor in state for size in tensor.shape}
-        self._given: dict[object, int] = {}
-        self._next = 11
-
-    def size(self, key: object) -> int:
-        """The size for a key; the same one each time."""
-        if key not in self._given:
-            while self._next in self._taken or any(self._next % d == 0 for d in (2, 3, 5, 7)):
-                self._next += 1
-            self._given[key] = self._next
-            self._next += 1
-        return self._given[key]
+    state = [*module.parameters(), *module.buffers(), *tensors]
+    used = {size for tensor in state for size in tensor.shape}
+    sizes = (n for n in count(11) if n not in used and all(n % d for d in (2, 3, 5, 7)))
+    return defaultdict(lambda: next(sizes))

@@ -1,4 +1,4 @@
-"""Which of the sizes that a graph fixed are the model's own, and which tracing took away."""
+"""Fixed sizes of a graph: fixed by the model, or only by tracing."""
 
 from __future__ import annotations
 
@@ -6,58 +6,64 @@ import traceback
 
 import sympy  # type: ignore[import-untyped]
 import torch
-from torch import nn
 
-from pipepar.model.capture.diagnosis import of_tracing, reason, shown
+from pipepar.model.capture.diagnosis import is_tracing_code, reason, source_line
 from pipepar.model.capture.flat_call import FlatCall
 from pipepar.model.capture.graph import Graph
-from pipepar.model.capture.shape_candidates import FREE_DIMS, Fresh, resized
+from pipepar.model.capture.shape_candidates import DYNAMIC_DIMS, resized, unused_sizes
 from pipepar.model.capture.size_limits import Restriction
 from pipepar.model.compat.torch_internals import FakeTensorMode, ShapeEnv
 from pipepar.model.fake_tensors import fake_tensor, faked, quiet
 
 
 def restriction(call: FlatCall, graph: Graph, failure: Exception | None) -> Restriction | None:
-    """Find the sizes that the graph requires and the model does not.
+    """Return the sizes that the graph requires and the model does not.
 
-    The channels of a picture are the model's own: with another number of them it fails. A size is
-    tracing's where the model itself runs, on tensors without memory, with another one.
+    The channels of a picture are fixed by the model: it fails with another number of them. A size
+    is fixed by tracing if the model runs, on fake tensors, with another one.
 
     Args:
-        call: the model behind a plain call.
-        graph: what became of it.
-        failure: why the last wider attempt failed, if one did.
+        call: the model and its example.
+        graph: the captured graph.
+        failure: the error of the last attempt with the example's sizes and more dynamic
+            dimensions, if one failed.
 
     Returns:
-        The restriction; None where the graph takes what the model takes. A batch that cannot vary
-        is one in any case: micro-batches would need it.
+        The restriction; None if the graph accepts all that the model accepts. A fixed batch is
+        always reported, because micro-batches need a dynamic one.
     """
-    fixed = _fixed(graph)
-    taken = [key for key in fixed if _runs_with_another(call, key, graph.device)]
-    if taken:
-        why = _fixing_line(graph, taken) or _given_up(call.model, failure)
+    fixed = _fixed_sizes(graph)
+    keys = [key for key in fixed if _runs_with_other_size(call, key, graph.device)]
+    if keys:
+        why = _fixing_line(graph, keys)
+        if why is None:
+            why = reason(call.model, failure) if failure else "an operation of torch requires it"
     else:
-        taken = [key for key in fixed if key[0] == 0 and "batch" not in graph.varies]
+        keys = [key for key in fixed if key[0] == 0 and "batch" not in graph.varies]
         why = "the model itself takes no other"
-    names = dict.fromkeys(name for key in taken for name in fixed[key])
+    names = dict.fromkeys(name for key in keys for name in fixed[key])
     return Restriction(tuple(names), why) if names else None
 
 
-def _fixed(graph: Graph) -> dict[tuple[int, int], list[str]]:
-    """For each dimension and size that might have been free, the inputs that have it fixed."""
+def _fixed_sizes(graph: Graph) -> dict[tuple[int, int], list[str]]:
+    """Return the inputs of each (dimension, size) that is fixed and could be dynamic."""
     found: dict[tuple[int, int], list[str]] = {}
     for leaf in graph.signature.tensors:
-        for dim, size in enumerate((leaf.sizes or ())[:FREE_DIMS]):
+        for dim, size in enumerate((leaf.sizes or ())[:DYNAMIC_DIMS]):
             if isinstance(size, int):
                 found.setdefault((dim, size), []).append(leaf.name)
     return found
 
 
-def _runs_with_another(call: FlatCall, key: tuple[int, int], device: torch.device) -> bool:
-    """Whether the model runs with another size in the place of one that several inputs share."""
+def _runs_with_other_size(call: FlatCall, key: tuple[int, int], device: torch.device) -> bool:
+    """Whether the model runs if one (dimension, size) is another in all inputs that have it.
+
+    Tries a small size, for models with a maximum (a table of positions), and twice the size, for
+    models with a minimum (convolutions without padding).
+    """
     dim, size = key
-    fresh = Fresh(tuple(call.tensors.values()), call.model).size(key)
-    return any(_runs(call, dim, size, other, device) for other in (fresh, 2 * size))
+    small = unused_sizes(tuple(call.tensors.values()), call.model)[key]
+    return any(_runs(call, dim, size, other, device) for other in (small, 2 * size))
 
 
 def _runs(call: FlatCall, dim: int, size: int, other: int, device: torch.device) -> bool:
@@ -74,19 +80,15 @@ def _runs(call: FlatCall, dim: int, size: int, other: int, device: torch.device)
     return True
 
 
-def _given_up(module: nn.Module, failure: Exception | None) -> str:
-    return reason(module, failure) if failure else "an operation of torch's own asks for it"
-
-
-def _fixing_line(graph: Graph, taken: list[tuple[int, int]]) -> str | None:
-    """The line at which tracing found that a size must be what it is."""
+def _fixing_line(graph: Graph, fixed: list[tuple[int, int]]) -> str | None:
+    """Return the line of the model at which tracing fixed one of these sizes."""
     for node in graph.module.graph.find_nodes(op="placeholder"):
         env = node.meta["val"].fake_mode.shape_env
         for guard in env.guards if env else ():
             frame = guard.sloc.framework_loc
             if isinstance(guard.expr, sympy.Eq) and isinstance(frame, traceback.FrameSummary):
                 symbol, size = guard.expr.args
-                asked = symbol.is_Symbol and size in {number for _, number in taken}
-                if asked and not of_tracing(frame.filename):
-                    return f"tracing fixes it at {shown(frame)}"
+                fixes = symbol.is_Symbol and size in {number for _, number in fixed}
+                if fixes and not is_tracing_code(frame.filename):
+                    return f"tracing fixes it at {source_line(frame)}"
     return None

@@ -1,4 +1,4 @@
-"""What a captured graph takes and gives: the model's call, flattened, and its output, rebuilt."""
+"""Inputs and output of a graph: flattening of the model's call, rebuilding of its output."""
 
 from __future__ import annotations
 
@@ -14,59 +14,59 @@ from pipepar.errors import InputError
 from pipepar.model.capture.containers import flatten
 
 Value: TypeAlias = torch.Tensor | int | float | bool | None
-# An expression over the symbols of free sizes; sympy comes without types.
+# An expression over the symbols of dynamic sizes; sympy has no type hints.
 Expression: TypeAlias = Any
 Size: TypeAlias = int | Expression
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInput:
-    """One tensor among the model's inputs."""
+    """A tensor among the inputs of a model."""
 
     name: str
-    """Its name in the graph."""
+    """Name of its placeholder in the graph."""
     dtype: torch.dtype
-    """Element type it must have."""
+    """Required element type."""
     sizes: tuple[Size, ...] | None
-    """For each dimension a fixed size, or the symbol of a free one; None leaves all free."""
+    """For each dimension the fixed size or the symbol of a dynamic one; None if all are dynamic."""
     rank: int
-    """Number of dimensions it must have."""
+    """Required number of dimensions."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConstantInput:
-    """An input that is no tensor: the graph holds for this value only."""
+    """A leaf of the arguments or of the output that is not a tensor; the graph fixes its value."""
 
     name: str
-    """Its name, for messages."""
+    """Its name in messages."""
     value: Any
-    """The value of the example."""
+    """The value in the example."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """The structure of the model's arguments, and what the graph requires of each."""
+    """The structure of the model's arguments, and the requirements of the graph on each."""
 
     structure: pytree.TreeSpec
-    """How (args, kwargs) nest."""
+    """Nesting of (args, kwargs)."""
     keywords: tuple[str, ...]
     """Names of the keyword arguments, in the example's order."""
     leaves: tuple[TensorInput | ConstantInput, ...]
-    """Every leaf, in the structure's order."""
+    """Every leaf, in the order of the structure."""
     conditions: tuple[Expression, ...] = ()
-    """What the symbols must fulfil, for the graph to be what the model would compute."""
+    """Conditions on the symbols; if one is false, the model would take another branch."""
     seen: dict[tuple[torch.Size, ...], None] = field(default_factory=dict, compare=False)
-    """Combinations of sizes that were found valid; checking takes longer than remembering."""
+    """Shapes that passed the checks, as a cache; the checks evaluate symbolic expressions."""
     tensors: tuple[TensorInput, ...] = field(init=False)
-    """The leaves that the graph has placeholders for."""
+    """The leaves that are tensors, in the order of the graph's placeholders."""
 
     def __post_init__(self) -> None:
-        """Find the tensors once; they are asked for with every micro-batch."""
+        """Select the tensors once; every micro-batch needs them."""
         tensors = tuple(leaf for leaf in self.leaves if isinstance(leaf, TensorInput))
         object.__setattr__(self, "tensors", tensors)
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Value, ...]:
-        """The tensors of a call, in the order of the graph's inputs, checked.
+        """Check a call and return its tensors.
 
         Args:
             args: positional arguments, nested as in the example.
@@ -76,19 +76,23 @@ class Signature:
             One tensor for each of `tensors`.
 
         Raises:
-            InputError: the structure, a dtype, a rank or a size does not fit.
+            InputError: the structure, a constant, a dtype, the number of dimensions or a size
+                differs from what the graph requires.
         """
         return self.check(self.leaves_of(args, kwargs))
 
     def leaves_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-        """The leaves of a call, in the order of `leaves`.
+        """Return the leaves of a call.
 
         Args:
             args: positional arguments, nested as in the example.
             kwargs: keyword arguments, in any order.
 
+        Returns:
+            The values, in the order of `leaves`.
+
         Raises:
-            InputError: the structure is not that of the example.
+            InputError: the structure differs from that of the example.
         """
         values, structure = flatten((tuple(args), dict(self._ordered(kwargs))), self.structure)
         if structure is not self.structure:
@@ -99,16 +103,17 @@ class Signature:
         return values
 
     def check(self, values: Sequence[Any]) -> tuple[Value, ...]:
-        """The tensors of a call, in the order of the graph's inputs, checked.
+        """Check the leaves of a call and return its tensors.
 
         Args:
-            values: its leaves, as `leaves_of` gives them.
+            values: the leaves, as `leaves_of` returns them.
 
         Returns:
             One tensor for each of `tensors`.
 
         Raises:
-            InputError: a constant, a dtype, a rank or a size does not fit.
+            InputError: a constant, a dtype, the number of dimensions or a size differs from what
+                the graph requires.
         """
         flat: list[torch.Tensor] = []
         for leaf, value in zip(self.leaves, values, strict=True):
@@ -123,7 +128,11 @@ class Signature:
         return tuple(flat)
 
     def holds_for(self, shapes: Sequence[torch.Size]) -> bool:
-        """Whether tensors of these shapes, one for each of `tensors`, are within it."""
+        """Whether the graph accepts inputs of these shapes.
+
+        Args:
+            shapes: one for each of `tensors`.
+        """
         try:
             self._check_sizes(tuple(shapes))
         except InputError:
@@ -131,7 +140,7 @@ class Signature:
         return True
 
     def _ordered(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The same keyword arguments in the example's order, which the graph was traced in."""
+        """Return keyword arguments in the example's order, which the structure has too."""
         if kwargs.keys() != set(self.keywords):
             return kwargs
         return {name: kwargs[name] for name in self.keywords}
@@ -142,49 +151,35 @@ class Signature:
         checks = []
         for leaf, shape in zip(self.tensors, shapes, strict=True):
             for dim, (expected, found) in enumerate(zip(leaf.sizes or (), shape, strict=False)):
-                where = f"{leaf.name}.size({dim})"
+                name = f"{leaf.name}.size({dim})"
                 if isinstance(expected, sympy.Symbol) and expected not in bound:
-                    bound[expected], origin[expected] = found, where
+                    bound[expected], origin[expected] = found, name
                 else:
-                    checks.append((where, expected, found))
-        for where, expected, found in checks:
+                    checks.append((name, expected, found))
+        for name, expected, found in checks:
             if _value(expected, bound) not in (found, None):
                 raise InputError(
-                    f"{where} is {found}, expected {_shown(expected, origin, bound)}; the example "
-                    f"fixed it: give inputs of that size, or an example of this one"
+                    f"{name} is {found}, expected {_text(expected, origin, bound)}; the example "
+                    f"fixed it: give inputs of that size, or an example of size {found}"
                 )
         for condition in self.conditions:
             if _value(condition, bound) is sympy.false:
                 raise InputError(
-                    f"the model takes another path for these inputs: found "
+                    f"the model takes another branch for these inputs: found "
                     f"{_sizes_found(condition, origin, bound)}, expected "
-                    f"{_shown(condition, origin)}; give inputs within that, or an example of these"
+                    f"{_text(condition, origin)}; give inputs that satisfy this, or an example "
+                    f"with these sizes"
                 )
-
-
-def flatten_call(
-    args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[list[Any], pytree.TreeSpec]:
-    """Flatten a call the one way that is used everywhere.
-
-    Args:
-        args: positional arguments.
-        kwargs: keyword arguments.
-
-    Returns:
-        The leaves, and the structure that rebuilds (args, kwargs) from them.
-    """
-    return flatten((tuple(args), dict(kwargs)))
 
 
 @dataclass(frozen=True, slots=True)
 class OutputTemplate:
-    """How the model's own output is rebuilt from the graph's values."""
+    """The structure of the model's output, to rebuild it from the outputs of the graph."""
 
     structure: pytree.TreeSpec
-    """How the output nests, down to the model's own classes."""
+    """Nesting of the output, with the model's own classes."""
     leaves: tuple[int | ConstantInput, ...]
-    """For each leaf the position of its value among the graph's outputs, or a constant."""
+    """For each leaf an index into the graph's outputs, or a constant."""
 
     def unflatten(self, values: Sequence[Any]) -> Any:
         """Rebuild the output.
@@ -193,18 +188,18 @@ class OutputTemplate:
             values: the graph's outputs, in order.
 
         Returns:
-            What the model itself would return.
+            The output, of the same structure as the model's own.
         """
         leaves = [values[leaf] if isinstance(leaf, int) else leaf.value for leaf in self.leaves]
         return pytree.tree_unflatten(leaves, self.structure)
 
 
 def _check_constant(leaf: ConstantInput, value: Any) -> None:
-    same = type(value) is type(leaf.value) and not isinstance(value, torch.Tensor)
-    if not same or value != leaf.value:
+    same_type = type(value) is type(leaf.value) and not isinstance(value, torch.Tensor)
+    if not same_type or value != leaf.value:
         raise InputError(
             f"{leaf.name} is {_described(value)}, expected {leaf.value!r} as in the example; "
-            f"give a tensor in the example if it is to vary, or an example with this value"
+            f"give a tensor in the example if the value varies, or an example with this value"
         )
 
 
@@ -217,18 +212,18 @@ def _check_tensor(leaf: TensorInput, value: Any) -> torch.Tensor:
     if value.dtype != leaf.dtype:
         raise InputError(
             f"{leaf.name} has dtype {value.dtype}, expected {leaf.dtype}; "
-            f"convert it with .to({leaf.dtype}), or give an example of this dtype"
+            f"convert it with .to({leaf.dtype}), or give an example of dtype {value.dtype}"
         )
     if value.dim() != leaf.rank:
         raise InputError(
-            f"{leaf.name} has {value.dim()} dimensions, {tuple(value.shape)}, expected "
+            f"{leaf.name} has {value.dim()} dimensions, shape {tuple(value.shape)}, expected "
             f"{leaf.rank}; reshape it, or give an example of this shape"
         )
     return value
 
 
 def _value(expected: Size, bound: Mapping[sympy.Symbol, int]) -> Any:
-    """An expression at the sizes found; None while a symbol in it is not known."""
+    """Return the value of an expression at the sizes found; None if a symbol has no size yet."""
     if isinstance(expected, int):
         return expected
     value = expected.xreplace({symbol: sympy.Integer(size) for symbol, size in bound.items()})
@@ -237,14 +232,14 @@ def _value(expected: Size, bound: Mapping[sympy.Symbol, int]) -> Any:
     return int(value) if value.is_Integer else None
 
 
-def _shown(
+def _text(
     expected: Size,
     origin: Mapping[sympy.Symbol, str],
     bound: Mapping[sympy.Symbol, int] | None = None,
 ) -> str:
     if isinstance(expected, int):
         return str(expected)
-    names = {symbol: sympy.Symbol(where) for symbol, where in origin.items()}
+    names = {symbol: sympy.Symbol(name) for symbol, name in origin.items()}
     text = str(expected.xreplace(names))
     return f"{text} = {_value(expected, bound)}" if bound else text
 

@@ -1,4 +1,4 @@
-"""Which sizes a graph leaves free, which it fixed though the model would not, and why."""
+"""Dynamic sizes of a graph, and the sentence about sizes that tracing fixed."""
 
 from __future__ import annotations
 
@@ -8,70 +8,68 @@ from typing import Literal, TypeAlias
 
 from pipepar.model.capture.signature import Signature, TensorInput
 
-# What the free dimensions are called; see shape_candidates.FREE_DIMS.
-_WORDS = ("batch", "length")
+# Names of the dimensions that may be dynamic; see shape_candidates.DYNAMIC_DIMS.
+_DIM_NAMES = ("batch", "length")
 
 Varies: TypeAlias = Literal["all sizes", "batch and length", "batch", "length", "nothing"]
 
 
 @dataclass(frozen=True, slots=True)
 class Restriction:
-    """Sizes that the example fixed, though the model itself takes others or has to."""
+    """Sizes that the graph requires although the model accepts others, and a batch fixed by it."""
 
     inputs: tuple[str, ...]
-    """The inputs concerned, by name."""
+    """Names of the inputs with such a size."""
     reason: str
-    """Why: the model's own line where that is known."""
+    """Why the size is fixed, with the line of the model if it is known."""
 
 
 def varies(leaves: Sequence[TensorInput]) -> Varies:
-    """The sizes that may differ from call to call.
+    """Return which sizes may differ from call to call.
 
     Args:
-        leaves: what the graph requires of each of its tensors.
+        leaves: the tensor inputs of the graph.
 
     Returns:
-        "batch" if dimension 0 of an input is free, "length" if dimension 1 is; "all sizes" where
-        nothing was traced and the layers themselves decide.
+        "batch" if dimension 0 of an input is dynamic, "length" if dimension 1 is; "all sizes" for
+        a sequence of layers, which is not traced.
     """
     if any(leaf.sizes is None for leaf in leaves):
         return "all sizes"
-    batch, length = (any(_is_free(leaf, dim) for leaf in leaves) for dim in range(len(_WORDS)))
+    batch, length = (any(_is_dynamic(leaf, d) for leaf in leaves) for d in range(len(_DIM_NAMES)))
     if batch and length:
         return "batch and length"
     return "batch" if batch else "length" if length else "nothing"
 
 
 def sentence(name: str, signature: Signature, restriction: Restriction | None) -> str | None:
-    """What to tell the user about a graph that holds for fewer sizes than the model.
+    """Return a sentence for the user about sizes that only tracing fixed.
 
     Args:
-        name: what to call the model.
-        signature: what the graph requires.
+        name: the name of the model.
+        signature: the inputs of the graph.
         restriction: the sizes that were fixed, if any.
 
     Returns:
-        One sentence; None where there is nothing to tell.
+        The sentence; None without a restriction.
     """
     if restriction is None:
         return None
     leaves = [leaf for leaf in signature.tensors if leaf.name in restriction.inputs]
-    free = varies(leaves)
-    varying = "with fixed sizes" if free == "nothing" else f"with a varying {free}"
-    needed = " and ".join(f"{leaf.name} must be {_words(leaf)}" for leaf in leaves)
+    dynamic = varies(leaves)
+    varying = "with fixed sizes" if dynamic == "nothing" else f"with a varying {dynamic}"
+    needed = " and ".join(f"{leaf.name} must be {_shape(leaf)}" for leaf in leaves)
     return (
         f"{name} could only be captured {varying}: {needed}, because {restriction.reason}; "
-        f"pad or cut the inputs to that, or give an example of the sizes you need"
+        f"pad or cut the inputs to this size, or give an example of the size you need"
     )
 
 
-def _is_free(leaf: TensorInput, dim: int) -> bool:
+def _is_dynamic(leaf: TensorInput, dim: int) -> bool:
     return leaf.sizes is not None and dim < leaf.rank and not isinstance(leaf.sizes[dim], int)
 
 
-def _words(leaf: TensorInput) -> str:
-    """A shape with words for free sizes, such as [batch, 128]."""
-    sizes = leaf.sizes or ()
-    return (
-        f"[{', '.join(str(s) if isinstance(s, int) else _WORDS[d] for d, s in enumerate(sizes))}]"
-    )
+def _shape(leaf: TensorInput) -> str:
+    """Return a shape with the names of dynamic dimensions, such as [batch, 128]."""
+    sizes = enumerate(leaf.sizes or ())
+    return f"[{', '.join(str(s) if isinstance(s, int) else _DIM_NAMES[d] for d, s in sizes)}]"

@@ -1,1 +1,1 @@
-"""Legal cuts, the tensors that cross, costs, operations to time, the module of one stage."""
+"""Cuts of a graph, their costs, and the module of each stage."""

@@ -1,4 +1,4 @@
-"""Where a graph may be cut, and what would cross there."""
+"""Legal cuts of a graph, and the tensors that cross them."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from pipepar.model.capture.graph import Graph
 from pipepar.model.split.node_costs import NodeCost, measure
 from pipepar.model.split.stage_sizes import is_scalar
 
-# Moving a byte through memory takes about as long as this many operations on a modern CPU or GPU.
-# It gives zero-FLOP work a price; a few times more or less moves no cut out of a matrix product.
+# Moving a byte to or from memory takes about as long as this many FLOPs on a modern CPU or GPU, so
+# that nodes without FLOPs have a cost too. The exact number matters little for where to cut.
 _FLOPS_PER_BYTE: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A place where a graph may be cut."""
+    """A legal cut between two nodes of a graph."""
 
     position: int
-    """Of the first node after it; 1 or more."""
+    """Position of the first node after the cut; 1 or more."""
     operation: str
-    """Name of the last node before it."""
+    """Name of the last node before the cut."""
     module: str
-    """Path of the module that this node was traced in, as the user names it; "" for the model."""
+    """Path of the module that this last node was traced in; "" for the model itself."""
     tensors: int
-    """How many tensors cross; 1 or more."""
+    """Number of tensors that cross; 1 or more."""
     nbytes: int
-    """Their size at the example's sizes, in bytes."""
+    """Total size of these tensors in bytes, at the example's sizes."""
     done: float
-    """Share of the model's work that is done before it, 0 to 1."""
+    """Share of the model's work before the cut, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class CutTable:
-    """What a partition needs to know."""
+    """The costs and the legal cuts of a graph, from which a partition is chosen."""
 
     counted: Mapping[fx.Node, NodeCost]
-    """What each node of the graph costs, inputs and weights included."""
+    """Cost of each node of the graph, inputs and weights included."""
     costs: tuple[float, ...]
-    """Work of each node, in FLOPs or their equivalent in bytes moved."""
+    """Work of each compute node: FLOPs, plus the bytes moved as an equivalent number of FLOPs."""
     flops: tuple[int, ...]
-    """Floating-point operations of each node."""
+    """Floating-point operations of each compute node."""
     cuts: tuple[Cut, ...]
     """Every legal cut, by position."""
 
     @property
     def crossing(self) -> tuple[float | None, ...]:
-        """Bytes that cross if one cuts before a node, for each node; None where illegal."""
+        """For each compute node the bytes that cross a cut before it; None if it is illegal."""
         sizes = {cut.position: float(cut.nbytes) for cut in self.cuts}
         return tuple(sizes.get(position) for position in range(len(self.costs)))
 
 
 def cut_table(graph: Graph) -> CutTable:
-    """Costs, and every place where one can cut.
+    """Return the costs and the legal cuts of a graph.
 
-    A cut is legal where at least one tensor crosses, where none of the values that cross is a tuple
-    of several, and where no memory is alive that a later node writes into in place.
+    A cut is legal if at least one tensor crosses it, no tuple or list crosses it, and no node after
+    it writes into memory of a node before it.
 
     Args:
         graph: the captured model.
@@ -70,7 +70,9 @@ def cut_table(graph: Graph) -> CutTable:
         The table.
     """
     costs = measure(graph)
-    work = [float(_work(costs[node])) for node in graph.nodes]
+    work = [
+        float(costs[node].flops + _FLOPS_PER_BYTE * costs[node].touched) for node in graph.nodes
+    ]
     return CutTable(
         counted=costs,
         costs=tuple(work),
@@ -79,32 +81,51 @@ def cut_table(graph: Graph) -> CutTable:
     )
 
 
-def _work(cost: NodeCost) -> int:
-    return cost.flops + _FLOPS_PER_BYTE * cost.touched
-
-
 def _cuts(graph: Graph, costs: dict[fx.Node, NodeCost], work: Sequence[float]) -> Iterator[Cut]:
     nodes = graph.nodes
     done = list(accumulate(work))
-    crossing = _crossing(graph, costs)
-    illegal = _illegal(graph, costs)
+    lifetimes = list(_lifetimes(graph))
+    tensors = _totals(len(nodes), ((created, last, 1) for _, created, last in lifetimes))
+    nbytes = _totals(
+        len(nodes), ((created, last, costs[node].size) for node, created, last in lifetimes)
+    )
+    tuples = [
+        (created, last)
+        for node, created, last in lifetimes
+        if isinstance(node.meta.get("val"), (tuple, list))
+    ]
+    obstacles = _totals(len(nodes), ((*span, 1) for span in (*tuples, *_written(graph, costs))))
     for position, before in enumerate(nodes[:-1], start=1):
-        tensors, nbytes = crossing[position]
-        if tensors and not illegal[position]:
-            share = done[position - 1] / (done[-1] or 1.0)
-            yield Cut(position, before.name, _module(before), tensors, nbytes, share)
+        if tensors[position] and not obstacles[position]:
+            module = before.target if before.op == "call_module" else before.meta.get("module", "")
+            yield Cut(
+                position=position,
+                operation=before.name,
+                module=str(module),
+                tensors=tensors[position],
+                nbytes=nbytes[position],
+                done=done[position - 1] / (done[-1] or 1.0),
+            )
 
 
-def _module(node: fx.Node) -> str:
-    if node.op == "call_module":
-        return str(node.target)
-    return str(node.meta.get("module", ""))
+def _totals(count: int, spans: Iterable[tuple[int, int, int]]) -> list[int]:
+    """Return for each of `count` positions the total of the spans that a cut before it divides.
+
+    A span has the positions of its first and last node, and a number that is added.
+    """
+    changes = [0] * (count + 2)
+    for first, last, number in spans:
+        if last > first:
+            changes[first + 1] += number
+            changes[last + 1] -= number
+    return list(accumulate(changes))
 
 
-def _lifetimes(graph: Graph) -> Iterable[tuple[fx.Node, int, int]]:
-    """Every tensor value with its position and the last position that reads it.
+def _lifetimes(graph: Graph) -> Iterator[tuple[fx.Node, int, int]]:
+    """Yield each tensor with its position and the last position that reads it.
 
-    Sizes are no use of a tensor: a stage takes them from what it receives anyway.
+    The position of an input is -1, and that of the model's output the number of nodes. A read of
+    a size does not count: a stage reads sizes from tensors that it receives anyway.
     """
     nodes = graph.nodes
     position = {node: index for index, node in enumerate(nodes)}
@@ -117,34 +138,8 @@ def _lifetimes(graph: Graph) -> Iterable[tuple[fx.Node, int, int]]:
         yield node, position.get(node, -1), last
 
 
-def _crossing(graph: Graph, costs: dict[fx.Node, NodeCost]) -> list[tuple[int, int]]:
-    """Number and bytes of the values alive at each position."""
-    count = [0] * (len(graph.nodes) + 2)
-    change = [0] * (len(graph.nodes) + 2)
-    for node, born, last in _lifetimes(graph):
-        if last > born:
-            count[born + 1] += 1
-            count[last + 1] -= 1
-            change[born + 1] += costs[node].size
-            change[last + 1] -= costs[node].size
-    return list(zip(accumulate(count), accumulate(change), strict=True))
-
-
-def _illegal(graph: Graph, costs: dict[fx.Node, NodeCost]) -> list[bool]:
-    """Where a tuple would cross, or memory that is still to be written into."""
-    blocked = [0] * (len(graph.nodes) + 2)
-    for node, born, last in _lifetimes(graph):
-        if last > born and isinstance(node.meta.get("val"), (tuple, list)):
-            blocked[born + 1] += 1
-            blocked[last + 1] -= 1
-    for born, last in _written(graph, costs):
-        blocked[born + 1] += 1
-        blocked[last + 1] -= 1
-    return [number > 0 for number in accumulate(blocked)]
-
-
 def _written(graph: Graph, costs: dict[fx.Node, NodeCost]) -> list[tuple[int, int]]:
-    """For each group of aliases its first member and the last write into it."""
+    """Return the first position and the position of the last write of each group of aliases."""
     nodes = graph.nodes
     memory = {node: costs[node].memory for node in nodes}
     group = alias_groups(graph.module.graph.nodes, memory)

@@ -1,9 +1,9 @@
-"""From a graph and its cuts to the stages: what each takes, makes and owns, and it by itself."""
+"""Parts of a graph between cuts: inputs, outputs, weights, and the module of each stage."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -17,69 +17,69 @@ from pipepar.model.to_meta import to_meta
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A contiguous part of a graph and what it exchanges with the others."""
+    """A contiguous part of a graph, with its inputs, outputs and weights."""
 
     begin: int
-    """Position of its first node."""
+    """Position of the first node."""
     end: int
-    """One past its last node."""
+    """Position after the last node."""
     inputs: tuple[str, ...]
-    """Names of the values it is called with, in calling order."""
+    """Names of the input values, in calling order."""
     outputs: tuple[str, ...]
-    """Names of the values it makes for later parts or for the model's output."""
+    """Names of the values for later parts or for the model's output."""
     weights: tuple[str, ...]
-    """Names of its weights, each tensor once."""
+    """Names of the weights, each tensor once."""
     weight_bytes: int
-    """Their size, in bytes."""
+    """Total size of the weights in bytes."""
 
 
 class Bounds(Protocol):
-    """What `extract` needs to know of a stage; a Part has it, and so has a plan's stage."""
+    """The fields that `Part` and the stage of a plan have in common."""
 
     @property
     def begin(self) -> int:
-        """Position of its first node."""
+        """Position of the first node."""
 
     @property
     def end(self) -> int:
-        """One past its last node."""
+        """Position after the last node."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the values it is called with."""
+        """Names of the input values, in calling order."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the values it returns."""
+        """Names of the returned values, in order."""
 
 
 def parts(graph: Graph, cuts: Sequence[int]) -> tuple[Part, ...]:
-    """What each stage takes, makes and owns, if one cuts at these positions.
+    """Return the parts of a graph between cuts.
 
     Args:
         graph: the captured model.
-        cuts: node positions, ascending.
+        cuts: positions of the first node after each cut, ascending.
 
     Returns:
-        One part more than there are cuts.
+        The parts in order, one more than cuts.
     """
     nodes = graph.nodes
     results = graph.module.graph.output_node().all_input_nodes
-    wanted = set(results)
+    needed_later = set(results)
     found: list[Part] = []
     for begin, end in reversed(list(pairwise([0, *cuts, len(nodes)]))):
         own = nodes[begin:end]
-        made = [node for node in own if node in wanted]
+        outputs = [node for node in own if node in needed_later]
         if end == len(nodes):
-            made += [node for node in results if node.op == "get_attr"]
-        needed = _needed(graph, own, made)
-        wanted |= set(needed)
-        found.append(_part(graph, begin, end, needed, made))
+            outputs += [node for node in results if node.op == "get_attr"]
+        inputs = _inputs(graph, own, outputs)
+        needed_later |= set(inputs)
+        found.append(_part(graph, begin, end, inputs, outputs))
     return tuple(reversed(found))
 
 
-def _needed(graph: Graph, own: list[fx.Node], made: list[fx.Node]) -> list[fx.Node]:
-    """The values that a stage must be given, in the graph's order."""
+def _inputs(graph: Graph, own: list[fx.Node], outputs: list[fx.Node]) -> list[fx.Node]:
+    """Return the values of earlier stages that a stage needs, in the graph's order."""
     inside = set(own)
     tensors = {
         value
@@ -90,32 +90,33 @@ def _needed(graph: Graph, own: list[fx.Node], made: list[fx.Node]) -> list[fx.No
     }
     order = [node for node in graph.module.graph.nodes if node in tensors]
     sizes = StageSizes(inside, order)
-    asked = [value for node in own if not is_scalar(node) for value in node.all_input_nodes]
-    for value in (*asked, *made):
+    arguments = [value for node in own if not is_scalar(node) for value in node.all_input_nodes]
+    for value in (*arguments, *outputs):
         if is_scalar(value):
             tensors |= set(sizes.missing(value))
     return [node for node in graph.module.graph.nodes if node in tensors]
 
 
-def _part(graph: Graph, begin: int, end: int, needed: list[fx.Node], made: list[fx.Node]) -> Part:
-    inputs, outputs = tuple(n.name for n in needed), tuple(n.name for n in made)
-    bare = Part(begin, end, inputs, outputs, (), 0)
-    held = named_tensors(extract(graph, bare)).keys()
-    specs = {spec.name: spec for name, spec in graph.weights.items() if name in held}
-    size = sum(spec.nbytes for spec in specs.values())
-    return Part(begin, end, inputs, outputs, tuple(specs), size)
+def _part(
+    graph: Graph, begin: int, end: int, inputs: list[fx.Node], outputs: list[fx.Node]
+) -> Part:
+    part = Part(begin, end, tuple(n.name for n in inputs), tuple(n.name for n in outputs), (), 0)
+    names = named_tensors(extract(graph, part)).keys()
+    specs = {spec.name: spec for name, spec in graph.weights.items() if name in names}
+    nbytes = sum(spec.nbytes for spec in specs.values())
+    return replace(part, weights=tuple(specs), weight_bytes=nbytes)
 
 
 def extract(graph: Graph, part: Bounds) -> fx.GraphModule:
-    """One stage by itself.
+    """Return the module of one stage.
 
     Args:
         graph: the captured model.
-        part: which nodes, what they are given and what they must return.
+        part: the nodes of the stage, its inputs and its outputs.
 
     Returns:
-        A module that takes `part.inputs` by position and returns a tuple of `part.outputs`. Its
-        weights are on meta, and only its own; buffers that no checkpoint holds are real.
+        A module that takes `part.inputs` by position and returns a tuple of `part.outputs`. It has
+        only its own weights, on meta; non-persistent buffers have their values.
     """
     named = {node.name: node for node in graph.module.graph.nodes}
     received = [named[name] for name in part.inputs]
@@ -133,15 +134,11 @@ def extract(graph: Graph, part: Bounds) -> fx.GraphModule:
         if not is_scalar(node):
             place(node)
     new.output(tuple(place(named[name]) for name in part.outputs))
-    return _apart(graph.module, new)
-
-
-def _apart(whole: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
-    """A module for a graph that shares no child with the whole model's."""
-    graph.lint()
-    for node in graph.nodes:
-        node.meta.clear()  # the fakes of tracing
-    module = fx.GraphModule(whole, graph)
-    for target in {str(node.target) for node in graph.nodes if node.op == "call_module"}:
+    new.lint()
+    for node in new.nodes:
+        node.meta.clear()  # release the fake tensors of tracing
+    module = fx.GraphModule(graph.module, new)
+    for target in {str(node.target) for node in new.nodes if node.op == "call_module"}:
+        # A copy, because loading the weights modifies the child.
         module.set_submodule(target, to_meta(module.get_submodule(target)))
     return module

@@ -1,4 +1,4 @@
-"""What each node of a graph costs, counted without computing it."""
+"""Cost of each node of a graph, counted on fake tensors."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from pipepar.model.fake_tensors import fake_tensor, faked
 
 @dataclass(frozen=True, slots=True)
 class NodeCost:
-    """One node, at the example's sizes."""
+    """The cost of one node at the example's sizes."""
 
     flops: int
     """Floating-point operations."""
     touched: int
     """Bytes of activations read and written; 0 for a view."""
     size: int
-    """Bytes of the tensors it makes."""
+    """Bytes of the tensors in its result."""
     memory: frozenset[int]
-    """Numbers of the memory that its tensors lie in; equal numbers alias."""
+    """Ids of the storages of these tensors; nodes with a common id share memory."""
 
 
 UNKNOWN = NodeCost(flops=0, touched=1, size=0, memory=frozenset())
 
 
 def measure(graph: Graph) -> dict[fx.Node, NodeCost]:
-    """Count every node's work under fake tensors.
+    """Count the work of every node on fake tensors.
 
     Args:
-        graph: the captured model; no weight is read.
+        graph: the captured model.
 
     Returns:
-        A cost for each node. Nodes from one on that needs real values have `UNKNOWN` cost.
+        The cost of each node; `UNKNOWN` from the first node on that needs values.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     inputs = [fake_tensor(tensor, mode, graph.device) for tensor in graph.example]
@@ -51,16 +51,16 @@ def measure(graph: Graph) -> dict[fx.Node, NodeCost]:
         try:
             run.run(*inputs)
         except Exception:
-            # Planning may guess where computing may not: an equal price a node is a fair guess.
+            # A plan needs some cost for each node; equal costs are a fair guess.
             return {node: run.costs.get(node, UNKNOWN) for node in graph.module.graph.nodes}
     return run.costs
 
 
 class _CountingRun(fx.Interpreter):
-    """Runs a graph node by node and notes what each did."""
+    """Runs a graph and records the cost of each node."""
 
     def __init__(self, module: fx.GraphModule) -> None:
-        # Values stay alive, so that no memory is given out twice.
+        # All values stay alive, so that no storage id occurs twice.
         super().__init__(module, garbage_collect_values=False)
         self.extra_traceback = False
         self.costs: dict[fx.Node, NodeCost] = {}
@@ -69,29 +69,29 @@ class _CountingRun(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         with FlopCounterMode(display=False, custom_mapping=self._formulas) as counter:
             result = super().run_node(n)
-        made = _tensors(result)
+        outputs = _tensors(result)
         read = [t for a in n.all_input_nodes if a.op != "get_attr" for t in _tensors(self.env[a])]
-        memory = memory_of(made)
+        memory = memory_of(outputs)
         is_view = not writes(n) and memory & memory_of(read)
         self.costs[n] = NodeCost(
             flops=int(counter.get_total_flops()),
-            touched=0 if is_view or n.op == "placeholder" else _bytes(read) + _bytes(made),
-            size=_bytes(made),
+            touched=0 if is_view or n.op == "placeholder" else _bytes(read) + _bytes(outputs),
+            size=_bytes(outputs),
             memory=memory,
         )
         return result
 
 
 def _formulas(graph: fx.Graph) -> dict[Any, Callable[..., int]]:
-    """How to count the operations that torch's own counter takes for no work at all."""
+    """Return FLOP formulas for operations that torch's counter does not count."""
     targets = {n.target for n in graph.nodes if isinstance(n.target, OpOverload)}
-    # torch has one of that name, transformers another.
+    # torch and transformers each have an operation with this name.
     return {t.overloadpacket: _grouped_mm for t in targets if "grouped_mm" in str(t)}
 
 
 def _grouped_mm(a: tuple[int, ...], b: tuple[int, ...], *_: Any, **__: Any) -> int:
-    """FLOPs of a mixture's experts: each row of `a` meets one of the matrices in `b`."""
-    matrices = a[0] if len(a) > len(b) else 1  # then each column of `b` meets one of those in `a`
+    """Return the FLOPs of a grouped product, which multiplies each row by one of the matrices."""
+    matrices = a[0] if len(a) > len(b) else 1  # the matrices are in `a` if it has more dimensions
     return 2 * prod(a) * b[-1] // matrices
 
 

@@ -1,4 +1,4 @@
-"""What each node of a graph computes at given sizes: enough to compute it by itself."""
+"""Operations of a graph at given sizes, described so that each can be timed by itself."""
 
 from __future__ import annotations
 
@@ -20,68 +20,75 @@ from pipepar.model.fake_tensors import fake_tensor, faked
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """A tensor that an operation is called with."""
+    """A tensor argument of an operation."""
 
     spec: TensorSpec
-    """How it lies in memory."""
+    """Dtype, shape and strides."""
     weight: bool
-    """Whether it is a tensor of the model's own."""
+    """Whether it is a parameter, a buffer or a constant of the model."""
     requires_grad: bool
-    """What its flag says; torch chooses kernels by it."""
+    """Its requires_grad, by which torch selects kernels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One call of a graph."""
+    """The call of one compute node."""
 
     target: Callable[..., Any] | nn.Module
-    """What is called; a module's weights are on meta."""
+    """The function or module that is called; a module's weights are on meta."""
     args: tuple[Any, ...]
-    """Positional arguments, nested as the target takes them, with `Needed` for tensors."""
+    """Positional arguments, with `Needed` instead of tensors."""
     kwargs: Mapping[str, Any]
-    """The same by keyword."""
+    """Keyword arguments, with `Needed` instead of tensors."""
     signature: str
-    """Equal where the same thing is computed at the same sizes."""
+    """Description that is equal for equal targets with arguments of equal layouts."""
 
     @property
     def needed(self) -> list[Needed]:
-        """The tensors of its arguments, in order."""
+        """Tensors among the arguments, in order."""
         leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
         return [leaf for leaf in leaves if isinstance(leaf, Needed)]
 
 
 def example_rows(graph: Graph) -> int:
-    """Samples in the example: the rows of its first tensor that has any."""
+    """Return the number of samples in the example.
+
+    Args:
+        graph: the captured model.
+
+    Returns:
+        The size of dimension 0 of the first tensor that has dimensions; 1 if there is none.
+    """
     return next((tensor.shape[0] for tensor in graph.example if tensor.dim()), 1)
 
 
 def operations_of(graph: Graph, rows: int) -> dict[fx.Node, Operation]:
-    """What each compute node does for a micro-batch of so many samples.
+    """Return the operation of each compute node for a micro-batch of `rows` samples.
 
     Args:
-        graph: the captured model; no weight is read.
-        rows: samples; other than the example's only where the graph leaves the batch free.
+        graph: the captured model.
+        rows: number of samples; must be the example's if the batch is not dynamic.
 
     Returns:
-        An operation for each node, but those from the first on that needs real values to go on.
+        The operations, up to the first node that needs values.
     """
     run = _DescribingRun(graph)
     with contextlib.suppress(Exception):
-        # As in costs.measure: what cannot be gone through under fakes is guessed at, not timed.
+        # As in node_costs.measure: nodes that do not run on fake tensors have no operation.
         _run(run, graph, rows)
     return run.operations
 
 
 def takes_rows(graph: Graph, rows: int) -> bool:
-    """Whether micro-batches of so many samples can be computed, and put together again.
+    """Whether micro-batches of `rows` samples can be computed and their results merged.
 
     Args:
         graph: the captured model.
-        rows: samples.
+        rows: number of samples.
 
     Returns:
-        False if the graph does not hold for that size, a layer fails on it, or an output has no row
-        for each sample.
+        False if the graph or a layer does not accept that size, or if an output does not have one
+        row for each sample.
     """
     if not graph.signature.holds_for([each.shape for each in _example(graph, rows)]):
         return False
@@ -94,7 +101,7 @@ def takes_rows(graph: Graph, rows: int) -> bool:
 
 
 def _run(run: fx.Interpreter, graph: Graph, rows: int) -> Any:
-    """Go through the graph with tensors that have no values."""
+    """Run the graph on fake tensors."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     inputs = [fake_tensor(tensor, mode, graph.device) for tensor in _example(graph, rows)]
     with faked(graph.module, mode, graph.device), mode, torch.no_grad():
@@ -105,24 +112,24 @@ def _example(graph: Graph, rows: int) -> list[torch.Tensor]:
     return [_resized(tensor, rows, example_rows(graph)) for tensor in graph.example]
 
 
-def _resized(tensor: torch.Tensor, rows: int, found: int) -> torch.Tensor:
-    if not tensor.dim() or tensor.shape[0] != found or rows == found:
+def _resized(tensor: torch.Tensor, rows: int, example: int) -> torch.Tensor:
+    if not tensor.dim() or tensor.shape[0] != example or rows == example:
         return tensor
     return tensor.new_empty((rows, *tensor.shape[1:]))
 
 
 class _DescribingRun(fx.Interpreter):
-    """Runs a graph node by node and notes what each is called with."""
+    """Runs a graph and records the operation of each node."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__(graph.module)
         self.extra_traceback = False
         self.operations: dict[fx.Node, Operation] = {}
-        held = graph.module.graph.find_nodes(op="get_attr")
-        own = {node: get_attribute(graph.module, str(node.target)) for node in held}
-        self._grads = {
+        nodes = graph.module.graph.find_nodes(op="get_attr")
+        state = {node: get_attribute(graph.module, str(node.target)) for node in nodes}
+        self._requires_grad = {
             node: value.requires_grad
-            for node, value in own.items()
+            for node, value in state.items()
             if isinstance(value, torch.Tensor)
         }
 
@@ -140,9 +147,9 @@ class _DescribingRun(fx.Interpreter):
         ):
             result = super().run_node(n)
         if operation is not None:
-            # Not every setting of a module shows in its description; this one does in its work.
-            work = f" {counter.get_total_flops()}" if counter else ""
-            self.operations[n] = replace(operation, signature=operation.signature + work)
+            # A module's description may lack a setting, so its FLOPs are added.
+            flops = f" {counter.get_total_flops()}" if counter else ""
+            self.operations[n] = replace(operation, signature=operation.signature + flops)
         return result
 
     def _operation(
@@ -153,18 +160,25 @@ class _DescribingRun(fx.Interpreter):
         return Operation(target, args, kwargs, f"{name} {args} {kwargs}")
 
     def _described(self, node: fx.Node) -> Any:
-        grad = self._grads.get(node)
+        requires_grad = self._requires_grad.get(node)  # None for activations
 
         def leaf(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):
                 return value
-            return Needed(TensorSpec.of(value), grad is not None, bool(grad))
+            return Needed(TensorSpec.of(value), requires_grad is not None, bool(requires_grad))
 
         return pytree.tree_map(leaf, self.env[node])
 
 
 def distinct(operations: Mapping[fx.Node, Operation]) -> list[Operation]:
-    """Each different operation once, in the order of the graph."""
+    """Return the operations without repetitions.
+
+    Args:
+        operations: the operation of each node.
+
+    Returns:
+        The first operation with each signature, in the order of the graph.
+    """
     first: dict[str, Operation] = {}
     for operation in operations.values():
         first.setdefault(operation.signature, operation)

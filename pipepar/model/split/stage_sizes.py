@@ -1,4 +1,4 @@
-"""How a stage comes by the sizes that its operations need, without being sent them."""
+"""Sizes that a stage reads from its inputs or computes, so that they need not cross."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ def is_scalar(node: fx.Node) -> bool:
         node: a node of a captured graph.
 
     Returns:
-        False for tensors and for everything else that is no number.
+        False for tensors and all other values.
     """
     return isinstance(node.meta.get("val"), _SCALARS)
 
 
 class StageSizes:
-    """The sizes within one stage.
+    """The sizes that one stage needs.
 
-    A size is read from a tensor that the stage receives anyway where tracing found that very
-    expression among its dimensions; otherwise it is computed from other sizes; only what depends
-    on data crosses as a number.
+    A size is read from a received tensor if a dimension of it has the same symbolic expression.
+    Otherwise it is computed from other sizes. It crosses as a number only if neither is possible.
 
     Args:
         own: the nodes of the stage.
-        received: the values that it is given, in calling order.
+        received: the input values of the stage, in calling order.
     """
 
     def __init__(self, own: set[fx.Node], received: Sequence[fx.Node]) -> None:
@@ -45,13 +44,13 @@ class StageSizes:
                     self._dims.setdefault(_expression(size), (node, dim))
 
     def missing(self, node: fx.Node) -> list[fx.Node]:
-        """What else the stage would have to be given.
+        """Return the further inputs that the stage needs for a number.
 
         Args:
-            node: a number that the stage needs.
+            node: the number.
 
         Returns:
-            Values of earlier stages; empty if the stage can compute it from what it has.
+            Values of earlier stages; empty if the stage can compute the number without them.
         """
         if node.op == "get_attr" or node in self._received or self._dimension(node) is not None:
             return []
@@ -71,15 +70,15 @@ class StageSizes:
     def recompute(
         self, node: fx.Node, graph: fx.Graph, place: Callable[[fx.Node], fx.Node]
     ) -> fx.Node | None:
-        """Read a size from a received tensor.
+        """Add a node that reads a size from a received tensor.
 
         Args:
-            node: what the stage needs.
-            graph: the stage's graph; the reading is appended to it.
-            place: finds a node of the whole graph in the stage's.
+            node: the value that the stage needs.
+            graph: the graph of the stage; the new node is appended to it.
+            place: returns the stage's node for a node of the whole graph.
 
         Returns:
-            The new node; None if the value must be computed.
+            The new node; None if no received tensor has this size.
         """
         found = self._dimension(node)
         if found is None:

@@ -1,4 +1,4 @@
-"""A micro-batch as the values that a channel moves, and back."""
+"""A micro-batch as entries, and back."""
 
 import pytest
 import torch
@@ -12,19 +12,19 @@ COLUMN = torch.zeros(2, 3)
 VALUES: tuple[Value, ...] = (torch.ones(2), 3, "text", None)
 
 
-def back(sent: MicroBatch) -> MicroBatch:
+def round_trip(sent: MicroBatch) -> MicroBatch:
     return microbatch_of(sent.index, sent.step.program, entries_of(sent))
 
 
-def test_values_alone() -> None:
-    found = back(MicroBatch(5, VALUES))
+def test_a_micro_batch_of_values_only() -> None:
+    found = round_trip(MicroBatch(5, VALUES))
     assert found == MicroBatch(5, VALUES)
     assert found.step is ONLY_STEP
 
 
-def test_samples_columns_and_a_step_come_with_them() -> None:
+def test_samples_columns_and_step_are_restored() -> None:
     step = Step(2, torch.tensor([1, 2, 3]))
-    found = back(MicroBatch(0, VALUES, SAMPLES, {"label": COLUMN, "#": SAMPLES}, step=step))
+    found = round_trip(MicroBatch(0, VALUES, SAMPLES, {"label": COLUMN, "#": SAMPLES}, step=step))
     assert found.values == VALUES
     assert found.samples is SAMPLES
     assert list(found.columns) == ["label", "#"]
@@ -34,14 +34,14 @@ def test_samples_columns_and_a_step_come_with_them() -> None:
 
 
 @pytest.mark.parametrize("stage", [3, "source"])
-def test_an_error_takes_the_place_of_values(stage: int | str) -> None:
+def test_a_micro_batch_with_an_error(stage: int | str) -> None:
     fault = Fault(stage, "ValueError: 'quoted' \u4e00")
-    found = back(MicroBatch(1, (), SAMPLES, error=fault))
+    found = round_trip(MicroBatch(1, (), SAMPLES, error=fault))
     assert (found.error, found.values) == (fault, ())
 
 
-def test_what_is_not_there_adds_no_bytes_after_the_first() -> None:
-    """The entries beside the values are constants: the spec of the last micro-batch still holds."""
+def test_missing_fields_are_none() -> None:
+    """So micro-batches without fields have the same spec, which is sent once."""
     assert entries_of(MicroBatch(0, (1,))) == (None, None, None, None, 1)
 
 
@@ -49,19 +49,25 @@ def test_what_is_not_there_adds_no_bytes_after_the_first() -> None:
     ("entries", "message"),
     [
         ((None,) * 3, "a micro-batch of 3 entries arrived, expected 4 or more"),
-        (("no json", None, None, None), "found 'no json' beside the values, expected JSON"),
+        (("no json", None, None, None), "has the field 'no json', expected JSON"),
         (('["a"]', None, None, None), "expected a stage and a message"),
         ((5, None, None, None), "the error of a micro-batch is 5"),
-        ((None, None, 5, None), "samples of a micro-batch is a int, expected a tensor"),
+        ((None, None, 5, None), "found type int as samples of a micro-batch, expected a tensor"),
         ((None, None, torch.zeros(2), None), "samples of a micro-batch are torch.float32"),
-        ((None, torch.zeros(2, 2, dtype=torch.int64), None, None), "step of a micro-batch are"),
+        (
+            (None, torch.zeros(2, 2, dtype=torch.int64), None, None),
+            "step fields of a micro-batch",
+        ),
         ((None, None, None, '{"a": 1}'), "the names of columns are"),
         ((None, None, None, "[1]"), "the names of columns are"),
         ((None, None, None, '["a"]'), "1 columns are announced, found 0 entries for them"),
-        ((None, None, None, '["a"]', 3), "a of a micro-batch is a int, expected a tensor"),
-        ((None, None, None, "[" * 100_000), "beside the values, expected JSON"),
+        (
+            (None, None, None, '["a"]', 3),
+            "found type int as column 'a' of a micro-batch",
+        ),
+        ((None, None, None, "[" * 100_000), "has the field .*, expected JSON"),
     ],
 )
-def test_entries_of_no_micro_batch_are_refused(entries: tuple[Value, ...], message: str) -> None:
+def test_invalid_entries_are_refused(entries: tuple[Value, ...], message: str) -> None:
     with pytest.raises(WireError, match=message):
         microbatch_of(0, 0, entries)

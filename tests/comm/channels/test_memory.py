@@ -1,4 +1,4 @@
-"""Tensors as bytes: what travels, and how it is laid out again."""
+"""Tensors as bytes and back, and the sizes of receive buffers."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def views(draw: st.DrawFn) -> torch.Tensor:
 
 
 @given(views())
-def test_a_view_is_laid_out_as_it_lay(view: torch.Tensor) -> None:
+def test_a_view_keeps_its_values_and_strides(view: torch.Tensor) -> None:
     (tensor_layout,) = tensor_layouts((TensorSpec.of(view),))
     memory = core(view).contiguous() if tensor_layout.has_holes else view
     count = tensor_layout.nbytes // 4
@@ -40,7 +40,7 @@ def test_a_view_is_laid_out_as_it_lay(view: torch.Tensor) -> None:
 
 
 @given(views())
-def test_no_more_travels_than_lies_in_memory(view: torch.Tensor) -> None:
+def test_no_more_bytes_are_sent_than_the_extent(view: torch.Tensor) -> None:
     spec = TensorSpec.of(view)
     assert spec.nbytes <= 4 * spec.extent
     if spec.has_holes:
@@ -49,16 +49,18 @@ def test_no_more_travels_than_lies_in_memory(view: torch.Tensor) -> None:
         assert spec.nbytes == view.nbytes
 
 
-envelopes = st.lists(st.integers(0, 3 * PIECE_BYTES), min_size=1, max_size=3).map(tuple)
+sizes_of_tensors = st.lists(st.integers(0, 3 * PIECE_BYTES), min_size=1, max_size=3).map(tuple)
 
 
-@given(envelopes, envelopes)
-def test_a_grown_envelope_has_room(envelope: tuple[int, ...], sizes: tuple[int, ...]) -> None:
-    assert fits(sizes, grow(envelope, sizes))
+@given(sizes_of_tensors, sizes_of_tensors)
+def test_tensors_fit_into_grown_buffers(
+    buffer_sizes: tuple[int, ...], sizes: tuple[int, ...]
+) -> None:
+    assert fits(sizes, grow(buffer_sizes, sizes))
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, PIECE_BYTES, PIECE_BYTES + 1, 5 * PIECE_BYTES - 1])
-def test_pieces_cover_a_tensor_once(nbytes: int) -> None:
+def test_messages_cover_a_tensor_once(nbytes: int) -> None:
     found = list(message_ranges(1000, nbytes))
     assert len(found) == pieces(nbytes)
     assert sum(size for _, size in found) == nbytes
@@ -69,24 +71,24 @@ def test_pieces_cover_a_tensor_once(nbytes: int) -> None:
         at += size
 
 
-def test_a_piece_is_counted_by_a_c_int() -> None:
+def test_the_size_of_a_message_fits_a_c_int() -> None:
     assert PIECE_BYTES < 2**31
 
 
-def test_an_envelope_grows_where_it_is_too_small() -> None:
+def test_only_buffers_that_are_too_small_grow() -> None:
     assert not fits((7, 9), (10, 5))
     assert grow((10, 5), (7, 9)) == (10, 9)
     assert grow((10, 5), (7,)) == (7,)
     assert grow((10,), (PIECE_BYTES + 1,)) == (PIECE_BYTES + 1,)
 
 
-def test_more_pieces_do_not_fit_into_fewer() -> None:
+def test_the_number_of_messages_must_match() -> None:
     assert not fits((PIECE_BYTES,), (PIECE_BYTES + 1,))
     assert fits((PIECE_BYTES,), (PIECE_BYTES,))
     assert not fits((1, 2), (3,))
 
 
-def test_elements_in_one_place_are_taken_once() -> None:
+def test_expanded_elements_count_once() -> None:
     rows = torch.arange(3.0).expand(4, 3)
     assert core(rows).shape == (1, 3)
     assert core(rows.t()).shape == (3, 1)

@@ -1,4 +1,4 @@
-"""The header and the spec: exact round trips, and garbage that is an error, never more."""
+"""Headers and specs: exact round trips, and invalid bytes, which raise a WireError."""
 
 import math
 import struct
@@ -47,7 +47,7 @@ specs = st.lists(entries, max_size=8).map(tuple)
 
 
 @given(st.sampled_from(Kind), st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), st.binary())
-def test_a_header_survives_the_wire(kind: Kind, index: int, generation: int, spec: bytes) -> None:
+def test_a_header_is_restored_exactly(kind: Kind, index: int, generation: int, spec: bytes) -> None:
     header = Header.announcing(kind, index, generation, b"" if kind is Kind.END else spec)
     data = header.pack()
     assert len(data) == HEADER_BYTES
@@ -55,18 +55,18 @@ def test_a_header_survives_the_wire(kind: Kind, index: int, generation: int, spe
 
 
 @given(specs)
-def test_a_spec_survives_the_wire(spec: Spec) -> None:
+def test_a_spec_is_restored_exactly(spec: Spec) -> None:
     assert repr(unpack_spec(pack_spec(spec))) == repr(spec)
 
 
 @given(st.binary(max_size=200))
-def test_any_garbage_is_an_error_as_a_header(data: bytes) -> None:
+def test_random_bytes_are_refused_as_a_header(data: bytes) -> None:
     with pytest.raises(WireError):
         Header.unpack(data)
 
 
 @given(st.binary(min_size=HEADER_BYTES, max_size=HEADER_BYTES))
-def test_garbage_behind_a_right_beginning_is_an_error(data: bytes) -> None:
+def test_random_bytes_after_a_valid_start_are_refused(data: bytes) -> None:
     begin = struct.pack("<4sH", MAGIC, VERSION)
     with pytest.raises(WireError):
         Header.unpack(begin + data[len(begin) :])
@@ -83,7 +83,7 @@ def test_garbage_behind_a_right_beginning_is_an_error(data: bytes) -> None:
 @example(Kind.MICROBATCH, 0, MAX_SPEC_BYTES + 1, 5)
 @example(0, 0, 0, 5)
 @example(3, 0, 0, 5)
-def test_fields_are_checked_even_when_the_checksum_is_right(
+def test_fields_are_checked_even_if_the_checksum_is_right(
     kind: int, generation: int, spec_bytes: int, index: int
 ) -> None:
     fields = struct.pack("<4sHBxIIQ", MAGIC, VERSION, kind, generation, spec_bytes, index)
@@ -99,8 +99,8 @@ def test_fields_are_checked_even_when_the_checksum_is_right(
 
 
 @given(st.binary(max_size=300))
-def test_garbage_as_a_spec_is_an_error_or_a_spec_of_its_size(data: bytes) -> None:
-    """Whatever is accepted encodes to the same bytes again; nothing large is allocated."""
+def test_random_bytes_as_a_spec_allocate_little_memory(data: bytes) -> None:
+    """They are refused, or decoded to a spec that can be encoded again."""
     tracemalloc.start()
     try:
         spec = unpack_spec(data)
@@ -116,7 +116,7 @@ def test_garbage_as_a_spec_is_an_error_or_a_spec_of_its_size(data: bytes) -> Non
 
 
 @given(specs, st.data())
-def test_a_damaged_spec_is_noticed(spec: Spec, data: st.DataObject) -> None:
+def test_a_damaged_spec_is_refused(spec: Spec, data: st.DataObject) -> None:
     packed = bytearray(pack_spec(spec))
     header = Header.announcing(Kind.MICROBATCH, 0, 0, bytes(packed))
     where = data.draw(st.integers(0, len(packed) - 1))
@@ -127,7 +127,7 @@ def test_a_damaged_spec_is_noticed(spec: Spec, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_a_header_with_a_flipped_bit_is_refused(kind: Kind) -> None:
-    """Whatever field it is in: an index that differs would be believed."""
+    """In any field: nothing but the checksum can detect a wrong index."""
     spec = b"" if kind is Kind.END else b"a spec"
     sent = Header.announcing(kind, 5, 3, spec).pack()
     for bit in range(8 * len(sent)):
@@ -136,13 +136,13 @@ def test_a_header_with_a_flipped_bit_is_refused(kind: Kind) -> None:
         if bit < 8 * (len(sent) - 4):
             with pytest.raises(WireError):
                 Header.unpack(data)
-        else:  # the last four bytes are the spec's checksum, and looked at with the spec
+        else:  # the last four bytes are the checksum of the spec, which is compared with the spec
             with pytest.raises(WireError, match="a spec's checksum"):
                 Header.unpack(data).checked(spec)
 
 
 def accepts(dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Whether a receiver takes memory for a tensor like that."""
+    """Return whether a receiver accepts a tensor with this layout."""
     spec = (TensorSpec(dtype, shape, stride),)
     try:
         found = unpack_spec(pack_spec(spec))
@@ -161,9 +161,9 @@ MOST = MAX_TENSOR_BYTES // 8
         ((2**40, 8), (8, 1)),
         ((2, 1), (2**60, 1)),
         ((0, 2**63), (1, 1)),
-        ((1, 2), (2**63, 1)),  # a step that leads nowhere
-        ((2**20, 2**20), (0, 0)),  # all elements are at one place
-        ((2**11 + 1,), (2**30,)),  # few elements, far from one another
+        ((1, 2), (2**63, 1)),  # the stride of a dimension of size 1
+        ((2**20, 2**20), (0, 0)),  # all elements at one address
+        ((2**11 + 1,), (2**30,)),  # few elements, far apart
         ((MOST + 1,), (1,)),
     ],
 )
@@ -173,26 +173,26 @@ def test_a_huge_tensor_is_refused_before_memory_is_taken_for_it(
     assert not accepts(torch.float64, shape, stride)
 
 
-def test_the_largest_tensor_is_so_many_bytes() -> None:
+def test_the_size_limit_of_a_tensor() -> None:
     assert accepts(torch.float64, (MOST,), (1,))
     assert accepts(torch.uint8, (8 * MOST,), (1,))
     assert not accepts(torch.float32, (2 * MOST + 1,), (1,))
 
 
-def test_a_tensor_has_so_many_dimensions_at_most() -> None:
+def test_the_limit_of_dimensions() -> None:
     assert accepts(torch.float32, (1,) * MAX_DIMENSIONS, (1,) * MAX_DIMENSIONS)
     more = (1,) * (MAX_DIMENSIONS + 1)
     assert not accepts(torch.float32, more, more)
 
 
-def test_a_header_of_another_version_says_what_to_do() -> None:
+def test_a_header_of_another_version_has_a_remedy() -> None:
     data = bytearray(Header.announcing(Kind.END, 0, 0, b"").pack())
     data[4] += 1
     with pytest.raises(WireError, match="same installation"):
         Header.unpack(data)
 
 
-def test_a_spec_too_long_for_the_wire_is_refused() -> None:
+def test_a_spec_that_is_too_long_is_refused() -> None:
     room = MAX_SPEC_BYTES - len(pack_spec(("",)))
     longest = pack_spec(("x" * room,))
     Header.unpack(Header.announcing(Kind.MICROBATCH, 0, 0, longest).pack())
@@ -204,14 +204,14 @@ def test_a_spec_too_long_for_the_wire_is_refused() -> None:
     ("data", "message"),
     [
         (struct.pack("<I", 2**32 - 1) + b"\2" * 8, "of 12 bytes announces 4294967295 values"),
-        (pack_spec((None,)) + b"\2", "1 bytes are left over"),
+        (pack_spec((None,)) + b"\2", "1 bytes are left over after a spec"),
         (pack_spec(("four",))[:-1], "ends 1 bytes too early"),
         (struct.pack("<IB", 1, 0), "unknown tag 0"),
         (struct.pack("<IBI", 1, Tag.STR, 1) + b"\xff", "not UTF-8"),
         (struct.pack("<IBBB", 1, Tag.TENSOR, len(DTYPES), 0), "unknown dtype code"),
     ],
 )
-def test_what_is_wrong_with_a_spec_is_told(data: bytes, message: str) -> None:
+def test_an_invalid_spec_is_refused_with_the_reason(data: bytes, message: str) -> None:
     with pytest.raises(WireError, match=message):
         unpack_spec(data)
 
@@ -219,11 +219,11 @@ def test_what_is_wrong_with_a_spec_is_told(data: bytes, message: str) -> None:
 @pytest.mark.parametrize(
     ("one", "other"), [(1, True), (0, False), (1, 1.0), (0.0, -0.0), (1.0, 1 + 0j), ("", None)]
 )
-def test_values_that_python_calls_equal_are_told_apart(one: object, other: object) -> None:
+def test_values_that_compare_equal_in_python_are_distinguished(one: object, other: object) -> None:
     assert not tells((one,), (other,))  # type: ignore[arg-type]
 
 
-def test_a_spec_tells_the_values_it_was_made_of_and_no_others() -> None:
+def test_a_spec_matches_only_its_own_values() -> None:
     tensor = torch.zeros(4, 6)
     spec = (describe(tensor), 1, None, "text")
     assert tells(spec, (torch.ones(4, 6), 1, None, "text"))
@@ -237,7 +237,7 @@ def test_a_spec_tells_the_values_it_was_made_of_and_no_others() -> None:
     assert not tells((None,), (tensor,))
 
 
-def test_nan_does_not_change() -> None:
+def test_nan_equals_nan_and_is_restored() -> None:
     assert tells((1, math.nan), (1, float("nan")))
     (found,) = unpack_spec(pack_spec((math.nan,)))
     assert isinstance(found, float)
@@ -255,10 +255,10 @@ def test_every_plain_dtype_of_torch_has_a_code() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize")
-def test_what_cannot_cross_says_what_can() -> None:
+def test_values_that_cannot_be_sent_are_refused() -> None:
     eighths = torch._empty_affine_quantized([2], scale=0.125, zero_point=0, dtype=torch.qint8)
     for value in (torch.eye(2).to_sparse(), torch.empty(1, device="meta"), eighths):
         with pytest.raises(WireError, match="dense, unquantized"):
             describe(value)
-    with pytest.raises(WireError, match="type list cannot cross"):
+    with pytest.raises(WireError, match="type list cannot be sent"):
         describe([])  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Who a process is before MPI, and that one rank speaks for all about a usage error."""
+"""The variables of launchers, wrong launches, and usage errors, which only rank 0 reports."""
 
 import sys
 from pathlib import Path
@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 from pipepar.comm.group.launcher import (
+    launch_problem,
     launched,
     launcher_local_rank,
     launcher_rank,
-    refusal,
-    torchrun_below_a_rank,
+    torchrun_problem,
 )
 from tests.helpers.cluster.mpirun import finish, mpirun, run_ranks, start
 
 pytestmark = pytest.mark.long(12)
 
-# Each before those that it counts before.
+# In order of priority.
 VARIABLES = (
     "PMIX_RANK",
     "OMPI_COMM_WORLD_RANK",
@@ -45,17 +45,17 @@ SIZES = (
 )
 TORCHRUN = {"RANK": "2", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}
 
-# What else a launcher sets, the MPI that sees one rank, and what is advised.
+# The variables of a launcher, the MPI library that has one rank, and a part of the remedy.
 MISTAKES = [
-    # srun --mpi=none: no MPI was asked, nobody says which it would be
+    # srun --mpi=none: MPI is not initialised, so the library is unknown
     ({"SLURM_STEP_NUM_TASKS": "4"}, "", "srun --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH"),
     # srun --mpi=pmi2
     ({"SLURM_STEP_NUM_TASKS": "4", "PMI_SIZE": "4"}, "Open MPI v5.0.11", "srun --mpi=pmix"),
-    # srun --mpi=pmix, which sets no size of its own
+    # srun --mpi=pmix, which sets no variable with the size
     ({"SLURM_STEP_NUM_TASKS": "4"}, "Intel(R) MPI Library 2021.13", "I_MPI_PMI_LIBRARY"),
     ({"SLURM_STEP_NUM_TASKS": "4"}, "MPICH Version: 4.1", "srun --mpi=pmi2"),
     ({"SLURM_STEP_NUM_TASKS": "4"}, "MPI VERSION : CRAY MPICH version 8.1", "--mpi=cray_shasta"),
-    # MPICH's mpiexec on two nodes, two daemons; on four, where the numbers are the same
+    # MPICH's mpiexec on two nodes has two daemons; on four, both sizes are 4
     ({"SLURM_STEP_NUM_TASKS": "2", "PMI_SIZE": "4"}, "Open MPI v5.0.11", "MPI4PY_LIBMPI"),
     (
         {"SLURM_STEP_NUM_TASKS": "4", "PMI_SIZE": "4", "MPI_LOCALRANKID": "0"},
@@ -67,8 +67,8 @@ MISTAKES = [
     (TORCHRUN, "", "mpirun -n 4 pipepar"),
 ]
 
-# The other ranks find the error first; if they ended then, the launcher would end rank 0 too.
-LATE = """
+# The other ranks find the error first. If they exited, the launcher would end rank 0 as well.
+LATE_ROOT = """
 import sys, time
 from pipepar.comm.group.launcher import launcher_rank
 time.sleep(2 * (launcher_rank() == 0))
@@ -83,26 +83,26 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_without_a_launcher() -> None:
+def test_defaults_without_a_launcher() -> None:
     assert launcher_rank() == 0
     assert launcher_local_rank() is None
     assert not launched()
 
 
 @pytest.mark.parametrize("name", VARIABLES)
-def test_every_launcher(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rank_of_every_launcher(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "3")
     assert launcher_rank() == 3
 
 
-def test_an_mpis_number_counts_before_the_batch_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mpi_variables_have_priority_over_batch_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_PROCID", "1")
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "5")
     assert launcher_rank() == 5
 
 
 @pytest.mark.parametrize("name", LOCAL_VARIABLES)
-def test_the_number_on_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_local_rank(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "0")
     assert launcher_local_rank() == 0
     for later in LOCAL_VARIABLES[LOCAL_VARIABLES.index(name) + 1 :]:
@@ -110,33 +110,35 @@ def test_the_number_on_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert launcher_local_rank() == 0
 
 
-# Those of PMI stand for MPICH, Intel, PALS and Flux; a batch system alone speaks to no MPI.
+# MPICH, Intel MPI, PALS and Flux set PMI_RANK; the variables of a batch system do not suffice.
 @pytest.mark.parametrize(
-    ("name", "speaks"), [(name, name not in VARIABLES[4:]) for name in VARIABLES]
+    ("name", "starts_mpi"), [(name, name not in VARIABLES[4:]) for name in VARIABLES]
 )
-def test_who_speaks_to_an_mpi(name: str, speaks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launched_by_a_launcher_with_mpi(
+    name: str, starts_mpi: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, "1")
-    assert launched() == speaks
+    assert launched() == starts_mpi
 
 
-def test_what_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_are_not_numbers_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PMIX_RANK", "")
     monkeypatch.setenv("SLURM_LOCALID", "none")
     assert launcher_rank() == 0
     assert launcher_local_rank() is None
 
 
-@pytest.mark.parametrize(("variables", "library", "advice"), MISTAKES)
-def test_ranks_that_an_mpi_does_not_know_of(
-    variables: dict[str, str], library: str, advice: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("variables", "library", "remedy"), MISTAKES)
+def test_ranks_that_mpi_does_not_connect_are_refused(
+    variables: dict[str, str], library: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    reason = refusal(library)
-    assert reason is not None
-    assert "started 4 " in reason
-    assert advice in reason
-    assert library in reason
+    problem = launch_problem(library)
+    assert problem is not None
+    assert "started 4 " in problem
+    assert remedy in problem
+    assert library in problem
 
 
 @pytest.mark.parametrize(
@@ -147,22 +149,24 @@ def test_ranks_that_an_mpi_does_not_know_of(
         # mpirun -n 1 inside a job of two nodes: the tasks are its daemons
         {"SLURM_STEP_NUM_TASKS": "2", "OMPI_COMM_WORLD_SIZE": "1"},
         {"SLURM_STEP_NUM_TASKS": "2", "PMI_SIZE": "1"},
-        # half of what torchrun sets, as scripts do
+        # a script that sets only some of torchrun's variables
         {"RANK": "0", "WORLD_SIZE": "4"},
         {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"},
-        # a batch script that sets them for torch, and an MPI of one rank all the same
+        # a batch script that sets them for torch, in a job of one rank
         {**TORCHRUN, "OMPI_COMM_WORLD_SIZE": "1"},
     ],
 )
-def test_who_is_alone(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_rank_alone_is_accepted(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert refusal() is None
+    assert launch_problem() is None
 
 
-def test_the_number_by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rank_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "2")
-    assert launcher_rank() == 0  # one variable of that name says nothing
+    assert launcher_rank() == 0  # RANK without the others does not count
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     assert launcher_rank() == 2
@@ -171,13 +175,13 @@ def test_the_number_by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launcher_rank() == 0
 
 
-def test_torchrun_below_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert torchrun_below_a_rank() is None
+def test_torchrun_in_a_rank_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torchrun_problem() is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    assert torchrun_below_a_rank() is None
+    assert torchrun_problem() is None
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert "torchrun made 2 processes" in (torchrun_below_a_rank() or "")
+    assert "torchrun started 2 processes" in (torchrun_problem() or "")
 
 
 def test_a_run_under_torchrun_is_refused(tmp_path: Path, rows: Path) -> None:
@@ -198,13 +202,13 @@ def test_a_run_under_torchrun_is_refused(tmp_path: Path, rows: Path) -> None:
         (["rum"], "No such command"),
     ],
 )
-def test_a_usage_error_is_told_once(arguments: list[str], message: str) -> None:
+def test_a_usage_error_is_reported_once(arguments: list[str], message: str) -> None:
     ended = run_ranks(3, ["-m", "pipepar", *arguments], 60)
     assert ended.status == 2, ended.output
     assert ended.output.count(message) == 1, ended.output
 
 
-def test_also_if_the_first_rank_is_the_last_to_start() -> None:
-    ended = finish(start([*mpirun(3), sys.executable, "-c", LATE, "run", "--modle"]), 60)
+def test_a_usage_error_is_reported_even_if_rank_0_starts_last() -> None:
+    ended = finish(start([*mpirun(3), sys.executable, "-c", LATE_ROOT, "run", "--modle"]), 60)
     assert ended.status == 2, ended.output
     assert ended.output.count("No such option: --modle") == 1, ended.output

@@ -17,7 +17,7 @@ from pipepar.errors import InputError
 
 
 def whole(reader: Reader, micro_batch: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """All samples, and the values by name (a positional one is named by its position)."""
+    """Return all samples, and all values by name; positional arguments are named by index."""
     feeds = list(reader.feeds(micro_batch))
     assert all(1 <= len(feed.samples) <= micro_batch for feed in feeds)
     named = [{**{str(at): t for at, t in enumerate(f.args)}, **f.kwargs} for f in feeds]
@@ -57,7 +57,7 @@ def test_npy_of_any_order_and_number_type(
     assert np.array_equal(values["0"].numpy(), array)
 
 
-def test_npy_is_not_loaded_as_a_whole(tmp_path: Path) -> None:
+def test_npy_is_mapped_not_loaded(tmp_path: Path) -> None:
     path = tmp_path / "huge.npy"
     np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(2**34, 16))  # 1 TiB, sparse
     tracemalloc.start()
@@ -70,8 +70,8 @@ def test_npy_is_not_loaded_as_a_whole(tmp_path: Path) -> None:
     assert peak < 1 << 20
 
 
-def test_a_file_that_is_cut_short_gives_no_zeros(tmp_path: Path) -> None:
-    """What is mapped beyond the end of a file, but in its last page, reads as zeros."""
+def test_a_truncated_file_yields_no_zeros(tmp_path: Path) -> None:
+    """A map reads zeros between the end of a file and the end of its last page."""
     np.save(tmp_path / "x.npy", np.ones((10, 2), np.int64))
     feeds = open_arrays(tmp_path / "x.npy").feeds(5)
     next(feeds)
@@ -80,7 +80,7 @@ def test_a_file_that_is_cut_short_gives_no_zeros(tmp_path: Path) -> None:
         next(feeds)
 
 
-def test_a_feed_may_be_changed_without_changing_the_file(tmp_path: Path) -> None:
+def test_writing_to_a_feed_does_not_change_the_file(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((2, 2), np.float32))
     reader = open_arrays(tmp_path / "x.npy")
     next(reader.feeds(2)).args[0].fill_(1)
@@ -136,7 +136,7 @@ def test_empty_files_have_no_feeds_and_an_example_of_zeros(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors"])
 @pytest.mark.parametrize("keep", [0, 5, 150, -1])
-def test_truncated_files_are_named(tmp_path: Path, suffix: str, keep: int) -> None:
+def test_truncated_files_are_refused(tmp_path: Path, suffix: str, keep: int) -> None:
     path = tmp_path / f"x.{suffix}"
     if suffix == "npy":
         np.save(path, np.ones((50, 3)))
@@ -163,7 +163,9 @@ def test_a_damaged_npz_member_is_found_at_open(tmp_path: Path) -> None:
     "array", [np.array([{}, []], dtype=object), np.array(3.0), np.array(["a"])]
 )
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
-def test_arrays_that_are_no_rows_of_numbers(tmp_path: Path, array: np.ndarray, suffix: str) -> None:
+def test_arrays_without_rows_of_numbers_are_refused(
+    tmp_path: Path, array: np.ndarray, suffix: str
+) -> None:
     path = tmp_path / f"x.{suffix}"
     np.save(path, array) if suffix == "npy" else np.savez(path, a=array)
     with pytest.raises(InputError, match=rf"{path}.*[Ee]xpected"):
@@ -195,7 +197,7 @@ def test_files_without_arrays(tmp_path: Path, suffix: str) -> None:
         open_arrays(path)
 
 
-def test_npz_that_is_a_npy(tmp_path: Path) -> None:
+def test_a_npy_file_named_npz_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.ones(3))
     (tmp_path / "x.npy").rename(tmp_path / "x.npz")
     with pytest.raises(InputError, match=r"Rename it to \.npy"):
@@ -203,7 +205,7 @@ def test_npz_that_is_a_npy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [0, -1])
-def test_micro_batch_is_checked_at_once(tmp_path: Path, micro_batch: int) -> None:
+def test_micro_batch_is_checked_by_the_call(tmp_path: Path, micro_batch: int) -> None:
     np.save(tmp_path / "x.npy", np.ones(3))
     with pytest.raises(InputError, match="at least 1"):
         open_arrays(tmp_path / "x.npy").feeds(micro_batch)
@@ -216,7 +218,7 @@ def test_the_kind_of_an_input(tmp_path: Path) -> None:
         assert find_input_format(tmp_path / name).kind == kind
 
 
-def test_inputs_of_no_known_format_are_refused(tmp_path: Path) -> None:
+def test_inputs_of_unknown_formats_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").touch()
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(InputError, match=r"'\.csv'; expected one of \.npy, \.npz.*\.jsonl"):

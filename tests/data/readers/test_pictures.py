@@ -1,4 +1,4 @@
-"""A folder of pictures: which files count, in which order, and how they are decoded."""
+"""A folder of pictures: the files that are read, their order, and how they are decoded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def files(feed: Feed) -> list[str]:
     return unpack_strings(feed.extras["file"])
 
 
-def test_all_pictures_by_name_and_nothing_else(tmp_path: Path) -> None:
+def test_all_pictures_and_no_other_files_in_order_of_names(tmp_path: Path) -> None:
     names = ["b.png", "a/z.JPG", "a/b/c.gif", "B.bmp", "x.tiff", "y.webp", "10.jpeg", "9.ppm"]
     for value, name in enumerate(names):
         grey(tmp_path / name, 20 * value)
@@ -63,9 +63,9 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert feed.args[0].tolist() == [[255.0]]
 
 
-def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     Image.new("RGB", (4, 2)).save(tmp_path / "x.jpg", exif=exif)
     sizes: list[tuple[int, int]] = []
 
@@ -77,7 +77,7 @@ def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
     assert sizes == [(2, 4)]
 
 
-def test_pictures_are_decoded_when_their_turn_comes(tmp_path: Path) -> None:
+def test_pictures_are_decoded_with_their_micro_batch(tmp_path: Path) -> None:
     for at in range(4):
         grey(tmp_path / f"{at}.png", at)
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:40])
@@ -88,7 +88,7 @@ def test_pictures_are_decoded_when_their_turn_comes(tmp_path: Path) -> None:
         assert f"{at}.png cannot be read as a picture" in str(next(feeds).fault)
 
 
-def test_linked_folders_count_and_circles_end(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_and_cycles_end(tmp_path: Path) -> None:
     grey(tmp_path / "elsewhere/x.png", 1)
     (tmp_path / "in").mkdir()
     os.symlink(tmp_path / "elsewhere", tmp_path / "in/linked")
@@ -109,16 +109,16 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path, names: list[str], 
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.JPEG"])
-def test_one_picture_is_no_input(tmp_path: Path, name: str) -> None:
+def test_a_single_picture_is_refused(tmp_path: Path, name: str) -> None:
     grey(tmp_path / name, 1)
-    with pytest.raises(InputError, match=f"is one picture.*folder that holds it, {tmp_path}"):
+    with pytest.raises(InputError, match=f"is one picture.*folder that contains it, {tmp_path}"):
         find_input_format(tmp_path / name)
     with pytest.raises(InputError, match="does not exist"):
         find_input_format(tmp_path / "missing.png")
 
 
 @pytest.mark.parametrize("strings", [[], [""], ["ä\n\"'", "日本", "x\udcff"]])
-def test_strings_survive_their_tensor(strings: list[str]) -> None:
+def test_packed_strings_are_unpacked_unchanged(strings: list[str]) -> None:
     packed = pack_strings(strings)
     assert packed.dtype == torch.uint8
     assert unpack_strings(packed) == strings

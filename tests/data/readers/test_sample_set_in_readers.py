@@ -1,4 +1,4 @@
-"""Readers leave out what is done, by whole micro-batches: the others are as they would be."""
+"""Readers leave out micro-batches that are done, and the others are unchanged."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def values(feed: Feed) -> list[object]:
 
 
 @given(micro_batch=st.integers(1, COUNT + 1), data=st.data())
-def test_the_others_are_as_without(reader: Reader, micro_batch: int, data: st.DataObject) -> None:
+def test_remaining_micro_batches_are_unchanged(
+    reader: Reader, micro_batch: int, data: st.DataObject
+) -> None:
     feeds = list(reader.feeds(micro_batch))
     samples = [feed.samples.tolist() for feed in feeds]
     assert sorted(chain(*samples)) == list(range(COUNT))
@@ -71,14 +73,14 @@ def test_the_others_are_as_without(reader: Reader, micro_batch: int, data: st.Da
     assert [str(feed.fault) for feed in left] == [str(feed.fault) for feed in wanted]
 
 
-def test_a_part_of_a_micro_batch_is_refused(reader: Reader) -> None:
+def test_a_partly_done_micro_batch_is_refused(reader: Reader) -> None:
     first = next(feed.samples.tolist() for feed in reader.feeds(3) if len(feed.samples) == 3)
     for part in (first[:1], first[:2], first[2:]):
         done = SampleSet(COUNT)
         done.add(part)
-        with pytest.raises(PipeparError, match=f"{len(part)} of the 3 samples of a micro-batch"):
+        with pytest.raises(PipeparError, match=f"{len(part)} of the 3 samples of the micro-batch"):
             list(reader.feeds(3, done))
 
 
-def test_all_is_done(reader: Reader) -> None:
+def test_all_samples_are_done(reader: Reader) -> None:
     assert list(reader.feeds(4, SampleSet(COUNT, [(0, COUNT)]))) == []

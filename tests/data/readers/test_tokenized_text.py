@@ -20,7 +20,7 @@ WORDS = ["[PAD]", "[UNK]", "example", "a", "b", "c", "d"]
 
 
 def tokenizer(**options: object) -> PreTrainedTokenizerFast:
-    """A tokenizer of words between spaces, each word's id its place in WORDS."""
+    """Return a tokenizer that splits at spaces; the id of a word is its index in WORDS."""
     model = models.WordLevel({word: at for at, word in enumerate(WORDS)}, unk_token="[UNK]")
     words = Tokenizer(model)
     words.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
@@ -29,7 +29,7 @@ def tokenizer(**options: object) -> PreTrainedTokenizerFast:
 
 
 def bert(folder: Path) -> Any:
-    """A tokenizer that puts two special tokens around each text."""
+    """Return a tokenizer that adds two special tokens to each text."""
     return BertTokenizer.from_pretrained(text_folder(folder, "BertModel"))
 
 
@@ -59,7 +59,7 @@ def written(path: Path, data: str | bytes) -> Path:
     st.integers(1, 12),
     st.sampled_from(["txt", "jsonl"]),
 )
-def test_every_line_once_at_its_position(
+def test_every_line_is_read_once_with_its_position(
     tmp_path_factory: pytest.TempPathFactory,
     lines: list[str],
     micro_batch: int,
@@ -97,7 +97,7 @@ def test_a_micro_batch_may_be_larger_than_the_window(tmp_path: Path) -> None:
     assert [len(feed.samples) for feed in reader.feeds(4500)] == [4500, 500]
 
 
-def test_samples_of_one_length_keep_their_order(tmp_path: Path) -> None:
+def test_samples_of_equal_length_keep_their_order(tmp_path: Path) -> None:
     path = written(tmp_path / "x.txt", "a\nb\nc\n")
     assert [f.samples.tolist() for f in open_tokenized(path, tokenizer()).feeds(2)] == [[0, 1], [2]]
 
@@ -123,7 +123,7 @@ def test_the_tokenizers_other_inputs_are_passed(tmp_path: Path) -> None:
         ("\ufeffa\n", ["a"]),
     ],
 )
-def test_what_a_line_is(tmp_path: Path, data: str, expected: list[str]) -> None:
+def test_line_endings(tmp_path: Path, data: str, expected: list[str]) -> None:
     reader = open_tokenized(written(tmp_path / "x.txt", data), tokenizer())
     assert len(reader) == len(expected)
     assert restored(reader, 2) == expected
@@ -147,7 +147,7 @@ def test_truncation(tmp_path: Path, own: int, given_length: int | None, width: i
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_special_tokens_leave_room_for_others(tmp_path: Path, own: bool) -> None:
+def test_a_limit_that_special_tokens_reach_is_refused(tmp_path: Path, own: bool) -> None:
     path = written(tmp_path / "x.txt", "the fox a fox\n")
     words = bert(tmp_path / "bert")
 
@@ -156,7 +156,9 @@ def test_special_tokens_leave_room_for_others(tmp_path: Path, own: bool) -> None
         return open_tokenized(path, words, TokenizedOptions(None if own else limit))
 
     for limit in (1, 2):
-        with pytest.raises(InputError, match=f"after {limit} token.* 2 special.*-length 3 or more"):
+        with pytest.raises(
+            InputError, match=f"truncated to {limit} token.* 2 special.*-length 3 or more"
+        ):
             opened(limit)
     assert next(opened(3).feeds(1)).kwargs["input_ids"].shape == (1, 3)
 
@@ -183,9 +185,9 @@ def test_example_of_an_empty_file(tmp_path: Path) -> None:
     ("line", "found"),
     [
         (b"\xff\xfe", "byte 0xff at position 0 is not UTF-8"),
-        (b"{", "no valid JSON"),
-        (b"", "no valid JSON"),
-        (b"[" * 100_000, "no valid JSON"),
+        (b"{", "invalid JSON"),
+        (b"", "invalid JSON"),
+        (b"[" * 100_000, "invalid JSON"),
         (b"3", "found a bare int"),
         (b'["a"]', "found a bare list"),
         (b'{"body": "a"}', "found an object with the fields 'body'"),
@@ -207,9 +209,7 @@ def test_undecodable_txt_line_is_found_at_open(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after", ["a\n", "a\nb\nc\n", "a\nb"])
-def test_a_file_that_changes_is_noticed_before_anything_of_it_is_taken(
-    tmp_path: Path, after: str
-) -> None:
+def test_a_changed_file_is_refused_before_a_feed_is_yielded(tmp_path: Path, after: str) -> None:
     path = written(tmp_path / "x.txt", "a\nb\n")
     reader = open_tokenized(path, tokenizer())
     written(path, after)

@@ -1,4 +1,4 @@
-"""Rows of samples without results: they say nothing, and could be no results."""
+"""Placeholder rows of samples without results, which cannot be mistaken for results."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.helpers.jobs.outputs import SUFFIXES, only, read
     ],
     ids=str,
 )
-def test_rows_that_say_nothing(tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
-    """NaN among floats, complex ones too, and zeros elsewhere; never what could be a result."""
+def test_placeholder_rows(tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
+    """NaN in floats and complex numbers, 0 in other dtypes."""
     path = tmp_path / f"y.{suffix}"
     with open_output(path, 70) as writer:
         writer.write(torch.tensor([1]), {"y": torch.ones(1, 2, dtype=dtype)})
-        writer.leave_blank(torch.tensor([0, *range(2, 70)]))  # more than are left at a time
+        writer.write_blank(torch.tensor([0, *range(2, 70)]))  # more than are written at a time
     found = read(path)["y"]
     assert found.dtype == dtype
     assert torch.equal(found[1], torch.ones(2, dtype=dtype))
@@ -35,18 +35,18 @@ def test_rows_that_say_nothing(tmp_path: Path, suffix: str, dtype: torch.dtype) 
     assert (blank == 0).all() if dtype == torch.int8 else blank.isnan().all()
 
 
-def test_lines_that_say_nothing(tmp_path: Path) -> None:
+def test_placeholder_lines(tmp_path: Path) -> None:
     with open_output(tmp_path / "y.jsonl", 3) as writer:
         writer.write(torch.tensor([1]), {"y": torch.ones(1)})
-        writer.leave_blank(torch.tensor([2, 0]))
+        writer.write_blank(torch.tensor([2, 0]))
     assert (tmp_path / "y.jsonl").read_text() == 'null\n{"y": 1.0}\nnull\n'
 
 
 @pytest.mark.parametrize("suffix", ["npy", "safetensors"])
-def test_nothing_tells_what_blank_rows_are_like(tmp_path: Path, suffix: str) -> None:
+def test_placeholders_need_one_result(tmp_path: Path, suffix: str) -> None:
     with (
-        pytest.raises(InputError, match="no sample has a result, so nothing tells what its rows"),
+        pytest.raises(InputError, match="no sample has a result, so the shape and dtype of a row"),
         open_output(tmp_path / f"y.{suffix}", 2) as writer,
     ):
-        writer.leave_blank(torch.tensor([0, 1]))
+        writer.write_blank(torch.tensor([0, 1]))
     assert only(tmp_path)

@@ -1,4 +1,4 @@
-"""When rows and their records reach the disk, and what becomes of a run where they do not."""
+"""When rows and their records are synced, and how a run fails if that is not possible."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEVER = 1e6
 
 
 def reached(path: Path, records: int, seconds: float) -> bool:
-    """Whether so many records are in the journal within that time."""
+    """Return whether the journal has the number of records before the timeout."""
     deadline = time.monotonic() + seconds
     while len(list(read_journal(path)[1])) < records:
         if time.monotonic() > deadline:
@@ -37,7 +37,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "y.npy"
 
 
-def test_the_first_micro_batch_is_safe_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_micro_batch_is_committed_immediately(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(journal, "_PERIOD", NEVER)
     with opened(path) as writer:
         write(writer, BATCHES[:1])
@@ -47,8 +49,8 @@ def test_the_first_micro_batch_is_safe_at_once(path: Path, monkeypatch: pytest.M
     assert finish(path) == 2
 
 
-def test_a_crash_costs_a_second(path: Path) -> None:
-    """Some more on a machine that is busy."""
+def test_a_crash_loses_about_a_second(path: Path) -> None:
+    """The limit is 5 s, since the machine may be busy."""
     with opened(path) as writer:
         for number, batch in enumerate(BATCHES, 1):
             write(writer, [batch])
@@ -58,36 +60,36 @@ def test_a_crash_costs_a_second(path: Path) -> None:
 
 
 def record(sample: int) -> Record:
-    """Of one sample, whose row is of 48 bytes."""
+    """Return the record of one sample with a row of 48 bytes."""
     return Record(((sample, sample + 1),), ((48 * sample, 48 * sample + 48),), 0, None)
 
 
 @contextmanager
-def begun(path: Path) -> Iterator[Journal]:
-    """A journal that has its first record."""
+def journal_with_a_record(path: Path) -> Iterator[Journal]:
+    """Yield a journal whose first record is on disk."""
     partial = Partial(path)
-    begun = Journal(partial, HEADER)
-    begun.add(record(0))
-    while not begun.holds_any:
+    journal = Journal(partial, HEADER)
+    journal.add(record(0))
+    while not journal.has_records:
         time.sleep(1e-3)
-    yield begun
-    begun.end()
+    yield journal
+    journal.close()
     partial.discard()
 
 
-def test_many_bytes_are_safe_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_bytes_are_committed_immediately(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "_PERIOD", NEVER)
-    monkeypatch.setattr(journal, "_MUCH", 80)
-    with begun(path) as some:
+    monkeypatch.setattr(journal, "_URGENT_BYTES", 80)
+    with journal_with_a_record(path) as some:
         for first in (1, 3):
             some.add(record(first))
-            assert not reached(path, first + 1, 0.1), "one row is not much"
+            assert not reached(path, first + 1, 0.1), "one row is below the limit"
             some.add(record(first + 1))
-            assert reached(path, first + 2, 20), "two rows are"
+            assert reached(path, first + 2, 20), "two rows are above the limit"
 
 
 class Slow(Record):
-    """A record that is being added while others are committed, if that can be."""
+    """A record whose conversion to JSON is slow, so that commits happen meanwhile."""
 
     def to_json(self) -> str:
         text = super().to_json()
@@ -95,10 +97,10 @@ class Slow(Record):
         return text
 
 
-def test_a_record_that_comes_during_a_commit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is there once."""
+def test_a_record_added_during_a_commit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each record is in the journal once."""
     monkeypatch.setattr(journal, "_PERIOD", 0.01)
-    with begun(path) as some:
+    with journal_with_a_record(path) as some:
         for sample in (1, 3, 5):
             some.add(record(sample))
             some.add(Slow(*astuple(record(sample + 1))))
@@ -107,7 +109,7 @@ def test_a_record_that_comes_during_a_commit(path: Path, monkeypatch: pytest.Mon
     assert [each.samples for each in records] == [[at] for at in range(7)]
 
 
-def test_a_commit_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_commit_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -122,7 +124,7 @@ def test_a_commit_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert os.listdir(tmp_path) == []
 
 
-def test_rows_are_on_disk_before_their_record(
+def test_rows_are_synced_before_their_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, steps = tmp_path / "y.npy", list[str]()
@@ -158,10 +160,10 @@ def stop(output: RowWriter, batches: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("no"), OSError(5, "no")], ids=repr)
-def test_whatever_ends_the_thread_is_told(
+def test_an_exception_of_the_thread_is_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """And nothing goes that could be resumed."""
+    """The output can still be resumed."""
     path = tmp_path / "y.npy"
     crash(path, 2)
 
@@ -175,8 +177,8 @@ def test_whatever_ends_the_thread_is_told(
     assert finish(path) == 2
 
 
-def test_a_journal_that_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though its name may not be on disk yet, and no more can be written."""
+def test_an_existing_journal_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if its folder cannot be synced, and no more records can be written."""
 
     def dies(_: Path) -> None:
         raise OSError(5, "no")
@@ -189,10 +191,10 @@ def test_a_journal_that_is_there_stays(tmp_path: Path, monkeypatch: pytest.Monke
     assert finish(path) == 3
 
 
-def test_nothing_comes_after_the_end(tmp_path: Path) -> None:
+def test_a_closed_journal_refuses_records(tmp_path: Path) -> None:
     partial = Partial(tmp_path / "y.npy")
     journal = Journal(partial, HEADER)
-    journal.end()
-    with pytest.raises(PipeparError, match=r"\.y\.npy\.journal has ended; expected no rows after"):
+    journal.close()
+    with pytest.raises(PipeparError, match=r"\.y\.npy\.journal is closed; expected no rows after"):
         journal.add(Record((), (), 0, None))
     partial.discard()

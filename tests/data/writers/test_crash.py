@@ -1,4 +1,4 @@
-"""A crash at any moment: the output of a resumed run equals that of an undisturbed run."""
+"""A crash at any moment: a resumed run writes the output of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from tests.helpers.jobs.unfinished import BATCHES, ROWS, SUFFIXES
 ONE, OTHER = {"sign": 1}, {"sign": -1}
 
 
-def begun(path: Path, header: Mapping[str, Any] = ONE) -> RowWriter:
-    """Of a job, or what is left of whichever job that was."""
+def opened(path: Path, header: Mapping[str, Any] = ONE) -> RowWriter:
+    """Return a writer that resumes the unfinished output of any job, or starts the given job."""
     partial = Partial(path)
     left = find_unfinished(partial)
     return open_output(path, 11, Resumable(partial, left.header if left else header, left))
 
 
 def write(writer: RowWriter, sign: int, batches: list[list[int]]) -> Iterator[list[int]]:
-    """The rows that are still to do; yields the micro-batches that are written or were."""
+    """Write the rows that are not done; yield each micro-batch that is done."""
     for batch in batches:
-        if not writer.done.holds(batch):
+        if not writer.done.contains_microbatch(batch):
             writer.write(torch.tensor(batch), {"y": sign * ROWS[batch]})
         yield batch
 
@@ -44,14 +44,14 @@ def whole(path: Path, sign: int) -> bytes:
 
 
 def leave(path: Path, sign: int) -> None:
-    """What two micro-batches of a job have left."""
-    with begun(path, {"sign": sign}) as writer:
+    """Leave an output with two micro-batches of a job."""
+    with opened(path, {"sign": sign}) as writer:
         list(write(writer, sign, BATCHES[:2]))
         writer.suspend()
 
 
 def leave_damaged(path: Path) -> None:
-    """The same, but the second of them is to be done again."""
+    """Leave an output of which the second micro-batch is damaged."""
     leave(path, 1)
     with partial_of(path).open("r+b") as file:
         file.seek(-6, os.SEEK_END)
@@ -59,21 +59,21 @@ def leave_damaged(path: Path) -> None:
 
 
 def found(partial: Partial) -> Iterator[int]:
-    """Samples of records that hold."""
-    for record, _ in Unfinished(ONE, partial, renamed=False).sound():
+    """Yield the samples of valid records."""
+    for record, _ in Unfinished(ONE, partial, renamed=False).valid_records():
         yield from record.samples
 
 
 def check(path: Path, state: Mapping[str, bytes], safe: set[int], wanted: dict[int, bytes]) -> None:
-    """Resume, lose nothing that was safe, and end with the output of an undisturbed run."""
+    """Resume, and check that no safe sample is lost and that the output is complete."""
     for name, data in state.items():
         (path.parent / name).write_bytes(data)
     was = state.get(path.name)
     assert was in (None, *wanted.values())
     header, _ = read_journal(path)
     sign = header["sign"] if header else 1
-    with begun(path) as writer:
-        # Lines lie otherwise under the final name than their journal says.
+    with opened(path) as writer:
+        # In the complete file, lines have other offsets than in the journal.
         has_rows = path.suffix != ".jsonl" or partial_of(path).name in state
         if header and was == wanted[sign] and has_rows:
             assert writer.done.missing == 0
@@ -88,7 +88,7 @@ def check(path: Path, state: Mapping[str, bytes], safe: set[int], wanted: dict[i
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("mode", ["fresh", "resumed", "overwriting"])
-def test_every_moment(
+def test_a_crash_at_every_step(
     tmp_path: Path, suffix: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in ("whole", "run"):
@@ -100,7 +100,7 @@ def test_every_moment(
         leave_damaged(path)
     elif mode == "overwriting":
         leave(path, -1)
-    monkeypatch.setattr(journal, "_MUCH", 0)  # a commit for every micro-batch
+    monkeypatch.setattr(journal, "_URGENT_BYTES", 0)  # a commit for every micro-batch
     disk = Disk(path.parent, BATCHES[0] if mode == "resumed" else ())
     with monkeypatch.context() as patch:
         disk.watch(patch)

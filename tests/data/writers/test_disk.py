@@ -1,4 +1,4 @@
-"""Outputs on disks that are full, or give and take only a part at a time."""
+"""Outputs on full disks, and short reads and writes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write_and_cut(path: Path) -> None:
         os.truncate(partial_of(path), 20)
 
 
-def test_lines_that_are_gone_are_missed(tmp_path: Path) -> None:
+def test_missing_lines_are_detected(tmp_path: Path) -> None:
     missed = r"found 9 bytes of lines at 11 in .*\.y\.jsonl\.partial; expected the 11 that were"
     with pytest.raises(InputError, match=missed):
         write_and_cut(tmp_path / "y.jsonl")

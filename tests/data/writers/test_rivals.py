@@ -1,4 +1,4 @@
-"""What comes in a journal's way: another run, and what an earlier one has left."""
+"""Two runs on one output, and leftovers of earlier runs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def await_journal(path: Path, records: int) -> None:
 
 
 def overtaken(path: Path, later: RowWriter) -> None:
-    """A run that begins, and goes on when another one has begun."""
+    """Start a run, and continue it after another run has started."""
     with opened(path) as first:
         write(first, BATCHES[:1])
         await_journal(path, 1)
@@ -60,10 +60,10 @@ def overtaken(path: Path, later: RowWriter) -> None:
 
 @pytest.mark.usefixtures("no_locks")
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_without_locks_the_later_run_counts(tmp_path: Path, suffix: str) -> None:
+def test_without_locks_the_later_run_wins(tmp_path: Path, suffix: str) -> None:
     path, whole = tmp_path / f"y.{suffix}", tmp_path / f"whole.{suffix}"
     later = opened(path)
-    with pytest.raises(InputError, match=r"\.partial is gone or another file than the one that"):
+    with pytest.raises(InputError, match=r"\.partial is gone or is not the file that"):
         overtaken(path, later)
     assert not path.exists()
     for batch in BATCHES[1:]:
@@ -82,13 +82,13 @@ def test_without_locks_and_without_a_journal(tmp_path: Path, suffix: str) -> Non
     first = open_output(path, 11).__enter__()
     write(first, BATCHES)
     with open_output(path, 11) as later:
-        with pytest.raises(InputError, match="expected one run an output"):
+        with pytest.raises(InputError, match="expected one run per output"):
             first.__exit__(None, None, None)
         write(later, BATCHES)
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_what_is_looked_at_is_told(tmp_path: Path) -> None:
+def test_restoring_reports_progress(tmp_path: Path) -> None:
     path = tmp_path / "y.npy"
     crash(path, 3)
     calls = list[int]()
@@ -101,7 +101,7 @@ def test_what_is_looked_at_is_told(tmp_path: Path) -> None:
         writer.suspend()
 
 
-def test_samples_that_follow_one_another_take_no_room() -> None:
+def test_records_of_consecutive_samples_are_small() -> None:
     tracemalloc.start()
     record = Record.from_json("[[[0, 1000000]], [[0, 4000000]], 1, null, null]")
     _, peak = tracemalloc.get_traced_memory()
@@ -111,8 +111,8 @@ def test_samples_that_follow_one_another_take_no_room() -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_an_empty_partial_is_no_obstacle(tmp_path: Path, suffix: str) -> None:
-    """Neither is a journal of rows that are nowhere."""
+def test_an_empty_partial_file_is_not_resumed(tmp_path: Path, suffix: str) -> None:
+    """The journal then refers to rows that do not exist."""
     path = tmp_path / f"y.{suffix}"
     crash(path, 2)
     os.truncate(path.with_name(f".{path.name}.partial"), 0)
@@ -122,15 +122,15 @@ def test_an_empty_partial_is_no_obstacle(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.usefixtures("no_locks")
-def test_a_run_that_was_overtaken_leaves_the_others_journal(tmp_path: Path) -> None:
-    """It had not written anything before."""
+def test_an_overtaken_run_keeps_the_journal_of_the_other(tmp_path: Path) -> None:
+    """The first run had not written rows before."""
     path = tmp_path / "y.npy"
     first, later = opened(path).__enter__(), opened(path).__enter__()
     write(later, BATCHES[:1])
     await_journal(path, 1)
     left = journal_of(path).read_bytes()
     write(first, BATCHES[1:2])
-    with pytest.raises(InputError, match="expected one run an output"):
+    with pytest.raises(InputError, match="expected one run per output"):
         first.__exit__(None, None, None)
     assert journal_of(path).read_bytes() == left
     later.suspend()
@@ -138,7 +138,7 @@ def test_a_run_that_was_overtaken_leaves_the_others_journal(tmp_path: Path) -> N
     assert finish(path) == 3
 
 
-def test_a_run_that_fails_with_nothing_to_do(tmp_path: Path) -> None:
+def test_a_run_that_fails_after_all_rows_were_restored(tmp_path: Path) -> None:
     path = tmp_path / "y.npy"
     crash(path, 4)
     path.with_name(f".{path.name}.partial").rename(path)

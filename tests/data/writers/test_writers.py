@@ -66,7 +66,7 @@ def test_any_order_of_micro_batches_gives_the_inputs_order(
         torch.bool,
     ],
 )
-def test_safetensors_hold_any_dtype_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_safetensors_preserve_any_dtype_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     values = {
         "one": (torch.randn(5, 3) * 9).to(dtype),
         "two": torch.randn(5, 2, 2),
@@ -121,7 +121,7 @@ def test_jsonl_names_and_numbers_that_are_not_finite(tmp_path: Path) -> None:
     assert (tmp_path / "y.jsonl").read_text() == expected
 
 
-def test_jsonl_rows_may_differ(tmp_path: Path) -> None:
+def test_jsonl_rows_may_differ_in_shape(tmp_path: Path) -> None:
     with open_output(tmp_path / "y.jsonl", 3) as writer:
         writer.write(torch.tensor([2]), {"y": torch.tensor([[7, 8, 9]])})
         writer.write(torch.tensor([1, 0]), {"y": torch.tensor([[3], [4]])})
@@ -130,18 +130,18 @@ def test_jsonl_rows_may_differ(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("piece", [1, 7, 1000])
-def test_lines_are_copied_piece_by_piece(
+def test_lines_are_copied_in_parts(
     tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of samples that follow one another as one, however they came."""
-    monkeypatch.setattr("pipepar.data.writers.line_writer._PIECE", piece)
+    """Lines of consecutive samples are copied together, in any order of arrival."""
+    monkeypatch.setattr("pipepar.data.writers.line_writer._COPY_BYTES", piece)
     value = torch.arange(11.0)[:, None]
     write(tmp_path / "y.jsonl", {"y": value}, [[4, 5, 6], [7], [0, 1], [9, 8], [10], [2, 3]])
     assert torch.equal(read(tmp_path / "y.jsonl")["y"], value)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_nothing_appears_before_the_end(tmp_path: Path, suffix: str) -> None:
+def test_the_output_appears_at_the_end(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"y.{suffix}"
     path.write_text("before")
     with open_output(path, 1) as writer:
@@ -151,7 +151,7 @@ def test_nothing_appears_before_the_end(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_after_an_exception_all_is_as_before(tmp_path: Path, suffix: str) -> None:
+def test_an_exception_leaves_the_folder_unchanged(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"y.{suffix}"
     with pytest.raises(ZeroDivisionError):
         fail_within(path, ZeroDivisionError())
@@ -164,7 +164,7 @@ def test_after_an_exception_all_is_as_before(tmp_path: Path, suffix: str) -> Non
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_missing_samples(tmp_path: Path, suffix: str) -> None:
+def test_missing_samples_are_refused(tmp_path: Path, suffix: str) -> None:
     match = "3 of 5 samples never arrived, sample 1 first"
     with pytest.raises(PipeparError, match=match), open_output(tmp_path / f"y.{suffix}", 5) as w:
         w.write(torch.tensor([3, 0]), {"y": torch.ones(2)})
@@ -195,7 +195,7 @@ def test_no_samples_give_an_empty_file(tmp_path: Path, suffix: str) -> None:
         ([1, 1], "sample 1 arrived twice"),
     ],
 )
-def test_samples_that_do_not_fit(
+def test_invalid_samples_are_refused(
     tmp_path: Path, suffix: str, samples: list[int], match: str
 ) -> None:
     first, second = torch.ones(1), torch.ones(len(samples))
@@ -214,7 +214,7 @@ def test_samples_that_do_not_fit(
         ({}, r"found the values \(none\)"),
     ],
 )
-def test_values_that_do_not_fit(
+def test_invalid_values_are_refused(
     tmp_path: Path, suffix: str, values: dict[str, torch.Tensor], match: str
 ) -> None:
     first = {"y": torch.ones(2)}
@@ -224,26 +224,28 @@ def test_values_that_do_not_fit(
 
 @pytest.mark.parametrize("suffix", ["npy", "safetensors"])
 @pytest.mark.parametrize("value", [torch.ones(1, 3), torch.ones(1, 2, dtype=torch.float64)])
-def test_rows_that_differ(tmp_path: Path, suffix: str, value: torch.Tensor) -> None:
+def test_array_formats_refuse_rows_of_other_shapes(
+    tmp_path: Path, suffix: str, value: torch.Tensor
+) -> None:
     match = r"sample 2 .*'y'; expected shape \(2,\) and dtype torch\.float32.*\.jsonl"
     first = {"y": torch.ones(2, 2)}
     with pytest.raises(InputError, match=match):
         write_parts(tmp_path / f"y.{suffix}", 3, ([0, 1], first), ([2], {"y": value}))
 
 
-def test_npy_holds_one_value(tmp_path: Path) -> None:
+def test_npy_refuses_several_values(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"2 values, 'a', 'b';.*\.safetensors or \.jsonl"):
         write(tmp_path / "y.npy", {"a": torch.ones(1), "b": torch.ones(1)}, [[0]])
     assert only(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
-def test_npy_lacks_dtypes(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_npy_refuses_unsupported_dtypes(tmp_path: Path, dtype: torch.dtype) -> None:
     with pytest.raises(InputError, match=rf"'y' has dtype {dtype}.*\.safetensors"):
         write(tmp_path / "y.npy", {"y": torch.ones(1).to(dtype)}, [[0]])
 
 
-def test_other_formats_lack_dtypes_too(tmp_path: Path) -> None:
+def test_other_formats_refuse_unsupported_dtypes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'y' torch\.complex128.*\.npy"):
         write(tmp_path / "y.safetensors", {"y": torch.ones(1).to(torch.complex128)}, [[0]])
     with pytest.raises(InputError, match=r"no complex numbers.*\.safetensors"):
@@ -253,7 +255,7 @@ def test_other_formats_lack_dtypes_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", range(1, 9))
 @pytest.mark.parametrize("count", [1, 1000])
 def test_safetensors_data_are_aligned(tmp_path: Path, length: int, count: int) -> None:
-    """Whatever the length of the header, as whoever maps the file into memory expects."""
+    """For any length of the header, as readers that map the file expect."""
     path, value = tmp_path / "y.safetensors", torch.arange(2.0 * count).reshape(count, 2).double()
     write(path, {"y" * length: value, "x": value[:, 0] > 1}, [range(count)])
     data = path.read_bytes()

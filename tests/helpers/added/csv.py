@@ -1,4 +1,4 @@
-"""Text (.csv): a sample a row, the field in its column 'text'."""
+"""Text (.csv): a sample per row, the field in its column 'text'."""
 
 import csv
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The position of a sample's largest value."""
+"""The index of a sample's largest value."""
 
 from typing import Any
 

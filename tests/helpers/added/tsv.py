@@ -1,4 +1,4 @@
-"""Numbers of one tensor (.tsv): a sample a line, tabs between the values of its row."""
+"""Numbers of one tensor (.tsv): a sample per line, tabs between the values of its row."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

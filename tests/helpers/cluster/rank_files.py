@@ -1,4 +1,4 @@
-"""Test files whose tests run on several ranks: one mpirun for all of them."""
+"""Runs test files whose tests need several ranks, all of them under one mpirun."""
 
 import re
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.helpers.cluster.mpirun import Finished, finish, mpirun, start
 
 NOTHING = 5
-"""Status of pytest where no test is left to run."""
+"""The exit status of pytest if no test is selected."""
 
 
 def run_files(
@@ -19,35 +19,34 @@ def run_files(
     options: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
 ) -> Finished:
-    """Run test files under one mpirun to their end.
+    """Run test files under one mpirun, and return its status and output.
 
-    A hang ends by itself with the stacks of every rank, and `-m mpi4py` lets a rank that fails end
-    the others, which would wait for it.
+    A hang ends with the stacks of all ranks. With `-m mpi4py`, a rank that fails ends the others,
+    which would otherwise wait for it.
 
     Args:
-        files: whose tests are marked `mpi`.
-        ranks: how many.
-        tmp_path: below it each rank gets a temporary folder.
-        seconds: for all of it.
-        options: of pytest, such as `-k` and `-m` with what selects tests.
-        env: further environment variables.
+        files: the files, with tests marked `mpi`.
+        ranks: the number of ranks.
+        tmp_path: the folder for the temporary folder of each rank.
+        seconds: the time limit for all files.
+        options: options of pytest, such as `-k` and `-m`.
+        env: additional environment variables.
     """
-    # Nothing is captured: what a rank says that ends the job would be lost with its process.
+    # No capture: the captured output of a rank that aborts the job would be lost.
     usual = ["--only-mpi", "-x", "-v", "-rs", "--color=no", "--capture=no"]
     usual += ["-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={tmp_path}/rank"]
     usual += ["-o", f"faulthandler_timeout={seconds - 20}"]
     python = [sys.executable, "-m", "mpi4py", "-m", "pytest", *map(str, files), *usual, *options]
-    # Ranks tag their lines, so that a report says which of them failed.
+    # mpirun tags each line with the rank.
     return finish(start([*mpirun(ranks, "--output", "tag"), *python], env), seconds)
 
 
 def failures(
     files: Sequence[Path], ranks: int, tmp_path: Path, seconds: float, marks: str | None = None
 ) -> str:
-    """What fails where all files run together; empty if nothing does.
+    """Run all files together; return a report of the failures, empty if there are none.
 
-    After a failure each file runs by itself, so that the report has every file that fails, not only
-    the first.
+    After a failure each file is run alone, so that the report has all files that fail.
     """
     options = [] if marks is None else ["-m", marks]
     together = run_files(files, ranks, tmp_path, seconds, options)
@@ -63,5 +62,5 @@ def failures(
 
 
 def passed(ended: Finished) -> int:
-    """How many tests passed, on the rank where most did."""
+    """Return the number of passed tests, the maximum over the ranks."""
     return max(map(int, re.findall(r"(\d+) passed", ended.output)), default=0)

@@ -1,13 +1,13 @@
-"""Gates for the progress engine, in the place of CUDA events."""
+"""Gates for the progress engine, which take the place of CUDA events."""
 
 import ctypes
 
-# A gate is a text that holds a number, so the C library can tell what cudaEventQuery would.
+# A gate is a string with a number; atoi takes the place of cudaEventQuery and returns the number.
 QUERY = ctypes.cast(ctypes.CDLL(None).atoi, ctypes.c_void_p).value or 0
 
 
 class Gate:
-    """Closed at first; one byte opens it, so it is never seen half open."""
+    """A gate, closed at first. Changing one byte opens it, so other threads see no other state."""
 
     def __init__(self) -> None:
         self._text = ctypes.create_string_buffer(b"600")

@@ -11,15 +11,15 @@ MLP = "tests.helpers.factories:mlp"
 
 
 def after(micro_batches: int) -> Callable[[], str]:
-    """Ask a job to stop when so many have begun; three times it is asked before any has."""
-    calls = itertools.count(-3)
+    """Return a function that stops a job after a number of micro-batches."""
+    calls = itertools.count(-3)  # the job checks three times before the first micro-batch
     return lambda: "SIGTERM" if next(calls) >= micro_batches else ""
 
 
 def pipepar(*args: object) -> tuple[int, str]:
-    """Exit status and words; a run takes 32 samples together, unless told otherwise.
+    """Return the exit status and the output of a command; `run` gets micro-batches of 32.
 
-    Results equal those of the unsplit model bit for bit only where micro-batches are the same.
+    Results equal those of the unsplit model bit for bit only for the same micro-batches.
     """
     words = [str(arg) for arg in args]
     if words[0] == "run" and not {"--micro-batch", "--plan"} & set(words):
@@ -28,6 +28,6 @@ def pipepar(*args: object) -> tuple[int, str]:
 
 
 def command(*words: str) -> tuple[int, str]:
-    """Exit status and words of a command as it stands."""
+    """Return the exit status and the output of a command."""
     result = CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})
     return result.exit_code, " ".join(result.output.split())

@@ -1,4 +1,4 @@
-"""What of a folder is there after a crash, for every moment of some work."""
+"""The states of a folder that a crash may leave, at every step of some work."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ import pytest
 from pipepar.data.writers.partial import read_at
 
 State: TypeAlias = frozenset[tuple[str, bytes]]
-"""Names and contents."""
+"""The files of a folder: names and contents."""
 Change: TypeAlias = Mapping[str, int | None]
-"""Names that stand for another file now, or for none; a rename changes two at once."""
+"""The new inode of each changed name, or None; a rename changes two names at once."""
 T = TypeVar("T")
 
 
 class Disk:
-    """Watches the files of a folder, none of them in folders inside it.
+    """Records the states that a crash may leave of the files of a folder, without subfolders.
 
-    Where the host goes down, each file has all of its bytes or those that were synced, and of what
-    has happened to names since the folder was synced, each step may be lost or not. Where only the
-    process is killed, nothing is lost.
+    After a crash of the host, each file has either all of its bytes or those that were synced. Each
+    change of names since the last sync of the folder may be lost or not. After a crash of the
+    process, nothing is lost.
 
     Attributes:
-        states: what may be there after a crash, with the samples that were safe by then.
-        safe: samples that a crash may not take from now on.
+        states: the possible states after a crash, with the samples that were safe by then.
+        safe: samples that a crash must not lose from now on.
     """
 
     def __init__(self, folder: Path, safe: Iterable[int] = ()) -> None:
-        """Begin; what is there now is all on disk."""
+        """Start; all files are taken to be synced."""
         self.states = dict[State, frozenset[int]]()
         self.safe = frozenset(safe)
         self._folder = folder
         self._lock = threading.RLock()
-        self._files = dict[int, FileIO]()  # open, so that no inode's number is used twice
+        self._files = dict[int, FileIO]()  # open, so that inode numbers are not reused
         self._bytes = dict[int, bytes]()
         self._names: dict[str, int] = {}
         self._changes: list[Change] = []
-        self._look()
+        self._scan()
         self._synced_bytes = dict(self._bytes)
         self._synced_names, self._changes = self._names, []
 
     def watch(self, patch: pytest.MonkeyPatch) -> None:
-        """Look after every step of what is done from now on."""
+        """Record the state after every write, rename, sync and unlink from now on."""
         for name in ("pwrite", "replace"):
-            patch.setattr(os, name, self._then(getattr(os, name), lambda *_: None))
+            patch.setattr(os, name, self._recording(getattr(os, name), lambda *_: None))
         for name in ("fsync", "fdatasync"):
-            patch.setattr(os, name, self._then(getattr(os, name), self._synced))
-        patch.setattr(Path, "unlink", self._then(Path.unlink, lambda *_, **__: None))
+            patch.setattr(os, name, self._recording(getattr(os, name), self._synced))
+        patch.setattr(Path, "unlink", self._recording(Path.unlink, lambda *_, **__: None))
 
     def is_settled(self, samples: Iterable[int], found: Callable[[], Iterable[int]]) -> bool:
-        """Whether all is on disk, and the samples are found there; they are safe from then on."""
+        """Return whether all is synced and `found` has the samples, which are safe from then on."""
         with self._lock:
             synced = (self._bytes[at] == self._synced_bytes.get(at) for at in self._names.values())
             settled = not self._changes and all(synced) and set(samples) <= set(found())
@@ -66,18 +66,18 @@ class Disk:
                 self._add_states()
             return settled
 
-    def _then(self, step: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
+    def _recording(self, step: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
         def taken(*args: Any, **options: Any) -> Any:
             with self._lock:
                 result = step(*args, **options)
-                self._look()
+                self._scan()
                 note(*args, **options)
                 self._add_states()
                 return result
 
         return taken
 
-    def _look(self) -> None:
+    def _scan(self) -> None:
         files = (each for each in os.scandir(self._folder) if each.is_file())
         names = {file.name: file.inode() for file in files}
         both = self._names.keys() | names.keys()
@@ -111,6 +111,6 @@ class Disk:
 
 
 def _parts(some: Sequence[T]) -> Iterator[tuple[T, ...]]:
-    """All that may be left of a sequence, in its order."""
+    """Yield all subsequences of a sequence."""
     for size in range(len(some) + 1):
         yield from itertools.combinations(some, size)

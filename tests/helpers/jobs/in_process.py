@@ -1,4 +1,4 @@
-"""Jobs run in this process, and what they leave: hidden files, failed samples, rows of results."""
+"""Runs jobs in this process, and reads their hidden files, failed samples and results."""
 
 import json
 import os
@@ -20,17 +20,17 @@ def run(job: Job, micro_batches: int = 10_000) -> RunRecord:
     return run_job(World.start(), job, asked_to_stop=after(micro_batches))
 
 
-def go_on(job: Job) -> RunRecord:
+def resume(job: Job) -> RunRecord:
     """Resume a job; its journal gives the micro-batch."""
     return run(replace(job, resume=True, micro_batch=None))
 
 
-def hidden(folder: Path) -> list[str]:
+def hidden_files(folder: Path) -> list[str]:
     return sorted(name for name in os.listdir(folder) if name.startswith("."))
 
 
-def told(job: Job) -> dict[int, tuple[int | str, str]]:
-    """What the file beside the output says; nothing if there is none."""
+def errors_in_file(job: Job) -> dict[int, tuple[int | str, str]]:
+    """Return stage and error of each sample in the file of errors; {} without the file."""
     path = errors_of(job.output)
     lines = path.read_text().splitlines() if path.exists() else []
     found = [json.loads(line) for line in lines]

@@ -1,4 +1,4 @@
-"""Outputs written and read again, in every format."""
+"""Writes and reads outputs in every format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUFFIXES = ["npy", "safetensors", "jsonl"]
 
 
 def write(path: Path, values: dict[str, torch.Tensor], groups: Sequence[Sequence[int]]) -> None:
-    """Write the values' rows in micro-batches of the groups' samples."""
+    """Write the rows of the values in micro-batches, each the samples of one group."""
     with open_output(path, sum(map(len, groups))) as writer:
         for group in groups:
             samples = torch.tensor(group, dtype=torch.int64)

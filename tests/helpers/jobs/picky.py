@@ -1,16 +1,16 @@
-"""A model whose first, middle and last layers each refuse other samples."""
+"""A model whose first, middle and last layers each refuse different samples."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-# Rows filled with these are refused by that layer, and by none before it.
+# Rows with this value are refused by the first, middle or last such layer, and by none before.
 FIRST, MIDDLE, LAST = 1e6, 1e4, float("nan")
 
 
 class Refuses(nn.Module):
-    """Cannot bear values that large, or none that is no number."""
+    """Refuses values above a limit, or NaN if the limit is NaN."""
 
     def __init__(self, limit: float) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Refuses(nn.Module):
 
 
 def refuses() -> nn.Module:
-    """[b, 4] to [b, 4]; what is first and last in it is in the first and the last stage."""
+    """Return a model from [b, 4] to [b, 4] with refusing layers at its start, middle and end."""
     torch.manual_seed(0)
     first, second, third, fourth = (nn.Linear(4, 4) for _ in range(4))
     layers = [Refuses(1e5), first, second, Refuses(100), third, fourth, Refuses(LAST)]

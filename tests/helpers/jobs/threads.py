@@ -1,4 +1,4 @@
-"""Several ranks as threads of this process, with in-process channels between them."""
+"""Runs several ranks as threads of this process, connected by in-process channels."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from pipepar.microbatch import MicroBatch
 
 T = TypeVar("T")
 LIMIT = 60.0
-"""Seconds that a rank waits for another one."""
+"""Seconds after which a rank stops waiting for another one."""
 
 
 class Aborted(BaseException):
-    """A rank has ended the job."""
+    """Another rank ended the job."""
 
 
-class Turn:
-    """One rank at a time, as long as it waits for no other; making a model patches torch."""
+class RankLock:
+    """A lock for the work of a rank, released while it waits: making a model patches torch."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._own = threading.local()
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
         if getattr(self._own, "has", False):
             yield
             return
@@ -47,8 +47,8 @@ class Turn:
                 self._own.has = False
 
     @contextmanager
-    def left(self) -> Iterator[None]:
-        """While this rank waits for another one."""
+    def released(self) -> Iterator[None]:
+        """Release the lock while this rank waits for another one."""
         if not getattr(self._own, "has", False):
             yield
             return
@@ -60,28 +60,28 @@ class Turn:
 
 
 class Channel(InprocChannel):
-    """One whose ends wait without the turn."""
+    """A channel that releases the lock while it waits."""
 
-    def __init__(self, depth: int, turn: Turn) -> None:
+    def __init__(self, depth: int, lock: RankLock) -> None:
         super().__init__(depth)
-        self._turn = turn
+        self._rank_lock = lock
 
     def put(self, item: MicroBatch | None) -> None:
-        with self._turn.left():
+        with self._rank_lock.released():
             super().put(item)
 
     def take(self) -> MicroBatch | None:
-        with self._turn.left():
+        with self._rank_lock.released():
             return super().take()
 
 
 class Group:
-    """What the ranks of one job share.
+    """The state that the ranks of one job share.
 
     Attributes:
-        channels: those that were connected last, by their ids.
-        report: what the first rank that ended the job told; None as long as none did.
-        ended: whether a rank has ended the job, or failed.
+        channels: the channels that were connected last, by their ids.
+        report: the report of the first rank that ended the job; None while none did.
+        ended: set when a rank ended the job or failed.
     """
 
     def __init__(self, size: int, hosts: list[str] | None = None, room: int = 0) -> None:
@@ -89,7 +89,7 @@ class Group:
         self.room = room
         self.hosts = hosts or [platform.node()] * size
         self.channels: dict[int, Channel] = {}
-        self.turn = Turn()
+        self.lock = RankLock()
         self.report: str | None = None
         self.ended = threading.Event()
         self._texts = [""] * size
@@ -99,7 +99,7 @@ class Group:
     def all_gather(self, rank: int, text: str) -> list[str]:
         self._texts[rank] = text
         try:
-            with self.turn.left():
+            with self.lock.released():
                 self._barrier.wait()
                 texts = list(self._texts)
                 self._barrier.wait()
@@ -108,10 +108,10 @@ class Group:
         return texts
 
     def channel(self, number: int, link: Link) -> Channel:
-        """The same for both ends."""
+        """Return the channel with an id, the same for both ends."""
         with self._lock:
-            made = Channel(2 * link.depth + self.room, self.turn)
-            return self.channels.setdefault(number, made)
+            channel = Channel(2 * link.depth + self.room, self.lock)
+            return self.channels.setdefault(number, channel)
 
     def abort(self, report: str | None = None) -> None:
         with self._lock:
@@ -129,7 +129,7 @@ class ThreadWorld(World):
         self.group = group
         self._comm = None
         self.rank, self.size = rank, group.size
-        self.heartbeat = _Kept()
+        self.heartbeat = _ThreadHeartbeat()
         self.hosts, self.host = group.hosts, group.hosts[rank]
         self.cores = self._gather_cores()
 
@@ -145,7 +145,7 @@ class ThreadWorld(World):
 
     def together(self, action: Callable[[], T]) -> T:
         def alone() -> T:
-            with self.group.turn.taken():
+            with self.group.lock.held():
                 return action()
 
         return super().together(alone)
@@ -177,14 +177,14 @@ class ThreadWorld(World):
         self.all_gather("")
 
     def abort(self, report: str) -> NoReturn:
-        if not report:  # another rank tells
+        if not report:  # another rank reports
             self.group.ended.wait(LIMIT)
         self.group.abort(report)
         raise Aborted(self.group.report)
 
 
-class _Kept(Heartbeat):
-    """Ranks that are threads end with their process."""
+class _ThreadHeartbeat(Heartbeat):
+    """A heartbeat without an orphan check, since threads end with their process."""
 
     @property
     def kept(self) -> bool:
@@ -193,7 +193,7 @@ class _Kept(Heartbeat):
 
 @contextmanager
 def worlds_by_thread(group: Group) -> Iterator[Callable[[int], None]]:
-    """`World.start` gives each thread the rank that it has been told to be."""
+    """Yield a function that sets the rank that `World.start` returns in the calling thread."""
     own = threading.local()
 
     def become(rank: int) -> None:
@@ -207,13 +207,13 @@ def worlds_by_thread(group: Group) -> Iterator[Callable[[int], None]]:
 def in_threads(
     size: int, work: Callable[[World], T], hosts: list[str] | None = None, room: int = 0
 ) -> list[T]:
-    """Do some work on so many ranks at once; what each returned.
+    """Run a function on several ranks at the same time, and return their results by rank.
 
     Args:
-        size: how many.
-        work: is given its rank of the job.
-        hosts: names of their machines.
-        room: micro-batches that channels hold beyond their depth, as MPI's may that are small.
+        size: number of ranks.
+        work: called with the world of each rank.
+        hosts: host name of each rank.
+        room: additional micro-batches per channel, as MPI may buffer small messages.
 
     Raises:
         Aborted: a rank ended the job.
@@ -238,7 +238,7 @@ def in_threads(
             thread.start()
         for thread in threads:
             thread.join(LIMIT)
-    threading.excepthook = hook  # each rank's `FailTogether` replaced that of the one before
+    threading.excepthook = hook  # `FailTogether` of each rank replaced it
     assert not any(thread.is_alive() for thread in threads)
     if group.report:
         raise Aborted(group.report)

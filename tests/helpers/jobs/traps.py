@@ -1,15 +1,15 @@
-"""Jobs of the models in `factories` that fail on purpose."""
+"""Jobs of the models in `factories` that fail intentionally."""
 
 from pathlib import Path
 
 from tests.helpers.jobs.command import pipepar
 
 LIMIT = 5.0
-"""Seconds between a failure and the end of the whole job."""
+"""The longest time in seconds between a failure and the end of the job."""
 
 
 def with_plan(model: str, ranks: int, tmp_path: Path) -> list[str]:
-    """A plan made before, if there is any: traps are for the pipeline, not for measuring."""
+    """Return options with a plan if one can be made, so that the model fails in the pipeline."""
     path = tmp_path / "plan.json"
     status, _ = pipepar(
         *(

@@ -1,4 +1,4 @@
-"""Outputs that end early, and are gone on with."""
+"""Outputs that are left unfinished, and resumed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipepar.data.writers.unfinished import Resumable, find_unfinished
 SUFFIXES = ["npy", "safetensors", "jsonl"]
 HEADER = {"task": "raw", "micro_batch": 3}
 ROWS = torch.arange(44, dtype=torch.float32).reshape(11, 4) / 7
-# In the order of a file of texts: the longest first, and a ragged last one.
+# Not in ascending order, as those of texts; the last one is smaller.
 BATCHES = [[4, 2, 0], [1, 3, 5], [6, 8, 7], [9, 10]]
 
 
 class Crash(Exception):
-    """Stands for anything that ends a run."""
+    """Represents any exception that ends a run."""
 
 
 def write(writer: RowWriter, batches: list[list[int]]) -> None:
@@ -29,18 +29,18 @@ def write(writer: RowWriter, batches: list[list[int]]) -> None:
 
 
 def crash(path: Path, batches: int) -> None:
-    """A run that fails after so many micro-batches."""
+    """Run a writer that fails after a number of micro-batches."""
     with pytest.raises(Crash):
         fail(opened(path), BATCHES[:batches])
 
 
 def opened(
-    path: Path, resume: bool = False, taken: list[tuple[list[int], Any]] | None = None
+    path: Path, resume: bool = False, restored: list[tuple[list[int], Any]] | None = None
 ) -> RowWriter:
-    """The samples and notes that are taken over go into the list."""
+    """Return a writer that appends the samples and notes of restored records to a list."""
     partial = Partial(path)
     left = find_unfinished(partial) if resume else None
-    notes = [] if taken is None else taken
+    notes = [] if restored is None else restored
     resumable = Resumable(partial, HEADER, left, lambda *each: notes.append(each))
     return open_output(path, 11, resumable)
 
@@ -52,10 +52,10 @@ def fail(output: RowWriter, batches: list[list[int]]) -> None:
 
 
 def finish(path: Path) -> int:
-    """Resume and finish; how many micro-batches were still to do."""
-    taken: list[tuple[list[int], Any]] = []
-    with opened(path, True, taken) as writer:
-        rest = [batch for batch in BATCHES if not writer.done.holds(batch)]
-        assert taken == [(batch, batch[0]) for batch in BATCHES if batch not in rest]
+    """Resume and finish an output; return the number of micro-batches that were missing."""
+    restored: list[tuple[list[int], Any]] = []
+    with opened(path, True, restored) as writer:
+        rest = [batch for batch in BATCHES if not writer.done.contains_microbatch(batch)]
+        assert restored == [(batch, batch[0]) for batch in BATCHES if batch not in rest]
         write(writer, rest)
     return len(rest)

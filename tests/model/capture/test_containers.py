@@ -1,4 +1,4 @@
-"""Whatever nests tensors goes in and comes out as the model's own class."""
+"""Nested containers as inputs and outputs: each keeps its class."""
 
 from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass, field
@@ -33,16 +33,16 @@ class Inner:
 
 @dataclass
 class Outer:
-    """Not known to torch; its __init__ takes other things than it has fields."""
+    """A dataclass that torch does not know and whose __init__ lacks one of its fields."""
 
     inner: Inner
     both: Any
     output: Any = None
     more: list[Any] = field(default_factory=list)
-    made: int = field(init=False, default=0)
+    post_inits: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self.made += 1
+        self.post_inits += 1
 
 
 @dataclass
@@ -71,7 +71,7 @@ def call_of(rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_classes_come_back_with_their_fields(count: int) -> None:
+def test_output_has_the_models_classes_and_fields(count: int) -> None:
     module = Nests().eval()
     args, kwargs = call_of(2)
     graph, plan, stages = stages_of(module, args, kwargs, count)
@@ -86,13 +86,13 @@ def test_classes_come_back_with_their_fields(count: int) -> None:
     assert type(found.output) is Answer
     assert found.output.to_tuple()[0] is found.output["logits"]
     assert found.output.hidden is None
-    assert (found.inner.count, found.both.right, found.made) == (3, "text", 1)
+    assert (found.inner.count, found.both.right, found.post_inits) == (3, "text", 1)
     assert torch.equal(found.inner.x, expected.inner.x)
     assert torch.equal(found.both.left, expected.both.left)
     assert torch.equal(found.more[1]["y"], expected.more[1]["y"])
 
 
-def test_a_batch_of_dataclasses_is_split_and_merged() -> None:
+def test_batch_of_dataclasses_is_split_and_merged() -> None:
     whole = call_of(5)
     leaves, structure = flatten(whole)
     parts: list[Any] = [pytree.tree_unflatten(part, structure) for part in split(leaves, 5, 2)]
@@ -102,7 +102,7 @@ def test_a_batch_of_dataclasses_is_split_and_merged() -> None:
     assert torch.equal(again.inner.x, whole[0][0].inner.x)
 
 
-def test_a_fixed_field_is_part_of_the_graph() -> None:
+def test_field_that_is_not_a_tensor_is_fixed() -> None:
     graph = capture(Nests().eval(), *call_of(2))
     (batch, answer), kwargs = call_of(2)
     batch = Outer(Inner(batch.inner.x, count=4), batch.both)
@@ -116,7 +116,7 @@ class Pair(NamedTuple):
 
 
 class Words(dict[str, Any]):
-    """Of a class that torch does not take apart."""
+    """A leaf: pytree does not flatten subclasses of dict."""
 
 
 X = torch.zeros(1)
@@ -139,20 +139,20 @@ NODES: list[Any] = [
 TREES = [*LEAVES, *NODES, *([node] for node in NODES), *((X, {"a": node}) for node in NODES)]
 
 
-def test_a_structure_is_the_expected_one_where_torch_finds_them_equal() -> None:
-    flatten(TREES)  # from here on torch knows the dataclasses
+def test_expected_structure_is_returned_if_torch_finds_it_equal() -> None:
+    flatten(TREES)  # registers the dataclasses
     for other in TREES:
         expected = pytree.tree_structure(other)
         for tree in TREES:
             leaves, structure = flatten(tree, expected)
-            own, true = pytree.tree_flatten(tree)
-            assert list(map(id, leaves)) == list(map(id, own))
-            assert structure == true
-            assert (structure is expected) == (true == expected)
+            torch_leaves, torch_structure = pytree.tree_flatten(tree)
+            assert list(map(id, leaves)) == list(map(id, torch_leaves))
+            assert structure == torch_structure
+            assert (structure is expected) == (torch_structure == expected)
 
 
 @pytest.mark.parametrize("tree", TREES)
-def test_what_has_the_expected_structure_is_not_taken_apart_by_torch(
+def test_tree_with_the_expected_structure_is_flattened_without_torch(
     tree: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leaves, expected = flatten(tree)
@@ -162,7 +162,7 @@ def test_what_has_the_expected_structure_is_not_taken_apart_by_torch(
     assert list(map(id, found)) == list(map(id, leaves))
 
 
-def test_an_object_that_torch_does_not_know_yet_is_no_leaf() -> None:
+def test_object_of_an_unregistered_dataclass_is_not_a_leaf() -> None:
     @dataclass
     class New:
         x: Any
@@ -172,19 +172,19 @@ def test_an_object_that_torch_does_not_know_yet_is_no_leaf() -> None:
     assert structure == pytree.tree_structure([New(X)])
 
 
-def test_a_registered_dataclass_keeps_its_registration() -> None:
+def test_registered_dataclass_keeps_its_registration() -> None:
     @dataclass
     class Known:
         x: Any
-        note: str = "left out"
+        note: str = "default"
 
     pytree.register_dataclass(Known, field_names=["x"], drop_field_names=["note"])
 
-    class Gives(nn.Module):
+    class Returns(nn.Module):
         def forward(self, x: torch.Tensor) -> Any:
-            return Known(x + 1, "gone")
+            return Known(x + 1, "dropped")
 
-    graph, plan, stages = stages_of(Gives(), (torch.ones(2),), {}, 1)
+    graph, plan, stages = stages_of(Returns(), (torch.ones(2),), {}, 1)
     found = run(graph, plan, stages, (torch.ones(3),))
     assert type(found) is Known
-    assert found.note == "left out"
+    assert found.note == "default"

@@ -1,4 +1,4 @@
-"""Any module becomes one graph, the same one in every process, and stays as it was."""
+"""Graphs: dynamic sizes, inputs, weights, equal digests in every process."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 
 
 class Regions(nn.Module):
-    """Switches autocast and gradients, as rotary embeddings do."""
+    """Switches autocast and gradients, as transformers models do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Regions(nn.Module):
 def sizes(module: nn.Module, *args: Any) -> Any:
     graph = capture(module.eval(), args, {})
     return [
-        [size if isinstance(size, int) else "free" for size in leaf.sizes or ()]
+        [size if isinstance(size, int) else "dynamic" for size in leaf.sizes or ()]
         for leaf in graph.signature.tensors
     ]
 
@@ -47,18 +47,18 @@ def sizes(module: nn.Module, *args: Any) -> Any:
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
-        ((2, 16), ["free", 16]),
-        ((1, 16), ["free", 16]),  # a batch of 1 is still a batch
-        ((16, 16), ["free", 16]),  # as many rows as columns
-        ((1, 1, 16), ["free", "free", 16]),
-        ((5, 5, 16), ["free", "free", 16]),  # batch == length
+        ((2, 16), ["dynamic", 16]),
+        ((1, 16), ["dynamic", 16]),  # a batch of 1 may vary too
+        ((16, 16), ["dynamic", 16]),  # batch == width
+        ((1, 1, 16), ["dynamic", "dynamic", 16]),
+        ((5, 5, 16), ["dynamic", "dynamic", 16]),  # batch == length
     ],
 )
-def test_batch_and_length_stay_free(shape: tuple[int, ...], expected: Any) -> None:
+def test_batch_and_length_are_dynamic(shape: tuple[int, ...], expected: Any) -> None:
     assert sizes(Mlp(), torch.randn(shape)) == [expected]
 
 
-def test_batch_and_length_are_not_tied_by_an_accident() -> None:
+def test_batch_and_length_of_equal_size_are_independent() -> None:
     class Masked(nn.Module):
         def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> Any:
             return ids.float()[..., None] * mask[..., None]
@@ -69,20 +69,21 @@ def test_batch_and_length_are_not_tied_by_an_accident() -> None:
         graph.flatten_inputs((torch.ones(2, 9, dtype=torch.long), torch.ones(2, 8)))
 
 
-def test_two_layouts_of_the_batch() -> None:
+@pytest.mark.parametrize("batch", [1, 2])
+def test_batch_is_dimension_1_in_one_input_and_0_in_another(batch: int) -> None:
     class Transposed(nn.Module):
         def forward(
             self, x: torch.Tensor, mask: torch.Tensor
         ) -> torch.Tensor:  # x: [S, B, 4], mask: [B, S]
             return x * mask.t()[..., None]
 
-    module, call = Transposed(), (torch.randn(5, 2, 4), torch.ones(2, 5))
+    module, call = Transposed(), (torch.randn(5, batch, 4), torch.ones(batch, 5))
     graph, plan, stages = stages_of(module, call, {}, 1)
     x, mask = torch.randn(7, 3, 4), torch.rand(3, 7)
     assert torch.equal(run(graph, plan, stages, (x, mask)), module(x, mask))
 
 
-def test_a_model_of_fixed_length_keeps_its_batch_free() -> None:
+def test_batch_is_dynamic_if_the_model_fixes_the_length() -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -91,10 +92,10 @@ def test_a_model_of_fixed_length_keeps_its_batch_free() -> None:
         def forward(self, x: torch.Tensor) -> Any:  # [B, 6, 3]
             return self.mix(x.transpose(1, 2))
 
-    assert sizes(Fixed(), torch.randn(1, 6, 3)) == [["free", 6, 3]]
+    assert sizes(Fixed(), torch.randn(1, 6, 3)) == [["dynamic", 6, 3]]
 
 
-def test_the_module_is_left_as_it_was() -> None:
+def test_module_is_not_modified() -> None:
     module = Tied().eval()
     before = dict(module.named_parameters(remove_duplicate=False))
     capture(module, (torch.ones(2, 3, dtype=torch.long),), {})
@@ -103,7 +104,7 @@ def test_the_module_is_left_as_it_was() -> None:
     assert all(before[name] is after[name] for name in before)
 
 
-def test_no_fake_or_meta_tensor_and_no_region_remains() -> None:
+def test_graph_has_no_fake_or_meta_tensor_and_no_region() -> None:
     graph, plan, stages = stages_of(Regions().eval(), (torch.randn(2, 4),), {}, 2)
     targets = " ".join(str(node.target) for node in graph.module.graph.nodes)
     assert "wrap_with" not in targets
@@ -111,18 +112,18 @@ def test_no_fake_or_meta_tensor_and_no_region_remains() -> None:
     assert "meta" not in str(graph.module.graph)
     x = torch.randn(3, 4)
     with torch.no_grad():
-        assert torch.equal(run(graph, plan, stages, (x,)), Regions.forward(_weights(stages), x))
+        assert torch.equal(run(graph, plan, stages, (x,)), Regions.forward(_module_of(stages), x))
 
 
-def _weights(stages: list[Stage]) -> Any:
-    """The module again, from what the stages hold."""
+def _module_of(stages: list[Stage]) -> Any:
+    """Return a module with the weights of the stages."""
     module = Regions()
     state = {k: v for s in stages for k, v in s._module.state_dict().items() if "layers" in k}
     module.load_state_dict(state)
     return module
 
 
-def test_weights_keep_the_models_own_names_and_ties() -> None:
+def test_weights_have_the_models_own_names_and_ties() -> None:
     graph = capture(Tied().eval(), (torch.ones(2, 3, dtype=torch.long),), {})
     names = {name for spec in graph.weights.values() for name in (spec.name, *spec.aliases)}
     assert names == {"embed.weight", "head.weight"} | {
@@ -132,7 +133,7 @@ def test_weights_keep_the_models_own_names_and_ties() -> None:
 
 
 def digests() -> list[str]:
-    """What processes have to agree on, for models of three kinds."""
+    """Return digests and node names of three kinds of models; equal in every process."""
     calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = [
         (Tied(), (torch.ones(2, 3, dtype=torch.long),), {}),
         (Dicts(), ({"x": torch.ones(2, 8), "offset": torch.ones(2)},), {"scale": 2.0}),
@@ -146,7 +147,7 @@ def digests() -> list[str]:
 
 
 def test_two_processes_capture_the_same_graph() -> None:
-    """This one, which has captured others before, and one that hashes words otherwise."""
+    """This process has captured other models before, and the other one has another hash seed."""
     code = f"from {__name__} import digests; print(*digests(), sep='\\n')"
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     other = subprocess.run(
@@ -160,7 +161,7 @@ def test_two_processes_capture_the_same_graph() -> None:
     assert other.stdout.splitlines() == digests()
 
 
-def test_another_model_has_another_digest() -> None:
+def test_different_models_have_different_digests() -> None:
     x = torch.randn(2, 16)
     digests = {
         capture(m.eval(), (x,), {}).digest for m in (Mlp(), nn.Sequential(nn.Linear(16, 16)))
@@ -172,24 +173,24 @@ def test_python_values_are_part_of_the_graph() -> None:
     x = {"x": torch.ones(2, 8), "offset": torch.ones(2)}
     graph = capture(Dicts().eval(), (x, None), {"scale": 0.5, "flag": True})
     assert len(graph.inputs) == 2
-    assert len(set(graph.outputs)) == len(graph.outputs) == 2  # one of them is there twice
+    assert len(set(graph.outputs)) == len(graph.outputs) == 2  # the model returns one of them twice
     with pytest.raises(InputError, match=r"scale is 0.25, expected 0.5"):
         graph.flatten_inputs((x, None), {"scale": 0.25, "flag": True})
     with pytest.raises(InputError, match=r"flag is 1, expected True"):
         graph.flatten_inputs((x, None), {"scale": 0.5, "flag": 1})
 
 
-def test_inputs_that_forward_does_not_name_have_names_too() -> None:
+def test_inputs_without_a_parameter_name_get_one() -> None:
     class Takes(nn.Module):
-        def forward(self, x: torch.Tensor, *more: torch.Tensor, **given: torch.Tensor) -> Any:
-            return x + more[0] * more[1] + given["2d"]
+        def forward(self, x: torch.Tensor, *more: torch.Tensor, **named: torch.Tensor) -> Any:
+            return x + more[0] * more[1] + named["2d"]
 
     one = torch.ones(2)
     graph = capture(Takes(), (one, one, one), {"2d": one})
     assert graph.inputs == ("x", "arg1", "arg2", "input_2d")
 
 
-def test_kwargs_may_come_in_any_order() -> None:
+def test_kwargs_are_accepted_in_any_order() -> None:
     class Two(nn.Module):
         def forward(self, a: torch.Tensor, b: torch.Tensor) -> Any:
             return a - b
@@ -200,14 +201,14 @@ def test_kwargs_may_come_in_any_order() -> None:
     assert graph.flatten_inputs((), {"a": one, "b": two})[0] is two
 
 
-def test_parameters_on_meta_are_enough() -> None:
+def test_parameters_on_meta_give_the_same_graph() -> None:
     with torch.device("meta"):
         module = Sized().eval()
     graph = capture(module, (torch.randn(2, 3, 8),), {})
     assert graph.digest == capture(Sized().eval(), (torch.randn(4, 5, 8),), {}).digest
 
 
-def test_a_sequence_is_not_traced_and_knows_its_writes() -> None:
+def test_sequence_is_not_traced() -> None:
     module = nn.Sequential(nn.Linear(4, 4), DependsOnValues(), nn.Linear(4, 4)).eval()
     x = torch.randn(2, 4)
     graph, plan, stages = stages_of(module, (x,), {}, 3)

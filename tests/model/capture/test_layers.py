@@ -1,4 +1,4 @@
-"""Layers are not traced: they may do anything, and several values may go from one to the next."""
+"""Layers: no tracing, and several values from one layer to the next."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 
 class Block(nn.Module):
-    """Takes and gives a hidden state and a mask."""
+    """Takes and returns a hidden state and a mask."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,15 +46,15 @@ class Doubles(nn.Module):
 
 
 class Features(nn.Module):
-    """Takes and gives a dict."""
+    """Takes a tensor or a dict and returns a dict."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 4)
 
-    def forward(self, given: Any) -> Any:
-        h = given["h"] if isinstance(given, dict) else given
-        return {"h": self.linear(h), "again": h}
+    def forward(self, features: Any) -> Any:
+        h = features["h"] if isinstance(features, dict) else features
+        return {"h": self.linear(h), "input": h}
 
 
 def call_of(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,19 +86,19 @@ def assert_same(found: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_a_tuple_gives_the_next_layer_its_arguments(count: int) -> None:
+def test_tuple_becomes_the_arguments_of_the_next_layer(count: int) -> None:
     graph = check(Layers(Block(), Block(), Block(), Head()), count)
     assert graph.inputs == ("h", "mask")
     assert graph.varies == "all sizes"
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_also_after_a_layer_that_depends_on_values(count: int) -> None:
+def test_tuple_of_a_layer_that_depends_on_values_is_unpacked(count: int) -> None:
     check(Layers(Block(), Branching(), Branching(), Block()), count)
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_layer_that_could_do_without_a_value_is_given_one(count: int) -> None:
+def test_layer_with_an_optional_argument_receives_a_value(count: int) -> None:
     class Default(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -110,7 +110,7 @@ def test_a_layer_that_could_do_without_a_value_is_given_one(count: int) -> None:
     check(Layers(nn.Linear(4, 4), DependsOnValues(), Default()), count, inputs=1)
 
 
-def test_more_values_than_could_be_known_are_refused() -> None:
+def test_more_values_than_the_next_layer_requires_are_refused() -> None:
     class Optional(Block):
         def forward(self, h: torch.Tensor, mask: torch.Tensor, more: Any = None) -> Any:
             return h + (0 if more is None else more), mask
@@ -126,12 +126,12 @@ def test_more_values_than_could_be_known_are_refused() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_none_is_a_value(count: int) -> None:
-    class Gives(nn.Module):
+def test_none_is_passed_as_a_value(count: int) -> None:
+    class ReturnsNone(nn.Module):
         def forward(self, h: torch.Tensor) -> Any:
             return h + 1, None
 
-    class Takes(nn.Module):
+    class AcceptsNone(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(4, 4)
@@ -139,12 +139,12 @@ def test_none_is_a_value(count: int) -> None:
         def forward(self, h: torch.Tensor, mask: Any) -> Any:
             return self.linear(h) if mask is None else mask, mask
 
-    graph = check(Layers(Gives(), Takes(), Takes()), count, inputs=1)
+    graph = check(Layers(ReturnsNone(), AcceptsNone(), AcceptsNone()), count, inputs=1)
     assert graph.template.leaves[1].value is None
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_sequential_among_the_layers_keeps_its_own_rule(count: int) -> None:
+def test_sequential_among_layers_does_not_unpack(count: int) -> None:
     class Packed(Block):
         def forward(self, both: Any) -> Any:  # type: ignore[override]
             return super().forward(*both)
@@ -154,18 +154,18 @@ def test_a_sequential_among_the_layers_keeps_its_own_rule(count: int) -> None:
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_hooks_are_not_passed_over(before: bool) -> None:
+def test_hooks_of_a_sequential_are_called(before: bool) -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     if before:
-        module.register_forward_pre_hook(lambda _, given: (given[0] * 2,))
+        module.register_forward_pre_hook(lambda _, args: (args[0] * 2,))
     else:
-        module.register_forward_hook(lambda _, given, made: made * 2)
+        module.register_forward_hook(lambda _, args, result: result * 2)
     check(module, 2, inputs=1)
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_what_a_layer_may_return_as_it_is_counts_as_the_callers_tensor(several: bool) -> None:
-    """It depends on values, so that nothing is known of what it makes."""
+def test_unknown_result_of_a_layer_may_alias_the_callers_tensor(several: bool) -> None:
+    """The first layer depends on values, so it is unknown whether it returns its argument."""
 
     class Twice(DependsOnValues):
         def forward(self, x: torch.Tensor) -> Any:
@@ -188,11 +188,11 @@ def test_what_a_layer_may_return_as_it_is_counts_as_the_callers_tensor(several: 
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_layers_of_one_value_are_as_in_a_sequential(count: int) -> None:
+def test_layers_with_single_values_work_as_in_a_sequential(count: int) -> None:
     check(Layers(nn.Linear(4, 4), DependsOnValues(), nn.Linear(4, 4)), count, inputs=1)
 
 
-def test_no_cut_while_a_tuple_is_taken_apart() -> None:
+def test_no_cut_where_a_tuple_is_unpacked() -> None:
     graph = capture(Layers(Block(), Branching(), Block()).eval(), call_of(2), {})
     kinds = [node.op for node in graph.nodes]
     assert len(kinds) == 7
@@ -201,7 +201,7 @@ def test_no_cut_while_a_tuple_is_taken_apart() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_values_that_share_memory_do_not_cross_before_a_write(count: int) -> None:
+def test_no_cut_between_aliases_and_a_write_into_them(count: int) -> None:
     class Twice(DependsOnValues):
         def forward(self, x: torch.Tensor) -> Any:
             h = super().forward(x) * 1
@@ -222,26 +222,26 @@ def test_values_that_share_memory_do_not_cross_before_a_write(count: int) -> Non
     assert "_3" in names
 
 
-def test_a_sequential_passes_a_dict_whole_and_is_not_cut_there() -> None:
+def test_sequential_passes_a_dict_as_one_value_and_is_not_cut_there() -> None:
     module = nn.Sequential(nn.Linear(4, 4), Features(), Features())
     graph = check(module, 2, inputs=1)
     legal = [cut.position for cut in cut_table(graph).cuts]
     assert legal == [1]
 
 
-def test_a_sequential_does_not_unpack() -> None:
+def test_tuple_in_a_sequential_is_one_value() -> None:
     message = r"layer 1, a Block, is given 1 value, expected .*mask.*Pipeline\(layers=\[...\]\)"
     with pytest.raises(CaptureError, match=message):
         capture(nn.Sequential(nn.Linear(4, 4), Block()).eval(), (torch.randn(2, 4),), {})
 
 
-def test_layers_that_do_not_fit_are_named() -> None:
+def test_layer_with_too_many_values_is_named() -> None:
     with pytest.raises(CaptureError, match=r"layer 1, a Linear, is given 2 values"):
         capture(Layers(Block(), nn.Linear(4, 4)).eval(), call_of(2), {})
 
 
 @pytest.mark.parametrize("written", [0, 1])
-def test_a_layer_that_writes_leaves_the_callers_tensor(written: int) -> None:
+def test_layer_that_writes_in_place_does_not_change_the_callers_tensor(written: int) -> None:
     class Writes(nn.Module):
         def forward(self, h: torch.Tensor, mask: torch.Tensor) -> Any:
             (h, mask)[written].mul_(2)

@@ -1,4 +1,4 @@
-"""What cannot be captured, and calls that do not fit what was: an error that says so."""
+"""Errors for models that cannot be captured, and for calls that a graph does not accept."""
 
 import inspect
 from pathlib import Path
@@ -18,13 +18,13 @@ torch.set_num_threads(1)
 
 
 class Branches(nn.Module):
-    """Takes another path for one length."""
+    """Takes another branch for one length."""
 
     def forward(self, x: torch.Tensor) -> Any:
         return x * 2 if x.shape[1] == 7 else x + 1
 
 
-def test_a_failure_names_the_users_line_and_leaves_the_module() -> None:
+def test_error_names_the_users_line_and_the_module_is_unchanged() -> None:
     module = DependsOnValues().eval()
     before = (module.layer.weight, module.count)
     with pytest.raises(CaptureError) as caught:
@@ -48,17 +48,17 @@ def test_a_failure_names_the_users_line_and_leaves_the_module() -> None:
         ((), {"x": torch.ones(2, 3, 4)}, "called with arguments"),
     ],
 )
-def test_a_call_that_does_not_fit_is_refused(
+def test_call_unlike_the_example_is_refused(
     args: tuple[Any, ...], kwargs: dict[str, Any], message: str
 ) -> None:
     graph = capture(Positions().eval(), (torch.randn(2, 3, 4),), {})
-    for _ in range(2):  # what was refused once is not taken later
+    for _ in range(2):  # refused shapes must not get into the cache of accepted ones
         with pytest.raises(InputError, match=message):
             graph.flatten_inputs(args, kwargs)
 
 
 @pytest.mark.parametrize(("length", "other"), [(7, 8), (8, 7)])
-def test_a_length_that_takes_another_path_is_refused(length: int, other: int) -> None:
+def test_length_that_takes_another_branch_is_refused(length: int, other: int) -> None:
     module = Branches()
     x = torch.randn(2, length)
     graph, plan, stages = stages_of(module, (x,), {}, 1)
@@ -68,56 +68,56 @@ def test_a_length_that_takes_another_path_is_refused(length: int, other: int) ->
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("x", "message"),
     [
         (torch.ones(2, 4).double(), r"layer 0, Linear.*computes in float32, found torch\.float64"),
         (torch.ones(2, 5), r"layer 0, Linear.*takes 4 features, found shape \(2, 5\) before it"),
     ],
 )
-def test_a_plain_layer_that_cannot_take_what_comes_is_named(
-    given: torch.Tensor, message: str
+def test_linear_layer_that_does_not_accept_its_input_is_named(
+    x: torch.Tensor, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        capture(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval(), (given,), {})
+        capture(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval(), (x,), {})
 
 
-def test_a_hook_before_a_plain_layer_may_make_of_it_what_it_takes() -> None:
+def test_hook_before_a_linear_layer_may_convert_its_input() -> None:
     layer = nn.Linear(4, 4)
-    layer.register_forward_pre_hook(lambda _, given: (given[0].float(),))
+    layer.register_forward_pre_hook(lambda _, args: (args[0].float(),))
     module, x = nn.Sequential(layer, nn.Linear(4, 4)).eval(), torch.ones(2, 4).double()
     graph, plan, stages = stages_of(module, (x,), {}, 2)
     with torch.no_grad():
         assert torch.equal(run(graph, plan, stages, (x,)), module(x))
 
 
-def test_a_hook_before_a_layer_may_give_it_another_number_of_values() -> None:
-    pairs = nn.Bilinear(4, 4, 4)
-    pairs.register_forward_pre_hook(lambda _, given: (given[0], given[0] * 2))
-    module, x = nn.Sequential(nn.Linear(4, 4), pairs).eval(), torch.ones(2, 4)
+def test_hook_before_a_layer_may_change_the_number_of_values() -> None:
+    bilinear = nn.Bilinear(4, 4, 4)
+    bilinear.register_forward_pre_hook(lambda _, args: (args[0], args[0] * 2))
+    module, x = nn.Sequential(nn.Linear(4, 4), bilinear).eval(), torch.ones(2, 4)
     graph, plan, stages = stages_of(module, (x,), {}, 2)
     with torch.no_grad():
         assert torch.equal(run(graph, plan, stages, (x,)), module(x))
 
 
-def test_an_array_is_no_tensor() -> None:
+def test_array_in_the_example_is_refused() -> None:
     with pytest.raises(CaptureError, match="x of the example is a ndarray"):
         capture(Positions(), (), {"x": torch.ones(2, 3, 4).numpy()})
 
 
-def test_an_output_of_an_unknown_class_is_named() -> None:
-    class Strange:
+def test_output_of_an_unsupported_class_is_named() -> None:
+    class Unsupported:
         def __init__(self, y: torch.Tensor) -> None:
             self.y = y
 
-    class Gives(nn.Module):
+    class Returns(nn.Module):
         def forward(self, x: torch.Tensor) -> Any:
-            return Strange(x + 1)
+            return Unsupported(x + 1)
 
-    with pytest.raises(CaptureError, match=r"Strange, expected .*return its tensors"):
-        capture(Gives(), (torch.ones(2),), {})
+    with pytest.raises(CaptureError, match=r"Unsupported, expected .*return its tensors"):
+        capture(Returns(), (torch.ones(2),), {})
 
 
-def test_a_model_that_counts_its_calls_is_refused() -> None:
+def test_model_that_counts_its_calls_is_refused() -> None:
     class Counts(nn.Module):
         calls: torch.Tensor
 
@@ -135,31 +135,31 @@ def test_a_model_that_counts_its_calls_is_refused() -> None:
 
 class Repeats(nn.Module):
     def forward(self, x: torch.Tensor) -> Any:
-        for _ in range(int(x.sum().item())):  # as often as the values say
+        for _ in range(int(x.sum().item())):  # count from values
             x = x + 1
         return x
 
 
-class Keeps(nn.Module):
+class Selects(nn.Module):
     def forward(self, x: torch.Tensor) -> Any:
-        kept = x[x > 0]
-        if len(kept) == 0:  # how many remain is known when it runs
+        positive = x[x > 0]
+        if len(positive) == 0:  # size from values
             return x
-        return x / kept.sum()
+        return x / positive.sum()
 
 
-class Leaves(nn.Module):
+class UsesNumpy(nn.Module):
     def forward(self, x: torch.Tensor) -> Any:
-        return torch.from_numpy(np.sin(x.numpy()))  # out of torch and back
+        return torch.from_numpy(np.sin(x.numpy()))  # NumPy
 
 
 class Fails(nn.Module):
     def forward(self, x: torch.Tensor) -> Any:
-        raise ValueError("no such thing")  # its own mistake
+        raise ValueError("no such thing")  # the model's own error
 
 
 class Wraps(nn.Module):
-    """The user's model around a library's."""
+    """The user's model around a model of a library."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,13 +187,13 @@ def mixtral(experts: str, use_cache: bool = False) -> Any:
 @pytest.mark.parametrize(
     ("module", "line", "reason", "remedy"),
     [
-        (Repeats(), "# as often as the values say", "depends on the values", "torch.where"),
-        (Keeps(), "# how many remain is known when it runs", "depends on the values", "a mask"),
-        (Leaves(), "# out of torch and back", "takes tensors out of torch", "torch's own"),
-        (Fails(), "# its own mistake", "ValueError: no such thing", "check that the model itself"),
+        (Repeats(), "# count from values", "depends on the values", "torch.where"),
+        (Selects(), "# size from values", "depends on the values", "a mask"),
+        (UsesNumpy(), "# NumPy", "takes tensors out of torch", "torch's own"),
+        (Fails(), "# the model's own error", "ValueError: no such thing", "check that the model"),
     ],
 )
-def test_a_failure_says_where_why_and_what_to_do(
+def test_error_has_line_reason_and_remedy(
     module: nn.Module, line: str, reason: str, remedy: str
 ) -> None:
     with pytest.raises(CaptureError) as caught:
@@ -205,7 +205,7 @@ def test_a_failure_says_where_why_and_what_to_do(
         assert part in message
 
 
-def test_a_value_that_only_scales_is_no_failure() -> None:
+def test_number_from_values_that_is_only_a_factor_is_captured() -> None:
     class Scales(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -223,7 +223,7 @@ def test_a_value_that_only_scales_is_no_failure() -> None:
         assert torch.equal(run(graph, plan, stages, (x,)), module(x))
 
 
-def test_eager_experts_are_told_what_to_use() -> None:
+def test_error_for_eager_experts_has_a_remedy() -> None:
     ids = torch.ones(2, 5, dtype=torch.long)
     with pytest.raises(CaptureError) as caught:
         capture(mixtral("eager").eval(), (ids,), {})
@@ -232,19 +232,19 @@ def test_eager_experts_are_told_what_to_use() -> None:
     assert capture(mixtral("grouped_mm").eval(), (ids,), {}).varies == "batch and length"
 
 
-def test_a_failure_inside_a_library_names_the_users_line_too() -> None:
+def test_error_inside_a_library_names_the_users_line_too() -> None:
     with pytest.raises(CaptureError) as caught:
         capture(Wraps().eval(), (torch.ones(2, 5, dtype=torch.long),), {})
     assert "modeling_mixtral.py:" in str(caught.value)
     assert "# into the library" in str(caught.value)
 
 
-def test_a_cache_in_the_output_is_told_how_to_go() -> None:
+def test_error_for_a_cache_in_the_output_has_a_remedy() -> None:
     with pytest.raises(CaptureError, match=r"DynamicCache.*set model.config.use_cache = False"):
         capture(mixtral("grouped_mm", True).eval(), (torch.ones(2, 5, dtype=torch.long),), {})
 
 
-def test_missing_arguments_are_named() -> None:
+def test_missing_argument_is_named() -> None:
     class Two(nn.Module):
         def forward(self, x: torch.Tensor, mask: torch.Tensor) -> Any:
             return x * mask

@@ -1,4 +1,4 @@
-"""What export leaves in a graph: regions, dead code, writes into what is not the graph's own."""
+"""Changes to an exported graph: regions, dead code, writes into inputs and state."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +15,11 @@ from tests.helpers.models import run, stages_of
 torch.set_num_threads(1)
 
 LINEAR = 2 * 2 * 4 * 4
-"""Floating-point operations of a layer of 4 by 4 with 2 rows."""
+"""FLOPs of nn.Linear(4, 4) with 2 rows."""
 
 
 class Computes(nn.Module):
-    """Two layers, a buffer, and a function that uses them."""
+    """Two layers, a buffer, and a function that computes with them."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def three_deep(own: Any, x: torch.Tensor) -> Any:
 
 
 @pytest.mark.parametrize("function", [autocast_in_autocast, autocast_in_gradients, three_deep])
-def test_a_region_in_a_region_is_cut_and_counted_like_any_code(function: Any) -> None:
+def test_nested_regions_are_inlined(function: Any) -> None:
     module, x = Computes(function).eval(), torch.randn(2, 4)
     graph, plan, stages = stages_of(module, (x,), {}, 2)
     computed = [n for n in graph.nodes if "mul" not in n.name]
@@ -70,7 +70,7 @@ def test_a_region_in_a_region_is_cut_and_counted_like_any_code(function: Any) ->
         assert torch.equal(run(graph, plan, stages, (x,)), module(x))
 
 
-def test_an_enabled_autocast_changes_results_and_stays() -> None:
+def test_region_with_enabled_autocast_stays() -> None:
     def mixed(own: Any, x: torch.Tensor) -> Any:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             h = own.a(x)
@@ -88,26 +88,29 @@ def unused_result(own: Any, x: torch.Tensor) -> Any:
     return own.a(x)
 
 
-def sizes_that_only_a_check_uses(own: Any, x: torch.Tensor) -> Any:
+def sizes_only_for_checks(own: Any, x: torch.Tensor) -> Any:
     torch._check(x.shape[0] * 4 > 1)  # type: ignore[no-untyped-call]
     return own.a(x) if x.shape[0] * 3 > 2 else x
 
 
-@pytest.mark.parametrize("function", [unused_result, sizes_that_only_a_check_uses])
-def test_what_no_result_needs_is_neither_computed_nor_counted(function: Any) -> None:
+@pytest.mark.parametrize("function", [unused_result, sizes_only_for_checks])
+def test_unused_nodes_are_removed(function: Any) -> None:
     graph = capture(Computes(function).eval(), (torch.randn(2, 4),), {})
     assert [node.name for node in graph.nodes if node.op == "call_function"] == [
         graph.outputs[0],
     ]
     assert cut_table(graph).flops == (LINEAR,)
-    assert set(graph.weights) == {"a.weight", "a.bias"}  # no rank loads those of the other layer
+    assert set(graph.weights) == {
+        "a.weight",
+        "a.bias",
+    }  # no rank loads those of layer b
 
 
 def through_a_dropout(own: Any, x: torch.Tensor) -> Any:
     return own.a(own.drop(x).relu_())
 
 
-def through_what_returns_it(own: Any, x: torch.Tensor) -> Any:
+def through_an_undeclared_alias(own: Any, x: torch.Tensor) -> Any:
     return own.a(torch.atleast_2d(x).type_as(x).relu_())  # type: ignore[no-untyped-call]
 
 
@@ -130,9 +133,9 @@ def by_keyword(own: Any, x: torch.Tensor) -> Any:
 
 @pytest.mark.parametrize(
     "function",
-    [through_a_dropout, through_what_returns_it, through_a_part, in_a_list, by_keyword],
+    [through_a_dropout, through_an_undeclared_alias, through_a_part, in_a_list, by_keyword],
 )
-def test_the_callers_tensor_is_written_into_as_a_copy(function: Any) -> None:
+def test_writes_do_not_change_the_callers_tensor(function: Any) -> None:
     module, x = Computes(function).eval(), torch.randn(2, 4)
     graph, plan, stages = stages_of(module, (x,), {}, 1)
     before = x.clone()
@@ -142,12 +145,12 @@ def test_the_callers_tensor_is_written_into_as_a_copy(function: Any) -> None:
         assert torch.equal(found, module(x))
 
 
-def test_an_input_that_is_written_into_and_returned_comes_back_changed() -> None:
-    def returns_it(own: Any, x: torch.Tensor) -> Any:
+def test_input_that_is_modified_and_returned_has_its_new_values() -> None:
+    def modify_and_return(own: Any, x: torch.Tensor) -> Any:
         torch._foreach_add_([x], 1.0)
         return own.a(x), x
 
-    module, x = Computes(returns_it).eval(), torch.randn(2, 4)
+    module, x = Computes(modify_and_return).eval(), torch.randn(2, 4)
     graph, plan, stages = stages_of(module, (x,), {}, 1)
     found = run(graph, plan, stages, (x,))
     with torch.no_grad():
@@ -166,14 +169,14 @@ def own_buffer_through_a_view(own: Any, x: torch.Tensor) -> Any:
     return own.a(x) + own.shift
 
 
-def own_buffer_through_what_returns_it(own: Any, x: torch.Tensor) -> Any:
+def own_buffer_through_an_undeclared_alias(own: Any, x: torch.Tensor) -> Any:
     torch.atleast_1d(own.shift).add_(1)  # type: ignore[no-untyped-call]
     return own.a(x) + own.shift
 
 
 @pytest.mark.parametrize(
-    "function", [own_buffer, own_buffer_through_a_view, own_buffer_through_what_returns_it]
+    "function", [own_buffer, own_buffer_through_a_view, own_buffer_through_an_undeclared_alias]
 )
-def test_a_model_that_writes_into_its_own_state_is_refused(function: Any) -> None:
+def test_model_that_writes_into_its_own_state_is_refused(function: Any) -> None:
     with pytest.raises(CaptureError, match=r"add_ writes into shift while it computes"):
         capture(Computes(function).eval(), (torch.randn(2, 4),), {})

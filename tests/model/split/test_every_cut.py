@@ -1,4 +1,4 @@
-"""Every legal cut gives the model's own numbers: shared memory, and sizes needed again."""
+"""Every legal cut gives the model's results, with shared memory and with sizes used later."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 
 
 class Computes(nn.Module):
-    """Two layers, a number and a function that uses them."""
+    """Two layers, a buffer, and a function that computes with them."""
 
     scale: torch.Tensor
 
@@ -33,8 +33,8 @@ class Computes(nn.Module):
         return self.function(self, x)
 
 
-def returned_as_it_is(own: Computes, x: torch.Tensor) -> Any:
-    """`atleast_2d` and `type_as` give back their argument, which their schemas do not say."""
+def undeclared_alias(own: Computes, x: torch.Tensor) -> Any:
+    """`atleast_2d` and `type_as` return their argument, which their schemas do not declare."""
     h = own.a(x)
     same = torch.atleast_2d(h).type_as(h)  # type: ignore[no-untyped-call]
     before = h * 2
@@ -43,7 +43,7 @@ def returned_as_it_is(own: Computes, x: torch.Tensor) -> Any:
 
 
 def views_of_a_list(own: Computes, x: torch.Tensor) -> Any:
-    """`broadcast_tensors` gives views of a list's tensors, which its schema does not say."""
+    """`broadcast_tensors` returns views of tensors in a list, which its schema does not declare."""
     h, g = own.a(x), own.b(x)
     one, _ = torch.broadcast_tensors(h, g)  # type: ignore[no-untyped-call]
     before = h * 2
@@ -51,7 +51,7 @@ def views_of_a_list(own: Computes, x: torch.Tensor) -> Any:
     return own.b(h) + before + g
 
 
-def written_as_a_list(own: Computes, x: torch.Tensor) -> Any:
+def written_in_a_list(own: Computes, x: torch.Tensor) -> Any:
     h, g = own.a(x), own.b(x)
     before = h * 2
     torch._foreach_add_([h, g], 1.0)
@@ -95,7 +95,7 @@ def result_used_early(own: Computes, x: torch.Tensor) -> Any:
 
 
 def written_often(own: Computes, x: torch.Tensor) -> Any:
-    """Memory that is given out again belongs to another value, and joins nothing."""
+    """Storage reused for a later value does not make it an alias of the earlier one."""
     for _ in range(6):
         x = own.b(own.a(x).relu_()).sin()
     return x
@@ -104,7 +104,7 @@ def written_often(own: Computes, x: torch.Tensor) -> Any:
 class Case(NamedTuple):
     function: Callable[..., Any]
     legal: list[str]
-    """The operations behind which one may cut."""
+    """Names of the operations before each legal cut."""
 
 
 often = [
@@ -113,9 +113,9 @@ often = [
     for name, at in (("relu_", turn), ("linear", 2 * turn + 1), ("sin", turn))
 ]
 MEMORY = [
-    Case(returned_as_it_is, ["relu_", "linear_1"]),
+    Case(undeclared_alias, ["relu_", "linear_1"]),
     Case(views_of_a_list, ["relu_", "linear_2", "add"]),
-    Case(written_as_a_list, ["_foreach_add_", "add", "linear_2"]),
+    Case(written_in_a_list, ["_foreach_add_", "add", "linear_2"]),
     Case(written_by_keyword, ["mul_1", "linear_1"]),
     Case(part_of_a_tuple, ["neg_", "linear_2"]),
     Case(view_of_a_view, ["neg_", "linear_2"]),
@@ -126,35 +126,35 @@ MEMORY = [
 
 
 def length_alone(own: Computes, x: torch.Tensor) -> Any:
-    """At the end, a number made of a size that no tensor has any more."""
+    """Uses at the end a size that no later tensor has."""
     batch, length, width = x.shape
     h = own.b(own.a(x.reshape(batch * length, width)))
     return h.sin() / (length + 1)
 
 
 def product_of_sizes(own: Computes, x: torch.Tensor) -> Any:
-    """At the end, a number made of sizes that tensors still have."""
+    """Uses at the end sizes that later tensors have too."""
     h = own.b(own.a(x))
     return h.reshape(x.shape[0] * x.shape[1], 4) * (x.shape[0] * x.shape[1] + 1)
 
 
 def size_of_a_result(own: Computes, x: torch.Tensor) -> Any:
-    """At the end, the size of a value that another stage made and no stage receives."""
+    """Uses at the end the size of a value that does not cross."""
     h = own.a(x)
     wide = torch.cat([h, h, x], 1)
     g = own.b(h.mean(1))
     return g * wide.shape[1]
 
 
-def number_is_a_result(own: Computes, x: torch.Tensor) -> Any:
+def number_in_the_output(own: Computes, x: torch.Tensor) -> Any:
     h = own.a(x)
     return own.b(h.reshape(-1, 4)), x.shape[0] * x.shape[1], h.shape[1]
 
 
 def number_of_positives(own: Computes, x: torch.Tensor) -> Any:
-    """At the end, a size that depends on values, of a tensor that nothing else needs."""
-    some = x[x > 0]
-    return own.b(own.a(x).sin()) * some.shape[0]
+    """Uses at the end a size that depends on values, of a tensor with no other use."""
+    positive = x[x > 0]
+    return own.b(own.a(x).sin()) * positive.shape[0]
 
 
 def largest_value(own: Computes, x: torch.Tensor) -> Any:
@@ -162,14 +162,14 @@ def largest_value(own: Computes, x: torch.Tensor) -> Any:
     return own.b(own.a(x).sin()) * (largest + 1)
 
 
-def number_of_its_own(own: Computes, x: torch.Tensor) -> Any:
-    """At the end, a number made of the model's own values."""
+def number_from_a_buffer(own: Computes, x: torch.Tensor) -> Any:
+    """Uses at the end a number from a buffer."""
     return own.b(own.a(x).sin()) * own.scale.item()
 
 
 SIZES = [
-    *(length_alone, product_of_sizes, size_of_a_result, number_is_a_result),
-    *(number_of_positives, largest_value, number_of_its_own),
+    *(length_alone, product_of_sizes, size_of_a_result, number_in_the_output),
+    *(number_of_positives, largest_value, number_from_a_buffer),
 ]
 
 
@@ -180,7 +180,9 @@ def captured(function: Callable[..., Any], x: torch.Tensor) -> tuple[nn.Module, 
     return module, graph, list(cut_table(graph).cuts)
 
 
-def assert_each_cut_is_right(module: nn.Module, graph: Graph, cuts: list[Any], x: Any) -> None:
+def assert_each_cut_gives_the_same(
+    module: nn.Module, graph: Graph, cuts: list[Any], x: Any
+) -> None:
     weights = from_module(module).weights
     with torch.no_grad():
         expected = module(x.clone())
@@ -191,29 +193,29 @@ def assert_each_cut_is_right(module: nn.Module, graph: Graph, cuts: list[Any], x
         found = run(graph, plan, stages, (x,))
         found = found if isinstance(found, tuple) else (found,)
         assert len(found) == len(expected)
-        for mine, theirs in zip(found, expected, strict=True):
-            same = torch.equal(mine, theirs) if isinstance(mine, torch.Tensor) else mine == theirs
-            assert same, f"cut behind {cut.operation}: found {mine}, expected {theirs}"
+        for one, other in zip(found, expected, strict=True):
+            same = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+            assert same, f"cut after {cut.operation}: found {one}, expected {other}"
 
 
 @pytest.mark.parametrize("case", MEMORY, ids=lambda case: case.function.__name__)
-def test_memory_that_is_shared(case: Case) -> None:
+def test_legal_cuts_with_shared_memory(case: Case) -> None:
     module, graph, cuts = captured(case.function, torch.randn(2, 4))
     assert [cut.operation for cut in cuts] == case.legal
-    assert_each_cut_is_right(module, graph, cuts, torch.randn(3, 4))
+    assert_each_cut_gives_the_same(module, graph, cuts, torch.randn(3, 4))
 
 
 @pytest.mark.parametrize("function", SIZES, ids=lambda function: function.__name__)
-def test_sizes_that_are_needed_again(function: Callable[..., Any]) -> None:
+def test_legal_cuts_with_sizes_used_later(function: Callable[..., Any]) -> None:
     module, graph, cuts = captured(function, torch.randn(2, 3, 4))
     assert len(cuts) >= 2
-    assert_each_cut_is_right(module, graph, cuts, torch.randn(5, 7, 4))
+    assert_each_cut_gives_the_same(module, graph, cuts, torch.randn(5, 7, 4))
 
 
 @pytest.mark.parametrize("function", SIZES, ids=lambda function: function.__name__)
-def test_a_stage_takes_what_its_plan_says_and_no_more(function: Callable[..., Any]) -> None:
+def test_stage_has_the_inputs_of_its_part(function: Callable[..., Any]) -> None:
     _, graph, cuts = captured(function, torch.randn(2, 3, 4))
     for cut in cuts:
         for part in parts(graph, [cut.position]):
-            taken = extract(graph, part).graph.find_nodes(op="placeholder")
-            assert [node.name for node in taken] == list(part.inputs), f"behind {cut.operation}"
+            inputs = extract(graph, part).graph.find_nodes(op="placeholder")
+            assert [node.name for node in inputs] == list(part.inputs), f"after {cut.operation}"

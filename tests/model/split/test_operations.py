@@ -1,4 +1,4 @@
-"""What a graph computes, operation by operation, at any number of rows."""
+"""Operations of graphs at different numbers of rows."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 
 CPU = torch.device("cpu")
 FEW = ("mlp", "llama-bf16", "mixtral", "unet", "dicts", "by row")
-SLOW = ("t5", "mamba")  # to trace
+SLOW = ("t5", "mamba")  # tracing takes long
 
 
 def captured(module: nn.Module, *args: torch.Tensor) -> Graph:
@@ -56,7 +56,7 @@ def test_every_compute_node_has_an_operation() -> None:
     ]
 
 
-def test_equal_layers_are_the_same_operations() -> None:
+def test_equal_layers_have_equal_operations() -> None:
     torch.backends.mha.set_fastpath_enabled(False)
     one, three = (captured(encoder(count), torch.randn(2, 5, 16)) for count in (1, 3))
     torch.backends.mha.set_fastpath_enabled(True)
@@ -66,14 +66,14 @@ def test_equal_layers_are_the_same_operations() -> None:
     assert len(many) == len(few) == len({each.signature for each in few})
 
 
-def test_layers_of_other_widths_are_other_operations() -> None:
+def test_layers_of_different_widths_have_different_operations() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(4, 8), nn.Linear(8, 8))
     operations = operations_of(captured(model, torch.randn(2, 8)), 2)
     assert len(operations) == 4
     assert len(distinct(operations)) == 3
 
 
-def test_distinct_operations_stand_in_the_order_of_the_graph() -> None:
+def test_distinct_operations_are_in_the_order_of_the_graph() -> None:
     operations = operations_of(captured(Mlp(), torch.randn(2, 16)), 2)
     linear, relu = distinct(operations)
     assert "linear" in linear.signature
@@ -81,18 +81,17 @@ def test_distinct_operations_stand_in_the_order_of_the_graph() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 64])
-def test_activations_have_as_many_rows_as_are_asked(rows: int) -> None:
+def test_activations_have_the_given_number_of_rows(rows: int) -> None:
     graph = captured(Mlp(), torch.randn(3, 16))
     assert example_rows(graph) == 3
     for operation in of_type(all_of(graph, rows), "linear"):
-        given, weight, bias = operation.needed
-        assert given == Needed(TensorSpec(torch.float32, (rows, 16), (16, 1)), False, False)
+        activation, weight, bias = operation.needed
+        assert activation == Needed(TensorSpec(torch.float32, (rows, 16), (16, 1)), False, False)
         assert weight.spec.shape == (16, 16)
         assert bias.spec.shape == (16,)
 
 
-def test_sizes_inside_follow_the_rows() -> None:
-    """What is reshaped to (batch x length) rows has as many at any batch."""
+def test_reshaped_activations_follow_the_number_of_rows() -> None:
 
     class Reshapes(nn.Module):
         def __init__(self) -> None:
@@ -108,7 +107,7 @@ def test_sizes_inside_follow_the_rows() -> None:
     assert linear.needed[0].spec.shape == (30, 8)
 
 
-def test_weights_are_told_from_activations_with_their_flags() -> None:
+def test_weights_and_their_requires_grad_are_recorded() -> None:
     model = Mlp()
     model.layers[0].bias.requires_grad_(False)
     graph = captured(model, torch.randn(2, 16))
@@ -122,7 +121,7 @@ def test_weights_are_told_from_activations_with_their_flags() -> None:
     assert first.signature != second.signature  # torch may choose another kernel
 
 
-def test_layers_are_called_as_modules_without_weights() -> None:
+def test_layers_of_a_sequence_are_modules_on_meta() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
     operations = all_of(captured(model, torch.randn(2, 8)), 5)
     targets = [operation.target for operation in operations]
@@ -149,7 +148,7 @@ class Block(nn.Module):
         return self.linear(h) * mask, mask
 
 
-def test_layers_that_hand_tuples_on() -> None:
+def test_layers_that_pass_tuples() -> None:
     graph = captured(Layers(Block(), Block()), torch.randn(2, 3, 4), torch.ones(2, 3, 1))
     operations = operations_of(graph, 6)
     assert list(operations) == graph.nodes
@@ -161,7 +160,7 @@ def test_layers_that_hand_tuples_on() -> None:
     assert None not in OpBenchmark(distinct(operations), CPU, 0).medians()
 
 
-def test_a_graph_of_one_batch_is_described_at_that() -> None:
+def test_graph_with_a_fixed_batch_is_described_at_that_batch() -> None:
     graph = captured(ByRow(), torch.randn(3, 8))
     operations = operations_of(graph, 3)
     assert list(operations) == graph.nodes
@@ -170,7 +169,7 @@ def test_a_graph_of_one_batch_is_described_at_that() -> None:
     assert linears[0].needed[0].spec.shape == (8,)
 
 
-def test_strides_are_those_of_the_run() -> None:
+def test_strides_of_channels_last_tensors_are_recorded() -> None:
     model = Skips().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(2, 3, 16, 16).to(memory_format=torch.channels_last)
     convolution = of_type(all_of(captured(model, x), 2), "conv2d")[1]
@@ -178,7 +177,7 @@ def test_strides_are_those_of_the_run() -> None:
     assert convolution.needed[1].spec.stride == (72, 1, 24, 8)
 
 
-def test_what_needs_values_is_left_out_with_all_that_follows() -> None:
+def test_operations_end_before_the_first_node_that_needs_values() -> None:
     class Chooses(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x[x > 0] if x.sum() > 0 else x
@@ -188,18 +187,16 @@ def test_what_needs_values_is_left_out_with_all_that_follows() -> None:
     assert list(operations_of(graph, 2)) == graph.nodes[:2]
 
 
-def test_an_embedding_with_a_single_row_can_be_computed() -> None:
-    model = nn.ModuleList([nn.Embedding(1, 4)])
-
-    class Looks(nn.Module):
+def test_embedding_with_a_single_row_can_be_timed() -> None:
+    class Embeds(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.tables = model
+            self.table = nn.Embedding(1, 4)
 
         def forward(self, ids: torch.Tensor) -> Any:
-            return self.tables[0](ids) * 2
+            return self.table(ids) * 2
 
-    graph = captured(Looks(), torch.zeros(2, 3, dtype=torch.int64))
+    graph = captured(Embeds(), torch.zeros(2, 3, dtype=torch.int64))
     operations = distinct(operations_of(graph, 4))
     (lookup,) = of_type(operations, "embedding")
     assert [each.spec.shape for each in lookup.needed] == [(1, 4), (4, 3)]
@@ -215,7 +212,7 @@ def test_an_embedding_with_a_single_row_can_be_computed() -> None:
     ],
     ids=["convolutions", "in place", "tied"],
 )
-def test_every_operation_can_be_computed_at_other_rows(model: nn.Module, x: torch.Tensor) -> None:
+def test_every_operation_can_be_timed_at_other_rows(model: nn.Module, x: torch.Tensor) -> None:
     graph = captured(model, x)
     operations = operations_of(graph, 5)
     assert list(operations) == graph.nodes
@@ -229,7 +226,7 @@ def animals() -> list[Any]:
 
 
 @pytest.mark.parametrize("animal", animals())
-def test_operations_of_real_architectures_are_timed_or_told_apart(animal: Animal) -> None:
+def test_operations_of_real_architectures_can_be_timed(animal: Animal) -> None:
     with params_on_meta():
         bare = animal.make().eval()
     args, kwargs = animal.call(2, animal.lengths[0])
@@ -240,33 +237,33 @@ def test_operations_of_real_architectures_are_timed_or_told_apart(animal: Animal
     assert len(different) < len(operations)
     times = OpBenchmark(different, CPU, 1 << 20).medians()
     assert all(seconds is None or seconds > 0 for seconds in times)
-    lost = [each.signature for each, t in zip(different, times, strict=True) if t is None]
-    assert all("grouped_mm" in signature for signature in lost), lost
+    untimed = [each.signature for each, t in zip(different, times, strict=True) if t is None]
+    assert all("grouped_mm" in signature for signature in untimed), untimed
 
 
 class Pairs(nn.Module):
-    """Takes an even number of rows, and gives half as many."""
+    """Takes an even number of rows and returns half as many."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.reshape(-1, 2 * x.shape[1])
 
 
 class Branches(nn.Module):
-    """Another path for more than four rows."""
+    """Takes another branch for more than four rows."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + 1 if x.shape[0] > 4 else x - 1
 
 
 class Sums(nn.Module):
-    """One row for all."""
+    """Returns one row for all."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.mean(0)
 
 
 @pytest.mark.parametrize(
-    ("model", "taken"),
+    ("model", "expected"),
     [
         (nn.Linear(4, 4), [1, 2, 4, 8]),
         (
@@ -275,9 +272,9 @@ class Sums(nn.Module):
         ),
         (Layers(nn.Linear(4, 4), Pairs(), nn.Unflatten(1, (2, 4)), nn.Flatten(0, 1)), [2, 4, 8]),
         (Branches(), [8]),
-        (Sums(), [4]),  # which is chance, and so is not asked of it alone
+        (Sums(), [4]),  # its only row has 4 elements, so 4 passes by chance
     ],
 )
-def test_sizes_that_a_model_can_travel_in(model: nn.Module, taken: list[int]) -> None:
+def test_takes_rows(model: nn.Module, expected: list[int]) -> None:
     graph = captured(model, torch.randn(8, 4))
-    assert [rows for rows in (1, 2, 4, 8) if takes_rows(graph, rows)] == taken
+    assert [rows for rows in (1, 2, 4, 8) if takes_rows(graph, rows)] == expected

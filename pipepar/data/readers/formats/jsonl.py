@@ -1,4 +1,4 @@
-"""Text (.jsonl): a sample a line, the string in the field 'text' of an object, or a bare string."""
+"""Text (.jsonl): a sample per line, the field 'text' of an object, or a bare string."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from pipepar.data.readers.input_format import TextFormat
-from pipepar.data.readers.text_lines import read_lines, sound_lines
+from pipepar.data.readers.text_lines import read_lines, read_valid_lines
 from pipepar.data.readers.text_samples import Text
 from pipepar.errors import InputError
 
@@ -40,8 +40,8 @@ def _text(line: str, where: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{where}: half of a surrogate pair at character {error.start}, which is no text; "
-            "expected Unicode. Repair the \\u escape."
+            f"{where}: half of a surrogate pair at character {error.start}; expected valid Unicode "
+            "text. Repair the \\u escape."
         ) from error
     return text
 
@@ -55,13 +55,13 @@ def _described(value: object) -> str:
 
 
 def _labels(path: Path) -> Iterator[tuple[str, object]]:
-    for where, line in sound_lines(path):
+    for where, line in read_valid_lines(path):
         value = _parsed(line, where)
         if isinstance(value, Mapping):
             if _LABEL not in value:
                 raise InputError(
                     f"{where}: found an object with the fields {_fields(value)}; expected one with "
-                    f"the field {_LABEL!r}, or a bare name or number. Name the field so."
+                    f"the field {_LABEL!r}, or a bare name or number. Rename the field."
                 )
             value = value[_LABEL]
         yield where, value
@@ -75,10 +75,10 @@ def _parsed(line: str, where: str) -> object:
     try:
         value: object = json.loads(line)
     except (ValueError, RecursionError) as error:
-        # The message alone: the error's own text counts every line as line 1.
+        # Only the message, since the text of the exception states line 1 for every line.
         problem = getattr(error, "msg", error)
         raise InputError(
-            f"{where}: no valid JSON ({problem}); expected one object or one value. "
+            f"{where}: invalid JSON ({problem}); expected one object or one value. "
             "Repair or remove the line."
         ) from error
     return value

@@ -1,4 +1,4 @@
-"""One array (.npy): a sample a row; the file is mapped into memory, not loaded."""
+"""One array (.npy): a sample per row; the file is mapped into memory, not loaded."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _labels(path: Path) -> Iterator[tuple[str, object]]:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim != 1:
         found = f"{getattr(array, 'dtype', 'no array')} of shape {getattr(array, 'shape', ())}"
         raise InputError(
-            f"{path} holds {found}; expected integers [samples], the classes' numbers. Convert it "
-            "with array.astype(int), or write names a line to a .txt file."
+            f"{path} contains {found}; expected integers [samples], the numbers of the classes. "
+            "Convert it with array.astype(int), or write names to a .txt file, one per line."
         )
     for row, label in enumerate(array.tolist()):
         yield f"{path}, row {row}", label

@@ -1,4 +1,4 @@
-"""Arrays by name (.npz), the model's keyword arguments: a sample a row; all of it is loaded."""
+"""Arrays by name (.npz), the model's keyword arguments: a sample per row; the file is loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _arrays(path: Path) -> dict[str, Rows]:
     damage = (ValueError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error)
     try:
         members = np.load(path, allow_pickle=False)
-        # A .npy file under this suffix is loaded as one array.
+        # np.load also accepts a .npy file with this suffix.
         arrays = dict(members) if isinstance(members, np.lib.npyio.NpzFile) else None
     except damage as error:
         raise InputError(
@@ -25,7 +25,7 @@ def _arrays(path: Path) -> dict[str, Rows]:
             "numbers; copy the file again, or save it again with numpy.savez(path, name=array)."
         ) from error
     if arrays is None:
-        raise InputError(f"{path} holds one bare array; expected an archive. Rename it to .npy.")
+        raise InputError(f"{path} contains one bare array; expected an archive. Rename it to .npy.")
     return {name: NumpyRows(array, f"{path}: {name!r}") for name, array in arrays.items()}
 
 

@@ -1,4 +1,4 @@
-"""A folder of pictures (.png, .jpg, ...): a sample each, in the order of their names."""
+"""A folder of pictures (.png, .jpg, ...): a sample per file, in the order of their names."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".t
 
 
 class _Pictures:
-    """The files of a folder and the folders inside it, in the order of their names.
+    """The picture files of a folder and its subfolders, in the order of their names.
 
     Hidden files and files of other suffixes are left out. A picture is decoded when its micro-batch
-    is read, and turned upright as its EXIF data say; of an animation, the first picture counts. The
-    extras have "file", the paths within the folder as packed strings.
+    is read, and rotated according to its EXIF data; of an animation, the first frame is read. The
+    column "file" has the paths relative to the folder, as packed strings.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,7 +60,7 @@ def _files(folder: Path) -> Iterator[str]:
     """Yield the paths of all files that are not hidden, relative to the folder, with slashes."""
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        # A link may lead back up, to a folder that has been visited.
+        # A link may point to a parent folder, which was visited before.
         if (real := os.path.realpath(parent)) in seen:
             folders.clear()
             continue
@@ -74,8 +74,8 @@ def _no_picture(folder: Path, files: list[str]) -> InputError:
     kinds = Counter(Path(name).suffix or "(none)" for name in files).most_common(5)
     found = ", ".join(f"{count} {suffix}" for suffix, count in kinds)
     return InputError(
-        f"{folder} is a folder without a picture (found {found or 'no file'}); expected files that "
-        f"end in {', '.join(_SUFFIXES)}. Name a folder of pictures, or one file of text or "
+        f"{folder} is a folder without a picture (found {found or 'no file'}); expected files with "
+        f"the suffixes {', '.join(_SUFFIXES)}. Name a folder of pictures, or one file of text or "
         "arrays."
     )
 
@@ -84,7 +84,7 @@ def _decode(path: Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return ImageOps.exif_transpose(picture).convert("RGB")
-    except Exception as error:  # each of Pillow's decoders fails in a way of its own
+    except Exception as error:  # each decoder of Pillow raises exceptions of its own
         raise InputError(
             f"{path} cannot be read as a picture: {error}. Expected a complete file; copy it "
             "again, or move it out of the folder."
@@ -92,7 +92,7 @@ def _decode(path: Path) -> Image.Image:
 
 
 def _digest(folder: Path) -> str:
-    """SHA-256 of the pictures' names, sizes and times of change."""
+    """Return a SHA-256 digest of the pictures' names, sizes and modification times."""
     digest = hashlib.sha256()
     for name in sorted(_files(folder)):
         if Path(name).suffix.lower() in _SUFFIXES:

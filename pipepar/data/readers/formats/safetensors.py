@@ -1,4 +1,4 @@
-"""Tensors by name (.safetensors), the model's keyword arguments: a sample a row."""
+"""Tensors by name (.safetensors), the model's keyword arguments: a sample per row."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _rows(handle: Any, name: str, path: Path) -> Rows:
     except (RuntimeError, TypeError, AttributeError, KeyError, SafetensorError) as error:
         raise InputError(
             f"{path}: {name!r} cannot be read row by row: {error}. Expected a dtype of whole "
-            "bytes that this torch has; save it as another dtype."
+            "bytes that this version of torch supports; save it as another dtype."
         ) from error
     return rows
 

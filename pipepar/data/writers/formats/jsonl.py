@@ -1,4 +1,4 @@
-"""A line of JSON for each sample (.jsonl): a task's answer, or the model's tensors by name."""
+"""JSON (.jsonl): a line per sample, the answer of a task, or the model's tensors by name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipepar.errors import InputError
 
 
 class JsonlWriter(LineWriter):
-    """Writes one JSON value a line: an object whose rows may differ in shape, or an answer.
+    """Writes one JSON value per line: an object with the rows by name, or an answer.
 
-    Floats are exact. What is not finite is written ``NaN``, ``Infinity`` and ``-Infinity``, which
-    Python's json reads but strict JSON lacks.
+    Floats are exact. Values that are not finite are written ``NaN``, ``Infinity`` and
+    ``-Infinity``, which Python's json reads but strict JSON does not allow.
     """
 
     def _row_lines(self, positions: list[int], rows: Mapping[str, torch.Tensor]) -> Iterator[bytes]:
@@ -31,9 +31,10 @@ class JsonlWriter(LineWriter):
             return json.dumps(answer).encode() + b"\n"
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(
-                f"output {self.path}: sample {position} got a {type(answer).__name__} that JSON "
-                f"cannot hold ({error}); expected numbers, strings, None, lists and dicts. Convert "
-                "tensors with .tolist(), or return a dict of tensors for all samples at once."
+                f"output {self.path}: the result of sample {position} is a "
+                f"{type(answer).__name__} that JSON cannot represent ({error}); expected numbers, "
+                "strings, None, lists and dicts. Convert tensors with .tolist(), or return a dict "
+                "of tensors for all samples at once."
             ) from error
 
     def _list(self, name: str, value: torch.Tensor) -> list[Any]:
@@ -43,8 +44,8 @@ class JsonlWriter(LineWriter):
             values: list[Any] = value.tolist()
         except RuntimeError as error:
             raise InputError(
-                f"output {self.path}: {name!r} has dtype {value.dtype}, which .jsonl cannot hold "
-                f"({error}); expected real numbers. Write to a .safetensors file."
+                f"output {self.path}: {name!r} has dtype {value.dtype}, which .jsonl cannot "
+                f"represent ({error}); expected real numbers. Write to a .safetensors file."
             ) from error
         return values
 

@@ -1,4 +1,4 @@
-"""The one tensor of the model (.npy): a row a sample."""
+"""The only tensor of the model (.npy): a row per sample."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from pipepar.data.writers.output_format import OutputFormat
 from pipepar.data.writers.row_writer import listed
 from pipepar.errors import InputError
 
-_NOT_OF_NUMPY: Final = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+_UNSUPPORTED: Final = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class NpyWriter(ArrayWriter):
-    """Writes the one output of a model to ``.npy``.
+    """Writes the only output of a model to ``.npy``.
 
-    Without samples no row tells the shape and the dtype: these are then (0,) and float32.
+    Without samples the shape and dtype of a row are unknown: the array is float32 (0,).
     """
 
-    def _header(self, first: Mapping[str, torch.Tensor]) -> tuple[bytes, dict[str, int]]:
-        if len(first) != 1:
+    def _header(self, templates: Mapping[str, torch.Tensor]) -> tuple[bytes, dict[str, int]]:
+        if len(templates) != 1:
             raise InputError(
-                f"output {self.path}: the model returns {len(first)} values, {listed(first)}; "
-                "expected exactly one for .npy. Write to a .safetensors or .jsonl file."
+                f"output {self.path}: the model returns {len(templates)} values, "
+                f"{listed(templates)}; expected exactly one for .npy. Write to a .safetensors or "
+                ".jsonl file."
             )
-        ((name, row),) = first.items()
+        ((name, row),) = templates.items()
         try:
             dtype = row.numpy().dtype
         except (TypeError, RuntimeError) as error:
             raise InputError(
                 f"output {self.path}: {name!r} has dtype {row.dtype}, which NumPy lacks; expected "
-                "one that NumPy has. Write to a .safetensors file, which keeps the dtype."
+                "a dtype of NumPy. Write to a .safetensors file, which keeps the dtype."
             ) from error
         header = _npy_header(dtype, (self.count, *row.shape[1:]))
         return header, {name: len(header)}
@@ -56,14 +57,14 @@ def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 def _check(tensors: Mapping[str, torch.Tensor]) -> None:
     if len(tensors) != 1:
         raise InputError(
-            f"the model returns {len(tensors)} tensors ({', '.join(tensors)}), a .npy file holds "
-            "one; name an output that ends in .safetensors or .jsonl"
+            f"the model returns {len(tensors)} tensors ({', '.join(tensors)}), expected one for "
+            "a .npy file; name an output that ends in .safetensors or .jsonl"
         )
     ((name, tensor),) = tensors.items()
-    if tensor.dtype in _NOT_OF_NUMPY:
+    if tensor.dtype in _UNSUPPORTED:
         raise InputError(
-            f"{name} of the model's output is {tensor.dtype}, which .npy files lack; name an "
-            "output that ends in .safetensors, or give --dtype float32"
+            f"{name} of the model's output is {tensor.dtype}, expected a dtype that .npy files "
+            "support; name an output that ends in .safetensors, or give --dtype float32"
         )
 
 

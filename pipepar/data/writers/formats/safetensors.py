@@ -1,4 +1,4 @@
-"""The tensors of the model by name (.safetensors): a row a sample in each."""
+"""The tensors of the model by name (.safetensors): a row per sample in each."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from pipepar.errors import InputError
 class SafetensorsWriter(ArrayWriter):
     """Writes any number of named outputs to ``.safetensors``."""
 
-    def _header(self, first: Mapping[str, torch.Tensor]) -> tuple[bytes, dict[str, int]]:
-        # The library lays out one row. All rows are that layout times the number of samples, so
-        # that the names of dtypes, the order and the alignment stay the library's business.
-        entries = self._layout(first)
-        for name in first:
+    def _header(self, templates: Mapping[str, torch.Tensor]) -> tuple[bytes, dict[str, int]]:
+        # The library makes the header for one row, and so chooses the names of dtypes, the order
+        # and the alignment. Sizes and offsets are then multiplied by the number of samples.
+        entries = self._entries(templates)
+        for name in templates:
             entry = entries[name]
             entry["shape"][0] *= self.count
             entry["data_offsets"] = [offset * self.count for offset in entry["data_offsets"]]
         text = json.dumps(entries).encode()
         text += b" " * (-len(text) % 8)
         header = len(text).to_bytes(8, "little") + text
-        return header, {name: len(header) + entries[name]["data_offsets"][0] for name in first}
+        return header, {name: len(header) + entries[name]["data_offsets"][0] for name in templates}
 
-    def _layout(self, first: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    def _entries(self, templates: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         try:
-            data = save(dict(first), metadata={"format": "pt"})
+            data = save(dict(templates), metadata={"format": "pt"})
         except KeyError as error:
-            dtypes = ", ".join(f"{name!r} {row.dtype}" for name, row in first.items())
+            dtypes = ", ".join(f"{name!r} {row.dtype}" for name, row in templates.items())
             raise InputError(
                 f"output {self.path}: safetensors lacks the dtype {error}; found {dtypes}, "
-                "expected dtypes it has. Write to a .npy file, or return another dtype."
+                "expected dtypes of safetensors. Write to a .npy file, or return another dtype."
             ) from error
         entries: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return entries

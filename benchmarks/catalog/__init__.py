@@ -1,0 +1,1 @@
+"""The benchmarks: each file or package answers one question."""

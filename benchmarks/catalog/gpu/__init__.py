@@ -1,0 +1,3 @@
+"""Pipelines on GPUs."""
+
+from benchmarks.catalog.gpu.benchmark import BENCHMARK as BENCHMARK

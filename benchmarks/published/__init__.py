@@ -1,1 +1,0 @@
-"""Costs and splits that other systems published, against the splits found here."""

@@ -1,0 +1,1 @@
+"""Scripts that show one idea each; README.md lists them."""
