@@ -10,22 +10,22 @@ from torch.utils import _pytree as pytree
 
 from pipepar.errors import InputError
 
-Extras: TypeAlias = Mapping[str, torch.Tensor]
-"""Additional data of the reader about a micro-batch's samples; see `Feed.extras`."""
+Columns: TypeAlias = Mapping[str, torch.Tensor]
+"""Additional data of the reader about a micro-batch's samples; see `Feed.columns`."""
 
 Rows: TypeAlias = Mapping[str, torch.Tensor] | list[Any]
 """Rows for a writer: tensors [B, ...] by name, or a list with one JSON value per sample."""
 
-Answer: TypeAlias = Callable[[Any, Extras], Rows]
-"""Takes the model's output for a micro-batch and its extras, and returns its rows."""
+Answer: TypeAlias = Callable[[Any, Columns], Rows]
+"""Takes the model's output for a micro-batch and its columns, and returns its rows."""
 
 
-def as_tensors(output: Any, extras: Extras) -> Rows:
+def as_tensors(output: Any, columns: Columns) -> Rows:
     """Return the tensors of a model's output by name; an `Answer`.
 
     Args:
         output: the model's output.
-        extras: ignored.
+        columns: ignored.
     """
     return tensors_by_name(output)
 
@@ -96,7 +96,7 @@ def answered_by(function: Callable[[Any], Any], name: str) -> Answer:
         An answer that raises InputError if the function returns another type.
     """
 
-    def answer(output: Any, extras: Extras) -> Rows:
+    def answer(output: Any, columns: Columns) -> Rows:
         made = function(output)
         if isinstance(made, torch.Tensor):
             return {"output": made}

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from pipepar.errors import InputError
-from pipepar.tasks.answers import Extras, logits_of
+from pipepar.tasks.answers import Columns, logits_of
 
 
 class Vocabulary(Protocol):
@@ -24,29 +24,29 @@ class Vocabulary(Protocol):
         """Return the text of a list of ids."""
 
 
-def tokens_of(extras: Extras, sample: int) -> dict[str, torch.Tensor]:
-    """Return the extras of one sample's tokens, without padding.
+def tokens_of(columns: Columns, sample: int) -> dict[str, torch.Tensor]:
+    """Return the columns of one sample's tokens, without padding.
 
     Args:
-        extras: the extras of a micro-batch from a tokenizing reader.
+        columns: the columns of a micro-batch from a tokenizing reader.
         sample: the position of the sample in the micro-batch.
 
     Returns:
-        `input_ids`, `special_tokens_mask` and `offset_mapping`, as far as the extras have them; and
+        `input_ids`, `special_tokens_mask` and `offset_mapping`, as far as the columns have them; and
         `real`, int [S], which is 1 for a token and 0 for padding.
     """
-    real = extras["real"][sample] == 1
+    real = columns["real"][sample] == 1
     names = ("input_ids", "special_tokens_mask", "offset_mapping")
-    found = {name: extras[name][sample][real] for name in names if name in extras}
-    return {**found, "real": extras["real"][sample]}
+    found = {name: columns[name][sample][real] for name in names if name in columns}
+    return {**found, "real": columns["real"][sample]}
 
 
-def token_logits(output: Any, extras: Extras) -> torch.Tensor:
+def token_logits(output: Any, columns: Columns) -> torch.Tensor:
     """Return the logits of tokens in a model's output.
 
     Args:
         output: the model's output.
-        extras: the extras of the micro-batch from a tokenizing reader.
+        columns: the columns of the micro-batch from a tokenizing reader.
 
     Returns:
         A tensor [B, S, classes].
@@ -55,7 +55,7 @@ def token_logits(output: Any, extras: Extras) -> torch.Tensor:
         InputError: the logits have another shape.
     """
     logits = logits_of(output)
-    rows = tuple(extras["real"].shape)
+    rows = tuple(columns["real"].shape)
     if logits.dim() != 3 or tuple(logits.shape[:2]) != rows:
         raise InputError(
             f"the model returns logits of shape {tuple(logits.shape)}; expected scores for each "

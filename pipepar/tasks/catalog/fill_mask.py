@@ -8,7 +8,7 @@ import torch
 
 from pipepar.errors import InputError
 from pipepar.model.source.heads import Head, Logits
-from pipepar.tasks.answers import Answer, Extras, Rows, full_precision
+from pipepar.tasks.answers import Answer, Columns, Rows, full_precision
 from pipepar.tasks.model_folder import ModelFolder
 from pipepar.tasks.task import Task
 from pipepar.tasks.token_answers import Vocabulary, token_logits, tokens_of
@@ -24,27 +24,27 @@ def fillings(vocabulary: Vocabulary) -> Answer:
         vocabulary: the model's tokenizer, which has a mask token.
 
     Returns:
-        A function of logits [B, S, V] and the extras of ``TokenizedOptions(tell_tokens=True)``. It
+        A function of logits [B, S, V] and the columns of ``TokenizedOptions(token_columns=True)``. It
         returns for a sample with one mask a list of five ``{"score", "token", "token_str",
         "sequence"}``, and for a sample with several masks a list of such lists. The list is empty
         if truncation removed all masks of a sample.
     """
 
-    def answer(output: Any, extras: Extras) -> Rows:
-        logits = token_logits(output, extras)
+    def answer(output: Any, columns: Columns) -> Rows:
+        logits = token_logits(output, columns)
         return [
-            _fillings(row, tokens_of(extras, sample), vocabulary)
+            _fillings(row, tokens_of(columns, sample), vocabulary)
             for sample, row in enumerate(logits)
         ]
 
     return answer
 
 
-def _fillings(logits: torch.Tensor, extras: Extras, vocabulary: Vocabulary) -> list[Any]:
-    ids = extras["input_ids"]
+def _fillings(logits: torch.Tensor, columns: Columns, vocabulary: Vocabulary) -> list[Any]:
+    ids = columns["input_ids"]
     masks = (ids == vocabulary.mask_token_id).nonzero().flatten()
     # Only the rows of masks, since a row is as long as the vocabulary.
-    scores = full_precision(logits[extras["real"] == 1][masks]).softmax(-1)
+    scores = full_precision(logits[columns["real"] == 1][masks]).softmax(-1)
     best = scores.topk(min(_BEST, scores.shape[-1]))
     filled = [
         [
