@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from pipepar.errors import PlanError, WeightsError
 from pipepar.model.capture.graph import Graph, get_attribute
+from pipepar.model.compat.torch_internals import FakeTensor
 from pipepar.model.module_tensors import named_tensors
 from pipepar.model.split.cut import extract
 from pipepar.model.weights.weight_source import Weights, WeightSpec

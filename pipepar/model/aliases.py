@@ -9,6 +9,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx
 
+from pipepar.model.compat.torch_internals import schema_arguments, storage_number
+
 aten = torch.ops.aten
 
 # In eval mode these return their input itself; their schemas do not declare the alias.
@@ -68,7 +70,7 @@ def memory_of(values: Any) -> frozenset[int]:
         The ids, valid while the tensors exist; values with a common id share memory.
     """
     return frozenset(
-        leaf.untyped_storage()._cdata
+        storage_number(leaf)
         for leaf in pytree.tree_leaves(values)
         if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided
     )
@@ -81,12 +83,9 @@ def _aliased_arguments(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
     if node.meta.get("aliases_input") or node.meta.get("writes_input"):
         for argument in node.all_input_nodes:
             yield argument, bool(node.meta.get("writes_input"))
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return
-    for index, parameter in enumerate(node.target._schema.arguments):
+    for parameter, value in schema_arguments(node):
         if parameter.alias_info is None:
             continue
-        value = node.args[index] if index < len(node.args) else node.kwargs.get(parameter.name)
         for item in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(item, fx.Node):
                 yield item, parameter.alias_info.is_write

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from pipepar.model.compat.torch_internals import EXPORT_LOGGERS, FakeTensor, FakeTensorMode
 
 
 def meta_parameter(param: nn.Parameter) -> nn.Parameter:
@@ -81,8 +82,7 @@ def fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode, device: torch.device
 @contextmanager
 def quiet() -> Iterator[None]:
     """Suppress the log lines of torch about sizes that a model refuses or tracing fixes."""
-    names = ("torch._subclasses.fake_tensor", "torch._export.non_strict_utils")
-    logs = [logging.getLogger(name) for name in names]
+    logs = [logging.getLogger(name) for name in EXPORT_LOGGERS]
     for log in logs:
         log.addFilter(_drop)
     try:

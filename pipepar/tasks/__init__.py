@@ -1,1 +1,1 @@
-"""What each task reads, needs from the model, and answers."""
+"""The tasks: their inputs, models and outputs."""

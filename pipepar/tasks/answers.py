@@ -1,4 +1,4 @@
-"""What a model returned becomes rows of the output: tensors by name, or one answer a sample."""
+"""Turns a model's output into rows of the output file: tensors by name, or JSON values."""
 
 from __future__ import annotations
 
@@ -11,55 +11,58 @@ from torch.utils import _pytree as pytree
 from pipepar.errors import InputError
 
 Columns: TypeAlias = Mapping[str, torch.Tensor]
-"""What the reader sent along, see `Feed.columns`."""
+"""Additional data of the reader about a micro-batch's samples; see `Feed.columns`."""
 
 Rows: TypeAlias = Mapping[str, torch.Tensor] | list[Any]
-"""For a writer: tensors [B, ...] by name, or a list of one JSON value a sample."""
+"""Rows for a writer: tensors [B, ...] by name, or a list with one JSON value per sample."""
 
 Answer: TypeAlias = Callable[[Any, Columns], Rows]
-"""Given the model's own output for a micro-batch and the columns, returns the rows."""
+"""Takes the model's output for a micro-batch and its columns, and returns its rows."""
 
 
 def as_tensors(output: Any, columns: Columns) -> Rows:
-    """Take the tensors of a model's output as they are.
+    """Return the tensors of a model's output by name; an `Answer`.
 
     Args:
-        output: what the model returned.
-        columns: not looked at.
+        output: the model's output.
+        columns: ignored.
     """
     return tensors_by_name(output)
 
 
 def tensors_by_name(output: Any) -> dict[str, torch.Tensor]:
-    """Find the tensors of a model's output by name; a single tensor is called "output".
+    """Return the tensors of a model's output by name.
 
     Args:
-        output: what the model returned, nested in any way.
+        output: the model's output: a tensor, or tensors in nested containers.
+
+    Returns:
+        The tensors by their paths, such as "scores.0"; "output" for an output that is one tensor.
     """
     named = {}
     for path, leaf in pytree.tree_flatten_with_path(output)[0]:
         if isinstance(leaf, torch.Tensor):
-            named[".".join(map(_word, path)) or "output"] = leaf
+            named[".".join(map(_step_name, path)) or "output"] = leaf
     return named
 
 
-def _word(key: Any) -> str:
-    """A dict's key, a field's name or a position, which torch keeps in as many attributes."""
-    found = (getattr(key, kind) for kind in ("key", "name", "idx") if hasattr(key, kind))
-    return str(next(found, key))
+def _step_name(step: Any) -> str:
+    """Return the key, the field name or the index of one step of a path."""
+    found = (getattr(step, kind) for kind in ("key", "name", "idx") if hasattr(step, kind))
+    return str(next(found, step))
 
 
 def logits_of(output: Any) -> torch.Tensor:
-    """Find the scores in a model's output.
+    """Return the logits in a model's output.
 
     Args:
-        output: what the model returned: one tensor, or several of which one is called logits.
+        output: the model's output: one tensor, or several of which one is called logits.
 
     Returns:
-        The tensor, as it is.
+        The tensor, unchanged.
 
     Raises:
-        InputError: there are several tensors, and none has that name.
+        InputError: there are no or several tensors, and none is called logits.
     """
     named = tensors_by_name(output)
     if len(named) == 1:
@@ -73,7 +76,7 @@ def logits_of(output: Any) -> torch.Tensor:
 
 
 def full_precision(logits: torch.Tensor) -> torch.Tensor:
-    """Bring scores to the host, in float32 or better, to compute with.
+    """Return logits on the CPU, in float32 or the logits' own dtype if that is more precise.
 
     Args:
         logits: of any floating dtype, on any device.
@@ -82,15 +85,15 @@ def full_precision(logits: torch.Tensor) -> torch.Tensor:
 
 
 def answered_by(function: Callable[[Any], Any], name: str) -> Answer:
-    """Let a function of the user's make the rows.
+    """Return an `Answer` that calls a function of the user's.
 
     Args:
-        function: given the model's own output, returns a tensor, a dict of tensors, or a list of
-            one JSON value a sample.
-        name: of that function, as the user knows it.
+        function: takes the model's output and returns a tensor, a dict of tensors, or a list with
+            one JSON value per sample.
+        name: the function's name in messages.
 
     Returns:
-        An answer; it raises InputError for anything else that the function returns.
+        An answer that raises InputError if the function returns another type.
     """
 
     def answer(output: Any, columns: Columns) -> Rows:
@@ -102,13 +105,13 @@ def answered_by(function: Callable[[Any], Any], name: str) -> Answer:
         if not isinstance(made, Mapping):
             raise InputError(
                 f"{name} returned a {type(made).__name__}; expected a tensor, a dict of tensors, "
-                "or a list with one JSON value a sample. Return one of them."
+                "or a list with one JSON value per sample. Return one of them."
             )
         for key, value in made.items():
             if not isinstance(value, torch.Tensor):
                 raise InputError(
                     f"{name} returned a {type(value).__name__} as {key!r}; expected a tensor. "
-                    "Convert it with torch.as_tensor, or return a list with one value a sample."
+                    "Convert it with torch.as_tensor, or return a list with one value per sample."
                 )
         return made
 

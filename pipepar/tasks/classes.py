@@ -1,4 +1,4 @@
-"""Classification: of a row of scores, the best class and how sure the model is of it."""
+"""Classification: the best class of a sample and its score."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from pipepar.tasks.answers import Columns, Rows, full_precision, logits_of
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """What a model's classes are called, and how its scores are meant."""
+    """The names of a model's classes, and the meaning of its logits."""
 
     names: tuple[str, ...] = ()
-    """By class number; empty where nobody has named them."""
+    """The names in the order of the class numbers; empty if the model has none."""
     problem: str | None = None
-    """Hugging Face's problem_type; None to go by the number of classes."""
+    """Hugging Face's problem_type; None to derive it from the number of classes."""
 
     def label(self, number: int) -> str | int:
-        """Return a class's name, or its number where it has none."""
+        """Return the name of a class, or its number if it has no name."""
         return self.names[number] if number < len(self.names) else number
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
-        """Turn logits into what Hugging Face's pipelines call scores.
+        """Return the scores that Hugging Face's pipelines compute from logits.
 
         Args:
-            logits: [B, classes], float32 or better.
+            logits: [B, classes], float32 or float64.
 
         Returns:
-            The same shape: probabilities of classes that exclude each other (softmax) or do not
-            (sigmoid), or what a regression says.
+            A tensor of the same shape and dtype: probabilities by softmax if one class is correct,
+            by sigmoid if several may be; the logits themselves for a regression.
         """
         if self.problem == "regression":
             return logits
@@ -42,14 +42,17 @@ class Classes:
         return logits.softmax(-1)
 
     def answer(self, output: Any, columns: Columns) -> Rows:
-        """Name the best class of each sample; an `Answer`.
+        """Return the best class of each sample; an `Answer`.
 
         Args:
-            output: the model's own; its logits are [B, classes].
-            columns: the "file" of each sample is told too, if there is one.
+            output: the model's output; its logits are [B, classes].
+            columns: may contain "file", the file of each sample as a packed string.
 
         Returns:
-            For each sample ``{"label": ..., "score": ...}``.
+            ``{"label": ..., "score": ...}`` for each sample, and its "file" if the columns have it.
+
+        Raises:
+            InputError: the output has no such logits.
         """
         best = self.scores(full_precision(class_logits(output))).max(-1)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -61,16 +64,17 @@ class Classes:
 
 
 def class_logits(output: Any) -> torch.Tensor:
-    """Find the scores of a classifier in its output.
+    """Return the logits of a classifier in its output.
 
     Args:
-        output: what the model returned.
+        output: the model's output.
 
     Returns:
-        A tensor [B, classes].
+        A floating-point tensor [B, classes].
 
     Raises:
-        InputError: it has another shape, or cannot be told from the model's other outputs.
+        InputError: the logits have another shape or dtype, or the model has several outputs and
+            none is called logits.
     """
     logits = logits_of(output)
     if logits.dim() != 2 or not logits.dtype.is_floating_point:

@@ -1,4 +1,4 @@
-"""What a Hugging Face folder has beside its model: a tokenizer, an image processor, class names."""
+"""The tokenizer, the image processor and the class names of a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -18,45 +18,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A Hugging Face folder; each part is read when it is asked for."""
+    """A Hugging Face folder; each method reads its part of the folder."""
 
     path: Path
-    """The folder; it may be missing until a part of it is read."""
+    """The folder; it need not exist before a method is called."""
 
     def tokenizer(self) -> Any:
-        """The folder's tokenizer, able to pad.
+        """Return the folder's tokenizer, with a padding token.
 
         Raises:
-            InputError: there is no such folder, or no tokenizer in it.
+            InputError: the folder does not exist, or contains no tokenizer.
         """
         require_config(self.path)
-        from transformers import AutoTokenizer  # takes seconds; only text needs it
+        from transformers import AutoTokenizer  # takes seconds; only texts need it
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
         except (OSError, ValueError, ImportError) as error:
             raise InputError(
-                f"{self.path} holds no tokenizer that transformers can load: "
+                f"{self.path} contains no tokenizer that transformers can load: "
                 f"{shorten(str(error), 300)}; copy tokenizer.json and tokenizer_config.json there"
             ) from error
         files = {*tokenizer.vocab_files_names.values(), "tokenizer.json"}
         if tokenizer.vocab_files_names and not any((self.path / name).exists() for name in files):
             raise InputError(
-                f"{self.path} holds no vocabulary, expected {' or '.join(sorted(files))}; copy it "
-                "there"
+                f"{self.path} contains no vocabulary, expected {' or '.join(sorted(files))}; copy "
+                "it there"
             )
-        if tokenizer.pad_token is None:  # decoders were trained without; the mask hides it anyway
+        if tokenizer.pad_token is None:  # decoders have none; any token will do, as it is masked
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
     def processor(self) -> Processor:
-        """The folder's image processor, whose pixels have the dtype of the model.
+        """Return the folder's image processor, which returns pixels in the dtype of the model.
 
-        It is the one that transformers chooses: of torchvision if that is installed, else of
-        Pillow.
+        transformers chooses the implementation: torchvision's if it is installed, else Pillow's.
 
         Raises:
-            InputError: there is no such folder, or no image processor in it.
+            InputError: the folder does not exist, or contains no image processor.
             WeightsError: the configuration names no dtype, and the weights are missing or damaged.
         """
         require_config(self.path)
@@ -67,7 +66,7 @@ class ModelFolder:
             processor = found.from_pretrained(self.path, local_files_only=True)
         except (OSError, ValueError, ImportError) as error:
             raise InputError(
-                f"{self.path} holds no image processor that transformers can load: "
+                f"{self.path} contains no image processor that transformers can load: "
                 f"{shorten(str(error), 300)}; copy preprocessor_config.json there, or give "
                 "--preprocess"
             ) from error
@@ -79,10 +78,10 @@ class ModelFolder:
         return process
 
     def classes(self) -> Classes:
-        """What the model's classes are called, as far as it says.
+        """Return the classes that the folder's configuration names.
 
         Raises:
-            InputError: there is no such folder, or its configuration is damaged.
+            InputError: the folder does not exist, or its configuration is damaged.
         """
         require_config(self.path)
         config = self._config()
@@ -105,7 +104,7 @@ class ModelFolder:
 
 
 def classes_of(folder: ModelFolder | None) -> Classes:
-    """The classes that a folder names; none for a model that is no folder.
+    """Return the classes of a folder; classes without names for a model that is not a folder.
 
     Raises:
         InputError: see `ModelFolder.classes`.

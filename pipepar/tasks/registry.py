@@ -1,4 +1,4 @@
-"""Finds the tasks: each file of `pipepar.tasks.catalog` defines one as ``TASK``."""
+"""Finds the tasks: each file of `pipepar.tasks.catalog` defines one as `TASK`."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pipepar.errors import InputError
 from pipepar.tasks import catalog
 
 if TYPE_CHECKING:
-    from pipepar.tasks.task import Task  # imports torch, which --help does without
+    from pipepar.tasks.task import Task  # imports torch, which --help does not need
 
 
 def task_names() -> list[str]:
-    """The names of all tasks, sorted; none of their files is imported."""
+    """Return the names of all tasks, sorted, without importing their files."""
     return [_name_of(module) for module in names_in(catalog)]
 
 
 def task_summaries() -> dict[str, str]:
-    """What each task answers, in one line, by its name; none of their files is imported."""
+    """Return one line on the output of each task, by its name, without importing their files."""
     return {_name_of(module): line for module, line in summaries_of(catalog).items()}
 
 
 def find_task(name: str) -> Task:
-    """The task of that name.
+    """Return the task of a name.
 
     Args:
-        name: as Hugging Face calls it.
+        name: its name in Hugging Face's pipelines.
 
     Raises:
         InputError: there is no such task.

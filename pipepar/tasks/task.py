@@ -1,4 +1,4 @@
-"""Everything that pipepar knows about a task."""
+"""The definition of a task."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pipepar.tasks.model_folder import ModelFolder
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a model is to do: what it reads, what it needs from the model, what it answers."""
+    """The inputs that a task reads, the model that it needs, and the output that it writes."""
 
     head: Head
-    """How a Hugging Face folder becomes a model for it."""
+    """Builds the task's model from a Hugging Face folder."""
     answers: Callable[[ModelFolder | None], Answer] | None = None
-    """Makes the answers of a .jsonl output, given the folder if the model is one; None where the
-    output holds the model's tensors."""
+    """Takes the folder, or None if the model is not one, and returns the function that makes the
+    rows of a .jsonl output. None if the output contains the model's tensors."""
     check_output: Callable[[Any], object] | None = None
-    """Raises InputError if the model's output cannot be answered with; given before the work, with
-    shapes and dtypes only."""
+    """Raises InputError for a model output that `answers` cannot use. It is called before the run,
+    with tensors that have shapes and dtypes only."""
     required_text: Callable[[ModelFolder], str] | None = None
-    """What each input text must contain; None for nothing."""
+    """Returns a string that each input text must contain. None if there is none."""
     needs_folder: bool = False
     """Whether the model must be a Hugging Face folder."""
     takes_labels: bool = False
-    """Whether each sample has one class, so that --labels can tell how many are right."""
+    """Whether each sample has one class, so that --labels can count the correct ones."""
     takes_pixels: bool = False
-    """Whether arrays of the input are pictures, for the folder's image processor."""
+    """Whether arrays of the input are pictures for the folder's image processor."""
     about_tokens: bool = False
-    """Whether the answers are about the tokens of a text, and differ in length; they need a folder
-    with a tokenizer, and a .jsonl output."""
+    """Whether the output depends on the tokens of a text and varies in length. It then needs a
+    folder with a tokenizer, and a .jsonl output."""

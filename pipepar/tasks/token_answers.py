@@ -1,4 +1,4 @@
-"""What answers about tokens have in common; S tokens a row, padding included."""
+"""Functions for tasks on tokens. S is the number of tokens in a row, including padding."""
 
 from __future__ import annotations
 
@@ -11,39 +11,48 @@ from pipepar.tasks.answers import Columns, logits_of
 
 
 class Vocabulary(Protocol):
-    """What the answers ask of a Hugging Face tokenizer."""
+    """The part of a Hugging Face tokenizer that these tasks use."""
 
     unk_token_id: Any
     mask_token_id: Any
     pad_token_id: Any
 
     def convert_ids_to_tokens(self, ids: Any) -> Any:
-        """Return the token with an id."""
+        """Return the token of an id."""
 
     def decode(self, ids: Any, **options: Any) -> Any:
-        """Return the text of some ids."""
+        """Return the text of a list of ids."""
 
 
-def tokens_of(columns: Columns, at: int) -> dict[str, torch.Tensor]:
-    """What is known of one sample's tokens, padding left out."""
-    real = columns["real"][at] == 1
-    known = ("input_ids", "special_tokens_mask", "offset_mapping")
-    found = {name: columns[name][at][real] for name in known if name in columns}
-    return {**found, "real": columns["real"][at]}
+def tokens_of(columns: Columns, sample: int) -> dict[str, torch.Tensor]:
+    """Return the columns of one sample's tokens, without padding.
+
+    Args:
+        columns: the columns of a micro-batch from a tokenizing reader.
+        sample: the position of the sample in the micro-batch.
+
+    Returns:
+        `input_ids`, `special_tokens_mask` and `offset_mapping`, as far as the columns have them;
+        and `real`, int [S], which is 1 for a token and 0 for padding.
+    """
+    real = columns["real"][sample] == 1
+    names = ("input_ids", "special_tokens_mask", "offset_mapping")
+    found = {name: columns[name][sample][real] for name in names if name in columns}
+    return {**found, "real": columns["real"][sample]}
 
 
 def token_logits(output: Any, columns: Columns) -> torch.Tensor:
-    """Find the scores of tokens in a model's output.
+    """Return the logits of tokens in a model's output.
 
     Args:
-        output: what the model returned.
-        columns: of a tokenizing reader.
+        output: the model's output.
+        columns: the columns of the micro-batch from a tokenizing reader.
 
     Returns:
         A tensor [B, S, classes].
 
     Raises:
-        InputError: it has another shape.
+        InputError: the logits have another shape.
     """
     logits = logits_of(output)
     rows = tuple(columns["real"].shape)

@@ -121,7 +121,8 @@ CASES: list[Case] = [
     (
         "feature-extraction of pictures",
         lambda t, r: [_vision(t), r, t / "o.npy"],
-        "which takes pixel_values; give --task image-classification or raw",
+        "takes pixel_values, expected one that takes text for feature-extraction; give --task "
+        "image-classification or raw",
     ),
     (
         "feature-extraction by a factory",

@@ -1,4 +1,4 @@
-"""Checkpoints of transformers that it renames, splits or fuses while it loads them."""
+"""Small models whose checkpoints transformers renames, splits or fuses while it loads them."""
 
 from collections.abc import Callable
 from pathlib import Path

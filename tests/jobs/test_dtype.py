@@ -49,7 +49,7 @@ def test_an_exported_program_keeps_its_own(rows: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.npy"
     status, text = pipepar("run", tmp_path / "m.pt2", rows, output, "--dtype", "float16")
     assert status == 1
-    assert "computes in what it was exported with" in text
+    assert "computes in the dtype that it was exported with" in text
     status, text = pipepar("run", tmp_path / "m.pt2", rows, output)
     assert status == 0, text
     with torch.no_grad():

@@ -78,9 +78,9 @@ def test_example_pictures_from_a_configuration() -> None:
 def test_a_configuration_without_input_sizes_is_refused() -> None:
     from transformers import CLIPConfig, ViTConfig
 
-    with pytest.raises(InputError, match="a vit model does not say what tokens look like"):
+    with pytest.raises(InputError, match="a vit model does not describe tokens"):
         text_example(ViTConfig())
-    with pytest.raises(InputError, match="a clip model does not say what pictures look like"):
+    with pytest.raises(InputError, match="a clip model does not describe pictures"):
         picture_example(CLIPConfig(), torch.float32)
 
 

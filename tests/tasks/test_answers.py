@@ -1,4 +1,4 @@
-"""From a model's output to rows, and the rows that are no tensors in a file."""
+"""Rows from a model's output, and answers in output files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_tensors_by_name() -> None:
     assert list(found) == ["a.0", "b.c"]
 
 
-def test_the_logits_among_the_outputs() -> None:
+def test_the_logits_of_several_outputs() -> None:
     x, y = torch.randn(2, 3), torch.randn(2)
     assert logits_of(x) is x
     assert logits_of({"scores": x}) is x
@@ -34,14 +34,14 @@ def test_the_logits_among_the_outputs() -> None:
         logits_of({"hidden": y, "scores": x})
 
 
-def test_half_precision_is_scored_in_single() -> None:
+def test_scores_of_half_precision_logits_are_computed_in_float32() -> None:
     logits = torch.randn(4, 3)
     names = Classes(("a", "b", "c"))
     expected = names.answer(logits.bfloat16().float(), {})
     assert names.answer(logits.bfloat16(), {}) == expected
 
 
-def test_a_class_beyond_the_names_is_a_number() -> None:
+def test_a_class_without_a_name_is_a_number() -> None:
     assert Classes(("a",)).answer(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), {}) == [
         {"label": 1, "score": pytest.approx(torch.tensor(1.0).sigmoid().item())},
         {"label": "a", "score": pytest.approx(torch.tensor(1.0).sigmoid().item())},
@@ -52,12 +52,12 @@ def test_a_class_beyond_the_names_is_a_number() -> None:
     ("made", "message"),
     [(None, "f returned a NoneType"), ((torch.ones(1),), "a tuple"), ({"x": [1]}, "list as 'x'")],
 )
-def test_what_a_function_may_not_return(made: Any, message: str) -> None:
+def test_a_wrong_type_from_a_function_is_refused(made: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         answered_by(lambda output: made, "f")(torch.ones(1), {})
 
 
-def test_a_mapping_of_any_kind_will_do() -> None:
+def test_a_function_may_return_any_mapping() -> None:
     made = OrderedDict(x=torch.ones(1))
     assert answered_by(lambda output: made, "f")(None, {}) == made
 
@@ -66,7 +66,7 @@ ANSWERS: list[Any] = [{"a": 1.5}, [], None, "ü", [1, {"b": [True]}]]
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [3, 0, 4, 2, 1]])
-def test_answers_in_the_inputs_order(tmp_path: Path, order: list[int]) -> None:
+def test_answers_are_written_in_the_order_of_the_input(tmp_path: Path, order: list[int]) -> None:
     path = tmp_path / "o.jsonl"
     with open_output(path, 5) as writer:
         for some in (order[:2], order[2:]):
@@ -75,7 +75,7 @@ def test_answers_in_the_inputs_order(tmp_path: Path, order: list[int]) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["npy", "safetensors"])
-def test_arrays_hold_no_answers(tmp_path: Path, suffix: str) -> None:
+def test_an_array_file_refuses_answers(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"o.{suffix}"
     with (
         pytest.raises(InputError, match=r"holds arrays; found a list of dict.*\.jsonl"),
@@ -93,7 +93,9 @@ def test_arrays_hold_no_answers(tmp_path: Path, suffix: str) -> None:
         ([1, {2: {3}}], "sample 4 is a dict that JSON cannot represent"),
     ],
 )
-def test_answers_that_do_not_fit(tmp_path: Path, answers: list[Any], message: str) -> None:
+def test_answers_that_json_cannot_store_are_refused(
+    tmp_path: Path, answers: list[Any], message: str
+) -> None:
     with (
         pytest.raises(InputError, match=message),
         open_output(tmp_path / "o.jsonl", 5) as writer,
@@ -112,7 +114,7 @@ class Scores:
     nothing: None = None
 
 
-def test_fields_and_keys_and_positions_name_tensors() -> None:
+def test_names_of_tensors_in_nested_containers() -> None:
     one = torch.ones(1)
     torch.export.register_dataclass(Scores)
     output = {"pair": Pair(one, one), "list": [one, None], "scores": Scores(one)}

@@ -1,4 +1,4 @@
-"""Labels from files, and what is counted with them."""
+"""Labels from files, and the confusion matrix of predictions and labels."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def test_names_and_numbers(tmp_path: Path, name: str, data: Any, expected: list[
         ("y.csv", "0\n", r"'\.csv'; expected one of \.npy, \.txt, \.jsonl"),
     ],
 )
-def test_what_is_no_label(tmp_path: Path, name: str, data: Any, message: str) -> None:
+def test_a_wrong_label_is_refused(tmp_path: Path, name: str, data: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_labels(written(tmp_path / name, data), NAMES)
 
 
-def test_without_names_only_numbers_count(tmp_path: Path) -> None:
+def test_without_names_labels_must_be_numbers(tmp_path: Path) -> None:
     assert read_labels(written(tmp_path / "y.txt", "12\n0\n"), ()).tolist() == [12, 0]
     for text in ("dog\n", f"{2**63}\n"):
         with pytest.raises(InputError, match="the model names no classes"):
@@ -90,14 +90,14 @@ def test_labels_follow_their_samples(rows: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [10, 12])
-def test_one_label_a_sample(rows: Path, count: int) -> None:
+def test_the_number_of_labels_must_be_that_of_the_samples(rows: Path, count: int) -> None:
     with pytest.raises(InputError, match=f"y.npy has {count} labels for 11 samples"):
         LabelledReader(open_arrays(rows), torch.zeros(count, dtype=torch.int64), Path("y.npy"))
 
 
-def test_what_is_counted() -> None:
+def test_a_confusion_matrix() -> None:
     tally = Tally(("cat", "dog", "cow"))
-    # Right: cat, dog, cat, dog, dog; the cow is never predicted and the dogs once for a cat.
+    # Predicted: cat, dog, dog, dog, dog. Labels: cat, dog, cat, dog, cow.
     tally.add(torch.eye(3)[[0, 1, 1]], torch.tensor([0, 1, 0]))
     tally.add(torch.eye(3)[[1, 1]], torch.tensor([1, 2]))
     confusion = tally.confusion()
@@ -111,7 +111,7 @@ def test_what_is_counted() -> None:
     assert (cow.samples, cow.predicted) == (1, 0)
 
 
-def test_nothing_counted() -> None:
+def test_an_empty_confusion_matrix() -> None:
     confusion = Tally(("cat",)).confusion()
     assert confusion == Confusion(("cat",), ())
     assert confusion.accuracy is None
@@ -125,25 +125,25 @@ def test_classes_without_names_are_numbered() -> None:
 
 
 @pytest.mark.parametrize("names", [(), ("cat",), ("cat", "dog", "cow", "hen")])
-def test_what_is_restored_is_what_was_counted(names: tuple[str, ...]) -> None:
-    """Each class, too, also one that no sample is of."""
+def test_restored_counts_equal_the_original_counts(names: tuple[str, ...]) -> None:
+    """The classes are restored too, including those without samples."""
     labels = torch.tensor([0, 1, 1]), torch.tensor([1, 1])
     logits = torch.eye(4)[[0, 1, 0]], torch.eye(4)[[0, 1]]
-    whole, resumed = Tally(names), Tally(names)
-    notes = [whole.add(*each) for each in zip(logits, labels, strict=True)]
+    original, resumed = Tally(names), Tally(names)
+    notes = [original.add(*each) for each in zip(logits, labels, strict=True)]
     for note in json.loads(json.dumps(notes)):
         resumed.restore(note)
-    assert resumed.confusion() == whole.confusion()
+    assert resumed.confusion() == original.confusion()
     assert len(resumed.confusion().names) == 4
     assert resumed.confusion().cells == ((0, 0, 1), (1, 0, 2), (1, 1, 2))
 
 
-def test_a_label_beyond_the_classes() -> None:
+def test_a_label_beyond_the_classes_is_refused() -> None:
     with pytest.raises(InputError, match="--labels has the label 3, the model has 3 classes, 0 to"):
         Tally(()).add(torch.eye(3), torch.tensor([0, 1, 3]))
 
 
-def test_one_score_is_no_class(rows: Path, tmp_path: Path) -> None:
+def test_one_score_per_sample_is_refused(rows: Path, tmp_path: Path) -> None:
     labels = torch.zeros(11, dtype=torch.int64)
     message = "one score per sample, expected one for each class.*leave --labels out"
     with pytest.raises(InputError, match=message):

@@ -1,4 +1,4 @@
-"""Tasks are files of a folder, found by their names."""
+"""Tasks are files of a package, and are found by name."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.helpers.jobs.command import MLP, command, pipepar
 from tests.helpers.one_more_file import one_more_file
 
 
-def test_a_task_that_is_not_known() -> None:
+def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(InputError, match="found task 'dreaming', expected one of feature-extract"):
         find_task("dreaming")
 
@@ -25,7 +25,7 @@ def test_every_file_defines_a_task(name: str) -> None:
     assert find_task(name).head.auto_class is None or find_task(name).head.wrapper is not None
 
 
-def test_every_task_is_described() -> None:
+def test_every_task_has_a_summary() -> None:
     assert list(task_summaries()) == task_names()
     assert all(line.endswith(".") for line in task_summaries().values())
 
@@ -40,8 +40,8 @@ def test_a_task_is_one_file(rows: Path, tmp_path: Path) -> None:
         assert status == 0, output
         _, page = command("run", "--help")
     with torch.no_grad():
-        places = factories.mlp()(torch.from_numpy(np.load(rows))).argmax(-1).tolist()
+        positions = factories.mlp()(torch.from_numpy(np.load(rows))).argmax(-1).tolist()
     found = [json.loads(line) for line in target.read_text().splitlines()]
-    assert found == [{"answer": place} for place in places]
+    assert found == [{"answer": position} for position in positions]
     words = " ".join(page.replace("│", " ").split())
     assert "question-answering: the index of a sample's largest value." in words

@@ -1,4 +1,4 @@
-"""Answers about tokens, where texts are cut after --max-length and padded on either side."""
+"""Tasks on tokens, with texts that are truncated by --max-length and padded on either side."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def tokenizer(folder: Path, request: pytest.FixtureRequest) -> Any:
 
 
 def feed(path: Path, texts: list[str], tokenizer: Any, max_length: int | None) -> Feed:
-    """One micro-batch of all texts, the longest first."""
+    """Return one micro-batch of all texts, the longest first."""
     path.write_text("".join(f"{text}\n" for text in texts))
     options = TokenizedOptions(max_length, token_columns=True)
-    (found,) = open_tokenized(path, tokenizer, options).feeds(len(texts))
-    assert found.samples.tolist() == list(range(len(texts)))
-    return found
+    (batch,) = open_tokenized(path, tokenizer, options).feeds(len(texts))
+    assert batch.samples.tolist() == list(range(len(texts)))
+    return batch
 
 
 def scores(feed: Feed, classes: int, best: int) -> torch.Tensor:
-    """Logits that say `best` of every token, 2 more than of any other class."""
+    """Return logits that are 2 for class `best` of each token, and 0 for other classes."""
     logits = torch.zeros(*feed.kwargs["input_ids"].shape, classes)
     logits[..., best] = 2
     return logits
@@ -59,41 +59,41 @@ def words(answer: list[dict[str, Any]]) -> Iterator[tuple[str, int, int, int]]:
 
 
 @pytest.mark.parametrize(("max_length", "kept"), [(None, 4), (6, 4), (5, 3), (3, 1)])
-def test_entities_of_texts_that_are_cut(
+def test_entities_of_truncated_texts(
     tmp_path: Path, tokenizer: Any, max_length: int | None, kept: int
 ) -> None:
-    """Neither special tokens nor padding; index 0 is [CLS]."""
-    found = feed(tmp_path / "x.txt", ["the quick ünsee fox", "dog"], tokenizer, max_length)
-    assert found.kwargs["input_ids"].shape == (2, kept + 2)
-    first, second = answers(entities(tokenizer, NAMES), scores(found, 3, 1), found)
+    """Special tokens and padding are no entities; index 0 is [CLS]."""
+    batch = feed(tmp_path / "x.txt", ["the quick ünsee fox", "dog"], tokenizer, max_length)
+    assert batch.kwargs["input_ids"].shape == (2, kept + 2)
+    first, second = answers(entities(tokenizer, NAMES), scores(batch, 3, 1), batch)
     expected = [("the", 1, 0, 3), ("quick", 2, 4, 9), ("ünsee", 3, 10, 15), ("fox", 4, 16, 19)]
     assert list(words(first)) == expected[:kept]
     assert list(words(second)) == [("dog", 1, 0, 3)]
     assert {each["entity"] for each in [*first, *second]} == {"PER"}
-    sure = float(torch.tensor([0.0, 2.0, 0.0]).softmax(0)[1])
-    assert [each["score"] for each in second] == [pytest.approx(sure)]
-    assert answers(entities(tokenizer, NAMES), scores(found, 3, 0), found) == [[], []]
+    probability = float(torch.tensor([0.0, 2.0, 0.0]).softmax(0)[1])
+    assert [each["score"] for each in second] == [pytest.approx(probability)]
+    assert answers(entities(tokenizer, NAMES), scores(batch, 3, 0), batch) == [[], []]
 
 
-def test_masks_of_texts_that_are_cut(tmp_path: Path, tokenizer: Any) -> None:
-    """Where all were cut off there is nothing to fill; where one is left it stands alone."""
+def test_masks_of_truncated_texts(tmp_path: Path, tokenizer: Any) -> None:
+    """A text whose masks were all truncated has no answer; with one mask left it has one list."""
     texts = ["the [MASK] fox [MASK] dog", "lazy dog fox [MASK]", "a [MASK]"]
-    found = feed(tmp_path / "x.txt", texts, tokenizer, 5)
+    batch = feed(tmp_path / "x.txt", texts, tokenizer, 5)
     best = WORDS.index("lazy")
-    logits = scores(found, len(WORDS), best)
-    logits[found.kwargs["input_ids"] != tokenizer.mask_token_id] = 0
-    one, none, last = answers(fillings(tokenizer), logits, found)
+    logits = scores(batch, len(WORDS), best)
+    logits[batch.kwargs["input_ids"] != tokenizer.mask_token_id] = 0
+    one, none, last = answers(fillings(tokenizer), logits, batch)
     assert none == []
-    for answer, whole in ((one, "the lazy fox"), (last, "a lazy")):
+    for answer, sentence in ((one, "the lazy fox"), (last, "a lazy")):
         assert len(answer) == 5
         assert (answer[0]["token"], answer[0]["token_str"]) == (best, "lazy")
-        assert answer[0]["sequence"] == whole
+        assert answer[0]["sequence"] == sentence
         assert answer[0]["score"] > answer[1]["score"]
 
 
-def test_several_masks_are_filled_one_by_one(tmp_path: Path, tokenizer: Any) -> None:
-    found = feed(tmp_path / "x.txt", ["the [MASK] fox [MASK]", "a [MASK]"], tokenizer, None)
-    several, one = answers(fillings(tokenizer), scores(found, len(WORDS), 5), found)
+def test_several_masks_are_filled_one_at_a_time(tmp_path: Path, tokenizer: Any) -> None:
+    batch = feed(tmp_path / "x.txt", ["the [MASK] fox [MASK]", "a [MASK]"], tokenizer, None)
+    several, one = answers(fillings(tokenizer), scores(batch, len(WORDS), 5), batch)
     assert [len(each) for each in several] == [5, 5]
     assert [each[0]["sequence"] for each in several] == [
         "[CLS] the the fox [MASK] [SEP]",
@@ -102,8 +102,8 @@ def test_several_masks_are_filled_one_by_one(tmp_path: Path, tokenizer: Any) -> 
     assert one[0]["sequence"] == "a the"
 
 
-def test_scores_of_other_tokens_are_refused(tmp_path: Path, tokenizer: Any) -> None:
-    found = feed(tmp_path / "x.txt", ["the fox", "a"], tokenizer, None)
+def test_logits_of_another_shape_are_refused(tmp_path: Path, tokenizer: Any) -> None:
+    batch = feed(tmp_path / "x.txt", ["the fox", "a"], tokenizer, None)
     for shape in ((2, 4), (2, 3, 3), (1, 4, 3)):
         with pytest.raises(InputError, match=r"expected scores for each token, \(2, 4, 'classes'"):
-            entities(tokenizer, NAMES)(torch.zeros(shape), found.columns)
+            entities(tokenizer, NAMES)(torch.zeros(shape), batch.columns)

@@ -11,9 +11,7 @@ import sympy  # type: ignore[import-untyped]
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from pipepar.errors import CaptureError, InputError
 from pipepar.model.capture.diagnosis import not_traceable
@@ -25,6 +23,7 @@ from pipepar.model.capture.sequential import capture_sequential, is_sequence
 from pipepar.model.capture.shape_candidates import ShapeCandidate, resized, shape_candidates
 from pipepar.model.capture.shape_probe import restriction
 from pipepar.model.capture.signature import Constant, Signature, TensorInput
+from pipepar.model.compat.torch_internals import FakeTensor, FakeTensorMode, ShapeEnv
 from pipepar.model.fake_tensors import fake_tensor, faked, quiet
 
 # FlatCall holds the model in this attribute, so export puts it before the model's own names.

@@ -9,10 +9,14 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from pipepar.errors import CaptureError
+from pipepar.model.compat.torch_internals import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    GuardOnDataDependentSymNode,
+)
+from pipepar.model.compat.transformers_internals import has_eager_experts
 
 _DATA_DEPENDENT = (
     GuardOnDataDependentSymNode,
@@ -86,7 +90,7 @@ def _leaves_torch(failure: Exception) -> bool:
 
 
 def _remedy(module: nn.Module, failure: Exception | None) -> str:
-    if isinstance(failure, _DATA_DEPENDENT) and _has_eager_experts(module):
+    if isinstance(failure, _DATA_DEPENDENT) and has_eager_experts(module):
         return (
             "the eager code of the experts computes only the chosen ones: build the model with "
             'experts_implementation="grouped_mm" or "batched_mm"'
@@ -96,15 +100,6 @@ def _remedy(module: nn.Module, failure: Exception | None) -> str:
     if failure is not None and _leaves_torch(failure):
         return "use torch's own operation instead"
     return "check that the model itself accepts the example, or change that line"
-
-
-def _has_eager_experts(module: nn.Module) -> bool:
-    """Whether the module contains experts of transformers in the eager implementation."""
-    return any(
-        type(part).__name__.endswith("Experts")
-        and getattr(getattr(part, "config", None), "_experts_implementation", None) == "eager"
-        for part in module.modules()
-    )
 
 
 def _model_frames(

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from pipepar.model.capture.signature import OutputTemplate, Signature
 from pipepar.model.capture.size_limits import Restriction, Varies, sentence, varies
+from pipepar.model.compat.torch_internals import OpOverload
 from pipepar.model.weights.weight_source import WeightSpec
 
 
@@ -146,7 +147,7 @@ def _described(module: fx.GraphModule) -> list[str]:
 def _target(node: fx.Node) -> str:
     if isinstance(node.target, str):
         return node.target
-    if isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, OpOverload):
         return str(node.target)
     return f"{node.target.__module__}.{node.target.__name__}"
 

@@ -9,7 +9,6 @@ from typing import Any, Final
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipepar.errors import CaptureError, InputError
 from pipepar.model.aliases import memory_of
@@ -19,6 +18,7 @@ from pipepar.model.capture.graph import Graph, digest_of
 from pipepar.model.capture.graph_state import weight_specs
 from pipepar.model.capture.rewrite import protect_inputs
 from pipepar.model.capture.signature import Constant, OutputTemplate, Signature, TensorInput
+from pipepar.model.compat.torch_internals import FakeTensorMode
 from pipepar.model.fake_tensors import fake_tensor, faked
 from pipepar.model.module_tensors import named_weights
 from pipepar.model.to_meta import to_meta

@@ -6,14 +6,13 @@ import traceback
 
 import sympy  # type: ignore[import-untyped]
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from pipepar.model.capture.diagnosis import is_tracing_code, reason, source_line
 from pipepar.model.capture.flat_call import FlatCall
 from pipepar.model.capture.graph import Graph
 from pipepar.model.capture.shape_candidates import DYNAMIC_DIMS, resized, unused_sizes
 from pipepar.model.capture.size_limits import Restriction
+from pipepar.model.compat.torch_internals import FakeTensorMode, ShapeEnv
 from pipepar.model.fake_tensors import fake_tensor, faked, quiet
 
 

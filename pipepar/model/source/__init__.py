@@ -1,1 +1,1 @@
-"""The MODEL argument -> a module on meta, and the location of its weights."""
+"""Turns the MODEL argument into a module on meta and the source of its weights."""

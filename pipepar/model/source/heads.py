@@ -1,4 +1,4 @@
-"""What a task adds to a model of a Hugging Face folder: a pooling, or the choice of an output."""
+"""The modules that a task adds to a Hugging Face model: a pooling, or a choice of one output."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final
 import torch
 from torch import nn
 
-# Keeps a row without any token from dividing by zero.
+# Prevents a division by zero for a row without tokens.
 _SMALLEST_COUNT: Final = 1e-9
 
 
 class MeanPooling(nn.Module):
-    """Sentence embeddings: the mean of an encoder's last hidden state over the real tokens.
+    """Sentence embeddings: the mean of an encoder's last hidden state, without padding.
 
     Args:
         model: an encoder whose output has `last_hidden_state`, [B, S, H].
@@ -24,24 +24,25 @@ class MeanPooling(nn.Module):
         self.model = model
 
     def forward(self, *, attention_mask: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-        """Embed a batch.
+        """Return the embeddings of a batch.
 
         Args:
-            attention_mask: 1 on real tokens, [B, S].
+            attention_mask: int64 [B, S], 1 for a token and 0 for padding.
             inputs: the encoder's other inputs.
 
         Returns:
-            Embeddings, [B, H], not normalised.
+            Embeddings [B, H], not normalised, in the dtype of the hidden state or float32,
+            whichever is more precise.
         """
         outputs = self.model(attention_mask=attention_mask, **inputs)
         hidden = outputs.last_hidden_state  # [B, S, H]
-        real = attention_mask.unsqueeze(-1).expand(hidden.size())
-        real = real.to(torch.promote_types(hidden.dtype, torch.float32))
-        return torch.sum(hidden * real, 1) / torch.clamp(real.sum(1), min=_SMALLEST_COUNT)
+        mask = attention_mask.unsqueeze(-1).expand(hidden.size())
+        mask = mask.to(torch.promote_types(hidden.dtype, torch.float32))
+        return torch.sum(hidden * mask, 1) / torch.clamp(mask.sum(1), min=_SMALLEST_COUNT)
 
 
 class Logits(nn.Module):
-    """A model with a head, of whose outputs only the scores count.
+    """The logits of a model with a head, without its other outputs.
 
     Args:
         model: its output has `logits`.
@@ -52,10 +53,10 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Score a batch.
+        """Return the logits of a batch.
 
         Args:
-            inputs: the model's inputs, rows first.
+            inputs: the model's inputs, [B, ...] each.
 
         Returns:
             `logits`, [B, ..., classes].
@@ -65,13 +66,13 @@ class Logits(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How a Hugging Face folder becomes a model for a task."""
+    """The class of a task's model, and the module around it."""
 
     auto_class: str | None
-    """The class of transformers that builds it; None for the class that the folder names."""
+    """The transformers class that builds the model; None for the class that the folder names."""
     wrapper: type[nn.Module] | None
-    """Makes the output of the task from the output of the model; None for the whole output."""
+    """Turns the model's output into the task's output; None to return the whole output."""
 
 
 EMBEDDING: Final = Head("AutoModel", MeanPooling)
-"""Sentence embeddings."""
+"""The head for sentence embeddings."""

@@ -1,4 +1,4 @@
-"""A Python object that the user named as package.module:attribute."""
+"""Imports an object that the user named as package.module:attribute, and finds its source files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INSTALLED: Final = {"site-packages", "dist-packages"}
 
 
 class UserFunction(Enum):
-    """A function that the user names; the value is how a message describes it."""
+    """A kind of function that the user names; the value describes it in messages."""
 
     FACTORY = "a function that makes the model"
     PREPROCESS = "a function that makes the model's arguments"
@@ -27,7 +27,7 @@ class UserFunction(Enum):
 
 
 def source_file(name: str) -> Path | None:
-    """The file of the module in package.module:attribute; None if it has none."""
+    """Return the source file of the module in package.module:attribute; None if it has none."""
     _search_here()
     try:
         spec = find_spec(name.partition(":")[0])
@@ -37,33 +37,34 @@ def source_file(name: str) -> Path | None:
 
 
 def sources_of(name: str) -> list[Path]:
-    """The files that what a name stands for is made of, as far as they are the user's.
+    """Return the user's source files that an object depends on.
 
     Args:
         name: package.module:attribute, which can be imported.
 
     Returns:
-        In order: the module's own file, and those of all that it imports, and they theirs, wherever
-        in a file: from the same package, and from beside it unless it is an installed one.
+        The file of the module and of each module that it imports, directly or indirectly, sorted.
+        Only modules in the same package count, and those next to that package if it is not
+        installed.
     """
     _search_here()
     module = importlib.import_module(name.partition(":")[0])
     top = module.__name__.partition(".")[0]
     root = _root(sys.modules[top])
-    own = top if _INSTALLED & set(root.parts) else ""
-    found, waiting = dict[str, Path](), [module.__name__]
-    while waiting:
-        each = waiting.pop()
+    installed = bool(_INSTALLED & set(root.parts))
+    found, pending = dict[str, Path](), [module.__name__]
+    while pending:
+        each = pending.pop()
         file = _file_of(root, each)
-        if each in found or file is None or own not in ("", each.partition(".")[0]):
+        if each in found or file is None or (installed and each.partition(".")[0] != top):
             continue
         found[each] = file
-        waiting += _imported(file, each)
+        pending += _imported(file, each)
     return sorted(found.values())
 
 
 def _root(top: ModuleType) -> Path:
-    """The folder that a top-level module or package is in."""
+    """Return the folder that contains a top-level module or package."""
     path = next(iter(getattr(top, "__path__", ())), None) or top.__file__ or ""
     return Path(path).parent
 
@@ -75,7 +76,7 @@ def _file_of(root: Path, name: str) -> Path | None:
 
 
 def _imported(file: Path, name: str) -> Iterator[str]:
-    """What a module's source imports: modules, and names that may be modules."""
+    """Yield the names that a module's source imports; some of them may not be modules."""
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
@@ -83,36 +84,38 @@ def _imported(file: Path, name: str) -> Iterator[str]:
                 parts = alias.name.split(".")
                 yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) + 1 - node.level]
-            base = ".".join([*(above if node.level else ()), *filter(None, [node.module])])
+            parents = package.split(".")[: len(package.split(".")) + 1 - node.level]
+            base = ".".join([*(parents if node.level else ()), *filter(None, [node.module])])
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def import_path(name: str, function: UserFunction) -> Any:
-    """The function that a name stands for, imported.
+    """Import a function of the user's.
 
     Args:
         name: package.module:attribute; modules in the working directory can be imported.
-        function: which one the user names.
+        function: the kind of function, for messages.
 
     Returns:
-        A function, or another object that can be called.
+        The function, or another callable object.
 
     Raises:
-        InputError: there is no such module or attribute, or it cannot be called.
+        InputError: the module or the attribute does not exist, or the object is not callable.
     """
     expected = function.value
     path, separator, attribute = name.partition(":")
     if not (path and separator and attribute):
-        raise InputError(f"found {name!r}, expected package.module:name of {expected}; name both")
+        raise InputError(
+            f"found {name!r}, expected package.module:name of {expected}; give both parts"
+        )
     _search_here()
     try:
         found: Any = importlib.import_module(path)
     except ModuleNotFoundError as error:
         raise InputError(
             f"no module {error.name!r} for {name!r}, expected one that Python can import; "
-            f"start in its directory, or set PYTHONPATH"
+            f"start pipepar in its directory, or set PYTHONPATH"
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -127,6 +130,6 @@ def import_path(name: str, function: UserFunction) -> Any:
 
 
 def _search_here() -> None:
-    """Commands installed by pip do not search the working directory, scripts do."""
+    """Make Python search the working directory for modules; for installed commands it does not."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

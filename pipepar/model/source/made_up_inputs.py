@@ -1,4 +1,4 @@
-"""An example of a model's input where nobody gave one: only sizes and dtypes matter to a plan."""
+"""Example inputs for a plan without an input file; a plan depends on sizes and dtypes only."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Example: TypeAlias = tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]
 """Positional and keyword arguments of a model."""
 
 TOKEN_INPUTS: Final = ("input_ids", "attention_mask")
-"""What a model of text takes as far as one can know without its tokenizer."""
+"""The inputs of a text model whose tokenizer is not available."""
 
-_BATCH: Final = 2  # of 1 one could not tell whether it may vary
+_BATCH: Final = 2  # tracing takes a size of 1 for a constant
 _LENGTH: Final = 128
 _PIXELS: Final = 224
 _SHAPE: Final = re.compile(
@@ -25,17 +25,18 @@ _SHAPE: Final = re.compile(
 
 
 def shaped_example(shapes: Iterable[str]) -> Example:
-    """Arguments of the shapes that the user names.
+    """Return arguments of the shapes that the user gives.
 
     Args:
-        shapes: for each argument [NAME=]SIZExSIZE...[:DTYPE], such as 2x512:int64 or
-            pixel_values=2x3x224x224. float32 without a dtype, positional without a name.
+        shapes: [NAME=]SIZExSIZE...[:DTYPE] for each argument, such as 2x512:int64 or
+            pixel_values=2x3x224x224. The default dtype is float32; an argument without a name is
+            positional.
 
     Returns:
         Tensors of zeros.
 
     Raises:
-        InputError: a shape cannot be read, or a name comes twice.
+        InputError: a shape cannot be parsed, or a name is given twice.
     """
     args: list[torch.Tensor] = []
     kwargs: dict[str, torch.Tensor] = {}
@@ -61,18 +62,18 @@ def _shaped(shape: str) -> tuple[str | None, torch.Tensor]:
 
 
 def text_example(config: Any, names: Sequence[str] = TOKEN_INPUTS) -> Example:
-    """Tokens for a model of transformers.
+    """Return tokens for a transformers model.
 
     Args:
         config: its configuration.
-        names: what its tokenizer gives, in order.
+        names: the names of its tokenizer's outputs, in order.
 
     Returns:
-        Keyword arguments, int64 [2, S]: S is 128, or as many positions as the model has. An
-        encoder-decoder gets `decoder_input_ids` too.
+        Keyword arguments of ones, int64 [2, S]. S is 128, or the number of the model's positions if
+        that is smaller. An encoder-decoder also gets `decoder_input_ids`.
 
     Raises:
-        InputError: the configuration is of no model that takes tokens alone.
+        InputError: the model takes other inputs than tokens.
     """
     if not isinstance(getattr(config, "vocab_size", None), int):
         raise _unknown(config, "tokens")
@@ -84,18 +85,18 @@ def text_example(config: Any, names: Sequence[str] = TOKEN_INPUTS) -> Example:
 
 
 def picture_example(config: Any, dtype: torch.dtype) -> Example:
-    """Pictures for a model of transformers.
+    """Return pictures for a transformers model.
 
     Args:
         config: its configuration.
-        dtype: what the model computes in.
+        dtype: the dtype that the model computes in.
 
     Returns:
-        `pixel_values`, [2, channels, height, width]; 224 high and wide if the configuration does
-        not say.
+        `pixel_values` of zeros, [2, channels, height, width]. Height and width are 224 if the
+        configuration has no `image_size`.
 
     Raises:
-        InputError: the configuration is of no model that takes pictures alone.
+        InputError: the model takes other inputs than pictures.
     """
     channels = getattr(config, "num_channels", None)
     if not isinstance(channels, int):
@@ -107,7 +108,7 @@ def picture_example(config: Any, dtype: torch.dtype) -> Example:
 
 def _unknown(config: Any, kind: str) -> InputError:
     return InputError(
-        f"the configuration of a {config.model_type} model does not say what {kind} look like, "
-        f"expected a model of {kind} alone; give --shape NAME=SIZExSIZE:DTYPE for each input, "
-        "--input, or another --task"
+        f"the configuration of a {config.model_type} model does not describe {kind}, "
+        f"expected a model that takes {kind} only; give --shape NAME=SIZExSIZE:DTYPE for each "
+        "input, --input, or another --task"
     )

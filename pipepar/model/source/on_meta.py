@@ -1,4 +1,4 @@
-"""How a model is built without memory for its parameters."""
+"""Builds a model without memory for its parameters."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pipepar.errors import InputError, PipeparError
+from pipepar.model.compat.torch_internals import cast_options
 from pipepar.model.fake_tensors import meta_parameter
 from pipepar.model.module_tensors import non_persistent_buffers, same_values
 
@@ -21,24 +22,25 @@ _REGISTER: Final = nn.Module.register_parameter
 
 @contextmanager
 def params_on_meta() -> Iterator[None]:
-    """Modules built inside have their parameters on meta; buffers keep their values.
+    """Put the parameters of modules that are built in this context on meta.
 
-    Buffers stay real because a checkpoint may not hold them: position ids, rotary frequencies.
-    Moving a module to a device does nothing, since where it computes is for the pipeline to say.
+    Buffers keep their values, because a checkpoint may not contain them; examples are position ids
+    and rotary frequencies. Moving a module to a device has no effect, since the plan determines
+    the device.
     """
-    kept = {name: getattr(nn.Module, name) for name in ("register_parameter", "to", "cpu", "cuda")}
-    made = WeakIdKeyDictionary()  # one parameter under two names stays one
+    originals = {
+        name: getattr(nn.Module, name) for name in ("register_parameter", "to", "cpu", "cuda")
+    }
+    on_meta = WeakIdKeyDictionary()  # one parameter under two names stays one
 
     def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and param not in made:
-            made[param] = meta_parameter(param)
-        kept["register_parameter"](self, name, None if param is None else made[param])
+        if param is not None and param not in on_meta:
+            on_meta[param] = meta_parameter(param)
+        originals["register_parameter"](self, name, None if param is None else on_meta[param])
 
     def cast(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        _, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
-        options = {"dtype": dtype, "memory_format": layout}
-        given = {name: value for name, value in options.items() if value is not None}
-        return kept["to"](self, **given) if given else self
+        options = cast_options(args, kwargs)
+        return originals["to"](self, **options) if options else self
 
     def stay(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
         return self
@@ -49,7 +51,7 @@ def params_on_meta() -> Iterator[None]:
             setattr(nn.Module, name, patch)
         yield
     finally:
-        for name, method in kept.items():
+        for name, method in originals.items():
             setattr(nn.Module, name, method)
 
 
@@ -58,38 +60,39 @@ def is_patched() -> bool:
     return nn.Module.register_parameter is not _REGISTER
 
 
-def build_on_meta(make: Callable[[], nn.Module], name: str, alone: bool) -> nn.Module:
-    """Call a factory for the structure of its model only.
+def build_on_meta(make: Callable[[], nn.Module], name: str, check_buffers: bool) -> nn.Module:
+    """Call a factory for the structure of its model, without the values of its parameters.
 
     Args:
         make: the factory.
-        name: what to call it in messages.
-        alone: whether nobody sends this process the buffers that no checkpoint holds. They must
-            then come out right by themselves, so the factory is called twice if there are any.
+        name: the factory's name in messages.
+        check_buffers: whether this process uses the values that the factory gives to buffers
+            which no checkpoint contains. They must be the same in each process, so the factory is
+            called a second time if it makes any. False where another rank sends these values.
 
     Returns:
-        The model, its parameters on meta.
+        The model, with its parameters on meta.
 
     Raises:
-        InputError: the factory needs values that are not there, or draws random numbers for a
-            buffer: without the parameters' own draws these come out otherwise than they should.
+        InputError: the factory needs the values of its parameters, or `check_buffers` finds a
+            buffer that is random: without the draws for parameters its values are different.
     """
     with params_on_meta():
         try:
             made = make()
-            passing = non_persistent_buffers(made) if alone else {}
-            with _OtherNumbers():
-                other = non_persistent_buffers(make()) if passing else {}
+            buffers = non_persistent_buffers(made) if check_buffers else {}
+            with _DifferentDraws():
+                others = non_persistent_buffers(make()) if buffers else {}
         except PipeparError:
             raise
-        except Exception as error:  # whatever a function of the user's does without values
+        except Exception as error:  # the user's function can raise any exception
             raise InputError(
                 f"{name} failed while its parameters had no values "
-                f"({type(error).__name__}: {error}); it is called so wherever it is not for its "
-                f"values; let it build the model without reading its parameters"
+                f"({type(error).__name__}: {error}), expected a factory that does not read them, "
+                f"since at most one rank keeps their values; let it only build the model"
             ) from error
-    for key, buffer in passing.items():
-        if buffer.is_meta or key not in other or not same_values(buffer, other[key]):
+    for key, buffer in buffers.items():
+        if buffer.is_meta or key not in others or not same_values(buffer, others[key]):
             raise InputError(
                 f"the buffer {key} of {name} is random or computed from a parameter, and not saved "
                 f"with the model, expected one that is the same in every process; register it with "
@@ -98,8 +101,8 @@ def build_on_meta(make: Callable[[], nn.Module], name: str, alone: bool) -> nn.M
     return made
 
 
-class _OtherNumbers(TorchDispatchMode):
-    """Inside, every random draw differs from what it would have been, whoever seeds."""
+class _DifferentDraws(TorchDispatchMode):
+    """A context in which random draws differ from those outside, even if the code sets a seed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What the user named becomes a model without weights, and the place where they lie."""
+"""Opens a model without its weights, and the source of these weights."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from pipepar.model.weights.weight_source import ModuleWeights, StoredWeights
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model whose weights have not been read yet."""
+    """A model whose weights have not been read."""
 
     name: str
-    """What to call it in messages."""
+    """Its name in messages."""
     module: nn.Module
-    """The model in eval mode, parameters on meta."""
+    """The model in eval mode, with its parameters on meta."""
     weights: ModuleWeights | StoredWeights
-    """Where its weights lie."""
+    """The source of its weights."""
 
 
 def open_source(
@@ -41,60 +41,60 @@ def open_source(
     values: bool = True,
     dtype: torch.dtype | None = None,
 ) -> Source:
-    """A model by the name that the command line takes.
+    """Open a model that is named as on the command line.
 
     Args:
         model: a Hugging Face folder, an exported program (.pt2), or package.module:factory.
-        head: what the task adds to a folder's model; sentence embeddings by default.
-        weights: a checkpoint for a factory's model; None to take the values that it gives.
-        values: whether such a factory is to make its values in this process.
-        dtype: what to compute in; None for what the configuration or the factory says.
+        head: the task's addition to a folder's model; sentence embeddings by default.
+        weights: a checkpoint for a factory's model; None to use the values that it makes.
+        values: whether this process needs the values that a factory makes.
+        dtype: the dtype to compute in; None for that of the configuration or the factory.
 
     Returns:
-        The source.
+        The model and the source of its weights.
 
     Raises:
-        InputError: there is no such model, or an option that does not go with it.
-        WeightsError: its weights are missing or damaged, as far as that is known already.
+        InputError: the model does not exist, or an option does not apply to it.
+        WeightsError: the folder's configuration names no dtype, and its weights are damaged.
     """
     if is_factory(model):
         return from_factory(model, weights, values, dtype)
     if weights is not None:
         raise InputError(
-            f"--weights {weights} goes with a factory, but {model} brings its own weights; leave "
-            "the option out"
+            f"found --weights {weights} for {model}, which contains its weights, expected a "
+            "factory; leave the option out"
         )
     if Path(model).suffix != ".pt2":
         return from_huggingface(model, head, dtype)
     if dtype is not None:
         raise InputError(
-            f"found --dtype {str(dtype).removeprefix('torch.')} for {model}, which computes in "
-            f"what it was exported with; leave the option out, or export the model again"
+            f"found --dtype {str(dtype).removeprefix('torch.')} for {model}, which computes in the "
+            f"dtype that it was exported with; leave the option out, or export the model again"
         )
     return from_exported(Path(model))
 
 
 def is_factory(model: str) -> bool:
-    """Whether a model is named as package.module:factory."""
+    """Whether a MODEL argument has the form package.module:factory."""
     return ":" in model and not Path(model).exists()
 
 
 def from_module(module: nn.Module) -> Source:
-    """A model that exists in the user's script.
+    """Open a model of the user's script.
 
     Args:
-        module: the model with its values; never modified, its weights are not copied. On a rank
-            that gets its weights from another, its parameters may be on meta.
+        module: the model with its values. It is never modified, and its weights are not copied. On
+            a rank that receives its weights from another rank, its parameters may be on meta.
 
     Returns:
-        The source.
+        A copy of the model on meta, and the source of its weights.
 
     Raises:
-        InputError: it is no module, or cannot be copied.
+        InputError: the object is not an nn.Module, or cannot be copied.
     """
     if not isinstance(module, nn.Module):
         raise InputError(
-            f"found a {type(module).__name__}, expected an nn.Module; give the model itself"
+            f"found a {type(module).__name__}, expected an nn.Module; pass the model itself"
         )
     return Source(type(module).__name__, to_meta(module).eval(), ModuleWeights(module))
 
@@ -102,29 +102,30 @@ def from_module(module: nn.Module) -> Source:
 def from_factory(
     name: str, weights: Path | None, values: bool = True, dtype: torch.dtype | None = None
 ) -> Source:
-    """A model that a function of the user's makes.
+    """Open a model that a function of the user's makes.
 
     Args:
         name: package.module:factory; modules in the working directory can be imported. The
             factory is called without arguments.
-        weights: a checkpoint with the model's own names; None to take the values that the factory
-            gives.
-        values: whether these are wanted in this process.
-        dtype: what its floating-point parameters and buffers become; None to leave them. A
-            checkpoint is then cast to it.
+        weights: a checkpoint with the model's own names; None to use the values that the factory
+            makes.
+        values: whether this process needs the values that the factory makes.
+        dtype: the dtype to cast floating-point parameters, buffers and the checkpoint to; None to
+            cast nothing.
 
     Returns:
-        The source; with `weights`, or without `values`, its parameters never take memory.
+        The model and the source of its weights. With `weights`, or without `values`, its parameters
+        never take memory.
 
     Raises:
-        InputError: the factory does not exist, cannot be called or returns no module.
+        InputError: the factory does not exist, fails, or does not return an nn.Module.
         WeightsError: the checkpoint is missing or damaged.
     """
-    factory = partial(_made, import_path(name, UserFunction.FACTORY), name, dtype)
+    factory = partial(_call, import_path(name, UserFunction.FACTORY), name, dtype)
     if weights is None and values:
         made = factory()
         return Source(name, to_meta(made).eval(), ModuleWeights(made))
-    made = build_on_meta(factory, name, alone=weights is not None).eval()
+    made = build_on_meta(factory, name, check_buffers=weights is not None).eval()
     if weights is None:
         return Source(name, made, ModuleWeights(made))
     stored = StoredWeights(weights, SameNames(_names(made)), cast=dtype is not None)
@@ -132,18 +133,19 @@ def from_factory(
 
 
 def from_huggingface(folder: Path | str, head: Head, dtype: torch.dtype | None = None) -> Source:
-    """A model in a folder as `save_pretrained` writes it.
+    """Open a model in a folder that `save_pretrained` wrote.
 
     Args:
-        folder: holds config.json, and the weights in one file or in shards with an index.
-        head: what the task adds to the model.
-        dtype: what to compute in; None for what `from_pretrained` would choose.
+        folder: contains config.json, and the weights in one file or in shards with an index.
+        head: the task's addition to the model.
+        dtype: the dtype to compute in; None for the one that `from_pretrained` would choose.
 
     Returns:
-        The source.
+        The model and the source of its weights.
 
     Raises:
-        InputError: there is no such folder or configuration, or the task takes something else.
+        InputError: the folder or its config.json does not exist, transformers cannot build the
+            model, or the task needs a model with other inputs.
         WeightsError: the configuration names no dtype, and the weights are missing or damaged.
     """
     folder = Path(folder)
@@ -152,16 +154,16 @@ def from_huggingface(folder: Path | str, head: Head, dtype: torch.dtype | None =
 
 
 def from_exported(path: Path) -> Source:
-    """A program that `torch.export.save` wrote.
+    """Open a program that `torch.export.save` wrote.
 
     Args:
         path: the .pt2 file.
 
     Returns:
-        The source.
+        The model and the source of its weights.
 
     Raises:
-        InputError: there is no such file, or torch cannot read it.
+        InputError: the file does not exist, or torch cannot read it.
     """
     if not path.is_file():
         raise InputError(f"no exported program at {path}, expected a .pt2 file; check the path")
@@ -170,11 +172,11 @@ def from_exported(path: Path) -> Source:
 
 
 def _names(module: nn.Module) -> set[str]:
-    """What a state dict may hold, and what older ones held besides."""
+    """Return all names that a checkpoint of a module may contain, now or in older versions."""
     return {*named_tensors(module), *module.state_dict()}
 
 
-def _made(factory: Any, name: str, dtype: torch.dtype | None) -> nn.Module:
+def _call(factory: Any, name: str, dtype: torch.dtype | None) -> nn.Module:
     made = factory()
     if not isinstance(made, nn.Module):
         raise InputError(

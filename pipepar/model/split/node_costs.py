@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipepar.model.aliases import memory_of, writes
 from pipepar.model.capture.graph import Graph
+from pipepar.model.compat.torch_internals import FakeTensorMode, OpOverload
 from pipepar.model.fake_tensors import fake_tensor, faked
 
 
@@ -88,7 +88,7 @@ class _CountingRun(fx.Interpreter):
 
 def _formulas(graph: fx.Graph) -> dict[Any, Callable[..., int]]:
     """Return FLOP formulas for grouped products, which torch's counter does not count."""
-    targets = {n.target for n in graph.nodes if isinstance(n.target, torch._ops.OpOverload)}
+    targets = {n.target for n in graph.nodes if isinstance(n.target, OpOverload)}
     # torch and transformers each have an operation with this name.
     return {t.overloadpacket: _grouped_mm for t in targets if "grouped_mm" in str(t)}
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipepar.microbatch import TensorSpec
 from pipepar.model.capture.graph import Graph, described_state, get_attribute
+from pipepar.model.compat.torch_internals import FakeTensorMode
 from pipepar.model.fake_tensors import fake_tensor, faked
 
 

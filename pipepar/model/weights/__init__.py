@@ -1,1 +1,1 @@
-"""A checkpoint -> the tensors of one stage."""
+"""Reads the tensors of one stage from a checkpoint."""

@@ -1,4 +1,4 @@
-"""Where each tensor of a checkpoint lies, so that a rank reads its own bytes and no others."""
+"""The location of each tensor in a checkpoint, so that a rank reads only its own bytes."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from pipepar.errors import WeightsError
 from pipepar.microbatch import TensorSpec
 from pipepar.model.module_tensors import SAMPLE_BYTES
 
-# One read returns at most 2 GiB on Linux.
+# Linux returns at most 2 GiB per read.
 _READ_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor's place in a file, uncompressed."""
+    """The location of an uncompressed tensor in a file."""
 
     name: str
-    """What the file calls it."""
+    """Its name in the file."""
     file: Path
     """The file."""
     offset: int
-    """Bytes from the file's start to the tensor's first element."""
+    """The position of its first element in the file, in bytes."""
     spec: TensorSpec
     """Its dtype, shape and strides."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes from its first element to the end of its last."""
+        """Bytes from the start of its first element to the end of its last."""
         return self.spec.extent * self.spec.dtype.itemsize
 
 
 class Checkpoint:
-    """The tensors of one file or of several shards, found by name.
+    """The tensors of one file or of several shards, by name.
 
     Args:
-        path: what the user named, for messages.
-        file_of: for every tensor its file.
-        header: reads one file's table of contents; asked once for each file that is needed.
+        path: the path that the user named, for messages.
+        file_of: the file of each tensor, by name.
+        header: reads the locations of the tensors in a file; called once for each file needed.
     """
 
     def __init__(
@@ -60,41 +60,38 @@ class Checkpoint:
 
     @property
     def names(self) -> Collection[str]:
-        """Every tensor's name."""
+        """The names of all tensors."""
         return self._file_of.keys()
 
     def locate(self, name: str) -> Stored:
-        """Find one tensor.
+        """Return the location of one tensor.
 
         Args:
             name: one of `names`.
 
-        Returns:
-            Its place.
-
         Raises:
-            WeightsError: its file is damaged, or does not hold it though the index says so.
+            WeightsError: its file is damaged, or lacks the tensor although the index lists it.
         """
         file = self._file_of[name]
         if file not in self._headers:
             self._headers[file] = self._header(file)
         if name not in self._headers[file]:
             raise WeightsError(
-                f"no tensor {name} in {file}, where {self.path} says it is; "
+                f"no tensor {name} in {file}, where {self.path} lists it; "
                 f"copy the index and its shards again from one source"
             )
         return self._headers[file][name]
 
 
 class TensorFiles:
-    """``with TensorFiles() as files:`` reads tensors, and opens each file once."""
+    """A context manager that reads tensors and opens each file once."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._open: dict[Path, int] = {}
 
     def __enter__(self) -> TensorFiles:
-        """Begin; nothing is open yet."""
+        """Return the reader; no file is open yet."""
         return self
 
     def __exit__(
@@ -109,11 +106,11 @@ class TensorFiles:
     def read(self, stored: Stored) -> torch.Tensor:
         """Read one tensor into memory of its own.
 
-        Not through a memory map: a tensor in a map is unaligned, which changes what CPU kernels
-        compute, and its pages count as this process's memory beside the copy that mends that.
+        A memory map is not used. A tensor in a map may be unaligned, which changes the results of
+        CPU kernels; and an aligned copy would take memory in addition to the pages of the map.
 
         Args:
-            stored: its place.
+            stored: the location of the tensor.
 
         Returns:
             The tensor, on the CPU, with the file's dtype and strides.
@@ -138,10 +135,13 @@ class TensorFiles:
         return memory.view(spec.dtype).as_strided(spec.shape, spec.stride)
 
     def sample(self, stored: Stored) -> bytes:
-        """Read some bytes from a tensor's middle: by them one tensor is told from another.
+        """Return bytes from the middle of a tensor, which distinguish it from other tensors.
 
         Args:
-            stored: its place.
+            stored: the location of the tensor.
+
+        Returns:
+            `SAMPLE_BYTES` bytes, or all bytes of a smaller tensor.
 
         Raises:
             OSError: the file cannot be read.
@@ -152,7 +152,7 @@ class TensorFiles:
         )
 
     def _fill(self, stored: Stored, memory: memoryview) -> int:
-        """Read into memory as far as the file goes; the number of bytes read."""
+        """Fill memory until the file ends, and return the number of bytes read."""
         handle, done = self._handle(stored.file), 0
         while done < len(memory):
             part = memory[done : done + _READ_BYTES]

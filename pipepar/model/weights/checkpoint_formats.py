@@ -1,4 +1,4 @@
-"""The files that checkpoints come in: safetensors, and what torch.save writes."""
+"""Reads the headers of checkpoint files: safetensors files, and files that `torch.save` wrote."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import torch
 
 from pipepar.errors import WeightsError
 from pipepar.microbatch import TensorSpec
+from pipepar.model.compat.torch_internals import checkpoint_offset
 from pipepar.model.weights.checkpoint import Checkpoint, Stored
 from pipepar.model.weights.exported_weights import exported_tensors
 
 _TORCH_SUFFIXES: Final = (".bin", ".pt", ".pth")
 
-# Of the safetensors format: its library accepts no longer header.
+# The limit of the safetensors library.
 _LONGEST_HEADER: Final = 100_000_000
 
-_POINTER: Final = b"version https://git-lfs"
+_LFS_POINTER: Final = b"version https://git-lfs"
 
 _DTYPES: Final = {
     "F64": torch.float64,
@@ -44,7 +45,7 @@ _DTYPES: Final = {
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint's table of contents, and none of its values.
+    """Open a checkpoint: read the locations of its tensors, and no values.
 
     Args:
         path: a .safetensors file, a .bin, .pt or .pth file that `torch.save` wrote, or the
@@ -58,13 +59,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise WeightsError(
-            f"no weights at {path}, expected a checkpoint there: .safetensors, "
-            f"{', '.join(_TORCH_SUFFIXES)}, or the index of several; check the path, or copy the "
-            f"whole folder"
+            f"no weights at {path}, expected a checkpoint: .safetensors, "
+            f"{', '.join(_TORCH_SUFFIXES)}, or the index of several files; check the path, or copy "
+            f"the whole folder"
         )
     _refuse_pointer(path)
     if path.suffix == ".json":
-        file_of = _sharded(path)
+        file_of = _shard_of_each(path)
         kinds = {file.suffix for file in file_of.values()} or {".safetensors"}
         return Checkpoint(path, file_of, _header_of(path, *kinds))
     header = _header_of(path, path.suffix)
@@ -73,11 +74,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _refuse_pointer(path: Path) -> None:
-    """A repository cloned without its large files has small texts in their place."""
+    """Refuse the small text file that a clone without Git LFS has instead of a large file."""
     with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise WeightsError(
-                f"{path} is a Git LFS pointer and not the file itself; fetch it with git lfs pull"
+                f"{path} is a Git LFS pointer, expected the file itself; fetch it with git lfs pull"
             )
 
 
@@ -95,13 +96,13 @@ def _header_of(path: Path, *suffixes: str) -> Callable[[Path], Mapping[str, Stor
     )
 
 
-def _sharded(path: Path) -> dict[str, Path]:
+def _shard_of_each(path: Path) -> dict[str, Path]:
     try:
         shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"].items()
         index = {str(name): path.parent / str(file) for name, file in shards}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise WeightsError(
-            f"{path} is no index of weight files ({type(error).__name__}: {error}), expected "
+            f"{path} is not an index of weight files ({type(error).__name__}: {error}), expected "
             f"an object with a weight_map; copy it again from its source"
         ) from error
     for file in sorted(set(index.values())):
@@ -111,7 +112,7 @@ def _sharded(path: Path) -> dict[str, Path]:
 
 
 def _safetensors_header(path: Path) -> dict[str, Stored]:
-    """The header, byte by byte as the format's own description has it."""
+    """Parse the header as the specification of the safetensors format describes it."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -158,13 +159,18 @@ def _contiguous(dtype: torch.dtype, shape: list[int]) -> TensorSpec:
 
 
 def _torch_header(path: Path) -> dict[str, Stored]:
-    """The tensors of a state dict without their values: torch notes where those lie."""
+    """Return the locations of a state dict's tensors, which torch records when it loads to meta."""
     try:
         state = torch.load(path, map_location="meta", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} holds more than tensors, which could run code when it is read; save it "
+            f"{path} contains more than tensors, which could run code when it is read; save it "
             f"again with torch.save(model.state_dict(), path), or with safetensors"
+        ) from error
+    except NotImplementedError as error:  # torch 2.14 cannot validate sparse tensors on meta
+        raise WeightsError(
+            f"a tensor in {path} is sparse or quantized, expected plain tensors; save it dense or "
+            f"dequantized"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise WeightsError(
@@ -173,14 +179,14 @@ def _torch_header(path: Path) -> dict[str, Stored]:
         ) from error
     if not isinstance(state, Mapping):
         raise WeightsError(
-            f"{path} holds a {type(state).__name__}, expected a state dict: names and tensors; "
+            f"{path} contains a {type(state).__name__}, expected a state dict: names and tensors; "
             f"save it with torch.save(model.state_dict(), path)"
         )
     tensors = {str(n): tensor for n, tensor in state.items() if isinstance(tensor, torch.Tensor)}
     if state and not tensors:
         raise WeightsError(
-            f"{path} holds {', '.join(map(str, state))}, expected names of tensors; save the state "
-            f"dict that is among them by itself"
+            f"{path} contains {', '.join(map(str, state))}, expected names of tensors; save only "
+            f"the state dict, not a dict that contains it"
         )
     return {name: _torch_entry(path, name, tensor) for name, tensor in tensors.items()}
 
@@ -191,13 +197,13 @@ def _torch_entry(path: Path, name: str, tensor: torch.Tensor) -> Stored:
             f"{name} in {path} is sparse, quantized or a lazy conjugate, expected a plain tensor; "
             f"save it dense, dequantized, or with resolve_conj()"
         )
-    offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    offset = checkpoint_offset(tensor)
     if offset is None:
         raise WeightsError(
-            f"{path} is in the format that torch wrote before version 1.6, which can only be read "
-            f"whole; load it with torch and save it again with safetensors"
+            f"{path} is in the format that torch wrote before version 1.6, expected one that can "
+            f"be read in parts; load it with torch and save it again with safetensors"
         )
-    begin = offset + tensor.storage_offset() * tensor.dtype.itemsize
+    begin = offset + int(tensor.storage_offset()) * tensor.dtype.itemsize
     return Stored(name, path, begin, TensorSpec.of(tensor))
 
 

@@ -1,4 +1,4 @@
-"""The weights of a `.pt2` archive: each one's bytes lie in a member of its own, uncompressed."""
+"""The weights in a `.pt2` archive; each one is an uncompressed member of its own."""
 
 from __future__ import annotations
 
@@ -8,34 +8,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from torch._export.serde.serialize import deserialize_scalar_type
-
 from pipepar.errors import InputError
 from pipepar.microbatch import TensorSpec
+from pipepar.model.compat.torch_internals import payload_member, serialized_dtype
 from pipepar.model.weights.checkpoint import Stored
 
-_PAYLOADS: Final = "data/{kind}/model_{kind}_config.json"
-
-# Of the zip format: a local header's size without its two fields of variable length, and where
-# their lengths stand.
+# Of the zip format: the size of a local header without its two fields of variable length, and the
+# offset of their lengths.
 _LOCAL_HEADER: Final = 30
-_LENGTHS_AT: Final = 26
+_LENGTHS_OFFSET: Final = 26
 
 Payload: TypeAlias = Mapping[str, Any]
-"""What the archive says of one tensor."""
+"""The archive's description of one tensor."""
 
 
 def exported_tensors(path: Path) -> dict[str, Stored]:
-    """Where each weight of a program lies.
+    """Return the location of each weight of a program.
 
     Args:
         path: the .pt2 file.
 
     Returns:
-        Places by the program's own names.
+        Locations by the program's own names.
 
     Raises:
-        InputError: the file holds no weights in a form that can be read in part.
+        InputError: a weight is a pickle or is compressed, so it cannot be read by itself.
     """
     with zipfile.ZipFile(path) as archive:
         return {
@@ -45,7 +42,7 @@ def exported_tensors(path: Path) -> dict[str, Stored]:
 
 
 def payloads(archive: zipfile.ZipFile, kind: str) -> dict[str, Payload]:
-    """What an archive says of its tensors, by name.
+    """Return the archive's descriptions of its tensors, by name.
 
     Args:
         archive: the archive.
@@ -54,7 +51,7 @@ def payloads(archive: zipfile.ZipFile, kind: str) -> dict[str, Payload]:
     Raises:
         InputError: a tensor is stored as a pickle.
     """
-    text = read_member(archive, _PAYLOADS.format(kind=kind))
+    text = read_member(archive, payload_member(kind))
     config: dict[str, Payload] = json.loads(text)["config"]
     for name, payload in config.items():
         if payload["use_pickle"] or payload["tensor_meta"] is None:
@@ -67,13 +64,13 @@ def payloads(archive: zipfile.ZipFile, kind: str) -> dict[str, Payload]:
 
 
 def stored_tensor(archive: zipfile.ZipFile, kind: str, name: str, payload: Payload) -> Stored:
-    """Where one tensor of an archive lies.
+    """Return the location of one tensor of an archive.
 
     Args:
         archive: open, by its path.
         kind: "weights" or "constants".
-        name: what the program calls it.
-        payload: what the archive says of it.
+        name: the program's name of the tensor.
+        payload: the archive's description of the tensor.
 
     Raises:
         InputError: its bytes are compressed.
@@ -81,7 +78,7 @@ def stored_tensor(archive: zipfile.ZipFile, kind: str, name: str, payload: Paylo
     path = Path(archive.filename or "")
     meta = payload["tensor_meta"]
     spec = TensorSpec(
-        deserialize_scalar_type(meta["dtype"]),
+        serialized_dtype(meta["dtype"]),
         tuple(size["as_int"] for size in meta["sizes"]),
         tuple(step["as_int"] for step in meta["strides"]),
     )
@@ -91,21 +88,21 @@ def stored_tensor(archive: zipfile.ZipFile, kind: str, name: str, payload: Paylo
 
 
 def _data_offset(path: Path, entry: zipfile.ZipInfo) -> int:
-    """Bytes from the file's start to an entry's data; zipfile knows where its header is."""
+    """Return the offset of a member's data in the file; zipfile has only that of its header."""
     if entry.compress_type != zipfile.ZIP_STORED:
         raise InputError(f"{entry.filename} in {path} is compressed; export the model again")
     with path.open("rb") as file:
-        file.seek(entry.header_offset + _LENGTHS_AT)
+        file.seek(entry.header_offset + _LENGTHS_OFFSET)
         lengths = file.read(4)
     name, extra = (int.from_bytes(part, "little") for part in (lengths[:2], lengths[2:]))
     return entry.header_offset + _LOCAL_HEADER + name + extra
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """The bytes of a member, named without the folder that torch puts everything into."""
+    """Return the bytes of a member, named relative to the archive's top folder."""
     return archive.read(_full(archive, name))
 
 
 def _full(archive: zipfile.ZipFile, name: str) -> str:
-    """An entry's name with the folder that torch puts everything into."""
+    """Return a member's name with the archive's top folder, which torch adds to all names."""
     return f"{archive.namelist()[0].partition('/')[0]}/{name}"

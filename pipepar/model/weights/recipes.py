@@ -1,4 +1,7 @@
-"""How a model's own tensors are made of a checkpoint's: most are the same, under the same name."""
+"""Recipes that make the tensors of a model from the tensors of a checkpoint.
+
+Most tensors have the same name and value in both.
+"""
 
 from __future__ import annotations
 
@@ -13,50 +16,47 @@ Tensors: TypeAlias = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recipe:
-    """Some of a checkpoint's tensors, and what becomes of them."""
+    """Tensors of a checkpoint, and the function that makes tensors of the model from them."""
 
     sources: tuple[str, ...]
-    """The checkpoint's names for what is needed."""
+    """The names of the required tensors in the checkpoint."""
     make: Callable[[list[torch.Tensor]], Tensors]
-    """From the sources' values, in order, to the model's tensors by the model's names."""
+    """Takes the values of `sources` in order, and returns the model's tensors by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipes:
-    """A whole checkpoint, seen from a model."""
+    """The recipes for all tensors of a model that a checkpoint provides."""
 
     by_name: Mapping[str, Recipe]
-    """For every tensor of the model that the checkpoint holds its recipe."""
+    """The recipe of each tensor, by the model's name."""
     surplus: tuple[str, ...]
-    """Tensors of the checkpoint that the model has no use for, and should have."""
+    """The checkpoint's names of tensors that show that it belongs to another model."""
 
 
 class Naming(Protocol):
-    """How a checkpoint's names belong to a model's."""
+    """A mapping from a checkpoint's names to a model's names."""
 
     def recipes(self, stored: Collection[str]) -> Recipes:
-        """Match a checkpoint with the model.
+        """Return the recipes for a checkpoint.
 
         Args:
-            stored: every name in the checkpoint.
-
-        Returns:
-            What to make of it.
+            stored: all names in the checkpoint.
         """
 
 
 class SameNames:
-    """A checkpoint that calls everything what the model calls it, as `state_dict()` does.
+    """The mapping for a checkpoint that has the model's own names, as `state_dict()` has.
 
     Args:
-        known: all of the model's names, those of buffers included.
+        known: all names of the model, including those of buffers.
     """
 
     def __init__(self, known: Collection[str]) -> None:
         self._known = frozenset(known)
 
     def recipes(self, stored: Collection[str]) -> Recipes:
-        """Every name is its own; see `Naming.recipes`."""
+        """Return a recipe that changes nothing for each known name; see `Naming.recipes`."""
         return Recipes(
             {name: same(name, name) for name in stored if name in self._known},
             tuple(name for name in stored if name not in self._known),
@@ -64,13 +64,10 @@ class SameNames:
 
 
 def same(stored: str, name: str) -> Recipe:
-    """The recipe of a tensor that is taken as it is.
+    """Return the recipe of a tensor that is used unchanged.
 
     Args:
-        stored: the checkpoint's name for it.
-        name: the model's name for it.
-
-    Returns:
-        The recipe.
+        stored: its name in the checkpoint.
+        name: its name in the model.
     """
     return Recipe((stored,), lambda values: {name: values[0]})

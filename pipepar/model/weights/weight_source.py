@@ -1,4 +1,4 @@
-"""One stage's tensors, and no others."""
+"""Sources of weights that read the tensors of one stage and no others."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from pipepar.model.weights.recipes import Naming, Recipe, Recipes
 
 @dataclass(frozen=True, slots=True)
 class WeightSpec:
-    """What a graph expects of one of its parameters or persistent buffers."""
+    """A parameter or persistent buffer that a graph needs."""
 
     name: str
-    """The model's own name for it, such as encoder.layer.0.output.dense.weight."""
+    """Its name in the model, such as encoder.layer.0.output.dense.weight."""
     aliases: tuple[str, ...]
-    """Other names of the same tensor, where the model ties weights."""
+    """Other names of the same tensor, if the model ties weights."""
     shape: tuple[int, ...]
-    """Sizes of its dimensions."""
+    """Its sizes."""
     dtype: torch.dtype
-    """Element type that the model computes with."""
+    """The dtype that the model computes with."""
 
     @property
     def nbytes(self) -> int:
@@ -44,11 +44,14 @@ Named: TypeAlias = tuple[str, torch.Tensor]
 """A weight and its `WeightSpec.name`."""
 
 Reading: TypeAlias = Generator[Named, None, None]
-"""Weights one after another; to be closed by who does not take all of them."""
+"""Weights, one at a time; a caller that does not take all of them must close it."""
+
+Requested: TypeAlias = list[tuple[str, WeightSpec]]
+"""Requested tensors, each with the one of its names that the checkpoint provides."""
 
 
 class Weights(Protocol):
-    """A place where weights lie."""
+    """A source of weights."""
 
     def check(self, specs: Sequence[WeightSpec]) -> None:
         """Verify names, shapes and dtypes without reading any values.
@@ -57,37 +60,38 @@ class Weights(Protocol):
             specs: the tensors that will be read.
 
         Raises:
-            WeightsError: a tensor is missing, does not fit, or belongs to no part of the model.
+            WeightsError: a tensor is missing or has the wrong shape or dtype, or the source has a
+                tensor that the model lacks.
         """
 
     def read(self, specs: Sequence[WeightSpec]) -> Reading:
-        """Read the named tensors and nothing else.
+        """Read tensors and nothing else.
 
         Args:
             specs: the tensors to read; `check` has accepted them.
 
         Yields:
-            Each tensor on the CPU with its `WeightSpec.name`, in the order in which they lie there.
-            A tensor is held no longer than until the next is asked for.
+            Each `WeightSpec.name` and its tensor on the CPU, in the order of the source. The source
+            releases a tensor before it reads the next one.
 
         Raises:
-            WeightsError: a tensor is missing or does not fit, or a file is damaged.
+            WeightsError: a tensor is missing or has the wrong shape or dtype, or a file is damaged.
         """
 
 
 class ModuleWeights:
-    """The weights of a module that exists already; they are shared, not copied.
+    """The weights of an existing module; they are shared, not copied.
 
     Args:
-        module: the module that holds the values.
+        module: the module with the values.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._tensors = named_tensors(module)
-        self._holder = type(module).__name__
+        self._class_name = type(module).__name__
 
     def held(self, device: torch.device) -> int:
-        """Bytes that lie on a device: a stage of them takes no further memory there."""
+        """Return the bytes of the tensors that are on a device, where a stage can share them."""
         own = {id(tensor): tensor for tensor in self._tensors.values() if tensor.device == device}
         return sum(tensor.nbytes for tensor in own.values())
 
@@ -97,38 +101,38 @@ class ModuleWeights:
             self._find(spec)
 
     def read(self, specs: Sequence[WeightSpec]) -> Reading:
-        """The module's own tensors, detached; see `Weights.read`."""
+        """Yield the module's own tensors, detached; see `Weights.read`."""
         return ((spec.name, self._find(spec).detach()) for spec in specs)
 
     def fingerprint(self) -> str:
-        """What tells these values from others; see `module_tensors.fingerprint_of`."""
+        """Return a hash that identifies the values; see `module_tensors.fingerprint_of`."""
         return fingerprint_of(self._tensors)
 
     def _find(self, spec: WeightSpec) -> torch.Tensor:
         tensor = self._tensors.get(spec.name)
         if tensor is None:
-            raise _missing(spec.name, f"the module {self._holder}", self._tensors)
+            raise _missing(spec.name, f"the module {self._class_name}", self._tensors)
         if tensor.is_meta:
             raise WeightsError(
-                f"{spec.name} of {self._holder} is on the meta device and has no values; "
+                f"{spec.name} of {self._class_name} is on the meta device, expected values; "
                 f"give a module with values, or its factory and a safetensors file"
             )
         if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
             raise WeightsError(
-                f"{spec.name} of {self._holder} is {tuple(tensor.shape)} {tensor.dtype}, expected "
-                f"{spec.shape} {spec.dtype}; do not change the module after it was captured"
+                f"{spec.name} of {self._class_name} is {tuple(tensor.shape)} {tensor.dtype}, "
+                f"expected {spec.shape} {spec.dtype}; do not change the module after its capture"
             )
         return tensor
 
 
 class StoredWeights:
-    """The weights in a checkpoint, which is opened when they are first asked for.
+    """The weights in a checkpoint, which is opened at the first use.
 
     Args:
         path: a file that `open_checkpoint` reads.
-        naming: how the checkpoint's names belong to the model's.
-        cast: whether a tensor of another floating dtype is cast to the model's, as
-            transformers does; otherwise that is an error.
+        naming: the mapping from the checkpoint's names to the model's.
+        cast: whether a tensor of another floating dtype is cast to the model's, as transformers
+            does; otherwise that is an error.
     """
 
     def __init__(self, path: Path, naming: Naming, cast: bool = False) -> None:
@@ -140,35 +144,35 @@ class StoredWeights:
         """Verify names, shapes and dtypes from the headers; see `Weights.check`."""
         if self._recipes.surplus:
             raise _surplus(self._recipes.surplus, self._path)
-        for recipe, asked in self._ordered(specs):
+        for recipe, requested in self._in_file_order(specs):
             headers = [_meta(self._checkpoint, source) for source in recipe.sources]
             try:
-                self._made(recipe, asked, headers)
+                self._make(recipe, requested, headers)
             except (RuntimeError, ValueError, KeyError, IndexError) as error:
                 raise WeightsError(
-                    f"{asked[0][1].name} cannot be made of {_listed(recipe.sources)} in "
+                    f"{requested[0][1].name} cannot be made from {_listed(recipe.sources)} in "
                     f"{self._path} ({error}); the checkpoint may lack a part: copy all of it again"
                 ) from error
 
     def read(self, specs: Sequence[WeightSpec]) -> Reading:
-        """Read in the order of the files, each opened once; see `Weights.read`."""
+        """Read in the order of the files, and open each once; see `Weights.read`."""
         with TensorFiles() as files:
-            for recipe, asked in self._ordered(specs):
+            for recipe, requested in self._in_file_order(specs):
                 values = self._values(files, recipe)
-                for _, spec in asked:
+                for _, spec in requested:
                     self._check_ties(files, recipe, spec, values)
-                yield from self._made(recipe, asked, values)
+                yield from self._make(recipe, requested, values)
 
     def fingerprint(self) -> str:
-        """What tells this checkpoint from others.
+        """Return a hash that identifies the checkpoint, without reading all of it.
 
         Returns:
-            SHA-256 of every tensor's name, shape, dtype and file, of some bytes of its middle, and
-            of the files' sizes: little is read, however large they are.
+            SHA-256 of the files' sizes and, for each tensor, of its name, shape, dtype and file and
+            of some bytes from its middle.
 
         Raises:
             WeightsError: a file is damaged.
-            OSError: it cannot be read.
+            OSError: a file cannot be read.
         """
         digest = hashlib.sha256()
         with TensorFiles() as files:
@@ -178,26 +182,26 @@ class StoredWeights:
                 digest.update(files.sample(stored))
         return digest.hexdigest()
 
-    def _places(self, recipe: Recipe) -> list[tuple[Path, int]]:
-        return [_place(self._checkpoint.locate(name)) for name in recipe.sources]
+    def _locations(self, recipe: Recipe) -> list[tuple[Path, int]]:
+        return [_file_and_offset(self._checkpoint.locate(name)) for name in recipe.sources]
 
     def _values(self, files: TensorFiles, recipe: Recipe) -> list[torch.Tensor]:
-        places = sorted(map(self._checkpoint.locate, recipe.sources), key=_place)
-        values = {stored.name: files.read(stored) for stored in places}
+        in_order = sorted(map(self._checkpoint.locate, recipe.sources), key=_file_and_offset)
+        values = {stored.name: files.read(stored) for stored in in_order}
         return [values[name] for name in recipe.sources]
 
     def _check_ties(
         self, files: TensorFiles, recipe: Recipe, spec: WeightSpec, values: list[torch.Tensor]
     ) -> None:
-        """One tensor under several names must be one, or what was trained apart would be lost."""
+        """Refuse a checkpoint with different values for the names of one tensor."""
         for name in spec.aliases:
             other = self._recipes.by_name.get(name, recipe)
-            if self._places(other) == self._places(recipe):
+            if self._locations(other) == self._locations(recipe):
                 continue
             if not all(map(same_values, values, self._values(files, other))):
                 raise WeightsError(
-                    f"{spec.name} and {name} are one tensor in the model, but {self._path} holds "
-                    f"two that differ; build the model without the tie (in config.json: "
+                    f"{spec.name} and {name} are one tensor in the model, but {self._path} "
+                    f"contains two that differ; build the model without the tie (in config.json: "
                     f"tie_word_embeddings), or use the checkpoint that belongs to it"
                 )
 
@@ -209,51 +213,51 @@ class StoredWeights:
     def _recipes(self) -> Recipes:
         return self._naming.recipes(self._checkpoint.names)
 
-    def _ordered(
-        self, specs: Sequence[WeightSpec]
-    ) -> list[tuple[Recipe, list[tuple[str, WeightSpec]]]]:
-        """Each recipe once, with what is wanted of it, as the files have them."""
-        wanted: dict[Recipe, list[tuple[str, WeightSpec]]] = {}
+    def _in_file_order(self, specs: Sequence[WeightSpec]) -> list[tuple[Recipe, Requested]]:
+        """Return each recipe that the specs need, with these specs, in the order of the files."""
+        needed: dict[Recipe, Requested] = {}
         for spec in specs:
-            name = self._stored_name(spec)
-            wanted.setdefault(self._recipes.by_name[name], []).append((name, spec))
-        return sorted(
-            wanted.items(), key=lambda item: _place(self._checkpoint.locate(item[0].sources[0]))
-        )
+            name = self._provided_name(spec)
+            needed.setdefault(self._recipes.by_name[name], []).append((name, spec))
 
-    def _stored_name(self, spec: WeightSpec) -> str:
+        def first_source(item: tuple[Recipe, Requested]) -> tuple[Path, int]:
+            return _file_and_offset(self._checkpoint.locate(item[0].sources[0]))
+
+        return sorted(needed.items(), key=first_source)
+
+    def _provided_name(self, spec: WeightSpec) -> str:
         for name in (spec.name, *spec.aliases):
             if name in self._recipes.by_name:
                 return name
         raise _missing(spec.name, str(self._path), self._checkpoint.names)
 
-    def _made(
-        self, recipe: Recipe, asked: list[tuple[str, WeightSpec]], values: list[torch.Tensor]
+    def _make(
+        self, recipe: Recipe, requested: Requested, values: list[torch.Tensor]
     ) -> list[Named]:
-        """The tensors asked for, of the values of a recipe's sources."""
+        """Make the requested tensors from the values of a recipe's sources."""
         made = recipe.make(values)
-        return [(spec.name, self._fitted(recipe, spec, made[name])) for name, spec in asked]
+        return [(spec.name, self._cast_to(recipe, spec, made[name])) for name, spec in requested]
 
-    def _fitted(self, recipe: Recipe, spec: WeightSpec, value: torch.Tensor) -> torch.Tensor:
+    def _cast_to(self, recipe: Recipe, spec: WeightSpec, value: torch.Tensor) -> torch.Tensor:
         if tuple(value.shape) != spec.shape:
             raise WeightsError(
-                f"{self._where(recipe)} has shape {tuple(value.shape)}, expected {spec.shape} for "
-                f"{spec.name}; use the checkpoint that belongs to this model's configuration"
+                f"{self._sources(recipe)} has shape {tuple(value.shape)}, expected {spec.shape} "
+                f"for {spec.name}; use the checkpoint that belongs to this model's configuration"
             )
         castable = self._cast and value.is_floating_point() and spec.dtype.is_floating_point
         if value.dtype != spec.dtype and not castable:
             raise WeightsError(
-                f"{self._where(recipe)} has dtype {value.dtype}, expected {spec.dtype} for "
+                f"{self._sources(recipe)} has dtype {value.dtype}, expected {spec.dtype} for "
                 f"{spec.name}; build the model in the checkpoint's dtype, or convert the checkpoint"
             )
-        return compact(value.to(spec.dtype))  # of a fused tensor, its part alone
+        return compact(value.to(spec.dtype))  # a part of a fused tensor must not keep all of it
 
-    def _where(self, recipe: Recipe) -> str:
+    def _sources(self, recipe: Recipe) -> str:
         file = self._checkpoint.locate(recipe.sources[0]).file
         return f"{_listed(recipe.sources)} in {file}"
 
 
-def _place(stored: Stored) -> tuple[Path, int]:
+def _file_and_offset(stored: Stored) -> tuple[Path, int]:
     return stored.file, stored.offset
 
 
@@ -267,17 +271,17 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _missing(name: str, place: str, present: Iterable[str]) -> WeightsError:
+def _missing(name: str, source: str, present: Iterable[str]) -> WeightsError:
     close = difflib.get_close_matches(name, list(present), n=3)
-    hint = f"close names there: {', '.join(close)}" if close else "no name there is close"
+    hint = f"similar names: {', '.join(close)}" if close else "it has no similar name"
     return WeightsError(
-        f"no tensor {name} in {place} ({hint}); "
+        f"no tensor {name} in {source} ({hint}); "
         f"use the checkpoint that belongs to this model's configuration"
     )
 
 
 def _surplus(names: Sequence[str], path: Path) -> WeightsError:
     return WeightsError(
-        f"{path} holds {_listed(names)}, which the model does not have, expected its own tensors "
-        f"only; use the checkpoint that belongs to this model's configuration"
+        f"{path} contains {_listed(names)}, which the model does not have, expected only its own "
+        f"tensors; use the checkpoint that belongs to this model's configuration"
     )

@@ -1,1 +1,1 @@
-"""The tasks, one file each: the name of the file is the name of the task, with _ for -."""
+"""The tasks, one file each. The file has the name of the task, with _ for -."""

@@ -1,4 +1,4 @@
-"""What the model returns."""
+"""The model's own output, unchanged."""
 
 from pipepar.model.source.heads import Head
 from pipepar.tasks.task import Task

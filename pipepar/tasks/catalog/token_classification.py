@@ -1,4 +1,4 @@
-"""The entities in a text, as Hugging Face's pipeline answers without an aggregation."""
+"""The entities in a text, as Hugging Face's pipeline returns them without aggregation."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from pipepar.tasks.task import Task
 from pipepar.tasks.token_answers import Vocabulary, token_logits, tokens_of
 
 _NO_ENTITY: Final = "O"
-"""The class of tokens that are no entity."""
+"""The class of a token that belongs to no entity."""
 
 
 def entities(vocabulary: Vocabulary, names: Sequence[str]) -> Answer:
-    """Answer with the entities in each text.
+    """Return the function that finds the entities in each text.
 
     Args:
         vocabulary: the model's tokenizer.
-        names: of the classes.
+        names: the names of the classes.
 
     Returns:
-        An answer that needs the columns of ``TokenizedOptions(token_columns=True)`` and logits
-        [B, S, classes]; for each sample a list of ``{"entity", "score", "index", "word", "start",
-        "end"}``, without special tokens and without the class "O".
+        A function of logits [B, S, classes] and the columns of
+        ``TokenizedOptions(token_columns=True)``. It returns for each sample a list of ``{"entity",
+        "score", "index", "word", "start", "end"}``, without special tokens and the class "O".
     """
 
     def answer(output: Any, columns: Columns) -> Rows:
         scores = full_precision(token_logits(output, columns)).softmax(-1)
         texts = unpack_strings(columns["text"])
         return [
-            _entities(row, tokens_of(columns, at), text, vocabulary, names)
-            for at, (row, text) in enumerate(zip(scores, texts, strict=True))
+            _entities(row, tokens_of(columns, sample), text, vocabulary, names)
+            for sample, (row, text) in enumerate(zip(scores, texts, strict=True))
         ]
 
     return answer
@@ -54,7 +54,7 @@ def _entities(
         word, start, end = vocabulary.convert_ids_to_tokens(token), None, None
         if "offset_mapping" in columns:
             start, end = columns["offset_mapping"][index].tolist()
-            # The vocabulary does not know the word, but the text has it.
+            # The vocabulary lacks the word; the text has it.
             word = text[start:end] if token == vocabulary.unk_token_id else word
         score = float(best.values[index])
         found.append(

@@ -225,7 +225,7 @@ def test_pictures_need_a_processor(tmp_path: Path) -> None:
     folder = text_folder(tmp_path / "bert", "BertModel")
     status, output = pipepar("run", folder, tmp_path / "in", tmp_path / "o.npy")
     assert status == 1
-    assert "holds no image processor" in output
+    assert "contains no image processor" in output
 
 
 @pytest.mark.filterwarnings("ignore:.*they will slow each other")

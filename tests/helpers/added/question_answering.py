@@ -10,7 +10,7 @@ from pipepar.tasks.task import Task
 
 def _answers(folder: ModelFolder | None) -> Answer:
     def answer(output: Any, columns: Columns) -> Rows:
-        return [{"answer": place} for place in logits_of(output).argmax(-1).tolist()]
+        return [{"answer": position} for position in logits_of(output).argmax(-1).tolist()]
 
     return answer
 

@@ -1,4 +1,4 @@
-"""Programs that torch.export.save wrote: read in part, and no code of theirs is run."""
+"""Exported programs: read in parts, without running code from the file."""
 
 import os
 import zipfile
@@ -20,7 +20,7 @@ DIM = torch.export.Dim
 
 
 class Net(nn.Module):
-    """Tied layers, statistics, a passing buffer, a constant, a keyword and a dict out."""
+    """Tied layers, statistics, a non-persistent buffer, a constant, a keyword and a dict output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def net() -> nn.Module:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_program_in_stages(net: nn.Module, tmp_path: Path, count: int) -> None:
+def test_stages_of_a_program(net: nn.Module, tmp_path: Path, count: int) -> None:
     source = from_exported(saved(tmp_path / "m.pt2", net))
     assert all(parameter.is_meta for parameter in source.module.parameters())
     graph = capture(source.module, (torch.randn(3, 4),), {})
@@ -82,25 +82,26 @@ class Harmful:
         return os.mkdir, (str(self.path),)
 
 
-def test_no_pickle_in_it_is_opened(net: nn.Module, tmp_path: Path) -> None:
-    path, trap, sprung = saved(tmp_path / "m.pt2", net), tmp_path / "trap", tmp_path / "sprung"
-    torch.save(Harmful(sprung), trap)
+def test_a_pickle_in_the_file_is_not_loaded(net: nn.Module, tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.pt2", net)
+    pickled, created = tmp_path / "pickled", tmp_path / "created"
+    torch.save(Harmful(created), pickled)
     changed = tmp_path / "changed.pt2"
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(changed, "w") as new:
         for name in old.namelist():
-            new.writestr(name, trap.read_bytes() if "sample_inputs" in name else old.read(name))
+            new.writestr(name, pickled.read_bytes() if "sample_inputs" in name else old.read(name))
     with pytest.raises(InputError, match="more than tensors, which could run code"):
         from_exported(changed)
-    assert not sprung.exists()
+    assert not created.exists()
 
 
-def test_a_program_in_training_mode(tmp_path: Path) -> None:
+def test_a_program_in_training_mode_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.pt2", nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).train())
     with pytest.raises(InputError, match=r"training mode \(dropout"):
         from_exported(path)
 
 
-def test_a_file_that_is_none(net: nn.Module, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_program_is_refused(net: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no exported program at"):
         from_exported(tmp_path / "gone.pt2")
     (tmp_path / "x.pt2").write_bytes(b"x" * 100)
@@ -108,7 +109,7 @@ def test_a_file_that_is_none(net: nn.Module, tmp_path: Path) -> None:
         from_exported(tmp_path / "x.pt2")
 
 
-def test_a_file_that_ends_too_early(net: nn.Module, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(net: nn.Module, tmp_path: Path) -> None:
     path = saved(tmp_path / "m.pt2", net)
     source = from_exported(path)
     graph = capture(source.module, (torch.randn(3, 4),), {})

@@ -1,6 +1,7 @@
-"""What the user named becomes a model, with the numbers that it has without us."""
+"""Models from folders, factories and scripts compute the same results as without pipepar."""
 
 import shutil
+import sys
 import textwrap
 import threading
 from pathlib import Path
@@ -71,7 +72,7 @@ def copied(bert: tuple[Path, Graph], folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Graph]:
-    """A folder, to be copied, and the graph of what is in it."""
+    """A folder that tests copy, and the graph of its model."""
     folder = saved(tmp_path_factory.mktemp("bert"), "bert")
     source = from_huggingface(folder, find_task("feature-extraction").head)
     return folder, capture(source.module, (), batch(1, 6))
@@ -86,17 +87,17 @@ def assert_stages_equal(
     graph = graph or capture(source.module, (), batch(1, 6))
     calls = [batch(size, length) for size, length in [(1, 6), (2, 6), (3, 11), (6, 3)]]
     with torch.no_grad():
-        whole = [reference(**inputs) for inputs in calls]
+        references = [reference(**inputs) for inputs in calls]
     for count in counts:
         plan = make_plan(graph, count)
         stages = [Stage.load(graph, plan, i, source.weights) for i in range(count)]
-        for inputs, expected in zip(calls, whole, strict=True):
+        for inputs, expected in zip(calls, references, strict=True):
             found = run(graph, plan, stages, (), inputs)
             assert torch.equal(found, expected)
             assert found.dtype == expected.dtype
 
 
-def test_encoders_give_what_from_pretrained_gives(tmp_path: Path, encoder: str) -> None:
+def test_encoders_equal_from_pretrained(tmp_path: Path, encoder: str) -> None:
     assert_stages_equal(saved(tmp_path, encoder))
 
 
@@ -112,7 +113,7 @@ def test_a_folder_whose_configuration_names_no_dtype(tmp_path: Path) -> None:
     assert_stages_equal(tmp_path, counts=(2,))
 
 
-def test_float16_weights_under_a_float32_configuration(
+def test_float16_weights_with_a_float32_configuration(
     tmp_path: Path, bert: tuple[Path, Graph]
 ) -> None:
     copied(bert, tmp_path)
@@ -136,7 +137,7 @@ def test_a_checkpoint_with_a_head_has_the_base_prefix(
     assert_stages_equal(tmp_path, counts=(2,), graph=bert[1])
 
 
-def test_a_layer_norm_of_old(tmp_path: Path, bert: tuple[Path, Graph]) -> None:
+def test_old_names_of_a_layer_norm(tmp_path: Path, bert: tuple[Path, Graph]) -> None:
     copied(bert, tmp_path)
     file = tmp_path / "model.safetensors"
     old = {
@@ -149,7 +150,7 @@ def test_a_layer_norm_of_old(tmp_path: Path, bert: tuple[Path, Graph]) -> None:
     assert_stages_equal(tmp_path, counts=(2,), graph=bert[1])
 
 
-def test_padding_does_not_count(bert: tuple[Path, Graph]) -> None:
+def test_the_mean_excludes_padding(bert: tuple[Path, Graph]) -> None:
     pooled = MeanPooling(transformers.AutoModel.from_pretrained(bert[0]).eval())
     inputs = batch(2, 6)
     inputs["attention_mask"][:] = torch.tensor([1, 1, 1, 0, 0, 0])
@@ -166,7 +167,7 @@ def test_a_row_without_tokens_is_zero(bert: tuple[Path, Graph]) -> None:
         assert torch.equal(pooled(**inputs)[1], torch.zeros(32))
 
 
-def test_a_longer_text_than_the_positions(bert: tuple[Path, Graph]) -> None:
+def test_a_text_longer_than_the_positions_is_refused(bert: tuple[Path, Graph]) -> None:
     _, graph = bert
     with pytest.raises(InputError, match="<= 40"):
         graph.flatten_inputs((), batch(2, 41))
@@ -185,7 +186,7 @@ def test_a_longer_text_than_the_positions(bert: tuple[Path, Graph]) -> None:
         ),
     ],
 )
-def test_a_folder_that_is_not_complete(
+def test_an_incomplete_folder_is_refused(
     tmp_path: Path,
     change: Any,
     error: type[Exception],
@@ -213,15 +214,15 @@ FACTORIES = """
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A module in the working directory; its name."""
+    """The name of a module in the working directory."""
     name = f"factories_{abs(hash(tmp_path))}"
     (tmp_path / f"{name}.py").write_text(textwrap.dedent(FACTORIES))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    monkeypatch.setattr("sys.path", [*sys.path])
     return name
 
 
-def test_a_factory_with_its_own_values(script: str) -> None:
+def test_a_factory_that_makes_the_values(script: str) -> None:
     source = from_factory(f"{script}:make", None)
     graph = capture(source.module, (torch.randn(2, 3),), {})
     stage = Stage.load(graph, make_plan(graph, 1), 0, source.weights)
@@ -250,7 +251,7 @@ def test_a_factory_with_weights_takes_no_memory(script: str, tmp_path: Path) -> 
         ("{}:number", "returned a int, expected an nn.Module"),
     ],
 )
-def test_a_factory_that_is_none(script: str, name: str, message: str) -> None:
+def test_a_wrong_factory_is_refused(script: str, name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         from_factory(name.format(script), None)
 
@@ -268,9 +269,9 @@ def test_a_module_is_never_modified() -> None:
     assert after["head.weight"] is after["embed.weight"]
 
 
-def test_what_is_no_module() -> None:
+def test_an_object_that_is_not_a_module_is_refused() -> None:
     with pytest.raises(InputError, match=r"found a function, expected an nn\.Module"):
-        from_module(test_what_is_no_module)  # type: ignore[arg-type]
+        from_module(test_an_object_that_is_not_a_module_is_refused)  # type: ignore[arg-type]
 
 
 class Locked(nn.Module):
@@ -279,7 +280,7 @@ class Locked(nn.Module):
         self.lock = threading.Lock()
 
 
-def test_a_module_that_cannot_be_copied() -> None:
+def test_a_module_that_cannot_be_copied_is_refused() -> None:
     module = Mlp()
     module.register_module("lock", Locked())
     with pytest.raises(InputError, match="cannot be copied"):

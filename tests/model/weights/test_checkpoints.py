@@ -1,4 +1,4 @@
-"""Checkpoints of transformers: whatever it renames, splits or fuses, a stage reads its own part."""
+"""Checkpoints whose tensors transformers renames, splits or fuses: a stage reads only its part."""
 
 import functools
 import json
@@ -30,8 +30,8 @@ torch.set_num_threads(1)
 STAGES = 2
 
 
-class ProfileCache(NamedTuple):
-    """A case's folder, and the graph of what is in it: made once, and only looked at."""
+class Prepared(NamedTuple):
+    """A case's folder and the graph of its model, made once; no test modifies them."""
 
     case: Case
     folder: Path
@@ -39,24 +39,24 @@ class ProfileCache(NamedTuple):
     graph: Graph
 
 
-ByName: TypeAlias = Callable[[str], ProfileCache]
+ByName: TypeAlias = Callable[[str], Prepared]
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> ByName:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> ByName:
     @functools.cache
-    def of(name: str) -> ProfileCache:
+    def of(name: str) -> Prepared:
         case = CASES[name]
         folder = saved(tmp_path_factory.mktemp("folder"), case)
         source = from_huggingface(folder, find_task(case.task).head)
-        return ProfileCache(case, folder, source, capture(source.module, (), case.inputs()))
+        return Prepared(case, folder, source, capture(source.module, (), case.inputs()))
 
     return of
 
 
-def copied(kept: ProfileCache, folder: Path) -> Path:
-    """The same folder, to be changed."""
-    shutil.copytree(kept.folder, folder, dirs_exist_ok=True)
+def copied(prepared: Prepared, folder: Path) -> Path:
+    """Copy the folder, so that a test can change it."""
+    shutil.copytree(prepared.folder, folder, dirs_exist_ok=True)
     return folder
 
 
@@ -64,7 +64,7 @@ def assert_equal_to_from_pretrained(
     folder: Path, case: Case, own: tuple[Source, Graph] | None = None
 ) -> Source:
     options = {"use_cache": False} if hasattr(case.config(), "use_cache") else {}
-    model = case.model.from_pretrained(folder, **options).eval()  # stages keep no cache either
+    model = case.model.from_pretrained(folder, **options).eval()  # stages have no cache either
     source = own[0] if own else from_huggingface(folder, find_task(case.task).head)
     assert all(parameter.is_meta for parameter in source.module.parameters())
     inputs = {
@@ -85,24 +85,24 @@ def assert_equal_to_from_pretrained(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_folder_gives_what_from_pretrained_gives(name: str, kept: ByName) -> None:
-    case, folder, source, graph = kept(name)
+def test_a_folder_equals_from_pretrained(name: str, prepared: ByName) -> None:
+    case, folder, source, graph = prepared(name)
     assert_equal_to_from_pretrained(folder, case, (source, graph))
 
 
 @pytest.mark.parametrize("name", ["llama, tied", "mixtral, fused experts"])
-def test_shards(name: str, kept: ByName, tmp_path: Path) -> None:
+def test_shards(name: str, prepared: ByName, tmp_path: Path) -> None:
     case = CASES[name]
     folder = saved(tmp_path, case, max_shard_size="20KB")
     assert (folder / "model.safetensors.index.json").is_file()
     source = from_huggingface(folder, find_task(case.task).head)
-    assert_equal_to_from_pretrained(folder, case, (source, kept(name).graph))
+    assert_equal_to_from_pretrained(folder, case, (source, prepared(name).graph))
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_a_folder_with_files_of_torch(shards: int, kept: ByName, tmp_path: Path) -> None:
-    known = kept("bert, tied")
-    folder = copied(known, tmp_path)
+def test_a_folder_with_torch_files(shards: int, prepared: ByName, tmp_path: Path) -> None:
+    made = prepared("bert, tied")
+    folder = copied(made, tmp_path)
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     parts = [dict(list(tensors.items())[at::shards]) for at in range(shards)]
@@ -113,11 +113,11 @@ def test_a_folder_with_files_of_torch(shards: int, kept: ByName, tmp_path: Path)
         where = {key: name for part, name in zip(parts, names, strict=True) for key in part}
         index = folder / "pytorch_model.bin.index.json"
         index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    source = from_huggingface(folder, find_task(known.case.task).head)
-    assert_equal_to_from_pretrained(folder, known.case, (source, known.graph))
+    source = from_huggingface(folder, find_task(made.case.task).head)
+    assert_equal_to_from_pretrained(folder, made.case, (source, made.graph))
 
 
-def test_what_suffers_from_half_precision_stays_whole(tmp_path: Path) -> None:
+def test_parameters_that_need_float32_stay_in_float32(tmp_path: Path) -> None:
     source = assert_equal_to_from_pretrained(
         saved(tmp_path, CASES["t5"], torch.float16), CASES["t5"]
     )
@@ -131,8 +131,8 @@ def test_bfloat16(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_stage_reads_its_own_bytes_once(name: str, kept: ByName, monkeypatch: Any) -> None:
-    _, _, source, graph = kept(name)
+def test_each_stage_reads_its_own_bytes_once(name: str, prepared: ByName, monkeypatch: Any) -> None:
+    _, _, source, graph = prepared(name)
     read: list[tuple[Path, int]] = []
     sizes: list[int] = []
     plain = TensorFiles.read
@@ -149,7 +149,7 @@ def test_each_stage_reads_its_own_bytes_once(name: str, kept: ByName, monkeypatc
         sizes.clear()
         list(source.weights.read(weights_of(graph, stage)))
         assert len(set(read)) == len(read)
-        if "experts" not in str(graph.weights):  # whose parts lie interleaved
+        if "experts" not in str(graph.weights):  # their parts are interleaved
             assert read == sorted(read)
         assert sum(sizes) == stage.weight_bytes
 
@@ -171,17 +171,17 @@ EXPERT = "model.layers.0.block_sparse_moe.experts.3.w1.weight"
         (
             "llama",
             lambda t: t.update({"model.layers.2.mlp.up_proj.weight": torch.ones(64, 32)}),
-            r"model\.safetensors holds model\.layers\.2\.mlp\.up_proj\.weight, which the model",
+            r"model\.safetensors contains model\.layers\.2\.mlp\.up_proj\.weight, which the model",
         ),
         (
             "bert, tied",
             lambda t: t.update({"bert.encoder.layer.0.extra": torch.ones(1)}),
-            r"safetensors holds bert\.encoder\.layer\.0\.extra, which the model does not have",
+            r"safetensors contains bert\.encoder\.layer\.0\.extra, which the model does not have",
         ),
         (
             "llama, tied",
             lambda t: t.update({"lm_head.weight": torch.ones(60, 32)}),
-            r"are one tensor in the model, but .*safetensors holds two that differ",
+            r"are one tensor in the model, but .*contains two that differ",
         ),
         (
             "llama",
@@ -192,19 +192,19 @@ EXPERT = "model.layers.0.block_sparse_moe.experts.3.w1.weight"
         (
             "mixtral, fused experts",
             lambda t: t.update({EXPERT: torch.ones(3, 2)}),
-            r"mlp\.experts\.gate_up_proj.* cannot be made of .*experts\.0\.w1.* and 19 more in",
+            r"mlp\.experts\.gate_up_proj.* cannot be made from .*experts\.0\.w1.* and 19 more in",
         ),
     ],
 )
-def test_a_checkpoint_that_does_not_fit(
-    name: str, change: Any, message: str, kept: ByName, tmp_path: Path
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    name: str, change: Any, message: str, prepared: ByName, tmp_path: Path
 ) -> None:
-    known = kept(name)
-    folder = copied(known, tmp_path)
+    made = prepared(name)
+    folder = copied(made, tmp_path)
     rewritten(folder, change)
-    source = from_huggingface(folder, find_task(known.case.task).head)
+    source = from_huggingface(folder, find_task(made.case.task).head)
     with pytest.raises(WeightsError, match=message):
-        checked_and_read(source, list(known.graph.weights.values()))
+        checked_and_read(source, list(made.graph.weights.values()))
 
 
 def checked_and_read(source: Source, specs: list[WeightSpec]) -> None:
@@ -212,8 +212,8 @@ def checked_and_read(source: Source, specs: list[WeightSpec]) -> None:
     list(source.weights.read(specs))
 
 
-def test_another_head_and_buffers_of_old_are_no_surplus(kept: ByName, tmp_path: Path) -> None:
-    folder = copied(kept("bert, tied"), tmp_path)
+def test_other_heads_and_obsolete_buffers_are_not_surplus(prepared: ByName, tmp_path: Path) -> None:
+    folder = copied(prepared("bert, tied"), tmp_path)
     older = {
         "bert.embeddings.position_ids": torch.arange(512)[None],
         "bert.pooler.dense.weight": torch.ones(32, 32),
@@ -226,20 +226,20 @@ def test_another_head_and_buffers_of_old_are_no_surplus(kept: ByName, tmp_path: 
         source.weights.check(list(graph.weights.values()))
 
 
-def test_a_tie_that_is_stored_twice(kept: ByName, tmp_path: Path) -> None:
-    known = kept("llama, tied")
-    folder = copied(known, tmp_path)
+def test_tied_tensors_may_be_stored_twice(prepared: ByName, tmp_path: Path) -> None:
+    made = prepared("llama, tied")
+    folder = copied(made, tmp_path)
 
     def store_twice(tensors: dict[str, torch.Tensor]) -> None:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
     rewritten(folder, store_twice)
-    source = from_huggingface(folder, find_task(known.case.task).head)
-    assert_equal_to_from_pretrained(folder, known.case, (source, known.graph))
+    source = from_huggingface(folder, find_task(made.case.task).head)
+    assert_equal_to_from_pretrained(folder, made.case, (source, made.graph))
 
 
-def test_a_head_that_was_never_trained_is_missing(kept: ByName) -> None:
-    source = from_huggingface(kept("bert, tied").folder, find_task("text-classification").head)
+def test_a_head_that_the_checkpoint_lacks_is_missing(prepared: ByName) -> None:
+    source = from_huggingface(prepared("bert, tied").folder, find_task("text-classification").head)
     graph = capture(source.module, (), tokens())
     with pytest.raises(WeightsError, match=r"no tensor model\.(bert\.pooler|classifier)"):
         source.weights.check(list(graph.weights.values()))

@@ -1,4 +1,4 @@
-"""The weights of a module that exists already: shared, counted once, and checked by shape."""
+"""The weights of an existing module: shared, counted once, and checked by shape."""
 
 import pytest
 import torch
@@ -18,20 +18,20 @@ def spec(name: str) -> WeightSpec:
     return WeightSpec(name, (), (2, 3), torch.float32)
 
 
-def test_a_tied_tensor_takes_its_room_once() -> None:
-    module = Tied()  # an embedding of 40 by 8 that is the head too, and three layers
+def test_a_tied_tensor_is_counted_once() -> None:
+    module = Tied()  # an embedding of 40 x 8, tied to the head, and three layers
     assert ModuleWeights(module).held(CPU) == 4 * (40 * 8 + 3 * (8 * 8 + 8))
 
 
-def test_a_module_holds_its_buffers_too_and_nothing_on_another_device() -> None:
+def test_buffers_are_counted_and_only_on_their_device() -> None:
     module = nn.BatchNorm1d(5)
-    assert ModuleWeights(module).held(CPU) == 4 * 4 * 5 + 8  # the last one counts the batches
+    assert ModuleWeights(module).held(CPU) == 4 * 4 * 5 + 8  # four buffers of 5 and a counter
     assert ModuleWeights(module).held(GPU) == 0
     assert ModuleWeights(module.to("meta")).held(CPU) == 0
 
 
-class Held(nn.Module):
-    """Tensors under these names."""
+class Buffers(nn.Module):
+    """A module with buffers of these names."""
 
     def __init__(self, **tensors: torch.Tensor) -> None:
         super().__init__()
@@ -39,31 +39,31 @@ class Held(nn.Module):
             self.register_buffer(name, tensor)
 
 
-def test_what_no_checkpoint_holds_is_known_by_every_name() -> None:
+def test_non_persistent_buffers_have_all_their_names() -> None:
     part = nn.Linear(2, 2, bias=False)
-    part.register_buffer("passing", torch.zeros(2), persistent=False)
-    part.register_buffer("staying", torch.zeros(2))
+    part.register_buffer("temporary", torch.zeros(2), persistent=False)
+    part.register_buffer("saved", torch.zeros(2))
     module = nn.ModuleDict({"one": part, "again": part})
-    assert set(non_persistent_buffers(module)) == {"one.passing", "again.passing"}
+    assert set(non_persistent_buffers(module)) == {"one.temporary", "again.temporary"}
     assert set(named_weights(module)) == {
-        *("one.weight", "one.staying", "again.weight", "again.staying")
+        *("one.weight", "one.saved", "again.weight", "again.saved")
     }
 
 
-def test_modules_that_differ_have_other_fingerprints() -> None:
+def test_different_modules_have_different_fingerprints() -> None:
     long = torch.arange(10_000.0)
     middle = long.clone()
     middle[5_000] = -1.0
     modules = [
-        Held(a=long),
-        Held(a=middle),
-        Held(b=long),
-        Held(a=long[None]),
-        Held(a=long.view(torch.int32)),
+        Buffers(a=long),
+        Buffers(a=middle),
+        Buffers(b=long),
+        Buffers(a=long[None]),
+        Buffers(a=long.view(torch.int32)),
     ]
     prints = [ModuleWeights(module).fingerprint() for module in modules]
     assert len(set(prints)) == len(prints)
-    assert ModuleWeights(Held(a=long.clone())).fingerprint() == prints[0]
+    assert ModuleWeights(Buffers(a=long.clone())).fingerprint() == prints[0]
 
 
 def test_a_modules_tensors_are_shared() -> None:
@@ -74,13 +74,15 @@ def test_a_modules_tensors_are_shared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "wanted", "message"),
+    ("module", "requested", "message"),
     [
-        (nn.Linear(3, 2), spec("wait"), "close names there: weight"),
+        (nn.Linear(3, 2), spec("wait"), "similar names: weight"),
         (nn.Linear(3, 3), spec("weight"), r"\(3, 3\) torch.float32, expected \(2, 3\)"),
         (nn.Linear(3, 2, device="meta"), spec("weight"), "meta device"),
     ],
 )
-def test_a_module_that_does_not_fit(module: nn.Module, wanted: WeightSpec, message: str) -> None:
+def test_a_module_that_does_not_fit_is_refused(
+    module: nn.Module, requested: WeightSpec, message: str
+) -> None:
     with pytest.raises(WeightsError, match=message):
-        ModuleWeights(module).check([wanted])
+        ModuleWeights(module).check([requested])

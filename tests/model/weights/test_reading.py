@@ -1,4 +1,4 @@
-"""How a checkpoint's bytes are read: all of them, each once, and what tells one from another."""
+"""Reads of a checkpoint: complete, once per tensor, and in file order; and its fingerprint."""
 
 import os
 from collections.abc import Collection
@@ -37,14 +37,14 @@ def spec(name: str, *aliases: str, shape: tuple[int, ...] = (2, 3)) -> WeightSpe
     return WeightSpec(name, aliases, shape, torch.float32)
 
 
-def test_a_read_may_give_fewer_bytes_than_asked(
+def test_a_read_may_return_fewer_bytes_than_requested(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Linux gives 2 GiB at most, and a network file system what it has."""
-    whole = os.preadv
+    """Linux returns at most 2 GiB, and a network file system may return less."""
+    preadv = os.preadv
 
     def at_most_five(handle: int, buffers: Any, offset: int) -> int:
-        return whole(handle, [buffer[:5] for buffer in buffers], offset)
+        return preadv(handle, [buffer[:5] for buffer in buffers], offset)
 
     monkeypatch.setattr(os, "preadv", at_most_five)
     with TensorFiles() as files:
@@ -53,27 +53,27 @@ def test_a_read_may_give_fewer_bytes_than_asked(
 
 
 def test_a_tensor_larger_than_one_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    whole = os.preadv
+    requested: list[int] = []
+    preadv = os.preadv
 
-    def noted(handle: int, buffers: Any, offset: int) -> int:
-        asked.append(sum(map(len, buffers)))
-        return whole(handle, buffers, offset)
+    def recorded(handle: int, buffers: Any, offset: int) -> int:
+        requested.append(sum(map(len, buffers)))
+        return preadv(handle, buffers, offset)
 
     monkeypatch.setattr(checkpoint, "_READ_BYTES", 7)
-    monkeypatch.setattr(os, "preadv", noted)
+    monkeypatch.setattr(os, "preadv", recorded)
     with TensorFiles() as files:
         assert torch.equal(files.read(located(file)), VALUES["a"])
-    assert asked == [7, 7, 7, 3]
+    assert requested == [7, 7, 7, 3]
 
 
-WORDS = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 uint16 uint32 uint64 bool"
-WORDS += " float8_e4m3fn float8_e5m2 float8_e8m0fnu complex64"
+DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 uint16 uint32 uint64 bool"
+DTYPES += " float8_e4m3fn float8_e5m2 float8_e8m0fnu complex64"
 
 
-@pytest.mark.parametrize("word", WORDS.split())
-def test_every_dtype_that_a_file_may_have(tmp_path: Path, word: str) -> None:
-    dtype = getattr(torch, word)
+@pytest.mark.parametrize("name", DTYPES.split())
+def test_every_dtype_of_a_safetensors_file(tmp_path: Path, name: str) -> None:
+    dtype = getattr(torch, name)
     values = torch.tensor([0, 1, 0, 0, 1, 1, 0, 0] * 2, dtype=torch.uint8).view(dtype)
     file = tmp_path / "w.safetensors"
     save_file({"a": values}, file)
@@ -83,7 +83,7 @@ def test_every_dtype_that_a_file_may_have(tmp_path: Path, word: str) -> None:
     assert torch.equal(found.view(torch.uint8), values.view(torch.uint8))
 
 
-def test_a_read_that_fails_names_the_tensor_the_file_and_why(file: Path) -> None:
+def test_a_failed_read_names_the_tensor_the_file_and_the_reason(file: Path) -> None:
     stored = located(file)
     file.unlink()
     with TensorFiles() as files, pytest.raises(WeightsError) as caught:
@@ -122,11 +122,11 @@ def test_one_tensor_under_two_names_is_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save({"a": VALUES["a"], "c": VALUES["a"]}, tmp_path / "model.bin")
-    count, whole = [0], os.preadv
+    count, preadv = [0], os.preadv
 
     def counted(handle: int, buffers: Any, offset: int) -> int:
         count[0] += 1
-        return whole(handle, buffers, offset)
+        return preadv(handle, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", counted)
     ((_, read),) = weights(tmp_path / "model.bin").read([spec("a", "c")])
@@ -134,19 +134,19 @@ def test_one_tensor_under_two_names_is_read_once(
     assert count == [1]
 
 
-def test_ties_of_several_tensors_must_all_be_equal(tmp_path: Path) -> None:
+def test_tied_tensors_must_be_equal(tmp_path: Path) -> None:
     same = {"a": torch.tensor([1.0, float("nan")]), "c": torch.tensor([1.0, float("nan")])}
     save_file(same, tmp_path / "same.safetensors")
     tied = spec("a", "c", shape=(2,))
     assert len(list(weights(tmp_path / "same.safetensors").read([tied]))) == 1
     for other in (torch.tensor([1.0, 2.0]), torch.ones(3), torch.tensor([1, 1])):
         save_file({**same, "c": other}, tmp_path / "other.safetensors")
-        with pytest.raises(WeightsError, match="holds two that differ"):
+        with pytest.raises(WeightsError, match="contains two that differ"):
             list(weights(tmp_path / "other.safetensors").read([tied]))
 
 
 class Stacked:
-    """Names of a model whose tensors are each two of the file's, one upon the other."""
+    """The naming of a model whose tensors are each stacked from two tensors of the file."""
 
     def recipes(self, stored: Collection[str]) -> Recipes:
         def made(name: str) -> Recipe:
@@ -156,7 +156,7 @@ class Stacked:
         return Recipes({name: made(name) for name in ("a", "c")}, ())
 
 
-def test_a_tie_of_stacked_tensors_holds_where_all_parts_are_equal(tmp_path: Path) -> None:
+def test_tied_stacked_tensors_must_have_equal_parts(tmp_path: Path) -> None:
     one, two = torch.ones(2), torch.zeros(2)
     parts = {"a1": one, "a2": two, "c1": one.clone(), "c2": two.clone()}
     save_file(parts, tmp_path / "same.safetensors")
@@ -164,24 +164,24 @@ def test_a_tie_of_stacked_tensors_holds_where_all_parts_are_equal(tmp_path: Path
     ((_, read),) = StoredWeights(tmp_path / "same.safetensors", Stacked()).read([tied])
     assert torch.equal(read, torch.stack([one, two]))
     save_file({**parts, "c2": one.clone()}, tmp_path / "other.safetensors")
-    with pytest.raises(WeightsError, match="holds two that differ"):
+    with pytest.raises(WeightsError, match="contains two that differ"):
         list(StoredWeights(tmp_path / "other.safetensors", Stacked()).read([tied]))
 
 
-def test_the_parts_of_a_tensor_are_read_front_to_back(
+def test_the_parts_of_a_tensor_are_read_in_file_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In whatever order it takes them."""
-    offsets, whole = list[int](), os.preadv
+    """The recipe may need them in another order."""
+    offsets, preadv = list[int](), os.preadv
 
-    def noted(handle: int, buffers: Any, offset: int) -> int:
+    def recorded(handle: int, buffers: Any, offset: int) -> int:
         offsets.append(offset)
-        return whole(handle, buffers, offset)
+        return preadv(handle, buffers, offset)
 
     first, second = torch.ones(2), torch.zeros(2)
     parts = {"a1": second, "a2": first, "c1": second, "c2": first}
     torch.save(dict(reversed(parts.items())), tmp_path / "model.bin")
-    monkeypatch.setattr(os, "preadv", noted)
+    monkeypatch.setattr(os, "preadv", recorded)
     read = StoredWeights(tmp_path / "model.bin", Stacked()).read([spec("a", shape=(2, 2))])
     ((_, found),) = read
     assert torch.equal(found, torch.stack([second, first]))
@@ -190,19 +190,19 @@ def test_the_parts_of_a_tensor_are_read_front_to_back(
 
 
 class Halved:
-    """Names of a model that has two tensors where the file has one."""
+    """The naming of a model with two tensors that are one tensor in the file."""
 
     def recipes(self, stored: Collection[str]) -> Recipes:
         both = Recipe(("ab",), lambda values: dict(zip("ab", values[0].chunk(2), strict=True)))
         return Recipes({"a": both, "b": both}, ())
 
 
-def test_of_a_tensor_that_is_taken_apart_a_part_holds_no_more_memory(tmp_path: Path) -> None:
-    whole = torch.arange(12.0).view(4, 3)
-    save_file({"ab": whole}, tmp_path / "fused.safetensors")
-    fused = StoredWeights(tmp_path / "fused.safetensors", Halved())
-    ((_, part),) = fused.read([spec("b")])
-    assert torch.equal(part, whole[2:])
+def test_a_part_of_a_fused_tensor_holds_only_its_own_memory(tmp_path: Path) -> None:
+    fused = torch.arange(12.0).view(4, 3)
+    save_file({"ab": fused}, tmp_path / "fused.safetensors")
+    stored = StoredWeights(tmp_path / "fused.safetensors", Halved())
+    ((_, part),) = stored.read([spec("b")])
+    assert torch.equal(part, fused[2:])
     assert part.untyped_storage().nbytes() == part.nbytes
 
 
@@ -211,19 +211,19 @@ def fingerprint(file: Path, tensors: dict[str, torch.Tensor], **metadata: str) -
     return weights(file).fingerprint()
 
 
-def test_checkpoints_that_differ_have_other_fingerprints(file: Path, tmp_path: Path) -> None:
+def test_different_checkpoints_have_different_fingerprints(file: Path, tmp_path: Path) -> None:
     long = torch.arange(10_000.0)
-    whole = {"a": long, "b": VALUES["b"]}
+    original = {"a": long, "b": VALUES["b"]}
     middle = long.clone()
     middle[5_000] = -1.0
     prints = [
-        fingerprint(file, whole),
-        fingerprint(file, {**whole, "a": middle}),
+        fingerprint(file, original),
+        fingerprint(file, {**original, "a": middle}),
         fingerprint(file, {"a": long, "c": VALUES["b"]}),
-        fingerprint(file, {**whole, "b": VALUES["b"].view(torch.int32)}),
-        fingerprint(file, {**whole, "b": VALUES["b"][None]}),
-        fingerprint(file, whole, note="saved again"),
-        fingerprint(tmp_path / "other.safetensors", whole),
+        fingerprint(file, {**original, "b": VALUES["b"].view(torch.int32)}),
+        fingerprint(file, {**original, "b": VALUES["b"][None]}),
+        fingerprint(file, original, note="saved again"),
+        fingerprint(tmp_path / "other.safetensors", original),
     ]
     assert len(set(prints)) == len(prints)
-    assert fingerprint(file, whole) == prints[0]
+    assert fingerprint(file, original) == prints[0]
