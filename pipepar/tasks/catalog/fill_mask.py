@@ -25,9 +25,9 @@ def fillings(vocabulary: Vocabulary) -> Answer:
 
     Returns:
         A function of logits [B, S, V] and the columns of
-        ``TokenizedOptions(token_columns=True)``. It returns for a sample with one mask a list of five ``{"score", "token", "token_str",
-        "sequence"}``, and for a sample with several masks a list of such lists. The list is empty
-        if truncation removed all masks of a sample.
+        ``TokenizedOptions(token_columns=True)``. For a sample with one mask it returns a list of
+        five ``{"score", "token", "token_str", "sequence"}``, and for a sample with several masks a
+        list of such lists. The list is empty if truncation removed all masks of a sample.
     """
 
     def answer(output: Any, columns: Columns) -> Rows:
