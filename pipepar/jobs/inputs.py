@@ -177,14 +177,14 @@ def _open_text(job: Job, folder: ModelFolder) -> Reader:
     options = TokenizedOptions(
         job.max_length,
         pad_to_limit=job.padding == "max_length",
-        tell_tokens=job.reads_tokens,
+        token_columns=job.reads_tokens,
         rules=TextRules(required_text(folder) if required_text else "", job.lenient),
     )
     return open_tokenized(job.input, folder.tokenizer(), options)
 
 
 def _open_arrays(job: Job) -> Reader:
-    """Open arrays that are passed to the model unchanged; uint8 pixels go through its processor."""
+    """Open arrays, passed unchanged except uint8 pixels, which the image processor converts."""
     reader = open_arrays(job.input)
     folder = job.folder
     if folder is None or not job.resolved_task.takes_pixels:

@@ -34,7 +34,7 @@ def tokenizer(folder: Path, request: pytest.FixtureRequest) -> Any:
 def feed(path: Path, texts: list[str], tokenizer: Any, max_length: int | None) -> Feed:
     """One micro-batch of all texts, the longest first."""
     path.write_text("".join(f"{text}\n" for text in texts))
-    options = TokenizedOptions(max_length, tell_tokens=True)
+    options = TokenizedOptions(max_length, token_columns=True)
     (found,) = open_tokenized(path, tokenizer, options).feeds(len(texts))
     assert found.samples.tolist() == list(range(len(texts)))
     return found

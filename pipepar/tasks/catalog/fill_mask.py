@@ -24,7 +24,7 @@ def fillings(vocabulary: Vocabulary) -> Answer:
         vocabulary: the model's tokenizer, which has a mask token.
 
     Returns:
-        An answer that needs the extras that ``TokenizedOptions(tell_tokens=True)`` gives and logits
+        An answer that needs the columns of ``TokenizedOptions(token_columns=True)`` and logits
         [B, S, V]; for a sample with one mask a list of five ``{"score", "token", "token_str",
         "sequence"}``, for one with several a list of such lists, for one whose masks were all cut
         off with the end of its text an empty list.

@@ -26,7 +26,7 @@ def entities(vocabulary: Vocabulary, names: Sequence[str]) -> Answer:
         names: of the classes.
 
     Returns:
-        An answer that needs the extras that ``TokenizedOptions(tell_tokens=True)`` gives and logits
+        An answer that needs the columns of ``TokenizedOptions(token_columns=True)`` and logits
         [B, S, classes]; for each sample a list of ``{"entity", "score", "index", "word", "start",
         "end"}``, without special tokens and without the class "O".
     """
