@@ -148,7 +148,7 @@ def _microbatch(index: int, feed: Feed, graph: Graph, lenient: bool) -> MicroBat
         if not (lenient and depends_on_samples(problem)):
             raise
         error = Fault.of(SOURCE, problem)
-    return MicroBatch(index, values, feed.samples, feed.extras, error)
+    return MicroBatch(index, values, feed.samples, feed.columns, error)
 
 
 def _open(job: Job) -> Reader:

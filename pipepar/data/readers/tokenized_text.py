@@ -204,15 +204,15 @@ class _TokenizedReader:
             return_tensors="pt",
         )
         kwargs = {name: padded[name].to(torch.int64) for name in padded}
-        extras = self._extras(texts, rows, width) if self._token_columns else {}
-        return Feed(samples, (), kwargs, extras)
+        columns = self._extras(texts, rows, width) if self._token_columns else {}
+        return Feed(samples, (), kwargs, columns)
 
     def _extras(self, texts: list[str], rows: list[Row], width: int) -> dict[str, torch.Tensor]:
         left = self._tokenizer.padding_side == "left"
         lists = {name: [row[name] for row in rows] for name in _TOKEN_COLUMNS if name in rows[0]}
         lists["real"] = [[1] * _length(row) for row in rows]
-        extras = {name: _padded(values, width, left) for name, values in lists.items()}
-        return {**extras, "text": pack_strings(texts)}
+        columns = {name: _padded(values, width, left) for name, values in lists.items()}
+        return {**columns, "text": pack_strings(texts)}
 
 
 def _padded(values: list[list[Any]], width: int, left: bool) -> torch.Tensor:
