@@ -1,4 +1,4 @@
-"""Errors that name a user function and the samples on which it failed."""
+"""Errors that name a function and the samples on which it failed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHOWN: Final = 8
 
 
 def sample_names(samples: Sequence[int]) -> str:
-    """Return a phrase for an error message that lists samples by position in the input."""
+    """Return a phrase for a message that lists the first 8 samples by 0-based position."""
     if len(samples) == 1:
         return f"sample {samples[0]}"
     return f"samples {', '.join(map(str, samples[:_SHOWN]))}" + ", ..." * (len(samples) > _SHOWN)
@@ -23,11 +23,12 @@ def stage_errors(function: str, describe: Callable[[Exception], str]) -> Iterato
     """Convert exceptions of the body to a StageError that names the function and the samples.
 
     Args:
-        function: the user's name of the function that the body calls.
+        function: the name of the function that the body calls, for the message.
         describe: returns a phrase for the samples that failed with the exception.
 
     Raises:
-        StageError: the body raised an exception other than PipeparError, which is chained.
+        StageError: the body raised an exception other than a PipeparError. It is the cause of the
+            StageError. A PipeparError is raised unchanged.
     """
     try:
         yield

@@ -21,7 +21,10 @@ _ALLOCATOR: Final = "DefaultCPUAllocator"
 
 
 def depends_on_samples(error: BaseException) -> bool:
-    """Return whether other samples may succeed: False if out of memory or after a GPU fault."""
+    """Return whether other samples may succeed.
+
+    False if out of memory, after a GPU fault, and for errors of pipepar that concern no sample.
+    """
     if isinstance(error, PipeparError):
         if error.__cause__ is not None:
             return depends_on_samples(error.__cause__)

@@ -184,7 +184,7 @@ def _open_text(job: Job, folder: ModelFolder) -> Reader:
 
 
 def _open_arrays(job: Job) -> Reader:
-    """Open arrays that are passed to the model unchanged; uint8 pixels go through its processor."""
+    """Open arrays, passed unchanged except uint8 pixels, which the image processor converts."""
     reader = open_arrays(job.input)
     folder = job.folder
     if folder is None or not job.resolved_task.takes_pixels:

@@ -25,7 +25,7 @@ class Job:
     model: str
     """A Hugging Face folder, an exported program (.pt2), or package.module:factory."""
     input: Path
-    """Text, arrays, or a folder of pictures."""
+    """The file of texts or arrays, or the folder of pictures."""
     output: Path
     """The file of the results; its suffix determines the format."""
     task: str | None = None
@@ -33,7 +33,8 @@ class Job:
     micro_batch: int | None = None
     """Samples per micro-batch, at least 1; None for that of the plan, or for the measured best."""
     depth: int | None = None
-    """Micro-batches that may wait on each end of a channel, at least 1; None as above."""
+    """Micro-batches that may wait on each end of a channel, at least 1. None as for
+    `micro_batch`."""
     weights: Path | None = None
     """Checkpoint for the model of a factory; None for the values that the factory made."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -54,7 +55,7 @@ class Job:
     postprocess: str | None = None
     """package.module:function that makes the results; None for the answers of the task."""
     labels: Path | None = None
-    """The right class of each sample; None if unknown."""
+    """The file with the right class of each sample; None if unknown."""
     weights_from: Literal["disk", "root"] = "disk"
     """Whether every rank reads its own weights ("disk"), or rank 0 reads and sends all ("root")."""
     resume: bool = False
@@ -69,7 +70,10 @@ class Job:
 
     @property
     def weights_from_root(self) -> bool:
-        """Whether rank 0 sends the weights to the other ranks; always true for a factory's own."""
+        """Whether rank 0 sends the weights to the other ranks.
+
+        Always true for the values that a factory made, which no file has.
+        """
         return self.weights_from == "root" or (self.is_factory and self.weights is None)
 
     @property
@@ -79,7 +83,7 @@ class Job:
 
     @property
     def is_folder(self) -> bool:
-        """Whether the model is a Hugging Face folder."""
+        """Whether the model names a Hugging Face folder: neither a factory nor a .pt2 file."""
         return not self.is_factory and Path(self.model).suffix != ".pt2"
 
     @property
@@ -104,8 +108,8 @@ class Job:
         return find_task(self.task_name)
 
     @property
-    def pads_texts(self) -> bool:
-        """Whether the samples are texts that the folder's own tokenizer prepares."""
+    def tokenises_input(self) -> bool:
+        """Whether the input is text by its suffix, and no ``--preprocess`` function prepares it."""
         # By the suffix only, since the input need not be visible to ranks other than 0.
         return kind_by_name(self.input) == "text" and self.preprocess is None
 
@@ -121,7 +125,7 @@ class Job:
 
 
 def check_options(job: Job) -> None:
-    """Refuse options that are out of range or contradict each other.
+    """Refuse options that contradict each other or do not suit the task; ranges are not checked.
 
     Raises:
         InputError: the message names the option and the remedy.
@@ -132,7 +136,7 @@ def check_options(job: Job) -> None:
             f"--weights-from root does not go with {job.model}, since every rank must read the "
             "program; copy the file to a folder that all ranks see"
         )
-    if not job.pads_texts and (job.max_length is not None or job.padding != "longest"):
+    if not job.tokenises_input and (job.max_length is not None or job.padding != "longest"):
         raise InputError(
             f"--max-length and --padding are for texts that a tokenizer prepares, found "
             f"{job.input}{' with --preprocess' if job.preprocess else ''}; leave them out"
@@ -162,6 +166,7 @@ def check_task(job: Job) -> None:
 
 
 def _check_tokens(job: Job) -> None:
+    """Refuse an output, model or input that the answers of a token task do not suit."""
     task = job.task_name
     if not job.writes_answers:
         raise InputError(
@@ -169,7 +174,7 @@ def _check_tokens(job: Job) -> None:
             f"an output that ends in {' or '.join(answer_suffixes())}, or make tensors of them "
             "with --postprocess"
         )
-    if not (job.is_folder and job.pads_texts):
+    if not (job.is_folder and job.tokenises_input):
         raise InputError(
             f"{task} answers with the words of a text, which needs the tokenizer of a Hugging Face "
             f"folder as MODEL (found {job.model}) and text as INPUT (found {job.input}), without "

@@ -35,37 +35,39 @@ def plan_measured(
     Args:
         world: all ranks; each sees the model, and the input if there is one.
         planned: the job to plan for, checked by `check_planned_job`.
-        request: the requirements of the plan; the number of samples is that of the input.
-        stages: number of stages, equal to the number of ranks; a single rank represents any number
-            of ranks of its speed.
+        request: the requirements of the plan; its number of samples is replaced by that of the
+            input.
+        stages: number of stages, None for one per rank; must equal the number of ranks, except
+            that a single rank may represent any number of ranks of its speed.
         note: receives remarks on the measurement, on rank 0.
         device: the kind of device to compute on; "auto" for a GPU if the rank has one.
 
     Returns:
-        The plan on rank 0, None elsewhere.
+        The plan, with the legal cuts and advice, on rank 0; None elsewhere.
 
     Raises:
-        PipeparError: the model cannot be captured, measured or cut into these stages.
+        PipeparError: the options do not fit the ranks or the model, or the model cannot be
+            captured, measured or cut into these stages.
     """
-    world.together(lambda: _check(world, stages))
+    world.together(lambda: _check_stages(world, stages))
     context = open_device_context(world, device, note)
     run = RunContext.begin(world, context, replace(NO_DISPLAY, note=note))
     module = world.together(lambda: planned_model(planned))
     (args, kwargs), samples = world.together(lambda: example_for(planned, module, request))
     graph = world.together(lambda: capture(module, args, kwargs))
     world.agree("graphs of the model", graph.digest)
-    world.together(lambda: _check_size(graph, request))
-    several = stages if world.size == 1 else None
+    world.together(lambda: _check_micro_batch(graph, request))
+    simulated_stages = stages if world.size == 1 else None
     request = replace(request, samples=samples or None, reorder=True)
     table = world.together(lambda: cut_table(graph))
-    choice = measured_choice(run, graph, table, request, several)
+    choice = measured_choice(run, graph, table, request, simulated_stages)
     if choice is None:
         return None
     devices = choice.prediction.target.hardware.devices
     return OfflinePlan(table, choice.plan, choice, advice(choice, devices))
 
 
-def _check(world: World, stages: int | None) -> None:
+def _check_stages(world: World, stages: int | None) -> None:
     if stages is not None and world.size > 1 and stages != world.size:
         raise InputError(
             f"found --stages {stages} with {world.size} ranks to measure, expected a stage for "
@@ -73,7 +75,7 @@ def _check(world: World, stages: int | None) -> None:
         )
 
 
-def _check_size(graph: Graph, request: PlanRequest) -> None:
+def _check_micro_batch(graph: Graph, request: PlanRequest) -> None:
     fixed = fixed_batch(graph)
     if fixed is not None and request.micro_batch not in (None, fixed):
         raise InputError(

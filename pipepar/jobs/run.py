@@ -231,7 +231,7 @@ def _check(
     check_outputs(graph, job, reader)
     if reader is not None:
         require_batches(graph, len(reader), request.example_rows, "--micro-batch")
-        if job.pads_texts and job.padding == "longest":
+        if job.tokenises_input and job.padding == "longest":
             require_one_length(graph)
         if job.lenient:
             require_alone(graph)

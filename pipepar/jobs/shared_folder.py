@@ -1,4 +1,4 @@
-"""Sends a Hugging Face folder, except its weights, to ranks that do not see it."""
+"""Sends the files of a Hugging Face folder, except its weights, from rank 0 to all ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Final
 from pipepar.comm.world import World
 from pipepar.model.source.huggingface import dtype_of, require_config
 
-# Larger files are taken for weights of an unknown format.
+# Bytes of the largest file that is sent; a larger one is probably weights of an unknown format.
 _LARGEST: Final = 64 * 2**20
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf")
 
@@ -24,14 +24,15 @@ def replica(world: World, folder: Path) -> Iterator[Path]:
 
     Args:
         world: all ranks.
-        folder: its path on rank 0.
+        folder: its path on rank 0. Its subfolders and files over 64 MiB are not copied.
 
     Yields:
         Its path on this rank; a copy is removed when the context is left.
 
     Raises:
-        InputError: rank 0 has no such folder.
-        WeightsError: the configuration names no dtype, and the weights are missing or damaged.
+        InputError: on rank 0, which has no config.json in that folder.
+        WeightsError: on rank 0: the configuration names no dtype, and the weights are damaged.
+        PeerError: on the other ranks, if rank 0 raises.
     """
     text = world.together(lambda: _packed(folder) if world.is_root else "")
     text = world.broadcast(text)
@@ -45,7 +46,7 @@ def replica(world: World, folder: Path) -> Iterator[Path]:
 
 
 def _packed(folder: Path) -> str:
-    """Return the small files as JSON, with the dtype of the weights in config.json."""
+    """Return the files to copy as JSON: names and contents in base64."""
     require_config(folder)
     files = [file for file in sorted(folder.iterdir()) if file.suffix not in _WEIGHTS]
     small = [file for file in files if file.is_file() and file.stat().st_size <= _LARGEST]
@@ -55,6 +56,7 @@ def _packed(folder: Path) -> str:
 
 
 def _with_dtype(folder: Path) -> str:
+    """Return config.json with a dtype, that of the weights if the file names none."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)

@@ -1,4 +1,4 @@
-"""The computation of a job: all samples, then each sample of failed micro-batches alone."""
+"""The computation of a job: all samples, then each sample of a failed micro-batch alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipepar.trace import Tracer
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The part of a rank: source, stage and sink, as far as the placement assigns them to it."""
+    """The roles of one rank: source, stage, sink, or several of them."""
 
     assembly: Assembly
     """The stage and the channels of this rank."""
@@ -37,13 +37,13 @@ class Work:
     def compute(self, done: SampleSet, alone: SampleSet) -> None:
         """Compute all samples that are not done. *Collective.*
 
-        If the job continues without samples that fail, the samples of failed micro-batches follow
-        in a second stream. Each is then in a micro-batch of its own, so that it is read, padded and
-        computed independently of other samples.
+        The samples of failed micro-batches, of this run or of an earlier one, follow in a second
+        stream. Each is then in a micro-batch of its own, so that it is read, padded and computed
+        independently of other samples.
 
         Args:
             done: samples that an earlier run wrote.
-            alone: samples of micro-batches that failed in an earlier run.
+            alone: other samples that the first stream leaves out; see `Sink.resumed`.
 
         Raises:
             InputError: a sample cannot be read, or a result cannot be written.
@@ -129,8 +129,8 @@ def _send_all(samples: Iterable[MicroBatch], entry: Outlet) -> Iterator[MicroBat
 def _run_concurrently(roles: list[Iterable[object]]) -> None:
     """Exhaust all iterators, the last one in this thread (that of the stage, if there is one).
 
-    An exception in another thread ends the job through `threading.excepthook`, which `FailTogether`
-    sets, since this thread may be waiting for a result of that thread.
+    An exception in another thread ends the job at once, since this thread may wait for a result of
+    that thread. `FailTogether` sets `threading.excepthook` for this.
     """
     if not roles:
         return

@@ -1,4 +1,4 @@
-"""Samples cast to the dtype of the model."""
+"""Casts the model's arguments to the dtype to compute in."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ Kind: TypeAlias = Literal["arrays", "pictures", "text"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFormat(ABC):
-    """The fields that all formats have."""
+    """A format of inputs; each file of `readers.formats` defines one."""
 
     kind: ClassVar[Kind]
     is_folder: ClassVar[bool] = False
@@ -27,19 +27,24 @@ class InputFormat(ABC):
     suffixes: tuple[str, ...]
     """Suffixes of the file, or of the samples in the folder; in lower case, with their dot."""
     labels: Callable[[Path], Iterator[tuple[str, object]]] | None = None
-    """Yields for each sample its location, for messages, and its class as written in the file, a
-    name or a number. None if ``--labels`` does not accept the format."""
+    """Yields for each sample its location, for messages, and its label as read from the file, which
+    the caller checks. Raises InputError if the file is damaged. None if ``--labels`` does not
+    accept the format."""
 
     @abstractmethod
     def open(self, path: Path, rules: TextRules) -> Samples:
-        """Open an input, and check what can be checked without computing.
+        """Open an input, and check it: all texts, the shapes and dtypes of arrays, no pictures.
 
         Args:
             path: an existing input.
             rules: requirements of texts; ignored for arrays and pictures.
 
+        Returns:
+            The samples, which are read from the input when they are iterated.
+
         Raises:
-            InputError: the input cannot be read.
+            InputError: the input is damaged, or its content is invalid.
+            OSError: the input cannot be read.
         """
 
     def fingerprint(self, path: Path) -> str:
@@ -58,11 +63,11 @@ class TextFormat(InputFormat):
     kind = "text"
     texts: Callable[[Path], Iterator[tuple[str, Text]]]
     """Yields for each sample its location, for messages (the file, and its line or row), and its
-    text, or an InputError if the text of this sample cannot be read. Raises InputError if the file
+    text, or an InputError if the text of this sample cannot be read. Raises OSError if the file
     cannot be read."""
 
     def open(self, path: Path, rules: TextRules) -> Samples:
-        """Open and check all texts; see `TextSamples`."""
+        """Read the whole file once, to check and count the texts; see `TextSamples`."""
         return TextSamples(path, self.texts, rules)
 
 
@@ -73,10 +78,11 @@ class ArrayFormat(InputFormat):
     kind = "arrays"
     arrays: Callable[[Path], Mapping[str, Rows]]
     """Opens a file and returns the model's keyword arguments by name, or its only positional
-    argument under the name ``""``. Raises InputError if the file cannot be read."""
+    argument under the name ``""``. Raises InputError if the file cannot be read, or if torch
+    lacks a dtype."""
 
     def open(self, path: Path, rules: TextRules) -> Samples:
-        """Open all arrays; see `ArraySamples`."""
+        """Open all arrays, and check their numbers of rows; see `ArraySamples`."""
         return ArraySamples(path, self.arrays(path))
 
 
@@ -89,12 +95,12 @@ class PictureFolder(InputFormat):
     pictures: Callable[[Path], Samples]
     """Opens a folder. Raises InputError if it contains no picture."""
     digest: Callable[[Path], str]
-    """Returns a SHA-256 digest that identifies a folder."""
+    """Returns a SHA-256 digest that identifies the pictures of a folder, without reading them."""
 
     def open(self, path: Path, rules: TextRules) -> Samples:
-        """List the pictures."""
+        """List the pictures; each is decoded, and so checked, when its micro-batch is read."""
         return self.pictures(path)
 
     def fingerprint(self, path: Path) -> str:
-        """Return a SHA-256 digest that identifies the folder."""
+        """Return the digest of the pictures; see `digest`."""
         return self.digest(path)

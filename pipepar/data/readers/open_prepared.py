@@ -11,21 +11,22 @@ from pipepar.data.readers.text_samples import TextRules
 
 
 def open_prepared(path: Path, prepare: Prepare, name: str, lenient: bool = False) -> Reader:
-    """Open an input of any format with a function that prepares the model's arguments.
+    """Open an input of any format whose samples a function converts to the model's arguments.
 
     Args:
         path: the input.
         prepare: takes a micro-batch's samples (a list of texts, a list of RGB pictures, a tensor
             [B, ...] of a positional array, or tensors by name) and returns the arguments.
-        name: the user's name of that function, for messages.
+        name: the name of that function in messages.
         lenient: whether a text that cannot be read becomes the fault of its micro-batch; otherwise
-            the input is refused.
+            the input is refused here. A picture that cannot be read is always such a fault.
 
     Returns:
         A reader whose feeds have the samples in the input's order.
 
     Raises:
-        InputError: the input is missing or damaged, or no format has its suffix.
+        InputError: the input is missing, no format has its suffix, a file of arrays is damaged, or
+            a text cannot be read and `lenient` is False.
     """
     samples = find_input_format(path).open(path, TextRules(lenient=lenient))
     return PreparedReader(samples, prepare, name)
@@ -41,8 +42,8 @@ def open_arrays(path: Path) -> Reader:
         A reader whose feeds have the rows in the file's order and the file's dtypes.
 
     Raises:
-        InputError: the file is missing, damaged or of another format, or contains a 0-d array,
-            Python objects, a dtype that torch lacks, or unequal numbers of rows.
+        InputError: the file is missing, damaged or of another format, or contains no array, a 0-d
+            array, Python objects, a dtype that torch lacks, or unequal numbers of rows.
     """
     samples = find_input_format(path, lambda each: each.kind == "arrays").open(path, TextRules())
     return PreparedReader(samples, lambda rows: rows, f"reading {path}")

@@ -31,7 +31,8 @@ class Batch:
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
     """The columns of the samples; see `Feed.columns`."""
     fault: PipeparError | None = None
-    """The error of samples that cannot be read; the content is then not used."""
+    """The first error of samples that cannot be read. The content may then be empty, or have errors
+    instead of samples."""
 
 
 class Samples(Protocol):
@@ -41,7 +42,10 @@ class Samples(Protocol):
         """Number of samples."""
 
     def batches(self, size: int, done: SampleSet) -> Iterator[Batch]:
-        """Yield batches of at most `size` consecutive samples in order; omit those in `done`."""
+        """Yield batches of at most `size` consecutive samples, in order.
+
+        A batch whose samples are all in `done` is omitted.
+        """
 
     def example(self) -> Batch:
         """Return up to 2 samples, made up for an empty input."""
@@ -56,7 +60,7 @@ class PreparedReader:
         Args:
             samples: the samples of the input.
             prepare: returns the model's arguments for the content of a batch.
-            name: the user's name of that function, for messages.
+            name: the name of that function in messages.
         """
         self._samples = samples
         self._prepare = prepare

@@ -12,13 +12,14 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Text]]:
-    """Yield the location of each line, for messages, and the line without its line ending.
+    """Yield the location of each line, for messages, and the line; empty lines are included.
 
     Args:
         path: a UTF-8 file, lines ended by ``\\n`` or ``\\r\\n``, with or without a byte order mark.
 
     Yields:
-        ``(location, line)``, or ``(location, InputError)`` for a line that is not UTF-8.
+        ``(location, line)``, without the line ending; ``(location, InputError)`` for a line that is
+        not UTF-8.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -38,7 +39,7 @@ def read_valid_lines(path: Path) -> Iterator[tuple[str, str]]:
         ``(location, line)``.
 
     Raises:
-        InputError: a line is not UTF-8; the message has its number.
+        InputError: a line is not UTF-8; the message has the line number.
     """
     for where, line in read_lines(path):
         if isinstance(line, InputError):

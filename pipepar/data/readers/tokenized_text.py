@@ -55,7 +55,7 @@ class TokenizedOptions:
     """Options of the tokenisation."""
 
     max_length: int | None = None
-    """Largest number of tokens of a sample, which is truncated beyond; None for the tokenizer's own
+    """Largest number of tokens of a sample; longer ones are truncated. None for the tokenizer's own
     limit, if it has one."""
     pad_to_limit: bool = False
     """Whether every sample is padded to the largest number of tokens."""
@@ -74,8 +74,9 @@ def open_tokenized(
 ) -> Reader:
     """Open a file of texts, and check every text.
 
-    A feed has samples of similar length: each window of samples is sorted, the longest first. The
-    memory used is bounded by a window, or by a micro-batch if that is larger.
+    A feed has samples of similar length, since each window of samples is sorted, the longest first.
+    A text that is invalid, or that the tokenizer cannot process, has a feed of its own with a
+    fault. Memory is bounded by a window, or by a micro-batch if that is larger.
 
     Args:
         path: a file of a format of texts.
@@ -87,9 +88,9 @@ def open_tokenized(
         [B, longest of the micro-batch], or [B, limit].
 
     Raises:
-        InputError: a text is invalid (the message has its line or row), the file is missing or of
-            another format, the tokenizer cannot pad, an option is out of range, or special tokens
-            alone reach the limit.
+        InputError: a text is invalid and the rules are not lenient (the message has its line or
+            row), the file is missing or of another format, the tokenizer cannot pad, an option is
+            out of range, there is no limit to pad to, or special tokens alone reach the limit.
     """
     options = options or TokenizedOptions()
     _require_options(tokenizer, options)
@@ -145,6 +146,7 @@ class _TokenizedReader:
     def _window_feeds(
         self, texts: list[Text], start: int, micro_batch: int, done: SampleSet
     ) -> Iterator[Feed]:
+        """Yield the feeds of a window: those with a fault first, then from long to short texts."""
         rows, faults = self._rows(texts, start)
         for at, fault in faults.items():
             if start + at not in done:
@@ -229,13 +231,17 @@ def _length(row: Row) -> int:
 
 
 def _limit(tokenizer: Tokenizer, max_length: int | None) -> int | None:
+    """Return the largest number of tokens of a sample; None if there is none."""
     if max_length is not None:
         return max_length
     return tokenizer.model_max_length if tokenizer.model_max_length < _LARGEST_LIMIT else None
 
 
 def _require_room(tokenizer: Tokenizer, limit: int | None) -> None:
-    """Refuse a limit that special tokens reach: tokenizers then truncate nothing or everything."""
+    """Refuse a limit that leaves room for special tokens only.
+
+    Tokenizers would then truncate nothing or everything.
+    """
     count = getattr(tokenizer, "num_special_tokens_to_add", None)
     special = count() if count is not None else 0
     if limit is not None and limit <= special:

@@ -20,10 +20,10 @@ class ArrayWriter(RowWriter):
     """Writes each row to its final offset, which follows from the shapes of the first rows."""
 
     _templates: Mapping[str, torch.Tensor] | None = None
-    """For each value a tensor [1, ...] with the shape and dtype of a row; None before the first
-    micro-batch, of this run or an earlier one."""
+    """For each value a tensor [1, ...] with the shape and dtype of a row; its content is undefined.
+    None until rows are written or restored."""
     _offsets: Mapping[str, int] | None = None
-    """The offset of each value in bytes; None until the header is written."""
+    """The offset of each value in bytes; None until this run writes the header."""
 
     @abstractmethod
     def _header(self, templates: Mapping[str, torch.Tensor]) -> tuple[bytes, dict[str, int]]:
@@ -104,7 +104,7 @@ def _templates_of(rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _layout_of(templates: Mapping[str, torch.Tensor]) -> list[Any]:
-    """Return the argument of `_templates_from` as a JSON value."""
+    """Return the names, dtypes and shapes as a JSON value; `_templates_from` is the inverse."""
     return [
         [name, str(row.dtype).removeprefix("torch."), *row.shape[1:]]
         for name, row in templates.items()

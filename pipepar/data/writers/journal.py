@@ -1,4 +1,4 @@
-"""The journal of an unfinished output: ``.NAME.journal``, a line for each micro-batch on disk.
+"""The journal of an unfinished output: ``.NAME.journal``, a line for each micro-batch or note.
 
 A line is the CRC-32 of its text, a space, and the text, which is JSON. The first line is a header
 that identifies the job, the others are records. A record is written after its rows are synced.
@@ -32,7 +32,7 @@ _URGENT_BYTES: Final = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One micro-batch whose rows are on disk."""
+    """One micro-batch whose rows are on disk, or a note without rows."""
 
     sample_ranges: tuple[tuple[int, int], ...]
     """Positions in the user's input as half-open ranges, in the order of the rows."""
@@ -41,7 +41,8 @@ class Record:
     checksum: int
     """CRC-32 of these bytes."""
     layout: Any
-    """The names, shapes or dtypes of the rows, a JSON value of the writer; None for answers."""
+    """The names, shapes or dtypes of the rows, a JSON value of the writer; None for answers and
+    notes."""
     note: Any = None
     """A JSON value that a resumed job restores."""
 

@@ -18,12 +18,12 @@ from pipepar.data.writers.row_writer import RowWriter
 from pipepar.data.writers.unfinished import Resumable
 from pipepar.errors import InputError
 
-# Bytes that are copied at a time.
+# Bytes that are copied at a time at the end.
 _COPY_BYTES: Final = 16 << 20
 
 
 class LineWriter(RowWriter):
-    """Appends lines to the partial file in the order of arrival, and sorts them at the end."""
+    """Appends lines to the partial file as they arrive, and writes a sorted copy at the end."""
 
     def __init__(self, path: Path, count: int, resumable: Resumable | None = None) -> None:
         """Make a writer; see `RowWriter`."""
@@ -118,7 +118,7 @@ class LineWriter(RowWriter):
             raise
 
     def _sorted_lines(self, partial: Partial) -> Iterator[bytes]:
-        """Yield the bytes of all lines in the input's order, at most 16 MiB at a time."""
+        """Yield the bytes of all lines in the order of the samples, at most 16 MiB at a time."""
         for at in np.argsort(self._firsts):
             offset, end = self._offsets[at], self._offsets[at] + self._sizes[at]
             for begin in range(offset, end, _COPY_BYTES):

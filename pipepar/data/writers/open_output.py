@@ -19,7 +19,7 @@ _LONGEST_ADDITION: Final = len(".") + len(".errors.jsonl") + len(".partial")
 
 
 def target_of(path: Path) -> Path:
-    """Return the target if the output is a symbolic link, else the path."""
+    """Return the final target if the output is a symbolic link, else the path unchanged."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
@@ -50,19 +50,19 @@ def check_output_path(path: Path) -> None:
 def open_output(path: Path, count: int, resumable: Resumable | None = None) -> RowWriter:
     """Return the writer of an output file, a context manager.
 
-    Rows are written to the hidden file ``.NAME.partial`` in the same folder, which is renamed when
-    the context is left without an exception. An existing output is untouched until then. If the
+    Rows are written to the hidden file ``.NAME.partial`` in the same folder. An existing output is
+    replaced only when the context is left without an exception and all samples are written. If the
     path is a symbolic link, its target is replaced. The partial file of a killed run is continued
-    or overwritten.
+    if `resumable` has it as unfinished output, else overwritten.
 
-    Array formats write each row to its final offset, so memory is bounded. Line formats append
-    lines, and sort them at the end; rows may differ in shape. Without samples the file is valid and
-    empty.
+    Array formats write each row to its final offset, and rename the partial file. Line formats
+    append lines, whose rows may differ in shape, and write a sorted copy, ``.NAME.sorted``, which
+    they rename. Without samples the file is valid and has no rows.
 
     Args:
         path: the output file; its suffix determines the format.
         count: number of samples, each of which must be written exactly once.
-        resumable: the partial file and the job; None to write no journal.
+        resumable: the partial file, the job and its unfinished output; None to write no journal.
 
     Returns:
         A writer; it writes nothing before its context is entered.

@@ -16,7 +16,7 @@ def _accept(tensors: Mapping[str, torch.Tensor]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputFormat:
-    """The fields that all formats have."""
+    """A format of outputs; each file of `writers.formats` defines one."""
 
     suffix: str
     """In lower case, with its dot."""

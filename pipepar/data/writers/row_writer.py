@@ -1,4 +1,4 @@
-"""The base of all writers: checks that each sample is written once, and keeps the journal."""
+"""The base of all writers: checks that each sample is written once, and writes the journal."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class _OpenFile:
     partial: Partial
     """The partial file; renamed when it is complete."""
     tracked: TrackedFile
-    """The writes to the partial file since the last record."""
+    """Writes to the partial file, and tracks its writes since the last record."""
     journal: Journal | None
     """None for an output that cannot be resumed, or that an earlier run renamed."""
     renamed: bool
-    """Whether an earlier run renamed the output, and only did not remove the journal."""
+    """Whether an earlier run renamed the output, and ended before it removed the journal."""
 
 
 class RowWriter(ABC):
@@ -43,9 +43,7 @@ class RowWriter(ABC):
         """Store the arguments; nothing is written before the context is entered.
 
         Args:
-            path: the output file.
-            count: number of samples.
-            resumable: the partial file and the job; None to write no journal.
+            path, count, resumable: as for `open_output`; the path is that of the target.
         """
         self.path = path
         self.count = count
@@ -68,10 +66,12 @@ class RowWriter(ABC):
             samples: int64 [B], 0-based positions in the user's input, in any order.
             values: the model's outputs by name, each [B, ...] on any device, the same names in
                 every call; or a list of one JSON value per sample, if the format supports answers.
-            note: a JSON value, passed to `Resumable.on_restored` when the job is resumed.
+            note: a JSON value, passed to `Resumable.on_restored` when the job is resumed; ignored
+                if there are no samples or no journal.
 
         Raises:
-            InputError: a value does not have one row per sample, or the format does not support it.
+            InputError: there is not one row per sample, the names differ from those of earlier
+                calls, the format does not support a value, or another run replaced the file.
             PipeparError: a sample is out of range or already written, or the context of the writer
                 is not entered.
             OSError: the file system refuses, for example a full disk; it names the file.
@@ -97,13 +97,13 @@ class RowWriter(ABC):
         self.done.add(positions)
 
     def add_note(self, note: Any) -> None:
-        """Write a record without rows to the journal.
+        """Write a record without rows to the journal; do nothing without a journal.
 
         Args:
-            note: a JSON value, passed to `Resumable.on_restored` when the job is resumed.
+            note: as for `write`.
 
         Raises:
-            OSError: the file system refuses.
+            InputError, PipeparError, OSError: as for `write`.
         """
         journal = self._opened().journal
         if journal is not None:
@@ -111,27 +111,31 @@ class RowWriter(ABC):
                 journal.add(Record((), (), 0, None, note))
 
     def write_blank(self, samples: torch.Tensor, note: Any = None) -> None:
-        """Write placeholder rows: null in JSON, NaN in floats, 0 in other dtypes.
+        """Write placeholder rows: null in JSON, NaN in float and complex dtypes, else 0.
 
         Args:
             samples: int64 [B], as for `write`.
             note: one note for all samples, as for `write`.
 
         Raises:
-            InputError: no row has been written yet, so the form of a row is unknown.
-            PipeparError: as for `write`.
-            OSError: as for `write`.
+            InputError: no row has been written to an array format, so the shape is unknown.
+            PipeparError, OSError: as for `write`.
         """
         for begin in range(0, len(samples), _BLANK_ROWS):
             some = samples[begin : begin + _BLANK_ROWS]
             self.write(some, self._blank_rows(len(some)), None if begin else note)
 
     def suspend(self) -> None:
-        """Leave the output unfinished when the context is left, so that it can be resumed."""
+        """Do not finish the output when the context is left, as after an exception."""
         self._suspended = True
 
     def __enter__(self) -> RowWriter:
-        """Open the partial file, and restore the valid records of an earlier run."""
+        """Open the partial file, and restore the valid records of the unfinished output, if any.
+
+        Raises:
+            InputError: another run writes to the partial file, or the journal is damaged.
+            OSError: the file system refuses.
+        """
         with named_os_errors(self.path):
             partial = self._resumable.partial if self._resumable else Partial(self.path)
             try:
@@ -147,7 +151,15 @@ class RowWriter(ABC):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Rename the complete file; after an exception keep an output that can be resumed."""
+        """Rename the complete file and remove the journal.
+
+        After an exception, or after `suspend`, keep the partial file and the journal if they have
+        rows, else remove both.
+
+        Raises:
+            PipeparError: a sample is not written.
+            InputError, OSError: as for `write`.
+        """
         file, self._open = self._opened(), None
         partial, journal = file.partial, file.journal
         finished = False
@@ -169,7 +181,7 @@ class RowWriter(ABC):
             elif worth_resuming or file.renamed:
                 partial.keep()
             else:
-                if partial.is_own:  # else another run replaced the files
+                if partial.is_own:  # otherwise the files are those of another run
                     journal_of(self.path).unlink(missing_ok=True)
                 partial.discard()
 
@@ -188,7 +200,7 @@ class RowWriter(ABC):
             self._check_complete()
         elif resumable:
             journal = Journal(partial, resumable.header, records)
-        # Only now, since `clear` may replace the file.
+        # After `clear`, which may replace `partial.file`.
         return _OpenFile(partial, TrackedFile(partial.file), journal, renamed)
 
     def _restored(
@@ -214,7 +226,7 @@ class RowWriter(ABC):
         """Write rows, whose positions and number are checked, and return `Record.layout`."""
 
     def _write_answers(self, file: TrackedFile, positions: list[int], answers: list[Any]) -> Any:
-        """Write one JSON value per sample; formats of arrays refuse."""
+        """Write one JSON value per sample, and return `Record.layout`; array formats raise."""
         raise InputError(
             f"output {self.path} holds arrays; found a list of {type(answers[0]).__name__}, one "
             "per sample. Write to a .jsonl file, or return tensors."
@@ -222,7 +234,7 @@ class RowWriter(ABC):
 
     @abstractmethod
     def _restore(self, record: Record, data: bytes) -> bool:
-        """Restore a record from its bytes; return False if they do not fit the earlier records."""
+        """Restore a record from its bytes; return False if it does not fit the earlier ones."""
 
     @abstractmethod
     def _finish(self, partial: Partial) -> None:
@@ -277,8 +289,8 @@ class RowWriter(ABC):
         if self.done.missing:
             raise PipeparError(
                 f"output {self.path}: {self.done.missing} of {self.count} samples never arrived, "
-                f"sample {self.done.first_missing} first; expected all of them. The output was not "
-                "renamed to this name; run again."
+                f"sample {self.done.first_missing} first; expected all of them. The output is "
+                "incomplete and was not renamed; run again."
             )
 
 

@@ -25,7 +25,7 @@ class Unfinished:
     """The partial file, locked by this run."""
     renamed: bool
     """Whether the rows can only be under the final name, since the partial file is empty: the
-    earlier run then renamed the output, and only did not remove the journal."""
+    earlier run then renamed the output, and ended before it removed the journal."""
     progress: Callable[[], None] = lambda: None
     """Called for every record that is read, since reading all of them may take long."""
 

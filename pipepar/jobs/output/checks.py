@@ -1,4 +1,4 @@
-"""Checks before the work that the job can make rows of the model's output."""
+"""Checks, before the work starts, that the job can make rows from the model's output."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def check_outputs(graph: Graph, job: Job, reader: Reader | None) -> None:
         reader: the input on rank 0, None elsewhere.
 
     Raises:
-        InputError: the format of the file does not support the output, the output has no scores of
-            classes although there are labels, or a label is not a class of the model.
+        InputError: the task or the format of the file does not support the output, the output has
+            no scores of classes although there are labels, or a label is not a class of the model.
     """
     shapes = {
         node.name: node.meta.get("val", torch.empty(0))

@@ -25,7 +25,7 @@ class OutputClaim:
     path: Path
     """The same path with a symbolic link resolved."""
     answer: Answer
-    """Makes the rows of the model's output."""
+    """Makes the rows from the model's output."""
     answer_name: str
     """The name of `answer` for messages."""
     classes: tuple[str, ...] | None
@@ -33,7 +33,7 @@ class OutputClaim:
     lenient: bool
     """Whether the job continues without samples that fail."""
     replaces: bool
-    """Whether there is a finished output, of this job or another one."""
+    """Whether there is a file under the final name, of this job or another one."""
     overwrites: bool
     """Whether there is an unfinished output that is overwritten instead of resumed."""
     partial: Partial
@@ -41,17 +41,18 @@ class OutputClaim:
     unfinished: Unfinished | None
     """The unfinished output to resume; None to start from the beginning."""
     held: ExitStack
-    """Closes the partial file, and the writer once it is open."""
+    """Closes the partial file, and the writer if the sink opened it."""
 
 
 @contextmanager
 def claim_output(job: Job) -> Iterator[OutputClaim]:
     """Lock the output of a job, and find an unfinished output of an earlier run.
 
-    Nothing is written. An output that can be resumed is kept when the context is left.
+    The partial file is created if there is none, without content. When the context is left, an
+    empty partial file is removed, and another one is stored for a later run.
 
     Args:
-        job: its output, task, postprocess and labels are used.
+        job: the options of the job.
 
     Yields:
         The locked output.

@@ -1,7 +1,7 @@
 """The identity of a job: a job may resume an output only if both have the same identity.
 
-It consists of everything that determines the results; the number of ranks, the plan and the depth
-do not.
+It consists of everything that determines the results. It does not contain the number of ranks, the
+plan and the depth, which do not affect them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def identity(
         micro_batch: samples per micro-batch; None if not known yet.
 
     Returns:
-        JSON values by name.
+        JSON values by name; contents of files as digests.
 
     Raises:
         OSError: a file cannot be read.
@@ -104,6 +104,7 @@ def require_same(found: Fields, own: Fields, path: Path) -> None:
 
 
 def _model(job: Job, graph: Graph) -> str:
+    """Return a digest of the graph, the values in it, and the files that define the model."""
     digest = hashlib.sha256(graph.digest.encode())
     held = named_tensors(graph.module)
     values = {name: tensor for name, tensor in held.items() if not tensor.is_meta}
@@ -139,6 +140,7 @@ def _function(name: str | None) -> str | None:
 
 
 def _version(package: str) -> str:
+    """Return the name and version of a package, or "no NAME" if it is not installed."""
     try:
         return f"{package} {version(package)}"
     except PackageNotFoundError:

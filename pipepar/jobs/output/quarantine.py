@@ -14,10 +14,14 @@ from pipepar.microbatch import Fault
 
 
 class Quarantine:
-    """The samples that failed, with their errors.
+    """The samples that failed alone, with their errors, and those that failed with others.
+
+    A micro-batch of one sample fails alone. Length and iteration cover the samples that failed
+    alone.
 
     Attributes:
-        failed_together: samples of failed micro-batches, which are to be tried alone.
+        failed_together: samples of failed micro-batches, including those that have since been tried
+            alone.
     """
 
     def __init__(self, output: Path) -> None:
@@ -40,7 +44,7 @@ class Quarantine:
 
     @property
     def first(self) -> str:
-        """A phrase with the first sample that failed alone and its error."""
+        """A phrase with the first sample that failed alone and its error; there must be one."""
         at = min(self._faults)
         return f"sample {at} {self._faults[at]}"
 
@@ -49,7 +53,7 @@ class Quarantine:
 
         Args:
             samples: positions in the input.
-            fault: the error.
+            fault: the error; stored only if the micro-batch has one sample.
 
         Returns:
             A JSON value for `restore`.
@@ -61,7 +65,7 @@ class Quarantine:
         return {"alone": [[samples[0], *astuple(fault)]]}
 
     def discard(self, samples: Iterable[int]) -> None:
-        """Remove samples that have results after all."""
+        """Remove samples from those that failed alone, since they have results."""
         for sample in samples:
             self._faults.pop(sample, None)
 
@@ -70,15 +74,15 @@ class Quarantine:
         return {"alone": [[at, *astuple(self._faults[at])] for at in self]}
 
     def restore(self, note: Mapping[str, Any]) -> None:
-        """Add the samples of a note of an earlier run."""
+        """Add the samples of a note that `add` or `to_note` returned in an earlier run."""
         self.failed_together.update(note.get("together", []))
         self._faults |= {at: Fault(*fields) for at, *fields in note.get("alone", [])}
 
     def write(self) -> None:
         """Write the errors of the samples that failed alone, a line per sample.
 
-        Without such samples, remove the file of an earlier run. The file is synced like the output,
-        since the journal, which has the errors too, is removed afterwards.
+        Without such samples, remove the file of an earlier run. The file is synced as the output
+        is, since the journal, which also has the errors, is removed afterwards.
 
         Raises:
             OSError: the file system refuses.

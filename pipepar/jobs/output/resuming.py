@@ -27,18 +27,18 @@ from pipepar.planner.plan_job import AgreedPlan, Note
 
 @dataclass(frozen=True, slots=True)
 class Resuming:
-    """The job of the unfinished output that is resumed, if any; made by `Resuming.find`."""
+    """A job, and the unfinished output that it resumes, if any; made by `Resuming.find`."""
 
     world: World
     """All ranks."""
     job: Job
     """The options of the job."""
     header: Fields | None
-    """The identity in the journal; None to start from the beginning."""
+    """The identity in the journal of the unfinished output; None to start from the beginning."""
 
     @classmethod
     def find(cls, world: World, job: Job, claim: OutputClaim | None, note: Note) -> Resuming:
-        """Return the job of the unfinished output on every rank. *Collective.*
+        """Share the identity in the journal with all ranks, and check its format. *Collective.*
 
         Args:
             world: all ranks.
@@ -47,7 +47,7 @@ class Resuming:
             note: receives, on rank 0, remarks for the user.
 
         Raises:
-            InputError: the journal has another format.
+            InputError: the journal has another format (PeerError on ranks other than 0).
         """
         text = "null"
         if claim is not None:
@@ -62,7 +62,7 @@ class Resuming:
 
     @property
     def micro_batch(self) -> int | None:
-        """Samples per micro-batch; None if neither the journal nor the user gives it."""
+        """Samples per micro-batch: the journal's if an output is resumed, else the option's."""
         return self.header["micro_batch"] if self.header else self.job.micro_batch
 
     def check(self, graph: Graph, source: Source, context: DeviceContext, count: int) -> Fields:
@@ -75,7 +75,7 @@ class Resuming:
             count: number of samples.
 
         Returns:
-            The identity, with the micro-batch if it is known; an empty dict on other ranks.
+            The identity, whose micro-batch may be None; an empty dict on other ranks.
 
         Raises:
             InputError: the identities differ; the message lists every difference.
@@ -102,7 +102,7 @@ class Resuming:
 
         Returns:
             The sink on the last rank, None elsewhere; and on every rank the samples that are
-            written, and those of failed micro-batches, which are to be tried alone.
+            written, and others that the first stream leaves out, as in `Sink.resumed`.
 
         Raises:
             PipeparError: the output cannot be opened; PeerError on the other ranks.

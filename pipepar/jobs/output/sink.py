@@ -58,8 +58,8 @@ class Sink:
     def resumed(self) -> tuple[Ranges, Ranges]:
         """Return the samples that are written, and those that the first stream leaves out.
 
-        The latter failed with their micro-batch or, if the job continues without samples that
-        fail, alone.
+        The latter failed in an earlier run: with their micro-batch, to be tried alone in the second
+        stream; or alone, not to be tried again, if the job continues without samples that fail.
         """
         failed = SampleSet(self._writer.count)
         failed.add(self._quarantine.failed_together)
@@ -87,7 +87,10 @@ class Sink:
             yield microbatch
 
     def settled(self) -> Ranges:
-        """Return the samples that are written or failed alone, and so need not be tried again."""
+        """Return the samples that need not be tried again.
+
+        They are written or, if the job continues without samples that fail, failed alone.
+        """
         writer = self._writer
         settled = SampleSet(writer.count, writer.done.ranges())
         settled.add(self._quarantine if self._lenient else ())
