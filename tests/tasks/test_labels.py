@@ -95,7 +95,7 @@ def test_one_label_a_sample(rows: Path, count: int) -> None:
         LabelledReader(open_arrays(rows), torch.zeros(count, dtype=torch.int64), Path("y.npy"))
 
 
-def test_what_is_counted() -> None:
+def test_the_counts_and_shares_of_each_class() -> None:
     tally = Tally(("cat", "dog", "cow"))
     # Right: cat, dog, cat, dog, dog; the cow is never predicted and the dogs once for a cat.
     tally.add(torch.eye(3)[[0, 1, 1]], torch.tensor([0, 1, 0]))
@@ -111,7 +111,7 @@ def test_what_is_counted() -> None:
     assert (cow.samples, cow.predicted) == (1, 0)
 
 
-def test_nothing_counted() -> None:
+def test_a_tally_without_samples() -> None:
     confusion = Tally(("cat",)).confusion()
     assert confusion == Confusion(("cat",), ())
     assert confusion.accuracy is None
@@ -125,14 +125,14 @@ def test_classes_without_names_are_numbered() -> None:
 
 
 @pytest.mark.parametrize("names", [(), ("cat",), ("cat", "dog", "cow", "hen")])
-def test_what_is_restored_is_what_was_counted(names: tuple[str, ...]) -> None:
-    """Each class, too, also one that no sample is of."""
+def test_restored_counts_give_the_same_matrix(names: tuple[str, ...]) -> None:
+    """Classes without samples are restored, too."""
     labels = torch.tensor([0, 1, 1]), torch.tensor([1, 1])
     logits = torch.eye(4)[[0, 1, 0]], torch.eye(4)[[0, 1]]
     whole, resumed = Tally(names), Tally(names)
     notes = [whole.add(*each) for each in zip(logits, labels, strict=True)]
     for note in json.loads(json.dumps(notes)):
-        resumed.restore(note)
+        resumed.add_counts(note)
     assert resumed.confusion() == whole.confusion()
     assert len(resumed.confusion().names) == 4
     assert resumed.confusion().cells == ((0, 0, 1), (1, 0, 2), (1, 1, 2))
