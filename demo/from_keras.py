@@ -1,4 +1,4 @@
-"""Weights that Keras saved, for a torch model of the same layers."""
+"""Loads weights that Keras saved into a torch model with the same layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 Weights = Mapping[str, np.ndarray[Any, Any]]
-"""The weights of one layer by Keras's names, such as kernel and bias."""
+"""The weights of one layer, by Keras's names such as kernel and bias."""
 
 TORCH_NAMES = {
     "kernel": "weight",
@@ -24,8 +24,8 @@ TORCH_NAMES = {
 
 
 def read(path: Path) -> list[Weights]:
-    """Read an .h5 file: the weights of each layer that has any, in the model's order."""
-    import h5py  # only here, so that the rest can be used without it
+    """Return the weights in an .h5 file, of each layer that has any, in the model's order."""
+    import h5py  # optional, needed only here
 
     with h5py.File(path) as file:
         group = file["model_weights"]
@@ -34,27 +34,35 @@ def read(path: Path) -> list[Weights]:
 
 
 def weights_of(layer: Any) -> Weights:
-    """Read the weights of one layer's group; their full names are like conv2d/kernel:0."""
+    """Return the weights of one layer's group; their full names are like conv2d/kernel:0."""
     names = layer.attrs["weight_names"]
     return {name.split("/")[-1].split(":")[0]: layer[name][()] for name in names}
 
 
 def load(model: nn.Module, layers: Sequence[Weights]) -> None:
-    """Give the layers of a torch model, in their order, the weights of Keras's layers.
+    """Load the weights of Keras's layers into the layers of a torch model, in order.
 
-    Keras flattens channels last: where more than one pixel is left, the rows of the dense kernel
-    that follows would need another order, which they are not given here.
+    Keras flattens channels last. This function does not reorder the rows of the dense kernel after
+    a flatten, so only one pixel may be left there.
+
+    Args:
+        model: its layers with parameters correspond to `layers`; modified in place.
+        layers: the weights of each Keras layer that has any.
+
+    Raises:
+        ValueError: the numbers of layers differ.
+        RuntimeError: a weight has another shape.
     """
     modules = [module for module in model.modules() if list(module.parameters(recurse=False))]
     for module, weights in zip(modules, layers, strict=True):
-        module.load_state_dict({TORCH_NAMES[name]: laid_out(w) for name, w in weights.items()})
+        module.load_state_dict({TORCH_NAMES[name]: to_torch(w) for name, w in weights.items()})
 
 
-def laid_out(weight: np.ndarray[Any, Any]) -> torch.Tensor:
-    """Return a weight as torch lays it out.
+def to_torch(weight: np.ndarray[Any, Any]) -> torch.Tensor:
+    """Return a weight in torch's layout.
 
-    A kernel of Keras ends in its inputs and outputs, [in, out] or [height, width, in, out]; torch's
-    begins with them, [out, in] or [out, in, height, width]. A vector stays as it is.
+    Keras's kernels are [in, out] or [height, width, in, out], torch's [out, in] or
+    [out, in, height, width]. Vectors are not changed.
     """
     if weight.ndim > 1:
         weight = np.moveaxis(weight, (-1, -2), (0, 1))

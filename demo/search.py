@@ -1,8 +1,8 @@
 """Search the passages by meaning: ``python -m demo.search DIR EMBEDDINGS.npy "query"``.
 
-DIR is what demo.fetch filled, EMBEDDINGS.npy what pipepar made of its passages.txt: a row a
-passage, the mean of the last hidden states. The query is embedded here, by the same model in one
-piece, and the nearest passages by cosine similarity are shown.
+DIR is the folder of demo.fetch. EMBEDDINGS.npy is pipepar's output for its passages.txt: one row
+per passage, the mean of the last hidden states. The unsplit model embeds the query in this process,
+and the nearest passages by cosine similarity are printed.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from transformers.utils import logging
 
 NEAREST = 3
 WIDTH = 88
-"""Columns; longer lines are hard to read."""
+"""Maximum number of columns of the output."""
 
 
 def main() -> None:
-    """Answer one query."""
+    """Print the passages nearest to the query."""
     if len(sys.argv) != 4:
         sys.exit('usage: python -m demo.search DIR EMBEDDINGS.npy "query"')
     folder, query = Path(sys.argv[1]), sys.argv[3]
@@ -33,14 +33,14 @@ def main() -> None:
     embeddings = torch.from_numpy(np.load(sys.argv[2]))
     if embeddings.ndim != 2 or len(embeddings) != len(passages):
         sys.exit(
-            f"{sys.argv[2]} has shape {tuple(embeddings.shape)}; expected a row for each of the "
+            f"{sys.argv[2]} has shape {tuple(embeddings.shape)}; expected one row for each of the "
             f"{len(passages)} passages. Run pipepar on {folder / 'passages.txt'} again."
         )
     scores = torch.cosine_similarity(embeddings, embed(folder / "minilm", query))
     console = Console(width=min(WIDTH, Console().width))
     console.print(Text.assemble("\nnearest to ", (f"“{query}”", "bold"), f" of {len(scores)}\n"))
-    for at in scores.argsort(descending=True)[:NEAREST].tolist():
-        console.print(shown(passages[at], sources[at], float(scores[at])))
+    for index in scores.argsort(descending=True)[:NEAREST].tolist():
+        console.print(layout(passages[index], sources[index], float(scores[index])))
 
 
 @torch.inference_mode()
@@ -54,8 +54,8 @@ def embed(folder: Path, query: str) -> torch.Tensor:
     return hidden.mean(dim=1)
 
 
-def shown(passage: str, source: str, score: float) -> Group:
-    """Lay out one passage under the line that says where it stands and how near it is."""
+def layout(passage: str, source: str, score: float) -> Group:
+    """Return one passage, below a line with its source and its score."""
     bar = "━" * round(20 * max(score, 0.0))
     head = Table.grid(expand=True)
     head.add_column()
@@ -65,7 +65,7 @@ def shown(passage: str, source: str, score: float) -> Group:
 
 
 def lines(path: Path) -> list[str]:
-    """Return a file's lines."""
+    """Return the lines of a file."""
     return path.read_text(encoding="utf-8").splitlines()
 
 

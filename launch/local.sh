@@ -1,16 +1,16 @@
 #!/bin/bash
-# pipepar on this machine: mpirun starts one rank for each GPU, or two on the processor.
+# Run pipepar on this machine: mpirun starts one rank per GPU, or two ranks without a GPU.
 #
 #   launch/local.sh MODEL INPUT OUTPUT [OPTION...]
 #
-# Everything after the script's name goes to `pipepar run`; the exit status is its own. To stop in
-# order, and continue later with --resume:  kill -USR1 PID  (of this script, which mpirun takes over;
-# on TERM mpirun would end the ranks at once).
+# All arguments are passed to `pipepar run`, and its exit status is that of the script. To stop the
+# job so that --resume can continue it, send SIGUSR1 to this script (its process becomes mpirun):
+# kill -USR1 PID. On SIGTERM, mpirun would kill the ranks at once.
 #
-# Environment:
-#   RANKS     how many ranks                              [one for each GPU, else 2]
-#   PIPEPAR   the command, as "apptainer exec my.sif pipepar"    [pipepar]
-#   MPIRUN    the launcher with its options                      [mpirun]
+# Environment variables:
+#   RANKS     number of ranks                                        [one per GPU, else 2]
+#   PIPEPAR   the command, such as "apptainer exec my.sif pipepar"               [pipepar]
+#   MPIRUN    the launcher with its options                                       [mpirun]
 set -euo pipefail
 
 if [ $# = 0 ]; then
@@ -25,8 +25,9 @@ if command -v nvidia-smi >/dev/null; then
 fi
 ranks=${RANKS:-$((gpus > 0 ? gpus : 2))}
 
-# Open MPI binds each of two ranks to a single core. Unbound, ranks share all cores out themselves.
-# The first name is Open MPI 5's, the second 4's; MPICH and Intel MPI do not bind unless asked.
+# Open MPI binds each of two ranks to a single core. Without binding, pipepar divides the cores
+# among the ranks. The first variable is for Open MPI 5, the second for 4. MPICH and Intel MPI do
+# not bind by default.
 export PRTE_MCA_hwloc_default_binding_policy=${PRTE_MCA_hwloc_default_binding_policy:-none}
 export OMPI_MCA_hwloc_base_binding_policy=${OMPI_MCA_hwloc_base_binding_policy:-none}
 

@@ -1,6 +1,6 @@
 """pipepar: pipeline-parallel inference for PyTorch models on HPC clusters.
 
-Importing it starts neither MPI nor CUDA, and loads torch only when `Pipeline` is asked for.
+Importing it starts neither MPI nor CUDA. torch is loaded when `Pipeline` is first accessed.
 """
 
 from typing import TYPE_CHECKING, Any

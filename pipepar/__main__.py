@@ -1,4 +1,4 @@
-"""``python -m pipepar`` is the command `pipepar`."""
+"""``python -m pipepar`` runs the command `pipepar`."""
 
 from pipepar.cli.app import main
 

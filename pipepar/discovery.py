@@ -1,4 +1,4 @@
-"""Finds the files of a package that each define one thing, such as a task or a format."""
+"""Discovery of modules that each define one object, such as a task or a format."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def names_in(package: ModuleType) -> list[str]:
-    """The names of a package's modules, sorted; none of them is imported.
+    """Return the sorted names of a package's modules without importing them.
 
     Args:
-        package: its ``__path__`` may have folders beside the package's own.
+        package: its ``__path__`` may contain further folders.
     """
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
@@ -24,8 +24,8 @@ def load(package: ModuleType, name: str, constant: str) -> Any:
 
     Args:
         package: as for `names_in`.
-        name: of the module, one of `names_in`.
-        constant: its name.
+        name: the name of the module, one of `names_in`.
+        constant: the name of the constant.
 
     Raises:
         AttributeError: the module does not define the constant.
@@ -34,10 +34,9 @@ def load(package: ModuleType, name: str, constant: str) -> Any:
 
 
 def summaries_of(package: ModuleType) -> dict[str, str]:
-    """The first line of each module's docstring by the module's name, sorted by it.
+    """Return the first docstring line of each module, by module name and sorted by it.
 
-    The modules are parsed, not imported: the command line shows these lines, and must not wait for
-    torch.
+    The modules are parsed, not imported: `--help` shows these lines and must not load torch.
 
     Args:
         package: as for `names_in`.

@@ -1,36 +1,36 @@
-"""Everything that pipepar raises on purpose.
+"""The exceptions that pipepar raises on purpose.
 
-A message says what was found, what was expected and what to do about it.
+A message states what was found, what was expected, and a remedy.
 """
 
 
 class PipeparError(Exception):
-    """Base class: a problem that is explained to the user without a traceback."""
+    """Base class of all errors that the user sees without a traceback."""
 
 
 class InputError(PipeparError):
-    """What the user named (a file, a model, an option) is missing, unreadable or does not fit."""
+    """A file, model or option of the user is missing, unreadable or not suitable."""
 
 
 class WeightsError(PipeparError):
-    """A checkpoint lacks a tensor, or holds one of another shape or dtype, or is damaged."""
+    """A checkpoint is damaged, lacks a tensor, or has one of another shape or dtype."""
 
 
 class CaptureError(PipeparError):
-    """A module cannot be turned into a graph, or the graph cannot be cut as asked."""
+    """A module cannot be traced into a graph, or the graph cannot be cut as requested."""
 
 
 class PlanError(PipeparError):
-    """A plan cannot be made, or does not fit the model or the number of ranks."""
+    """A plan cannot be made, or does not match the model or the number of ranks."""
 
 
 class WireError(PipeparError):
-    """What arrived from another rank is not what the protocol allows."""
+    """Data from another rank violates the protocol."""
 
 
 class StageError(PipeparError):
-    """A stage failed on a micro-batch; the cause is chained to it."""
+    """A stage failed on a micro-batch; its ``__cause__`` is the original exception."""
 
 
 class PeerError(PipeparError):
-    """Another rank has a problem, and will tell it; this one only has to stop."""
+    """Another rank failed and reports the error; this rank only has to stop."""

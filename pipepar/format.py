@@ -1,4 +1,4 @@
-"""Figures as a person reads them: a share as a bar, a size in its unit."""
+"""Human-readable text for shares, sizes, times, rates and ranks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def bar(share: float, width: int) -> str:
-    """Draw a share as a bar, in rich's markup.
+    """Return a share as a bar in rich markup.
 
     Args:
-        share: 0 to 1; what lies beyond is drawn as empty or as full.
+        share: clamped to 0 to 1.
         width: columns of the full bar.
     """
     full = round(width * min(max(share, 0.0), 1.0))
@@ -17,7 +17,7 @@ def bar(share: float, width: int) -> str:
 
 
 def readable_bytes(count: int) -> str:
-    """A size as one reads it, such as 1.5 MiB.
+    """Return a size as text with its unit, such as 1.5 MiB.
 
     Args:
         count: bytes, 0 or more.
@@ -27,14 +27,14 @@ def readable_bytes(count: int) -> str:
     size = float(count)
     for unit in ("KiB", "MiB", "GiB"):
         size /= 1024
-        # By what is shown: 1023.97 of a unit reads as one of the next.
+        # Compare the rounded value: 1023.97 KiB is shown as 1.0 MiB, not as 1024.0 KiB.
         if round(size, 1) < 1024:
             return f"{size:.1f} {unit}"
     return f"{size / 1024:,.1f} TiB"
 
 
 def readable_seconds(seconds: float) -> str:
-    """A time as one reads it, such as 25.0 us.
+    """Return a time as text with its unit, such as 25.0 us.
 
     Args:
         seconds: 0 or more.
@@ -46,16 +46,16 @@ def readable_seconds(seconds: float) -> str:
 
 
 def readable_rate(bandwidth: float) -> str:
-    """A bandwidth as one reads it, such as 1.25 GB/s.
+    """Return a bandwidth as text, such as 1.25 GB/s.
 
     Args:
-        bandwidth: bytes a second.
+        bandwidth: bytes per second.
     """
     return f"{bandwidth / 1e9:.2f} GB/s"
 
 
 def named(ranks: Sequence[int]) -> str:
-    """Ranks as one reads them, such as ranks 0-3, 6.
+    """Return ranks as text, such as "ranks 0-3, 6".
 
     Args:
         ranks: at least one, ascending.

@@ -1,7 +1,8 @@
-"""The micro-batch, the unit that flows, and what one of its tensors looks like in memory."""
+"""The micro-batch, the unit that flows through the pipeline, and the layout of its tensors."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -11,7 +12,7 @@ import torch
 from pipepar.errors import PipeparError, StageError
 
 Value: TypeAlias = torch.Tensor | bool | int | float | complex | str | None
-"""What may cross from stage to stage."""
+"""A value that may be sent from stage to stage."""
 
 SOURCE: Final = "source"
 SINK: Final = "sink"
@@ -19,39 +20,39 @@ SINK: Final = "sink"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Where a micro-batch failed, and the error."""
+    """The error of a micro-batch, and where it occurred."""
 
     stage: int | str
-    """The stage's number; `SOURCE` for reading, `SINK` for making rows of the results."""
+    """The stage's number; `SOURCE` for reading the input, `SINK` for making rows of results."""
     error: str
-    """The message of what was raised."""
+    """The message of the exception."""
 
     @classmethod
     def of(cls, stage: int | str, error: Exception) -> Fault:
-        """The fault for an exception that was raised there."""
+        """Return the fault for an exception that a stage, the source or the sink raised."""
         cause = error.__cause__ if isinstance(error, StageError) else error
         if isinstance(error, PipeparError) and (cause is None or cause is error):
             return cls(stage, str(error))
         return cls(stage, f"{type(cause).__name__}: {cause}")
 
     def __str__(self) -> str:
-        """A few words for the user."""
+        """Return the place and the message, as shown to the user."""
         where = f"stage {self.stage}" if isinstance(self.stage, int) else f"the {self.stage}"
         return f"in {where}: {self.error}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """Which program of a stage a micro-batch is for."""
+    """The program that a stage runs for a micro-batch, and its arguments."""
 
     program: int = 0
-    """Number of the program, 0 to 255; inference over a file has one."""
+    """Index of the program, 0 to 255. Inference has one program."""
     fields: torch.Tensor | None = None
-    """int64 [n], on the host: what the program needs to know of this step; None for nothing."""
+    """int64 [n], on the host: arguments of the program; None for none."""
 
 
 ONLY_STEP: Final = Step()
-"""The step of every micro-batch where stages have one program."""
+"""The step of every micro-batch if stages have one program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,63 +62,60 @@ class MicroBatch:
     index: int
     """Position in its stream, 0-based."""
     values: tuple[Value, ...]
-    """The model's values, in an order that both sides of a hand-over know; none after an error."""
+    """The model's values, in an order on which sender and receiver agree; empty after an error."""
     samples: torch.Tensor | None = None
-    """int64 [b], on the host: positions of its b rows in the user's input; None where a script
-    calls the model on its own batches."""
+    """int64 [b], on the host: positions of the b rows in the user's input. None in the Python API,
+    where a script passes its own batches."""
     columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """What the writer needs beside the model's output, by name, on the host; any shape. Stages
-    pass it on."""
+    """Tensors of any shape, by name, on the host: needed by the writer in addition to the model's
+    output. Stages pass them on unchanged."""
     error: Fault | None = None
-    """Why there are no values, in a job that goes on without samples that fail."""
+    """The error that replaces the values, in a job that skips failing samples."""
     step: Step = ONLY_STEP
-    """Which program of a stage it is for."""
+    """The program that stages run for it."""
 
     def with_values(self, values: tuple[Value, ...]) -> MicroBatch:
-        """The same micro-batch with other values."""
-        # Many times as fast as dataclasses.replace, for what is done several times a micro-batch.
+        """Return the same micro-batch with other values."""
+        # Many times faster than dataclasses.replace; called several times per micro-batch.
         return MicroBatch(self.index, values, self.samples, self.columns, self.error, self.step)
 
 
 def samples_of(microbatch: MicroBatch) -> torch.Tensor:
-    """The positions of a micro-batch's rows in the user's input, int64 [b].
+    """Return the positions of a micro-batch's rows in the user's input, int64 [b].
 
     Raises:
-        PipeparError: its rows are not those of an input.
+        PipeparError: the micro-batch has no sample positions.
     """
     if microbatch.samples is None:
         raise PipeparError(
-            f"micro-batch {microbatch.index} does not say which samples it has, expected that of "
-            "every one in a job over a file; report this"
+            f"micro-batch {microbatch.index} has no sample positions, expected them for every "
+            "micro-batch of a job over a file; report this as a bug"
         )
     return microbatch.samples
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What a receiver must know to lay a tensor out exactly as it lay at the sender."""
+    """The dtype, shape and strides with which a receiver reproduces a tensor's layout."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     stride: tuple[int, ...]
-    """Elements; kept across the wire, since a kernel chosen by layout may round differently."""
+    """In elements. Channels preserve it: kernels chosen by layout may round differently."""
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> TensorSpec:
-        """Describe `tensor`."""
+        """Return the spec of `tensor`."""
         return cls(tensor.dtype, tuple(tensor.shape), tensor.stride())
 
     @property
     def numel(self) -> int:
-        """Number of elements the shape spans."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        """Product of the sizes in `shape`."""
+        return math.prod(self.shape)
 
     @property
     def extent(self) -> int:
-        """Number of elements between the first and the last in memory, both included."""
+        """Number of elements from the first to the last in memory, both included."""
         if self.numel == 0:
             return 0
         return 1 + sum(
@@ -126,17 +124,15 @@ class TensorSpec:
 
     @property
     def own(self) -> int:
-        """Number of elements that lie in memory, those of an expanded dimension counted once."""
-        count = 1
-        for size, step in zip(self.shape, self.stride, strict=True):
-            count *= size if step else min(size, 1)
-        return count
+        """Number of distinct elements: an expanded dimension (stride 0) counts as one element."""
+        pairs = zip(self.shape, self.stride, strict=True)
+        return math.prod(size if step else min(size, 1) for size, step in pairs)
 
     @property
     def has_holes(self) -> bool:
-        """Whether elements that are not its own lie between the tensor's, as in ``x[:, ::2]``.
+        """Whether the tensor skips elements of its memory, as in ``x[:, ::2]``.
 
-        A tensor that overlaps itself other than by expansion counts as having none.
+        False for a tensor that overlaps itself other than by expansion.
         """
         if self.extent <= self.own:
             return False
@@ -150,21 +146,21 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that travel: the tensor's own and no others."""
+        """Bytes that a channel sends: skipped elements are not sent."""
         return (self.own if self.has_holes else self.extent) * self.dtype.itemsize
 
 
 def compact(tensor: torch.Tensor, slack: float = 1.0) -> torch.Tensor:
-    """A tensor that does not keep memory alive that is much larger than itself.
+    """Return a tensor that does not keep a much larger storage alive.
 
     Args:
-        tensor: any tensor; a view of a larger one, or in a buffer made for a larger one.
-        slack: how many times its own size the memory may have.
+        tensor: any tensor, such as a view of a larger one.
+        slack: the maximum ratio of the storage's size to the tensor's size.
 
     Returns:
-        The tensor, or a copy of it.
+        The tensor, or a copy if its storage exceeds that ratio.
     """
-    own = tensor.nbytes if tensor.is_contiguous() else TensorSpec.of(tensor).nbytes
-    if tensor.untyped_storage().nbytes() > slack * own:
+    nbytes = tensor.nbytes if tensor.is_contiguous() else TensorSpec.of(tensor).nbytes
+    if tensor.untyped_storage().nbytes() > slack * nbytes:
         return tensor.clone()
     return tensor

@@ -20,9 +20,9 @@ from pipepar.engine.assembly import assemble, capture_together
 from pipepar.engine.device_to_host import copied_to_host
 from pipepar.engine.loop import Schedule, arrivals, outputs_of, run
 from pipepar.engine.script.batch_merge import BatchMerge
-from pipepar.engine.script.batch_split import rows, split
-from pipepar.engine.script.script_source import check_given, given_source, values_on_root
-from pipepar.engine.script.stream_calls import OpenStream, as_call, awaited, device_of, handed
+from pipepar.engine.script.batch_split import device_of, rows, split
+from pipepar.engine.script.script_source import check_arguments, open_shared, values_on_root
+from pipepar.engine.script.stream_calls import Call, OpenStream, as_call, from_caller, to_caller
 from pipepar.engine.wiring import admission
 from pipepar.errors import PipeparError, WireError
 from pipepar.host.device_context import open_device_context
@@ -43,40 +43,39 @@ __all__ = ["Pipeline", "values_on_root"]
 
 
 class Pipeline:
-    """A model spread over the ranks of the job, one contiguous stage each. *Collective.*
+    """A model split over the ranks of the job, one contiguous stage per rank. *Collective.*
 
-    Every rank makes the same Pipeline and makes the same calls on it. Rank 0's data count and rank
-    0 gets the results; elsewhere a call takes part in the work and returns None. Results equal, bit
-    for bit, those of the unsplit model called on the same micro-batches with as many threads.
+    Every rank constructs the same Pipeline and makes the same calls. The data of rank 0 are used,
+    and rank 0 receives the results; on other ranks a call returns None. Results equal, bit for
+    bit, those of the unsplit model on the same micro-batches and the same number of threads.
 
-    Used in a ``with`` statement, it ends the whole job when any rank fails.
+    In a ``with`` statement, a failure of any rank ends the whole job.
 
     Args:
-        model: any module that can be captured; it is not modified. Either every rank has the same
-            weights, or only rank 0 has any, the others having built it in `values_on_root`: then
-            rank 0 sends each stage its own. A Hugging Face folder, an exported program (.pt2) or
-            package.module:factory can be named instead, as on the command line.
-        layers: instead of a model that cannot be captured, its layers: each is called with what the
-            one before returned, by position if that is a tuple. While ranks measure, copies of
-            them compute made-up values.
-        task: what a Hugging Face folder is to do; "raw" returns the model's own output.
-        weights: a checkpoint for a factory that is named.
-        dtype: what a model that is named computes in; None for what it says itself. Inputs are not
-            cast to it.
-        example_args: positional inputs for one call, tensors [batch, ...]; only their shapes and
-            dtypes matter. Sizes of the first two dimensions may vary later where the model allows;
-            where they cannot, the batch is that of a micro-batch, and a warning says so.
-        example_kwargs: the same for keyword inputs.
-        micro_batch: rows that travel together, at least 1; None to measure which number is best
-            for batches as large as the example, or 8 if that has one row.
-        depth: micro-batches that may wait on each end of a channel, at least 1; None for 2, or 1
-            where memory is short.
-        device: what ranks compute on: "cuda" for a GPU each, "cpu", or "auto" for a GPU where there
-            is one, which becomes torch's current device. A model stays where it is; results lie
-            where a call's inputs lay.
+        model: any module that torch.export can trace; it is not modified. Either every rank has the
+            same weights, or the other ranks built it in `values_on_root` and rank 0 sends each
+            stage its weights. Or the name of a model, as on the command line: a Hugging Face
+            folder, an exported program (.pt2) or package.module:factory.
+        layers: the layers of a model that cannot be traced. Each is called with the output of the
+            previous one, as positional arguments if that is a tuple. For measurements, copies of
+            the layers compute random values.
+        task: the task of a Hugging Face folder; "raw" returns the model's own output.
+        weights: a checkpoint, for the name of a factory.
+        dtype: the dtype of a model that is named; None for the model's own. Inputs are not cast.
+        example_args: positional inputs of one call, tensors [batch, ...]; only their shapes and
+            dtypes matter. The first two dimensions may vary in later calls if the model allows it.
+            If not, a warning is issued and all micro-batches must have the traced number of rows.
+        example_kwargs: keyword inputs of the same call.
+        micro_batch: rows per micro-batch, at least 1; None to choose by measurements for batches as
+            large as the example, or 8 if the example has one row.
+        depth: micro-batches that each end of a channel may hold, at least 1; None for 2, or 1 if
+            memory is short.
+        device: "cuda" for a GPU per rank, "cpu", or "auto" for a GPU where there is one. The GPU
+            becomes torch's current device. The model stays on its device; results are returned on
+            the device of the call's inputs.
 
     Raises:
-        PipeparError: the model cannot be captured or cut into as many stages as there are ranks.
+        PipeparError: the model cannot be traced, or cannot be cut into one stage per rank.
     """
 
     def __init__(  # noqa: PLR0913 - the options of the Python API
@@ -97,10 +96,10 @@ class Pipeline:
         self._together = FailTogether(self._world)
         self._open: OpenStream | None = None
         try:
-            self._world.together(lambda: check_given(model, layers, micro_batch, depth))
-            path = None if weights is None else Path(weights)
-            given: Any = list(layers or ()) if model is None else model
-            shared = given_source(self._world, given, task, path, dtype)
+            self._world.together(lambda: check_arguments(model, layers, micro_batch, depth))
+            checkpoint = None if weights is None else Path(weights)
+            argument: Any = list(layers or ()) if model is None else model
+            shared = open_shared(self._world, argument, task, checkpoint, dtype)
             example = (tuple(example_args), dict(example_kwargs or {}))
             leaves, structure = flatten(example)
             samples = self._world.together(lambda: rows(leaves))
@@ -111,16 +110,12 @@ class Pipeline:
             device_context = open_device_context(self._world, device, note)
             context = RunContext.begin(self._world, device_context)
             graph = capture_together(context, shared, args, kwargs)
-            held = shared.held(device_context.device)
-            agreed = agree_on_plan(context, graph, request, held)
+            agreed = agree_on_plan(context, graph, request, shared.held(device_context.device))
             self._assembly = assemble(context, shared, graph, agreed, Ends.of_script())
-        except WireError as error:  # between this rank and another; the rest do not know
-            self._together.fail(error)
-            raise
-        except PipeparError:  # raised on every rank
-            raise
         except BaseException as error:
-            self._together.fail(error)
+            # A PipeparError is raised on every rank, except a WireError, which two ranks notice.
+            if isinstance(error, WireError) or not isinstance(error, PipeparError):
+                self._together.fail(error)
             raise
         if (warning := crowded(self._world)) and self._world.rank == min(self._world.cores):
             warnings.warn(warning, stacklevel=2)
@@ -132,16 +127,16 @@ class Pipeline:
 
     @property
     def rank(self) -> int:
-        """This process's rank, and its stage."""
+        """The rank of this process, which is also the index of its stage."""
         return self._world.rank
 
     @property
     def micro_batch(self) -> int:
-        """Rows that travel together."""
+        """Rows per micro-batch."""
         return self._assembly.agreed.micro_batch
 
     def __enter__(self) -> Pipeline:
-        """Watch over the job: from here on, a failure of any rank ends all."""
+        """Start to monitor the job: from now on, a failure of any rank ends all ranks."""
         self._together.__enter__()
         self._context.tracer.enter("caller", 0)
         return self
@@ -152,55 +147,56 @@ class Pipeline:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close; abort the job if the body failed."""
+        """Close the pipeline; abort the job if the body raised an exception."""
         self._together.__exit__(kind, error, trace)
         if error is None:
             self.close()
 
     def close(self) -> None:
-        """Let go of the channels. *Collective*, may be called twice."""
-        self._settle()
+        """Close the channels. *Collective.* May be called twice."""
+        self._drain_open_stream()
         self._assembly.wiring.close()
         self._world.close()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a whole batch: split, streamed, merged. *Collective.*
+        """Run the model on a batch: split, stream and merge it. *Collective.*
 
         Args:
-            args: the model's inputs, nested as in the example; tensors [B, ...].
-            kwargs: the same by keyword.
+            args: positional inputs, nested as in the example; tensors [B, ...].
+            kwargs: keyword inputs.
 
         Returns:
-            On rank 0 what the model returns, rows in order; None elsewhere.
+            On rank 0 the model's output for the batch, rows in order; None on other ranks.
 
         Raises:
-            InputError: the input does not match the example.
+            InputError: the inputs do not match the example.
             StageError: the stage of this rank failed.
         """
         results = list(self._stream(iter([(args, kwargs)])))
         return results[0] if results else None
 
     def stream(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Run any number of batches without ever draining the pipeline. *Collective.*
+        """Run the model on many batches without draining the pipeline in between. *Collective.*
+
+        Every rank must iterate over the result, also those that receive nothing.
 
         Args:
-            batches: each a tuple of positional inputs, a dict of keyword inputs, or the one input;
-                rank 0's are taken, the others' are left alone. A batch's tensors may not be changed
-                before its result has come: they may be sent from where they lie.
+            batches: each a tuple of positional inputs, a dict of keyword inputs, or a single input.
+                Only those of rank 0 are used. Do not modify the tensors of a batch before its
+                result is returned: they may be sent without a copy.
 
         Yields:
-            On rank 0 what the model returns for each batch, in order; nothing elsewhere, where the
-            loop must be entered all the same.
+            On rank 0 the model's output for each batch, in order; nothing on other ranks.
         """
         return self._stream(map(as_call, batches))
 
     def summary(self) -> RunRecord:
-        """Speed, bound, and each stage's share since the last summary. *Collective.*
+        """Return speed, bound and the times of each stage since the last summary. *Collective.*
 
         Returns:
-            The same on every rank; `report.summary.print_summary` shows it to a person.
+            The same record on every rank; `report.summary.print_summary` prints it.
         """
-        self._settle()
+        self._drain_open_stream()
         stage = stage_record(self._context, self._assembly.weight_bytes, self._seconds)
         placement = self._assembly.placement
         record = gather_record(self._world, placement, stage, Findings(self._samples))
@@ -208,70 +204,75 @@ class Pipeline:
         self._samples, self._seconds = 0, 0.0
         return record
 
-    def _stream(self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]]) -> Iterator[Any]:
-        self._settle()
-        assembly = self._assembly
+    def _stream(self, calls: Iterator[Call]) -> Iterator[Any]:
+        self._drain_open_stream()
+        tracer = self._context.tracer
         self._context.device_context.require_stream()
         begin = time.perf_counter()
         try:
-            with assembly.oom_explained():
-                yield from handed(
-                    self._results(awaited(calls, self._context.tracer)), self._context.tracer
-                )
+            with self._assembly.oom_explained():
+                results = self._results(from_caller(calls, tracer))
+                yield from to_caller(results, tracer)
         finally:
-            self._context.tracer.enter("caller", 0)
+            tracer.enter("caller", 0)
             self._seconds += time.perf_counter() - begin
 
-    def _results(self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]]) -> Iterator[Any]:
+    def _results(self, calls: Iterator[Call]) -> Iterator[Any]:
+        """Run the stream on this rank; yield the merged batches on the rank of the source."""
         assembly = self._assembly
         if self._world.rank != assembly.placement.ends.source:
             deque(self._run(arrivals(assembly.wiring.inlets, self._context.tracer)), maxlen=0)
             return
-        gather = BatchMerge(assembly.graph.unflatten_outputs)
-        work = self._run(self._feed(calls, gather))
+        merge = BatchMerge(assembly.graph.unflatten_outputs)
+        work = self._run(self._feed(calls, merge))
         if (channel := assembly.wiring.exit) is None:
-            for microbatch in self._on_host(work):
-                gather.add(microbatch)
-                yield from gather.finished()
+            for microbatch in self._outputs_on_host(work):
+                merge.add(microbatch)
+                yield from merge.finished()
             return
         stream, tracer = OpenStream(channel.receive()), self._context.tracer
         self._open = stream
         try:
-            for fed in work:
-                while gather.taken <= fed.index and (
-                    fed.index + 1 - gather.taken >= self._window or channel.ready()
+            for sent in work:
+                # Collect results that have arrived; wait for one if the pipeline is full.
+                while merge.received <= sent.index and (
+                    sent.index + 1 - merge.received >= self._window or channel.ready()
                 ):
-                    tracer.enter("receive", fed.index)
+                    tracer.enter("receive", sent.index)
                     begin = tracer.clock.now()
-                    gather.add(next(stream.results))
-                    tracer.record("receive", fed.index, begin, tracer.clock.now())
-                    yield from gather.finished()
+                    merge.add(next(stream.results))
+                    tracer.record("receive", sent.index, begin, tracer.clock.now())
+                    yield from merge.finished()
             stream.ended = True
             for microbatch in stream.results:
-                gather.add(microbatch)
-                yield from gather.finished()
+                merge.add(microbatch)
+                yield from merge.finished()
             self._open = None
         finally:
-            stream.left = True
+            stream.closed = True
 
-    def _settle(self) -> None:
-        """Let what the last stream left under way come out, if its caller wanted no more of it."""
+    def _drain_open_stream(self) -> None:
+        """End the last stream and discard its remaining results, if the script has left it early.
+
+        Raises:
+            PipeparError: the script still iterates over it.
+        """
         stream, self._open = self._open, None
         if stream is None:
             return
-        if not stream.left:
+        if not stream.closed:
             self._open = stream
             raise PipeparError(
-                "a stream of this pipeline is still open; take all of its results, or close() it, "
-                "before the next call"
+                "a stream of this pipeline is still open, expected it to be finished before the "
+                "next call; take all of its results, or close() it"
             )
         if not stream.ended:
             for outlet in self._assembly.wiring.outlets:
                 outlet.channel.end()
         deque(stream.results, maxlen=0)
 
-    def _on_host(self, work: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-        """The model's outputs, where this rank computes all of it."""
+    def _outputs_on_host(self, work: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+        """Yield the model's outputs, on a rank that computes the whole model."""
         assembly = self._assembly
         outputs = outputs_of(work, assembly.wiring.positions(assembly.plan.outputs))
         if (gpu := self._context.device_context.gpu) is None:
@@ -282,16 +283,15 @@ class Pipeline:
         outlets = self._assembly.wiring.outlets
         return run(self._assembly.programs, schedule, outlets, self._context.tracer)
 
-    def _feed(
-        self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]], gather: BatchMerge
-    ) -> Iterator[MicroBatch]:
+    def _feed(self, calls: Iterator[Call], merge: BatchMerge) -> Iterator[MicroBatch]:
+        """Yield the micro-batches of the calls, and announce each batch to `merge`."""
         graph, count = self._assembly.graph, itertools.count()
         signature, reached = graph.signature, self._context.device_context.reached
         for call in calls:
             leaves, structure = flatten(call, signature.structure)
             total = rows(leaves)
             require_batches(graph, total, self.micro_batch, "micro_batch")
-            gather.expect(total, self.micro_batch, device_of(leaves))
+            merge.expect(total, self.micro_batch, device_of(leaves))
             self._samples += total
             if structure is not signature.structure:
                 leaves = signature.leaves_of(*call)

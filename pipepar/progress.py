@@ -1,4 +1,4 @@
-"""What a run tells a person while it goes on."""
+"""Interfaces for the progress and the notes that a run shows."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 Progress: TypeAlias = Callable[[int], AbstractContextManager[Callable[[int], None]]]
-"""Given how much there is to do, a context whose value receives how much more is done."""
+"""Takes the total amount of work. The context it returns yields a function that is called with
+the amount just done."""
 
 
 @contextmanager
 def silent(total: int) -> Iterator[Callable[[int], None]]:
-    """A `Progress` that shows nothing."""
+    """Show nothing; a `Progress`."""
     yield lambda done: None
 
 
 @dataclass(frozen=True, slots=True)
 class Display:
-    """Where one rank's news go."""
+    """Outputs for the progress and the notes of one rank."""
 
     samples: Progress
-    """Receives the samples done."""
+    """Shows the number of samples done."""
     weights: Progress
-    """Receives the bytes of weights that are there."""
+    """Shows the bytes of weights loaded."""
     note: Callable[[str], None]
-    """Receives what the user should know, a sentence."""
+    """Shows a sentence to the user."""
 
 
 NO_DISPLAY = Display(silent, silent, lambda sentence: None)
-"""Shows nothing, for ranks without a terminal."""
+"""A display that shows nothing."""

@@ -1,7 +1,4 @@
-"""Where time went: every clock reading of the project ends in a Span.
-
-Measured and predicted timelines are the same Spans, and open in the same viewer.
-"""
+"""Spans of time and their totals, measured or predicted, and the file for a trace viewer."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from pipepar.files import write_whole
 
 Kind = Literal["source", "receive", "compute", "send", "sink"]
 Doing: TypeAlias = Kind | Literal["other", "caller"]
-"""What a stage is at: with a micro-batch, with something else, or in the hands of a script."""
+"""The activity of a rank: a step of a micro-batch, "other" work, or "caller", the user's script."""
 
 DOINGS: Final[dict[Doing, int]] = {
     "other": 0,
@@ -30,43 +27,43 @@ DOINGS: Final[dict[Doing, int]] = {
     "sink": 5,
     "caller": 6,
 }
-"""Their numbers, as the native pulse knows them."""
+"""The numbers of the activities in the native heartbeat."""
 
 Mark: TypeAlias = Any
-"""A point in time, as the clock made it that can read it."""
+"""A point in time, made by `Clock.now` and read by `Clock.seconds` of the same clock."""
 
-# Between two looks at a mark that has not come yet.
-_LOOK_SECONDS: Final = 1e-4
+# Interval at which marks that are not reached yet are polled.
+_POLL_SECONDS: Final = 1e-4
 
 
 class Clock(Protocol):
-    """What a stage's times are taken by: its host's clock, or what its device does."""
+    """The clock of a stage: its host's clock, or events on its CUDA stream."""
 
     def now(self) -> Mark:
-        """The point that the stage has been told to come to so far. Waits for nothing."""
+        """Mark the current end of the stage's enqueued work, without waiting."""
 
     def seconds(self, mark: Mark) -> float | None:
-        """When it was, as `time.perf_counter` would have told; None while it is yet to come.
+        """Return the time of a mark in seconds of `time.perf_counter`, or None if not reached yet.
 
-        Marks are asked about in about the order in which they were made.
+        Marks are read roughly in the order in which they were made.
         """
 
 
 class HostClock:
-    """A stage that computes on its host is where it has been told to be."""
+    """The clock of a stage that computes on the host: marks are reached at once."""
 
     def now(self) -> Mark:
-        """See `Clock.now`."""
+        """Return the time in seconds; see `Clock.now`."""
         return time.perf_counter()
 
     def seconds(self, mark: Mark) -> float | None:
-        """See `Clock.seconds`."""
+        """Return the mark itself, which is in seconds; see `Clock.seconds`."""
         return float(mark)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One thing that one stage did for one micro-batch."""
+    """The time that a stage spent on one kind of work for one micro-batch."""
 
     stage: int
     kind: Kind
@@ -74,33 +71,38 @@ class Span:
     begin: float
     """Seconds on the clock of the stage's host."""
     end: float
-    """Seconds, the same clock."""
+    """Seconds on the same clock."""
     beside: bool = False
-    """Whether it went on beside what the stage did, as a GPU's transfers do."""
+    """Whether it overlaps the stage's own spans, as transfers of a GPU do."""
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """The duration."""
         return self.end - self.begin
 
 
 @dataclass(slots=True)
 class Totals:
-    """All that one stage did of one kind, summed up."""
+    """The sums over all spans of one kind on one stage."""
 
     count: int = 0
-    """Micro-batches."""
+    """Number of micro-batches."""
     seconds: float = 0.0
-    """Sum over them."""
+    """Total duration."""
     first: float = 0.0
-    """Seconds of the first; where streams followed one another, of each one's first together."""
+    """Seconds of the first micro-batch, summed over the streams."""
     last: float = 0.0
-    """The same of the last."""
+    """Seconds of the last micro-batch, summed over the streams."""
     latest: float = 0.0
-    """Seconds of the one added last."""
+    """Seconds of the micro-batch that was added most recently."""
 
     def add(self, seconds: float, begins: bool = False) -> None:
-        """Count one more; `begins` where it is the first of a stream."""
+        """Add one micro-batch.
+
+        Args:
+            seconds: its duration.
+            begins: whether it is the first of a stream.
+        """
         if begins or self.count == 0:
             self.first += seconds
         else:
@@ -111,7 +113,7 @@ class Totals:
         self.latest = seconds
 
     def joined(self, later: Totals) -> Totals:
-        """These, and those of streams that followed."""
+        """Return the sum of these totals and those of later streams."""
         return Totals(
             self.count + later.count,
             self.seconds + later.seconds,
@@ -122,13 +124,14 @@ class Totals:
 
 
 class Tracer:
-    """Keeps the time of one stage: totals always, every single span only when asked to.
+    """Records the time of one stage: always as totals, and on request as single spans.
 
     Args:
         stage: the stage, 0-based.
-        keeps_spans: whether to keep every span, which takes memory for every micro-batch.
-        clock: what tells the time; None for the host's.
-        enter: receives what the stage begins, with which micro-batch and, if known, samples.
+        keeps_spans: whether to store every span, which takes memory for every micro-batch.
+        clock: the clock of the stage; None for the host's.
+        enter: called when the stage begins an activity, with the activity, the micro-batch and,
+            if known, its samples.
     """
 
     def __init__(
@@ -144,17 +147,24 @@ class Tracer:
         self.clock: Clock = clock or HostClock()
         self.totals: dict[Kind, Totals] = {kind: Totals() for kind in get_args(Kind)}
         self.gaps = 0.0
-        """Seconds between one record and the next, but before those of a stream's first
-        micro-batch: between streams a stage waits, and this is not what it does."""
+        """Seconds between consecutive records within a stream. The time before a stream's first
+        micro-batch does not count, because the stage waits between streams."""
         self.spans: list[Span] = []
         self._end: float | None = None
         self._pending: deque[tuple[Kind, int, Mark, Mark]] = deque()
         self._beside: deque[tuple[Kind, int, Mark, Mark]] = deque()
 
     def record(self, kind: Kind, microbatch: int, begin: Mark, end: Mark) -> None:
-        """Keep one span, in the order of time; marks of `clock`."""
+        """Record a span; spans are recorded in the order of time.
+
+        Args:
+            kind: the kind of work.
+            microbatch: index of the micro-batch in its stream.
+            begin: mark of `clock`.
+            end: mark of `clock`.
+        """
         seconds = self.clock.seconds
-        if not self._pending and not self._beside:  # a host's marks are seconds already
+        if not self._pending and not self._beside:  # the fast path, for the marks of a host
             first, last = seconds(begin), seconds(end)
             if first is not None and last is not None:
                 self._count(kind, microbatch, first, last)
@@ -163,19 +173,19 @@ class Tracer:
         self._settle()
 
     def record_beside(self, kind: Kind, microbatch: int, begin: Mark, end: Mark) -> None:
-        """Keep a span of something that went on beside what the stage did; it is in no sum."""
+        """Record a span that overlaps the stage's own, such as a transfer; totals exclude it."""
         self._beside.append((kind, microbatch, begin, end))
         self._settle()
 
     def finish(self) -> None:
-        """Wait until all that was recorded has come to pass; only then are the sums complete."""
+        """Wait until all recorded marks are reached; only then are the totals complete."""
         while self._pending or self._beside:
             self._settle()
             if self._pending or self._beside:
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
 
     def add_totals(self, other: Tracer) -> None:
-        """Take over the sums of another tracer of the same rank, whose thread has ended."""
+        """Add the totals and spans of another tracer of this rank, whose thread has ended."""
         other.finish()
         for kind, totals in other.totals.items():
             if totals.count:
@@ -183,12 +193,12 @@ class Tracer:
         self.spans += other.spans
 
     def _settle(self) -> None:
-        """Count what has come to pass: a mark is coarse once it is long ago, and holds an event."""
-        self._take(self._pending, self._count)
+        """Count the spans whose marks are reached: old marks lose precision and hold an event."""
+        self._take_reached(self._pending, self._count)
         if self._beside:
-            self._take(self._beside, self._keep_beside)
+            self._take_reached(self._beside, self._keep_beside)
 
-    def _take(
+    def _take_reached(
         self,
         pending: deque[tuple[Kind, int, Mark, Mark]],
         count: Callable[[Kind, int, float, float], None],
@@ -225,13 +235,13 @@ class Tracer:
 
 
 def paths(work: Sequence[Totals]) -> list[float]:
-    """For each stage the seconds that a run takes because of it, however fast the others.
+    """Return for each stage the minimum run time that its own work implies, in seconds.
 
-    That is the first micro-batch on its way to the stage, all of the stage's own work, and the last
-    micro-batch on its way out.
+    This is the time of the first micro-batch in all earlier stages, plus all work of the stage,
+    plus the time of the last micro-batch in all later stages.
 
     Args:
-        work: what each stage did, in the order of the pipeline.
+        work: the totals of each stage, in the order of the pipeline.
     """
     firsts = [0.0, *accumulate(each.first for each in work)]
     lasts = [0.0, *accumulate(each.last for each in reversed(work))][::-1]
@@ -239,11 +249,10 @@ def paths(work: Sequence[Totals]) -> list[float]:
 
 
 def bound(compute: Sequence[Totals]) -> float:
-    """Seconds that a perfect pipeline would take.
+    """Return the run time of a perfect pipeline, in seconds: the maximum of `paths`.
 
-    With equal micro-batches this is sum(t) + (M - 1) max(t) over the stage times t. Where
-    micro-batches differ it is the longest of the stages' `paths`. Streams that followed one another
-    are taken as they were: each ended before the next began.
+    For M equal micro-batches this is sum(t) + (M - 1) max(t) over the stage times t. Consecutive
+    streams do not overlap: each ends before the next begins.
 
     Args:
         compute: the compute totals of each stage, in the order of the pipeline.
@@ -252,15 +261,14 @@ def bound(compute: Sequence[Totals]) -> float:
 
 
 def write_chrome_trace(path: Path, spans: Iterable[Span]) -> None:
-    """Write spans for chrome://tracing or Perfetto; one row a stage, and one for what went on
-    beside it, where there is any.
+    """Write spans for chrome://tracing or Perfetto: a row per stage, and one for its transfers.
 
     Args:
-        path: the file; it appears, or replaces another, when all of it is written.
-        spans: of all stages, on one clock.
+        path: the file; it is created or replaced when it is complete.
+        spans: spans of all stages, on one clock.
 
     Raises:
-        OSError: the file system refuses.
+        OSError: the file system refused the write.
     """
     shown = list(spans)
     rows = sorted({(span.beside, span.stage) for span in shown})

@@ -1,4 +1,4 @@
-"""Fixtures and settings of all tests here."""
+"""Fixtures and settings of all tests."""
 
 import pytest
 
@@ -16,10 +16,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first, so that no process begins one when the others have ended."""
-    items.sort(key=seconds_of_its_file, reverse=True)
+    """Start the longest files first, so that the processes end at about the same time."""
+    items.sort(key=seconds_of_file, reverse=True)
 
 
-def seconds_of_its_file(item: pytest.Item) -> float:
+def seconds_of_file(item: pytest.Item) -> float:
     marker = item.get_closest_marker("long")
     return float(marker.args[0]) if marker else 0.0

@@ -1,4 +1,4 @@
-"""docs/files.md lists every file of pipepar, and no other."""
+"""docs/files.md lists exactly the files of pipepar."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def files_of_pipepar() -> set[str]:
 
 
 def rows_of(page: str) -> list[tuple[str, str]]:
-    """The file of each row, relative to pipepar, and its idea."""
+    """Return the file of each row, relative to pipepar, and its idea."""
     return [(file_of(name), idea) for name, idea in ROW.findall(page)]
 
 
@@ -43,12 +43,12 @@ def differences(listed: Iterable[str], files: set[str]) -> list[str]:
     )
 
 
-def test_every_file_is_in_the_table_and_no_other() -> None:
+def test_the_table_lists_all_files_of_pipepar() -> None:
     listed = [name for name, _ in rows_of((ROOT / "docs" / "files.md").read_text())]
     assert differences(listed, files_of_pipepar()) == []
 
 
-def test_every_file_has_an_idea_of_its_own() -> None:
+def test_each_file_has_its_own_idea() -> None:
     rows = [
         (Path(name).parent, idea)
         for name, idea in rows_of((ROOT / "docs" / "files.md").read_text())
@@ -75,5 +75,5 @@ FILES = {"comm/__init__.py", "comm/world.py", "comm/native/beat.hpp"}
         (PAGE + "| `comm/world` | twice |\n", FILES, ["comm/world.py is in the table 2 times"]),
     ],
 )
-def test_a_difference_is_named(page: str, files: set[str], difference: list[str]) -> None:
+def test_differences_are_reported(page: str, files: set[str], difference: list[str]) -> None:
     assert differences([name for name, _ in rows_of(page)], files) == difference

@@ -1,4 +1,4 @@
-"""No imports run in a cycle, and no folder has too many files to find one's way."""
+"""No import cycles, and no folder with too many files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipepar"
 MOST_FILES = 14
-"""Python files of a folder, its ``__init__.py`` included."""
+"""Maximum number of Python files in a folder, including its ``__init__.py``."""
 
 
 def cycles(imports: dict[str, set[str]]) -> list[list[str]]:
-    """The groups of modules that import one another, directly or not, each sorted."""
+    """Return the groups of modules that import one another, directly or not, each sorted.
+
+    These are the strongly connected components of the import graph, by Tarjan's algorithm.
+    """
     index: dict[str, int] = {}
     lowest: dict[str, int] = {}
     path: list[str] = []
@@ -42,17 +45,17 @@ def cycles(imports: dict[str, set[str]]) -> list[list[str]]:
 
 def imports_of_pipepar() -> dict[str, set[str]]:
     graph = grimp.build_graph("pipepar", cache_dir=None)
-    # `pipepar` offers Pipeline, and every module imports the package that it is in.
+    # `pipepar` re-exports Pipeline, and every module imports its parent package.
     graph.remove_import(importer="pipepar", imported="pipepar.pipeline")
     return {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
 
 
-def test_no_imports_run_in_a_cycle() -> None:
+def test_there_are_no_import_cycles() -> None:
     assert cycles(imports_of_pipepar()) == []
 
 
 @pytest.mark.parametrize("importer", ["pipepar.errors", "pipepar.plan.costs", "pipepar.comm.world"])
-def test_a_cycle_is_found(importer: str) -> None:
+def test_an_import_cycle_is_found(importer: str) -> None:
     imports = imports_of_pipepar()
     imports[importer].add("pipepar.jobs.run")
     (found,) = cycles(imports)

@@ -1,4 +1,4 @@
-"""The documents name files, modules and tests that exist."""
+"""The files, modules and tests that the documents mention exist."""
 
 import re
 from importlib import import_module
@@ -37,13 +37,13 @@ IMPORTS = sorted(
 
 
 @pytest.mark.parametrize(("file", "test"), NAMED, ids=lambda word: word or "all")
-def test_a_test_that_is_named_exists(file: str, test: str) -> None:
+def test_tests_in_the_readme_exist(file: str, test: str) -> None:
     source = (HERE / file).read_text()
     assert f"def {test}(" in source or not test
 
 
 @pytest.mark.parametrize(("document", "path"), PATHS)
-def test_a_file_that_is_named_exists(document: str, path: str) -> None:
+def test_files_in_documents_exist(document: str, path: str) -> None:
     folders = [ROOT, (ROOT / document).parent, ROOT / "pipepar", ROOT / "tests"]
     below = (file for folder in folders[2:] for file in folder.rglob(Path(path).name))
     named = [*(folder / path for folder in folders), *below]
@@ -51,11 +51,11 @@ def test_a_file_that_is_named_exists(document: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(("module", "name"), IMPORTS)
-def test_what_is_imported_exists(module: str, name: str) -> None:
+def test_imports_in_documents_exist(module: str, name: str) -> None:
     assert hasattr(import_module(module), name)
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_modules_and_tests_of_mutants_exist(part: str) -> None:
+def test_modules_and_tests_of_mutation_parts_exist(part: str) -> None:
     assert [each for each in PARTS[part].modules if find_spec(each) is None] == []
     assert [each for each in PARTS[part].tests if not (ROOT / each).exists()] == []

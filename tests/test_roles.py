@@ -1,4 +1,4 @@
-"""Roles come from the placement: no other code derives one from a rank's number."""
+"""Roles come from the placement: no other code derives a role from a rank's number."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ DEFINE_ROLES = ("pipepar/plan/placement.py", "pipepar/comm/group/")
 """Where roles are defined: the placement of a plan, and the root of a group."""
 
 ALLOWED = {
-    # A communicator of NCCL has two ranks of its own, whatever those of the job: the producer is 0
-    # and the consumer 1, so the peer of one is the other.
+    # A NCCL communicator has two ranks of its own: the producer is 0, the consumer 1. Each is the
+    # peer of the other.
     ("pipepar/comm/gpu/nccl.py", "Communicator.start", "size - 1 - rank"),
 }
-"""File, function and expression of what looks alike and is no role."""
+"""File, function and text of expressions that look like a role but are none."""
 
 
 def found_in(file: Path) -> list[tuple[str, str, str]]:
@@ -37,12 +37,12 @@ def test_no_role_is_derived_from_a_rank(file: Path) -> None:
     assert set(found_in(file)) - ALLOWED == set()
 
 
-def test_native_code_names_the_root() -> None:
+def test_native_code_does_not_compare_ranks_with_numbers() -> None:
     for file in sorted(PACKAGE.rglob("*.[ch]pp")):
         assert re.findall(r".*\brank_? [!=]= \d.*", file.read_text()) == [], file.name
 
 
-def test_every_exception_is_needed() -> None:
+def test_all_allowed_expressions_exist() -> None:
     found = {each for file in PACKAGE.rglob("*.py") for each in found_in(file)}
     assert found & ALLOWED == ALLOWED
 
@@ -69,12 +69,12 @@ def test_every_exception_is_needed() -> None:
         "world.gather(text, root=0)",
     ],
 )
-def test_it_is_found(expression: str) -> None:
+def test_role_arithmetic_is_found(expression: str) -> None:
     found = role_arithmetic(f"class A:\n    def f(self):\n        return {expression}\n")
     assert [(each.function, each.line) for each in found] == [("A.f", 3)]
 
 
-def test_it_is_found_in_a_variable() -> None:
+def test_role_arithmetic_is_found_in_variables() -> None:
     (found,) = role_arithmetic(
         "def f(world):\n    texts = world.all_gather('')\n    return texts[-1]"
     )
@@ -94,5 +94,5 @@ def test_it_is_found_in_a_variable() -> None:
         "rank is None",
     ],
 )
-def test_what_derives_no_role_is_not_found(expression: str) -> None:
+def test_other_expressions_are_not_reported(expression: str) -> None:
     assert role_arithmetic(f"x = {expression}") == []

@@ -1,4 +1,4 @@
-"""The command `pipepar`: its verbs, and how it ends."""
+"""The command `pipepar`: its verbs and its exit status."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from pipepar.cli.plan import plan
 from pipepar.cli.run import run
 from pipepar.comm.group.launcher import is_launched_root
 
-# Of click, which typer may bring or import; this name serves for both.
+# click's UsageError: typer has its own copy of click or imports it, so take it from typer.
 _UsageError: Final[type[Exception]] = cast("Any", typer.BadParameter).__bases__[0]
-# Seconds for rank 0 to start and to tell what is wrong.
-_PATIENCE: Final = 10.0
+# Seconds in which rank 0 starts and prints the usage error.
+_USAGE_ERROR_SECONDS: Final = 10.0
 
 app = typer.Typer(
-    help="Pipeline-parallel inference for PyTorch models.\n\n"
-    "Start one process for each stage: [bold]mpirun -n 4 pipepar run MODEL INPUT OUTPUT[/bold]",
+    help="Pipeline-parallel inference for PyTorch models, one stage of the model per rank.\n\n"
+    "[bold]With mpirun:[/bold] mpirun -n 4 pipepar run MODEL INPUT OUTPUT\n\n"
+    "[bold]With Slurm:[/bold] srun -n 4 pipepar run MODEL INPUT OUTPUT\n\n"
+    "Check a machine with 'pipepar doctor', see how a model would be split with 'pipepar plan'.\n\n"
+    "'pipepar COMMAND --help' has examples for each command.",
     rich_markup_mode="rich",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -51,14 +54,14 @@ def _options(
 
 
 def main() -> None:
-    """Entry point of the command `pipepar`; of a job's ranks, the first tells a usage error."""
+    """Run the command `pipepar`. Of the ranks of a job, only rank 0 prints a usage error."""
     if is_launched_root():
         app(prog_name="pipepar")
     try:
         sys.exit(app(prog_name="pipepar", standalone_mode=False))
     except _UsageError as error:
-        # A launcher ends all ranks when the first of them ends; that must be the one that tells.
-        time.sleep(_PATIENCE)
+        # A launcher ends all ranks as soon as one exits, so rank 0 must have time to print first.
+        time.sleep(_USAGE_ERROR_SECONDS)
         sys.exit(getattr(error, "exit_code", 2))
     except typer.Abort:
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Arguments that several verbs take."""
+"""Arguments that several verbs share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ Model: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A Hugging Face model folder, package.module:factory, or an exported .pt2.",
+        help="A Hugging Face model folder, package.module:factory (a function that returns an "
+        "nn.Module), or a .pt2 file from torch.export.save.",
     ),
 ]
 
@@ -18,9 +19,9 @@ Preprocess: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="MODULE:FUNCTION",
-        help="Makes the model's arguments. Given a micro-batch's samples (a list of strings, a "
-        "list of RGB PIL images, a .npy's tensor, or a dict of tensors), it returns a tensor, a "
-        "tuple of tensors or a dict of tensors, a row a sample.",
+        help="Function that makes the model's arguments. It takes the samples of a micro-batch "
+        "(a list of strings, a list of RGB PIL images, the tensor of a .npy file, or a dict of "
+        "tensors) and returns a tensor, a tuple or a dict of tensors, one row per sample.",
     ),
 ]
 
@@ -29,16 +30,16 @@ DeviceKind: TypeAlias = Literal["auto", "cpu", "cuda"]
 Device: TypeAlias = Annotated[
     DeviceKind,
     typer.Option(
-        help="What ranks compute on. cuda: a GPU each, the one of its local rank among those that "
-        "the launcher or CUDA_VISIBLE_DEVICES leaves it. auto: a GPU where there is one, else the "
-        "CPU; stages of both kinds can be mixed."
+        help="Device of each rank. cuda: one GPU per rank, selected by local rank among those that "
+        "the launcher or CUDA_VISIBLE_DEVICES makes visible. auto: a GPU where there is one, "
+        "otherwise the CPU; stages on GPUs and CPUs can be mixed."
     ),
 ]
 
 Dtype: TypeAlias = Annotated[
     Literal["auto", "float32", "float16", "bfloat16"],
     typer.Option(
-        help="What to compute in; weights and floating-point inputs are cast to it. auto: what "
-        "the checkpoint or the factory says."
+        help="Dtype to compute in; weights and floating-point inputs are cast to it. auto: the "
+        "dtype of the checkpoint or of the factory's model."
     ),
 ]

@@ -1,4 +1,4 @@
-"""Help texts that list the tasks and the formats, as their files describe themselves."""
+"""Help texts that list the tasks and the formats, from the first lines of their modules."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ from pipepar.tasks.registry import task_summaries
 
 
 def input_help() -> str:
-    """What INPUT may be."""
+    """Return the help text of INPUT."""
     return (
-        f"{_plain(' '.join(input_summaries()))} A Hugging Face folder's own tokenizer or image "
-        "processor prepares text and pictures, for image-classification also uint8 arrays; float "
-        "arrays are taken as they are, there as pixel_values."
+        f"{_escape(' '.join(input_summaries()))} Text and pictures are prepared by the tokenizer "
+        "or image processor of the Hugging Face folder, for image-classification also uint8 "
+        "arrays. Float arrays are passed to the model unchanged, for image-classification as "
+        "pixel_values."
     )
 
 
 def output_help() -> str:
-    """What OUTPUT may be."""
+    """Return the help text of OUTPUT."""
     return (
-        f"Where results go, in the input's order. {_plain(' '.join(output_summaries()))} Of a "
-        "classification, the tensors are the logits."
+        f"File for the results, in the order of the input. {_escape(' '.join(output_summaries()))} "
+        "For a classification, the tensors are the logits."
     )
 
 
 def task_help() -> str:
-    """What --task may be."""
+    """Return the help text of --task."""
     tasks = (f"{name}: {line[:1].lower()}{line[1:]}" for name, line in task_summaries().items())
     return (
-        f"What the model is to do, by Hugging Face's names. {_plain(' '.join(tasks))} The default "
-        "is feature-extraction for a folder, raw for any other model. Answers in .jsonl are those "
-        "of Hugging Face's pipelines."
+        f"Task, by Hugging Face's names. {_escape(' '.join(tasks))} Default: feature-extraction "
+        "for a Hugging Face folder, raw for other models. Answers in .jsonl equal those of "
+        "Hugging Face's pipelines."
     )
 
 
-def _plain(text: str) -> str:
-    """The text without markup of rich, whose tags begin with a bracket."""
+def _escape(text: str) -> str:
+    """Escape the brackets, which begin a tag of rich markup."""
     return text.replace("[", r"\[")

@@ -1,4 +1,4 @@
-"""`pipepar doctor`: whether this machine, or this job's hosts, are fit for a run."""
+"""`pipepar doctor`: checks of this machine, or of the hosts of a job, before a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipepar.doctor.examine import Checkup
     from pipepar.doctor.facts import Finding
 
-# Seconds for the last rank to start; a cold file system can take a minute to load torch.
+# Seconds until the last rank must have started; loading torch may take a minute.
 _PATIENCE: Final = 180.0
 _STYLES: Final = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
@@ -25,27 +25,27 @@ def doctor(
     as_json: Annotated[
         bool,
         typer.Option(
-            "--json", help="One JSON document on stdout, for a script, instead of tables."
+            "--json", help="Print one JSON document to stdout instead of tables, for scripts."
         ),
     ] = False,
 ) -> None:
-    """Check ranks, hosts and links before a run, and say what to do about each problem.
+    """Check ranks, hosts and links before a run, and print a remedy for each problem.
 
-    Start it exactly as the run: same launcher, same options, same hosts. It takes a few seconds.
+    Start it like the run: same launcher, same options, same hosts. It takes a few seconds.
 
-    A [yellow]warning[/yellow] works, but slower than it could, as with fewer threads than cores.
+    A [yellow]warning[/yellow] makes a run slower, such as fewer threads than cores.
 
-    A [red]problem[/red] is to be solved first, as ranks on one core. The exit status is then 1.
+    A [red]problem[/red] must be solved first, such as ranks on one core: the exit status is 1.
 
-    [bold]Four ranks, and the links between them[/bold]
+    [bold]Check four ranks and the links between them[/bold]
 
         mpirun -n 4 pipepar doctor
 
-    [bold]In a batch script, before the run[/bold]
+    [bold]In a Slurm batch script, start the run only if the check succeeds[/bold]
 
         srun pipepar doctor && srun pipepar run ./model passages.txt out.npy
 
-    [bold]Only this machine[/bold]
+    [bold]Check only this machine[/bold]
 
         pipepar doctor
     """
@@ -57,7 +57,7 @@ def doctor(
     errors = open_console()
     try:
         world = _wait_for_every_rank_to_start()
-    except (PipeparError, ImportError, RuntimeError) as error:  # no MPI, or the wrong one
+    except (PipeparError, ImportError, RuntimeError) as error:  # MPI is missing or unsuitable
         errors.print(f"error: {error}", markup=False)
         raise typer.Exit(1) from None
     try:
@@ -65,8 +65,8 @@ def doctor(
             checkup = examine(world)
             if world.is_root:
                 _show(checkup, as_json)
-            world.all_gather("")  # a launcher may end all ranks when the first ends with status 1
-    except (Exception, KeyboardInterrupt) as error:  # a world of one; others have been ended
+            world.all_gather("")  # else a rank that exits with 1 could end rank 0 while it prints
+    except (Exception, KeyboardInterrupt) as error:  # one rank; FailTogether has ended a larger job
         errors.print(report(world, error), markup=False)
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
     world.close()
@@ -75,9 +75,9 @@ def doctor(
 
 
 def _wait_for_every_rank_to_start() -> World:
-    """Join the world; a rank that waits too long for the others ends, and says that it is here.
+    """Start the world; a rank that waits too long for the others prints its stacks and exits.
 
-    MPI holds the interpreter while it starts, so no thread of Python's could do that.
+    MPI holds the GIL while it starts, so a Python thread could not implement the timeout.
     """
     from pipepar.comm.group.launcher import launched
     from pipepar.comm.world import World

@@ -1,4 +1,4 @@
-"""`pipepar run`: a model, an input, an output file."""
+"""`pipepar run`: runs a model on an input file and writes an output file."""
 
 from __future__ import annotations
 
@@ -31,59 +31,64 @@ def run(  # noqa: PLR0913 - the options of a command
         str | None,
         typer.Option(
             metavar="MODULE:FUNCTION",
-            help="Makes the results. Given the model's own output for a micro-batch, it returns a "
-            "tensor or a dict of tensors, a row a sample, or a list of one JSON value a sample "
-            "(for .jsonl).",
+            help="Function that makes the results. It takes the model's output for a micro-batch "
+            "and returns a tensor or a dict of tensors, one row per sample, or a list of one JSON "
+            "value per sample (for .jsonl).",
         ),
     ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
-            help="The samples' right classes, for accuracy, precision and recall at the end: "
-            ".npy of integers, .txt of a name or number a line, .jsonl (field 'label')."
+            help="Correct class of each sample, to print accuracy, precision and recall at the "
+            "end: .npy of integers, .txt with a name or number per line, .jsonl (field 'label')."
         ),
     ] = None,
     micro_batch: Annotated[
         int | None,
         typer.Option(
-            help="Samples that travel together. Another number may change a result's last bits; "
-            "naming it repeats a run bit for bit.",
+            help="Samples per micro-batch, the unit that is sent from stage to stage. Set it to "
+            "repeat a run bit for bit: another number may change the last bits of a result.",
             min=1,
-            show_default="the plan's (32 if it says nothing), or measured to be best",
+            show_default="the plan's, or 32 if the plan has none; without a plan by measurement",
         ),
     ] = None,
     depth: Annotated[
         int | None,
         typer.Option(
-            help="Micro-batches that may wait on each end of a channel.",
+            help="Micro-batches that each end of a channel between two stages can buffer.",
             min=1,
             max=1000,
-            show_default="the plan's, or 2, or 1 where memory is short",
+            show_default="the plan's, or 2, or 1 if memory is short",
         ),
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(help="Cut a text after so many tokens.", min=1)
+        int | None,
+        typer.Option(
+            help="Truncate texts to this number of tokens.",
+            min=1,
+            show_default="the tokenizer's limit",
+        ),
     ] = None,
     padding: Annotated[
         Literal["longest", "max_length"],
         typer.Option(
-            help="Pad texts to the longest of their micro-batch, or all to --max-length (or "
-            "the tokenizer's own limit): for a model that can only be captured for one length."
+            help="Pad texts to the longest of their micro-batch, or all to --max-length. Use "
+            "max_length for a model that can be traced for one length only."
         ),
     ] = "longest",
     weights: Annotated[
         Path | None,
         typer.Option(
-            help="Checkpoint with the weights of a factory's model: .safetensors, .bin, .pt, .pth, "
-            "or the .index.json of several. Without one, rank 0 calls the factory and sends the "
-            "others their stages' values."
+            help="Checkpoint for the model of a factory: .safetensors, .bin, .pt, .pth, or the "
+            ".index.json of a sharded checkpoint. Without it, rank 0 calls the factory and sends "
+            "each rank the weights of its stage."
         ),
     ] = None,
     weights_from: Annotated[
         Literal["disk", "root"],
         typer.Option(
-            help="Who reads the weights. disk: every rank its own stage's, from a file system that "
-            "all ranks see. root: rank 0, which sends the others theirs.",
+            help="disk: each rank reads the weights of its stage, from a file system that all "
+            "ranks can access. root: rank 0 reads all weights and sends each rank its own.",
         ),
     ] = "disk",
     dtype: Dtype = "auto",
@@ -91,62 +96,71 @@ def run(  # noqa: PLR0913 - the options of a command
     plan: Annotated[
         Path | None,
         typer.Option(
-            help="Use a plan made by 'pipepar plan -o FILE'.",
-            show_default="made here, of measured times",
+            help="Use this plan, written by 'pipepar plan -o FILE'.",
+            show_default="a new plan, from measured times",
         ),
     ] = None,
     trace: Annotated[
-        Path | None, typer.Option(help="Write a timeline for Perfetto or chrome://tracing.")
+        Path | None,
+        typer.Option(help="Write the measured timeline here, for Perfetto or chrome://tracing."),
     ] = None,
     on_error: Annotated[
         Literal["stop", "skip"],
         typer.Option(
-            help="When a sample cannot be read or computed. stop: the job ends, and names it. "
-            "skip: those of its micro-batch are tried one by one at the end; OUTPUT.errors.jsonl "
-            "tells (id, stage, error) which fail alone too, and their rows are null (.jsonl), NaN "
-            "or, where there is none, 0.",
+            help="What to do if a sample cannot be read or computed. stop: end the job with an "
+            "error that names the sample. skip: continue without it. The samples of a failed "
+            "micro-batch are repeated one by one at the end, and OUTPUT.errors.jsonl lists those "
+            "that fail alone (id, stage, error). Their rows are null (.jsonl), NaN, or 0 for "
+            "integers.",
         ),
     ] = "stop",
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Go on with what an earlier run of this job has left of OUTPUT, if it has. The "
-            "model, the input and what decides the results must be the same; the number of ranks, "
-            "the plan and the depth may differ.",
+            help="Continue OUTPUT if an earlier run of this job has left it unfinished. The model, "
+            "the input and all options that affect the results must be the same; the number of "
+            "ranks, the plan and the depth may differ.",
         ),
     ] = False,
 ) -> None:
-    """Run a model over a file, one stage of its layers on each rank.
+    """Run a model on every sample of a file, one stage of the model per rank.
 
-    Each rank owns one contiguous stage and loads only that stage's weights; micro-batches stream
-    from stage to stage. Without mpirun it runs in one process.
+    Start one rank per stage. Each rank loads only the weights of its stage, and micro-batches
+    stream from stage to stage. Without a launcher, one process runs the whole model.
 
-    [bold]Sentence embeddings with four ranks[/bold]
+    [bold]Sentence embeddings on four ranks[/bold]
 
         mpirun -n 4 pipepar run ./all-MiniLM-L6-v2 passages.txt embeddings.npy
 
-    [bold]Your own model on an array, weights from a file[/bold]
+    [bold]The same in a Slurm job[/bold]
 
-        mpirun -n 2 pipepar run mypackage.models:make images.npy logits.npy --weights w.safetensors
+        srun -n 4 pipepar run ./all-MiniLM-L6-v2 passages.txt embeddings.npy
 
-    [bold]Classes of pictures, and how many are right[/bold]
-
-        mpirun -n 4 pipepar run ./vit photos out.jsonl --task image-classification --labels y.txt
-
-    [bold]A GPU for each rank[/bold]
+    [bold]One GPU per rank[/bold]
 
         mpirun -n 4 pipepar run ./llama passages.txt embeddings.npy --device cuda
 
-    [bold]Your own model on text, prepared by a function of yours[/bold]
+    [bold]Image classification, with accuracy[/bold]
+
+        mpirun -n 4 pipepar run ./vit photos out.jsonl --task image-classification --labels y.txt
+
+    [bold]Your own model and checkpoint, on an array[/bold]
+
+        mpirun -n 2 pipepar run mypackage.models:make images.npy logits.npy --weights w.safetensors
+
+    [bold]Your own model on text, with your own preprocessing[/bold]
 
         mpirun -n 2 pipepar run my.models:make in.txt out.npy --preprocess my.texts:encode
 
-    [bold]The same command again, after the job was ended[/bold]
+    [bold]Continue after the job was stopped or has failed[/bold]
 
         mpirun -n 4 pipepar run ./all-MiniLM-L6-v2 passages.txt embeddings.npy --resume
 
-    A job that gets SIGUSR1 or SIGTERM finishes what is under way and exits with status 75.
+    On SIGUSR1 or SIGTERM, the job finishes the samples that have begun and exits with status 75.
+    In a Slurm script with srun, #SBATCH --signal=USR1@120 sends it 120 s before the time limit.
+
+    Exit status: 0 done, 1 error, 2 wrong usage, 75 stopped by a signal, 130 Ctrl-C.
     """
     from pipepar.supervision.signals import hold
 
@@ -189,7 +203,7 @@ def run(  # noqa: PLR0913 - the options of a command
     console = open_console()
     try:
         world = World.start()
-    except (PipeparError, ImportError, RuntimeError) as error:  # no MPI, or the wrong one
+    except (PipeparError, ImportError, RuntimeError) as error:  # MPI is missing or unsuitable
         console.print(f"error: {error}", markup=False)
         raise typer.Exit(1) from None
 
@@ -210,7 +224,7 @@ def run(  # noqa: PLR0913 - the options of a command
             if world.is_root:
                 console.print(_opening(world, model), markup=False)
             summary = run_job(world, job, display, stop.asked)
-    except (Exception, KeyboardInterrupt) as error:  # a world of one; others have been ended
+    except (Exception, KeyboardInterrupt) as error:  # one rank; FailTogether has ended a larger job
         console.print(together.report(error), markup=False)
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
     if world.is_root and summary.stopped:
@@ -218,9 +232,9 @@ def run(  # noqa: PLR0913 - the options of a command
     elif world.is_root:
         print_summary(summary, console)
         if summary.failed:
-            samples = f"{summary.failed:,} sample{'s' * (summary.failed > 1)}"
-            listed = escape(str(errors_of(output_path)))
-            console.print(f"[yellow]warning:[/] {samples} failed and were left out: {listed}")
+            samples = f"{summary.failed:,} failed sample{'s' * (summary.failed > 1)}"
+            errors = escape(str(errors_of(output_path)))
+            console.print(f"[yellow]warning:[/] left out {samples}, listed in {errors}")
         console.print(f"wrote {output_path}", markup=False, soft_wrap=True)
     world.close()
     if summary.stopped:

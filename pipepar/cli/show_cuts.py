@@ -1,4 +1,4 @@
-"""The places where a model may be cut, as a table to read, to page through and to search."""
+"""The table of the positions where a model can be cut."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _BAR: Final = 10
 
 
 def print_cuts(table: CutTable, plan: Plan | None, console: Console) -> None:
-    """Print a line for each legal cut, and how many there are.
+    """Print a line for each legal cut, and the number of cuts.
 
     Args:
         table: the cuts.
-        plan: the cuts that were chosen are marked with the stage that begins there; may be None.
-        console: where to.
+        plan: its cuts are marked with the stage that begins there; None to mark none.
+        console: the output.
     """
     begins = {stage.begin: stage.index for stage in plan.stages} if plan else {}
     console.print(_table(table, begins))
-    alone = sum(cut.tensors == 1 for cut in table.cuts)
+    single = sum(cut.tensors == 1 for cut in table.cuts)
     console.print(
-        f"{len(table.costs):,} operations, {len(table.cuts):,} legal cuts, {alone:,} of one tensor"
+        f"{len(table.costs):,} operations, {len(table.cuts):,} legal cuts, {single:,} of one tensor"
     )
 
 
@@ -39,7 +39,7 @@ def _table(table: CutTable, begins: Mapping[int, int]) -> Table:
     shown = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("module", "after", "tensors", "bytes", "work before", "", ""):
         right = column in ("tensors", "bytes", "work before")
-        # Where there is no room for all, the names of modules go on in the next line.
+        # In a narrow terminal, only the names of modules wrap.
         wraps = column == "module"
         shown.add_column(
             column,

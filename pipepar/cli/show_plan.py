@@ -1,4 +1,4 @@
-"""A plan as a table to read, and what it would take, in a terminal of 80 columns too."""
+"""The table of a plan and its predicted times, for terminals of 80 columns or more."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ if TYPE_CHECKING:
     from pipepar.planner.choice import Choice
     from pipepar.planner.prediction import Prediction, StagePrediction
 
-# Columns of a full bar, and of one that is still worth drawing.
+# Columns of a full bar, and of the shortest full bar that is drawn.
 _BAR: Final = 20
 _LEAST_BAR: Final = 4
+# Columns of a device name that is not abbreviated.
 _SHORT_NAME: Final = 8
-# Ranks whose speeds differ by less are as fast as each other.
-_ALIKE: Final = 0.05
+# Relative difference of speeds up to which ranks count as equally fast.
+_SAME_SPEED: Final = 0.05
 
 
 def print_shares(plan: Plan, console: Console) -> None:
-    """Print each stage's share of the counted work.
+    """Print each stage's share of the counted operations.
 
     Args:
         plan: the plan.
-        console: where to.
+        console: the output.
     """
     work = [stage.flops for stage in plan.stages]
     most, total = max(work) or 1, sum(work) or 1
@@ -45,12 +46,12 @@ def print_shares(plan: Plan, console: Console) -> None:
 
 
 def print_prediction(choice: Choice, console: Console, *, measured: bool) -> None:
-    """Print each stage's figures, and what the whole pipeline would do.
+    """Print the predicted memory and times of each stage and of the whole pipeline.
 
     Args:
-        choice: the plan, and what it would take.
-        console: where to.
-        measured: whether speeds are those of ranks just now, as shares of the usual.
+        choice: the plan and its prediction.
+        console: the output.
+        measured: whether the ranks were measured; their speeds are then relative to the usual.
     """
     prediction = choice.prediction
     devices = [stage.device for stage in prediction.stages]
@@ -58,21 +59,21 @@ def print_prediction(choice: Choice, console: Console, *, measured: bool) -> Non
     columns = _columns(choice.plan.stages)
     if len(names) > 1:
         columns["on"] = [names[device.kind] for device in devices]
-    paced = measured and _differ(devices)
-    if paced:
+    shows_pace = measured and _differ(devices)
+    if shows_pace:
         columns["pace"] = [f"{device.speed:.2f}" for device in devices]
     columns |= _predicted(prediction.stages)
     slowest = prediction.bottleneck or 1.0
     shares = [stage.slowest / slowest for stage in prediction.stages]
     _print_names(names, console)
     console.print(_table(columns, "balance", list(zip(shares, shares, strict=True)), console.width))
-    if paced:
-        console.print("pace: 1 is what such a device usually reaches")
+    if shows_pace:
+        console.print("pace: speed relative to the usual speed of such a device")
     _print_skips(choice.plan, console)
     _print_order(prediction.target.hardware, console)
     _print_whole(prediction, console)
-    how = "measured" if measured else "from operation counts and the cluster file"
-    console.print(f"Times are {how}.")
+    origin = "measured" if measured else "from operation counts and the cluster file"
+    console.print(f"Times are {origin}.")
 
 
 def _columns(stages: Sequence[StagePlan]) -> dict[str, list[str]]:
@@ -85,23 +86,23 @@ def _columns(stages: Sequence[StagePlan]) -> dict[str, list[str]]:
 
 def _predicted(stages: Sequence[StagePrediction]) -> dict[str, list[str]]:
     return {
-        "memory": [_room(stage.memory, stage.device.memory) for stage in stages],
+        "memory": [_of_capacity(stage.memory, stage.device.memory) for stage in stages],
         "compute": [readable_seconds(stage.compute) for stage in stages],
         "transfer": ["", *(readable_seconds(stage.transfer) for stage in stages[1:])],
     }
 
 
-def _room(taken: float, whole: float) -> str:
-    """Bytes out of bytes in one unit, such as 18 of 11,000 MiB."""
-    if whole < 2**24:
-        return f"{readable_bytes(round(taken))} of {readable_bytes(round(whole))}"
-    if taken < 2**30:
-        return f"{math.ceil(taken / 2**20):,} of {whole / 2**20:,.0f} MiB"
-    return f"{taken / 2**30:,.1f} of {whole / 2**30:,.1f} GiB"
+def _of_capacity(used: float, capacity: float) -> str:
+    """Return both numbers of bytes in one unit, such as "18 of 11,000 MiB"."""
+    if capacity < 2**24:
+        return f"{readable_bytes(round(used))} of {readable_bytes(round(capacity))}"
+    if used < 2**30:
+        return f"{math.ceil(used / 2**20):,} of {capacity / 2**20:,.0f} MiB"
+    return f"{used / 2**30:,.1f} of {capacity / 2**30:,.1f} GiB"
 
 
 def _names(devices: Sequence[DeviceCost]) -> Mapping[str, str]:
-    """What to call each kind of device in a narrow column: its name if all are short, or a, b."""
+    """Return the name of each kind of device in the table: itself if all are short, else a, b."""
     kinds = dict.fromkeys(device.kind for device in devices)
     if all(len(kind) <= _SHORT_NAME for kind in kinds):
         return {kind: kind for kind in kinds}
@@ -118,7 +119,7 @@ def _print_names(names: Mapping[str, str], console: Console) -> None:
 
 def _differ(devices: Sequence[DeviceCost]) -> bool:
     speeds = [device.speed for device in devices]
-    return max(speeds) > (1 + _ALIKE) * min(speeds) or min(speeds) < 1 - 2 * _ALIKE
+    return max(speeds) > (1 + _SAME_SPEED) * min(speeds) or min(speeds) < 1 - 2 * _SAME_SPEED
 
 
 def _table(
@@ -127,7 +128,14 @@ def _table(
     bars: Sequence[tuple[float, float]],
     width: int,
 ) -> Table:
-    """Columns of text and one of shares, each with a bar in the room that is left."""
+    """Return a table of text columns and a last column of shares, drawn as bars if they fit.
+
+    Args:
+        columns: the cells of each text column, by its title.
+        last: title of the last column.
+        bars: share and length of each bar, 0 to 1.
+        width: columns of the terminal.
+    """
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
@@ -141,7 +149,7 @@ def _table(
 
 
 def _print_skips(plan: Plan, console: Console) -> None:
-    """What crosses more than one cut, which every stage in between could take along."""
+    """Print the values that skip a stage."""
     skips: dict[tuple[int, tuple[str, ...]], list[str]] = defaultdict(list)
     for (producer, consumer), names in plan.edges.items():
         if consumer > producer + 1:
@@ -152,7 +160,7 @@ def _print_skips(plan: Plan, console: Console) -> None:
 
 
 def _print_order(hardware: Hardware, console: Console) -> None:
-    """Where the ranks must be started for the plan to hold, if not as the devices are given."""
+    """Print the device of each rank if the plan changes the order of the devices, or omits some."""
     from pipepar.plan.hardware import DeviceSubset
 
     if not isinstance(hardware, DeviceSubset):
@@ -160,15 +168,15 @@ def _print_order(hardware: Hardware, console: Console) -> None:
     given = range(len(hardware.whole.devices))
     if list(hardware.order) == list(given):
         return
-    console.print(f"start ranks on these devices, as given: {_listed(hardware, hardware.order)}")
-    left = [place for place in given if place not in hardware.order]
-    if left:
-        console.print(f"left out: {_listed(hardware, left)}")
+    console.print(f"start ranks on these devices, in order: {_listed(hardware, hardware.order)}")
+    unused = [index for index in given if index not in hardware.order]
+    if unused:
+        console.print(f"left out: {_listed(hardware, unused)}")
 
 
-def _listed(hardware: DeviceSubset, places: Sequence[int]) -> str:
+def _listed(hardware: DeviceSubset, indices: Sequence[int]) -> str:
     devices = hardware.whole.devices
-    return ", ".join(escape(f"{place} ({devices[place].kind})") for place in places)
+    return ", ".join(escape(f"{index} ({devices[index].kind})") for index in indices)
 
 
 def _print_whole(prediction: Prediction, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Where a rank's words go: a terminal that can show a moving bar, or a file."""
+"""Output of a rank: progress bars on a terminal, lines in a file."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ from rich.progress import (
 from pipepar.comm.group.launcher import launched
 
 UNBOUNDED: Final = 10_000
-"""Columns of what may be searched in a file, or read by a program: nothing is cut off."""
+"""Columns of output that is searched or parsed: no line is truncated or wrapped."""
 
 _WIDTH: Final = 100
-_PLAIN_SECONDS: Final = 5.0
+# Interval of progress lines, in seconds.
+_LINE_SECONDS: Final = 5.0
 
 
 def open_console(*, stdout: bool = False, width: int = _WIDTH) -> Console:
-    """A console that knows the terminal behind it, also through a launcher.
+    """Return a console with the width of the terminal, also under a launcher.
 
-    A launcher reads what its ranks write and writes it to its own stdout and stderr; so a rank has
-    a terminal if the launcher, its parent process, has one. What a rank finds itself says nothing:
-    mpirun gives it a pipe, or a terminal of no width.
+    A launcher forwards the output of its ranks to its own stdout and stderr. So a rank has a
+    terminal if the launcher, its parent process, has one. The rank's own streams do not show that:
+    mpirun connects them to a pipe, or to a terminal without a width.
 
     Args:
-        stdout: whether it is on stdout, not on stderr.
-        width: columns where there is no terminal.
+        stdout: whether the console writes to stdout instead of stderr.
+        width: columns if there is no terminal.
     """
     own = sys.stdout if stdout else sys.stderr
     if launched() and not _has_width(own):
@@ -56,8 +57,9 @@ def _has_width(stream: TextIO) -> bool:
 
 
 def _launcher_width(number: int) -> int | None:
-    """Columns of the launcher's terminal behind that file descriptor, None where it has none."""
-    options = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK  # a pipe may have no reader any more
+    """Return the width of the terminal at a file descriptor of the launcher, None if not one."""
+    # Without O_NONBLOCK, opening a pipe that has lost its reader would block.
+    options = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK
     try:
         terminal = os.open(f"/proc/{os.getppid()}/fd/{number}", options)
     except OSError:
@@ -72,14 +74,14 @@ def _launcher_width(number: int) -> int | None:
 
 @contextmanager
 def progress(console: Console, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how far the work is: a bar on a terminal, else a line every few seconds.
+    """Show the progress of a run: a bar on a terminal, otherwise a line every few seconds.
 
     Args:
-        console: where to.
+        console: the output.
         total: number of samples.
 
     Yields:
-        A function to call with the number of samples that have just been done.
+        A function that takes the number of samples just done.
     """
     if not console.is_terminal:
         yield _lines(console, total, "{:,.0f} of {:,.0f} samples", "{:,.1f} samples/s")
@@ -106,14 +108,14 @@ def progress(console: Console, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def loading(console: Console, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how many bytes of the weights are there: a bar on a terminal, else lines.
+    """Show how many bytes of weights are loaded: a bar on a terminal, otherwise lines.
 
     Args:
-        console: where to.
+        console: the output.
         total: bytes to load.
 
     Yields:
-        A function to call with the number of bytes that have just been loaded.
+        A function that takes the number of bytes just loaded.
     """
     if not console.is_terminal:
         amount = "{:,.1f} of {:,.1f} MiB of weights"
@@ -133,7 +135,17 @@ def loading(console: Console, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _lines(console: Console, total: float, amount: str, speed: str) -> Callable[[float], None]:
-    """Print a line every few seconds and one at the end; `amount` formats what is done of all."""
+    """Return a function that prints a line every few seconds and one at the end.
+
+    Args:
+        console: the output.
+        total: the amount of all work.
+        amount: format of the work done and `total`.
+        speed: format of the work done per second.
+
+    Returns:
+        A function that takes the amount of work just done.
+    """
     begin = shown = time.monotonic()
     done = 0.0
 
@@ -143,7 +155,7 @@ def _lines(console: Console, total: float, amount: str, speed: str) -> Callable[
             return
         done += more
         now = time.monotonic()
-        if now - shown < _PLAIN_SECONDS and done < total:
+        if now - shown < _LINE_SECONDS and done < total:
             return
         shown = now
         rate = done / max(now - begin, 1e-9)

@@ -1,1 +1,1 @@
-"""Executes a plan: stages, the loop, wiring, loading."""
+"""Execution of a plan: stages, loop, wiring and loading."""

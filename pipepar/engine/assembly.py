@@ -1,4 +1,4 @@
-"""What happens before the first micro-batch, around the plan: capture, then load and connect."""
+"""The steps before the first micro-batch: capture the model, load a stage, connect the ranks."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ class Assembly:
     """One rank's stage, ready to run."""
 
     run: RunContext
-    """The circumstances, with the times of its stage."""
+    """World, device and display of the run; its tracer records the times of this stage."""
     graph: Graph
     """The whole model, without its weights."""
     agreed: Agreed
-    """The plan, the same on every rank."""
+    """The plan, micro-batch and depth, the same on every rank."""
     placement: Placement
-    """Which rank runs which stage, and where micro-batches enter and leave."""
+    """The rank of each stage, of the source and of the sink."""
     stage: Stage | None
-    """This rank's part, with its weights; None for a rank without a stage."""
+    """This rank's stage with its weights; None for a rank without a stage."""
     wiring: Wiring
-    """Its channels."""
+    """The channels of this rank."""
     programs: tuple[Program, ...]
-    """What the loop computes, by `Step.program`; none without a stage."""
+    """The programs of the stage, indexed by `Step.program`; empty for a rank without a stage."""
 
     @property
     def plan(self) -> Plan:
-        """The same on every rank."""
+        """The plan, the same on every rank."""
         return self.agreed.plan
 
     @property
@@ -55,7 +55,7 @@ class Assembly:
         return 0 if self.stage is None else self.stage.weight_bytes
 
     def oom_explained(self) -> AbstractContextManager[None]:
-        """A context in which a lack of memory becomes an error that says what to do."""
+        """Return the context `oom_explained` for this rank's stage."""
         return oom_explained(self.run, self.graph, self.agreed, self.placement)
 
 
@@ -67,14 +67,17 @@ def capture_together(
     Args:
         run: all ranks.
         shared: the model.
-        args: example of the model's positional inputs; shapes and dtypes count, values do not.
-        kwargs: the same for its keyword inputs.
+        args: example positional inputs; only their shapes and dtypes matter.
+        kwargs: example keyword inputs.
+
+    Returns:
+        The graph, without weights.
 
     Raises:
-        PipeparError: raised once, by the lowest rank that has the problem; PeerError elsewhere.
+        PipeparError: raised on the lowest rank that has the problem; PeerError on the others.
     """
     world, module = run.world, shared.source.module
-    # A missing file is an error at once, not after the capture.
+    # Report a missing file before the capture, which may take minutes.
     world.together(lambda: shared.check(world.is_root))
     if shared.from_root:
         share_buffers(world, module)
@@ -86,17 +89,17 @@ def capture_together(
 def assemble(
     run: RunContext, shared: SharedSource, graph: Graph, agreed: Agreed, ends: Ends
 ) -> Assembly:
-    """Load this rank's stage and connect it. *Collective.*
+    """Load this rank's stage and connect it to the other ranks. *Collective.*
 
     Args:
-        run: all ranks. Its display shows the bytes of weights that this rank has read.
-        shared: where the weights lie.
+        run: all ranks; its display shows the bytes of weights that this rank has read.
+        shared: the source of the weights.
         graph: the captured model.
         agreed: the plan.
-        ends: where micro-batches enter and leave.
+        ends: the ranks of the source and of the sink.
 
     Raises:
-        PipeparError: raised once, by the lowest rank that has the problem; PeerError elsewhere.
+        PipeparError: raised on the lowest rank that has the problem; PeerError on the others.
     """
     plan, world = agreed.plan, run.world
     placement = Placement.of(ends, plan.ranks, len(plan.stages), world.size)
@@ -115,14 +118,14 @@ def _program(
     wiring: Wiring,
     explained: Callable[[], AbstractContextManager[None]],
 ) -> Program:
-    """What the loop computes: the stage itself, its inputs on the way to its GPU if it has one."""
+    """Return the program that copies inputs to the GPU, if there is one, and calls the stage."""
     inputs, gpu = wiring.positions(stage.inputs), run.device_context.gpu
     if gpu is None:
         return Program(inputs, lambda values, step: stage(values))
     upload = HostToDevice(gpu)
 
     def compute(values: tuple[Value, ...], step: Step) -> Sequence[Value]:
-        # Here, not around the loop, which raises a StageError of what a stage raises.
+        # Not around the loop, which turns every exception of a stage into a StageError.
         with gpu.range(f"stage {stage.index}"), explained():
             return stage(upload(values))
 

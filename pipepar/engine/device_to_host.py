@@ -1,4 +1,4 @@
-"""Results that leave a GPU for the host, a few micro-batches behind what it computes."""
+"""Asynchronous copies of results from a GPU to the host, while it computes the next ones."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class _Copy:
     """A micro-batch whose copy is under way."""
 
     microbatch: MicroBatch
-    """With the values that were on the host already; None for the others."""
+    """Its values on the host; None in place of each tensor that was on the GPU."""
     packing: Packing
-    """The layout of the others in the memory."""
+    """The layout of those tensors in `memory`."""
     memory: torch.Tensor
-    """Of the host; uint8."""
+    """uint8 [n], pinned memory of the host."""
     done: Event
-    """When all of them are there."""
+    """The event at the end of the copy."""
 
     def wait(self) -> MicroBatch:
-        """The micro-batch, once all of it has arrived."""
+        """Wait for the copy and return the micro-batch with all values on the host."""
         wait_for_event(self.done)
         values = list(self.microbatch.values)
         for layout, begin in zip(self.packing.tensors, self.packing.begins, strict=True):
@@ -43,28 +43,29 @@ class _Copy:
 def copied_to_host(
     results: Iterator[MicroBatch], gpu: Gpu, ahead: int, tracer: Tracer
 ) -> Iterator[MicroBatch]:
-    """Copy results to the host while the GPU computes on.
+    """Copy results to the host while the GPU computes the next micro-batches.
 
     Args:
         results: micro-batches of the model's outputs.
-        gpu: where they are computed.
-        ahead: micro-batches that may be computed beyond the one that is waited for, at least 1.
-        tracer: records the waiting, which is for a GPU.
+        gpu: the GPU that computes them.
+        ahead: maximum number of further micro-batches that are taken from `results` before the
+            oldest one is yielded, at least 1.
+        tracer: receives the activity "send" while this thread waits for a copy.
 
     Yields:
-        The same micro-batches in order, each once it has arrived.
+        The same micro-batches in order, each after its copy has completed.
     """
     outbox = Outbox(gpu, ahead + 1)
     under_way = deque[_Copy]()
     for microbatch in results:
         under_way.append(_copy(microbatch, gpu, outbox))
         while under_way and (len(under_way) > ahead or under_way[0].done.query()):
-            yield _arrived(under_way.popleft(), tracer)
+            yield _wait(under_way.popleft(), tracer)
     while under_way:
-        yield _arrived(under_way.popleft(), tracer)
+        yield _wait(under_way.popleft(), tracer)
 
 
-def _arrived(copy: _Copy, tracer: Tracer) -> MicroBatch:
+def _wait(copy: _Copy, tracer: Tracer) -> MicroBatch:
     index = copy.microbatch.index
     tracer.enter("send", index)
     microbatch = copy.wait()
@@ -75,18 +76,13 @@ def _arrived(copy: _Copy, tracer: Tracer) -> MicroBatch:
 def _copy(microbatch: MicroBatch, gpu: Gpu, outbox: Outbox) -> _Copy:
     values = tuple(map(plain, microbatch.values))
     on_gpu = [isinstance(value, torch.Tensor) and gpu.holds(value) for value in values]
-    packing = Packing.of(
-        tuple(
-            describe(value) if there else None for value, there in zip(values, on_gpu, strict=True)
-        )
-    )
-    here: tuple[Value, ...] = tuple(
-        None if there else value for value, there in zip(values, on_gpu, strict=True)
-    )
+    pairs = list(zip(values, on_gpu, strict=True))
+    packing = Packing.of(tuple(describe(value) if remote else None for value, remote in pairs))
+    on_host: tuple[Value, ...] = tuple(None if remote else value for value, remote in pairs)
     memory = gpu.pinned(packing.nbytes)
 
-    def carry(slot: torch.Tensor, stream: Stream) -> None:
+    def copy_slot(slot: torch.Tensor, stream: Stream) -> None:
         gpu.copy(memory, slot, stream)
 
-    done = outbox.leave(packing.parts(values), packing.nbytes, carry)
-    return _Copy(microbatch.with_values(here), packing, memory, done)
+    done = outbox.leave(packing.parts(values), packing.nbytes, copy_slot)
+    return _Copy(microbatch.with_values(on_host), packing, memory, done)

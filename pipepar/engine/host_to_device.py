@@ -1,4 +1,4 @@
-"""What a stage is called with comes to its GPU: from the source, or over MPI from a host."""
+"""Copies of a stage's inputs from the host to its GPU, on a CUDA stream of their own."""
 
 from __future__ import annotations
 
@@ -14,44 +14,56 @@ from pipepar.comm.gpu.packing import Packing
 from pipepar.comm.gpu.slots import Inbox, Part, place_of
 from pipepar.microbatch import Value
 
-# One is computed while the next one is filled.
+# One slot is read by the stage while the next one is filled.
 _SLOTS: Final = 2
 
 
 class HostToDevice:
-    """Copies host tensors to a GPU on a CUDA stream of its own; waits for nothing."""
+    """Copies host tensors to a GPU on a CUDA stream of its own, without blocking the host.
+
+    Args:
+        gpu: the GPU of the stage.
+    """
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
         self._inbox = Inbox(gpu, _SLOTS)
-        self._holding = False
+        self._slot_taken = False
 
     def __call__(self, values: Sequence[Value]) -> tuple[Value, ...]:
-        """The values, every tensor on the GPU; those that were not, until the next call."""
-        if self._holding:
-            self._inbox.release()
-        near = list(map(plain, values))
-        packing = Packing.of(tuple(describe(v) if self._is_far(v) else None for v in near))
-        self._holding = packing.nbytes > 0
-        memory = self._filled(packing, near) if self._holding else self._gpu.empty(0)
-        for position, tensor in packing.unpacked(memory, self._gpu):
-            near[position] = tensor
-        return tuple(near)
+        """Return the values with all tensors on the GPU.
 
-    def _is_far(self, value: Value) -> bool:
+        Args:
+            values: in any order, on the host or on the GPU.
+
+        Returns:
+            The values in the same order. A tensor that was copied is valid until the next call.
+        """
+        if self._slot_taken:
+            self._inbox.release()
+        moved = list(map(plain, values))
+        packing = Packing.of(tuple(describe(v) if self._on_host(v) else None for v in moved))
+        self._slot_taken = packing.nbytes > 0
+        memory = self._copied(packing, moved) if self._slot_taken else self._gpu.empty(0)
+        for position, tensor in packing.unpacked(memory, self._gpu):
+            moved[position] = tensor
+        return tuple(moved)
+
+    def _on_host(self, value: Value) -> bool:
         return isinstance(value, torch.Tensor) and not self._gpu.holds(value)
 
-    def _filled(self, packing: Packing, values: Sequence[Value]) -> torch.Tensor:
+    def _copied(self, packing: Packing, values: Sequence[Value]) -> torch.Tensor:
+        """Copy the packed tensors into a slot and return its memory."""
         parts = packing.parts(tuple(values))
-        self._inbox.post(packing.nbytes, lambda memory, stream: self._carry(parts, memory, stream))
+        self._inbox.post(packing.nbytes, lambda memory, stream: self._copy(parts, memory, stream))
         return self._inbox.take()
 
-    def _carry(self, parts: Sequence[Part], memory: torch.Tensor, stream: Stream) -> None:
+    def _copy(self, parts: Sequence[Part], memory: torch.Tensor, stream: Stream) -> None:
         for part in parts:
             self._gpu.copy(place_of(part, memory), self._pinned(part[1]), stream)
 
     def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The same in memory that a GPU can read by itself; what came over MPI is there already."""
+        """Return the tensor in pinned memory; data received over MPI is pinned already."""
         if tensor.is_pinned() and tensor.is_contiguous():
             return tensor
         staged = self._gpu.pinned(tensor.nbytes).view(tensor.dtype).view(tensor.shape)

@@ -13,11 +13,11 @@ from pipepar.microbatch import Fault, MicroBatch, Step, Value
 from pipepar.trace import Tracer
 
 Schedule: TypeAlias = Iterable[MicroBatch]
-"""The micro-batches that a stage computes, in order; each says which program it is for. Their
-values are those that arrive at the stage, in the order of `Wiring.known`."""
+"""The micro-batches that a stage computes, in order. Their values are those that the stage
+receives, in the order of `Wiring.known`; `MicroBatch.step` selects the program."""
 
 Compute: TypeAlias = Callable[[tuple[Value, ...]], object]
-"""Computes the values that a stage is called with."""
+"""Calls a stage with the given inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,9 @@ class Program:
     """What a stage computes for the steps of one kind."""
 
     inputs: tuple[int, ...]
-    """Which of the values that arrive it takes, by position."""
+    """Positions of the program's inputs among the values that the stage receives."""
     compute: Callable[[tuple[Value, ...], Step], Sequence[Value]]
-    """Given these and the step, returns the values that the stage makes; it may keep state."""
+    """Takes the inputs and the step, returns the stage's outputs; it may keep state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,63 +35,67 @@ class Outlet:
     """A channel out of a stage."""
 
     names: tuple[str, ...]
-    """Names of the values that it takes, for messages."""
+    """Names of the values that the channel sends, for error messages."""
     positions: tuple[int, ...]
-    """Where they are among all values known at the stage."""
+    """Positions of these values in the order of `Wiring.known`."""
     channel: Sender
-    """Where they go."""
-    beside: bool = True
-    """Whether samples and columns go along; a stage needs them from one channel only."""
+    """The sending end of the channel."""
+    sends_samples: bool = True
+    """Whether samples and columns are sent too; a stage receives them from one channel only."""
 
     def send(self, microbatch: MicroBatch, stage: int | str) -> None:
-        """Send its share of a micro-batch.
+        """Send the values of this channel, of one micro-batch.
 
         Args:
             microbatch: with all values known at the stage.
-            stage: for messages.
+            stage: the sending stage or "source", for error messages.
 
         Raises:
-            StageError: a value cannot cross, or the channel is broken.
+            StageError: a value cannot be sent, or the channel is broken.
         """
         try:
-            self.channel.send(self._share(microbatch))
+            self.channel.send(self._selected(microbatch))
         except PipeparError as error:
             raise StageError(
                 f"stage {stage} could not send micro-batch {microbatch.index} "
                 f"({', '.join(self.names)}): {error}"
             ) from error
 
-    def _share(self, microbatch: MicroBatch) -> MicroBatch:
+    def _selected(self, microbatch: MicroBatch) -> MicroBatch:
         values = () if microbatch.error else select(microbatch.values, self.positions)
-        if self.beside:
+        if self.sends_samples:
             return microbatch.with_values(values)
         return MicroBatch(microbatch.index, values, error=microbatch.error, step=microbatch.step)
 
 
 @dataclass(frozen=True, slots=True)
 class FailurePolicy:
-    """What becomes of a micro-batch that a stage fails on."""
+    """The handling of a micro-batch that a stage fails on."""
 
-    travels_on: Callable[[Exception], bool]
-    """Whether it travels on with its error in the place of its values; else the job ends."""
+    skips: Callable[[Exception], bool]
+    """Takes the exception. True: the micro-batch is sent on with the error in place of its values.
+    False: the job ends."""
     describe: Callable[[MicroBatch, tuple[Value, ...], Compute, Exception], str]
-    """Words for the samples that failed, given the micro-batch, the values that the stage was
-    called with, a function that computes such values, and the exception; may be empty."""
+    """Takes the micro-batch, the inputs of the stage, a function that calls the stage with such
+    inputs, and the exception. Returns text that names the failed samples; may be empty."""
 
 
 STOP: Final = FailurePolicy(lambda error: False, lambda microbatch, values, compute, error: "")
-"""The job ends at the first failure."""
+"""Ends the job at the first failure."""
 
 
 def arrivals(receivers: Sequence[Receiver], tracer: Tracer) -> Iterator[MicroBatch]:
-    """The micro-batches of one stream, each once all of its values are there.
+    """Receive the micro-batches of one stream.
 
     Args:
         receivers: the channels into a stage, in the order of `Wiring.known`.
-        tracer: this stage's times.
+        tracer: records the time of receiving.
+
+    Yields:
+        Each micro-batch, with the values of all channels.
 
     Raises:
-        WireError: the channels disagree about what comes next.
+        WireError: the channels delivered different micro-batches.
     """
     streams = [receiver.receive() for receiver in receivers]
     for expected in itertools.count():
@@ -116,39 +120,50 @@ def run(
     tracer: Tracer,
     policy: FailurePolicy = STOP,
 ) -> Iterator[MicroBatch]:
-    """Compute the micro-batches of one stream and send them on; every stage runs its own loop.
+    """Compute the micro-batches of one stream, send them, and send the end of the stream.
+
+    Args:
+        programs: the programs of the stage, indexed by `Step.program`.
+        schedule: the micro-batches, in the order in which they are computed.
+        outlets: the channels out of the stage.
+        tracer: records the times of computing and sending.
+        policy: the handling of a micro-batch that the stage fails on.
 
     Yields:
         Each micro-batch after it has been sent, with all values known at this stage.
 
     Raises:
-        StageError: the stage failed on a micro-batch that may not travel on; the cause is chained.
+        StageError: the stage failed and `policy` does not skip the micro-batch; the cause is
+            chained.
     """
     now = tracer.clock.now
     for microbatch in schedule:
         index = microbatch.index
         tracer.enter("compute", index, microbatch.samples)
         begin = now()
-        made = _computed(programs[microbatch.step.program], microbatch, tracer.stage, policy)
+        result = _compute(programs[microbatch.step.program], microbatch, tracer.stage, policy)
         computed = now()
         tracer.record("compute", index, begin, computed)
         if outlets:
             tracer.enter("send", index)
             for outlet in outlets:
-                outlet.send(made, tracer.stage)
+                outlet.send(result, tracer.stage)
             tracer.record("send", index, computed, now())
         tracer.enter("other", index)
-        yield made
+        yield result
     for outlet in outlets:
         outlet.channel.end()
 
 
 def outputs_of(results: Iterable[MicroBatch], positions: Sequence[int]) -> Iterator[MicroBatch]:
-    """The micro-batches of a last stage with the model's outputs as their only values.
+    """Select the model's outputs from the micro-batches of the last stage.
 
     Args:
-        results: with all values known at the stage.
-        positions: where the outputs are among them.
+        results: micro-batches with all values known at the stage.
+        positions: positions of the outputs among these values.
+
+    Yields:
+        The same micro-batches with the outputs as their only values; those with an error unchanged.
     """
     for microbatch in results:
         if microbatch.error is not None:
@@ -158,32 +173,32 @@ def outputs_of(results: Iterable[MicroBatch], positions: Sequence[int]) -> Itera
 
 
 def select(values: tuple[Value, ...], positions: Sequence[int]) -> tuple[Value, ...]:
-    """Some of the values, in the order of their positions."""
+    """Return the values at the given positions."""
     return tuple(map(values.__getitem__, positions))
 
 
-def _computed(
+def _compute(
     program: Program, microbatch: MicroBatch, stage: int, policy: FailurePolicy
 ) -> MicroBatch:
-    """The micro-batch with what the stage makes of it, or with the error that it failed with."""
+    """Return the micro-batch with the stage's outputs appended, or with the stage's error."""
     if microbatch.error is not None:
         return microbatch
     values, step = select(microbatch.values, program.inputs), microbatch.step
     try:
-        made = program.compute(values, step)
+        outputs = program.compute(values, step)
     except Exception as error:
-        if policy.travels_on(error):
+        if policy.skips(error):
             return replace(microbatch, values=(), error=Fault.of(stage, error))
-        rows = policy.describe(microbatch, values, lambda some: program.compute(some, step), error)
+        samples = policy.describe(microbatch, values, lambda v: program.compute(v, step), error)
         raise StageError(
-            f"stage {stage} failed on micro-batch {microbatch.index}{rows}: "
+            f"stage {stage} failed on micro-batch {microbatch.index}{samples}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    return microbatch.with_values((*microbatch.values, *made))
+    return microbatch.with_values((*microbatch.values, *outputs))
 
 
 def _joined(parts: Sequence[MicroBatch]) -> MicroBatch:
-    """One micro-batch of the values that several channels brought."""
+    """Join the parts of one micro-batch that arrived on several channels."""
     main = next((part for part in parts if part.samples is not None), parts[0])
     error = next((part.error for part in parts if part.error is not None), None)
     values = () if error else tuple(itertools.chain.from_iterable(part.values for part in parts))

@@ -1,4 +1,4 @@
-"""A device that runs out of memory says which stage it had, and what that was reckoned to take."""
+"""The error message for a device that is out of memory."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pipepar.planner.prediction import model_cost, stage_memory
 def oom_explained(
     run: RunContext, graph: Graph, agreed: Agreed, placement: Placement
 ) -> Iterator[None]:
-    """Inside, an OutOfMemoryError of torch's becomes one that tells what to do.
+    """Convert torch's OutOfMemoryError in the ``with`` body into an error with a remedy.
 
     Args:
         run: all ranks.
         graph: the captured model.
         agreed: the plan.
-        placement: which rank runs which stage.
+        placement: the rank of each stage.
 
     Raises:
         PlanError: the stage does not fit.
@@ -40,10 +40,12 @@ def oom_explained(
         if index is None:
             raise
         stage = agreed.plan.stages[index]
-        raise PlanError(_told(run, graph, agreed, stage, error)) from error
+        raise PlanError(_message(run, graph, agreed, stage, error)) from error
 
 
-def _told(run: RunContext, graph: Graph, agreed: Agreed, stage: StagePlan, error: Exception) -> str:
+def _message(
+    run: RunContext, graph: Graph, agreed: Agreed, stage: StagePlan, error: Exception
+) -> str:
     world, context = run.world, run.device_context
     cost = model_cost(graph, cut_table(graph), agreed.micro_batch)
     needed = stage_memory(stage, cost.layers, agreed.depth)
@@ -53,14 +55,14 @@ def _told(run: RunContext, graph: Graph, agreed: Agreed, stage: StagePlan, error
         f"stage {stage.index} does not fit on {context.devices.name} ({context.device}) of rank "
         f"{world.rank} on {world.host}{shared}. It has operations {stage.begin}-{stage.end - 1} "
         f"with {readable_bytes(stage.weight_bytes)} of weights, and with micro-batches of "
-        f"{agreed.micro_batch} and depth {agreed.depth} it takes {readable_bytes(int(needed))} at "
-        f"least; {readable_bytes(int(context.room))} are free now. {_remedy(graph, agreed)}. "
-        f"CUDA says: {str(error).splitlines()[0]}"
+        f"{agreed.micro_batch} and depth {agreed.depth} it takes at least "
+        f"{readable_bytes(int(needed))}; {readable_bytes(int(context.room))} are free now. "
+        f"{_remedy(graph, agreed)}. CUDA error: {str(error).splitlines()[0]}"
     )
 
 
 def _remedy(graph: Graph, agreed: Agreed) -> str:
-    """What would take less than now."""
+    """Return the changes that would need less memory, as a sentence."""
     ways = ["start more ranks"]
     if agreed.micro_batch > 1:
         ways.append(f"take micro-batches of {agreed.micro_batch // 2}")

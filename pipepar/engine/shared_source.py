@@ -1,4 +1,4 @@
-"""A model's source, as the ranks share it."""
+"""A model source that all ranks use, each by itself or through the root."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pipepar.model.weights.weight_source import ModuleWeights
 
 @dataclass(frozen=True, slots=True)
 class SharedSource:
-    """Where the ranks get a model and its weights."""
+    """The source of a model, and the ranks that can read its weights."""
 
     source: Source
-    """The same on every rank, but for the values of its weights."""
+    """The model and its weights; the same on every rank except for the values of the weights."""
     from_root: bool
-    """Whether only rank 0's weights can be read, and it sends the others theirs."""
+    """Whether only the root can read the weights and sends each rank its own."""
 
     def check(self, is_root: bool) -> None:
-        """Refuse weights that a rank has to read and that are not there.
+        """Check the weights if this rank has to read them.
 
         Args:
-            is_root: whether the rank is the root.
+            is_root: whether this rank is the root.
 
         Raises:
             WeightsError: a file is missing or damaged.
@@ -32,6 +32,6 @@ class SharedSource:
             self.source.weights.check(())
 
     def held(self, device: torch.device) -> float:
-        """Bytes of the weights that are in the memory of a device already."""
+        """Return how many bytes of the weights are already in the memory of `device`."""
         weights = self.source.weights
         return weights.held(device) if isinstance(weights, ModuleWeights) else 0.0

@@ -1,4 +1,4 @@
-"""A cut module on a device, with its weights."""
+"""The module of one stage, on its device and with its weights."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class BareStage:
     """One stage of a model without its weights; made by `BareStage.cut`."""
 
     module: fx.GraphModule
-    """The stage's graph; its weights are on meta, its other tensors on the stage's device."""
+    """The stage's graph. Its weights are on meta, its other tensors on the stage's device."""
     plan: StagePlan
-    """What the plan says of it."""
+    """The stage's part of the plan."""
     weights: tuple[WeightSpec, ...]
-    """What it owns, each tensor once."""
+    """The weights of the stage, each tensor once."""
     names: Mapping[str, Sequence[str]]
-    """For each of them its names in the module."""
+    """The names of each weight in the module; several if it is tied."""
     device: torch.device
-    """Where it computes."""
+    """The device that computes the stage."""
 
     @staticmethod
     def cut(graph: Graph, plan: Plan, index: int, device: torch.device | str = "cpu") -> BareStage:
@@ -42,8 +42,11 @@ class BareStage:
         Args:
             graph: the captured model.
             plan: a plan made for this graph.
-            index: which stage, from 0.
-            device: where it will compute, such as "cpu" or "cuda:1".
+            index: the stage, 0-based.
+            device: the device that computes it, such as "cpu" or "cuda:1".
+
+        Returns:
+            The stage, with its weights on meta.
 
         Raises:
             PlanError: the plan was made for another model, or has no such stage.
@@ -51,37 +54,40 @@ class BareStage:
         if plan.model != graph.digest:
             raise PlanError(
                 f"the plan was made for model {plan.model[:12]}, found model {graph.digest[:12]}; "
-                f"plan again for this model, torch version and kind of device"
+                f"make a new plan for this model, torch version and kind of device"
             )
         if not 0 <= index < len(plan.stages):
             raise PlanError(
                 f"found stage {index}, expected 0 to {len(plan.stages) - 1}; "
                 f"start {len(plan.stages)} ranks for this plan"
             )
-        place = torch.device(device)
+        device = torch.device(device)
         module = extract(graph, plan.stages[index])
-        _redirect(module, graph.device, place)
+        _redirect(module, graph.device, device)
         names: dict[str, list[str]] = {}
         for name, tensor in named_tensors(module).items():
             if name in graph.weights:
                 names.setdefault(graph.weights[name].name, []).append(name)
             elif not tensor.is_meta:
-                _assign(module, name, tensor.to(place))
-        owned = tuple(weights_of(graph, plan.stages[index]))
-        return BareStage(module, plan.stages[index], owned, names, place)
+                _assign(module, name, tensor.to(device))
+        specs = tuple(weights_of(graph, plan.stages[index]))
+        return BareStage(module, plan.stages[index], specs, names, device)
 
-    def filled(self, weights: Weights) -> Stage:
-        """Read the stage's weights, one after another, and no others.
+    def load(self, weights: Weights) -> Stage:
+        """Read the stage's weights, one tensor at a time, and no others.
 
         Args:
-            weights: where they lie.
+            weights: the source of the weights.
+
+        Returns:
+            The stage, ready to compute.
 
         Raises:
-            WeightsError: a weight is missing or does not fit, or a file is damaged.
+            WeightsError: a weight is missing or has another shape or dtype, or a file is damaged.
         """
         with closing(weights.read(self.weights)) as values:
-            for own, value in values:
-                first, *ties = self.names[own]
+            for name, value in values:
+                first, *ties = self.names[name]
                 old = get_attribute(self.module, first)
                 _assign(self.module, first, _like(old, value.to(self.device)))
                 for tie in ties:
@@ -94,8 +100,8 @@ class Stage:
     """One stage of a model, ready to compute; made by `Stage.load`.
 
     Args:
-        module: the stage's graph, every tensor with its values.
-        plan: what the plan says of this stage.
+        module: the stage's graph; every tensor has values.
+        plan: the stage's part of the plan.
     """
 
     def __init__(self, module: fx.GraphModule, plan: StagePlan) -> None:
@@ -113,26 +119,14 @@ class Stage:
         weights: Weights,
         device: torch.device | str = "cpu",
     ) -> Stage:
-        """Cut a stage out of the model and read its weights, and no others.
+        """Cut a stage out of the model and read its weights.
 
-        Args:
-            graph: the captured model.
-            plan: a plan made for this graph.
-            index: which stage, from 0.
-            weights: where the weights lie.
-            device: where the stage computes, such as "cpu" or "cuda:1".
-
-        Returns:
-            The stage.
-
-        Raises:
-            PlanError: the plan was made for another model, or has no such stage.
-            WeightsError: a weight is missing or does not fit, or a file is damaged.
+        For arguments and errors see `BareStage.cut` and `BareStage.load`.
         """
-        return BareStage.cut(graph, plan, index, device).filled(weights)
+        return BareStage.cut(graph, plan, index, device).load(weights)
 
     def __call__(self, values: Sequence[Any]) -> tuple[Any, ...]:
-        """Compute one microbatch.
+        """Compute one micro-batch.
 
         Args:
             values: in the order of `inputs`, on the stage's device; not modified.
@@ -140,40 +134,40 @@ class Stage:
         Returns:
             Values in the order of `outputs`.
         """
-        # Not inference_mode: the model's results must be ordinary tensors, as without a pipeline.
+        # Not inference_mode: users expect ordinary tensors, which may enter autograd later.
         with torch.no_grad():
-            # Not through __call__: the graph has no hooks, and fx would write its code to stderr.
+            # Not __call__: the graph has no hooks, and on errors fx would print its code to stderr.
             results: tuple[Any, ...] = self._module.forward(*values)
         return results
 
 
-def _redirect(module: fx.GraphModule, captured: torch.device, place: torch.device) -> None:
-    """What the model creates while it computes goes to the stage's device."""
+def _redirect(module: fx.GraphModule, captured: torch.device, device: torch.device) -> None:
+    """Make the graph create its tensors on the stage's device instead of the captured one."""
 
     def redirect(value: Any) -> Any:
         same = isinstance(value, torch.device) and value.type == captured.type
-        return place if same else value
+        return device if same else value
 
     for node in module.graph.nodes:
         node.args = fx.node.map_aggregate(node.args, redirect)
         node.kwargs = fx.node.map_aggregate(node.kwargs, redirect)
         if node.op == "get_attr" and isinstance(
             inner := get_attribute(module, str(node.target)), fx.GraphModule
-        ):  # a branch or a loop of the model's; other stages have it too
+        ):  # the body of a branch or a loop; copied, because other stages may share it
             inner = copy.deepcopy(inner)
-            _redirect(inner, captured, place)
+            _redirect(inner, captured, device)
             _assign(module, str(node.target), inner)
     module.recompile()
 
 
 def weights_of(graph: Graph, plan: StagePlan) -> list[WeightSpec]:
-    """What a stage owns, each tensor once."""
+    """Return the specs of a stage's weights, each tensor once."""
     specs = {spec.name: spec for spec in graph.weights.values()}
     return [specs[name] for name in plan.weights]
 
 
 def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """The new values in the old one's strides and of its kind: kernels are chosen by both."""
+    """Return `new` with the strides and `requires_grad` of `old`: kernels are chosen by both."""
     if new.stride() != old.stride():
         new = torch.empty_like(old, dtype=new.dtype, device=new.device).copy_(new)
     return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
@@ -185,11 +179,12 @@ def _assign(module: nn.Module, name: str, value: torch.Tensor | nn.Module) -> No
 
 
 def _check_values(module: nn.Module, index: int) -> None:
+    """Raise an error if a tensor of the stage has no values."""
     for path, part in module.named_modules():
         for name, value in {**part.__dict__, **part._parameters, **part._buffers}.items():
             if isinstance(value, FakeTensor) or (isinstance(value, torch.Tensor) and value.is_meta):
                 raise WeightsError(
-                    f"{path}.{name} of stage {index} has no values, expected a tensor read from "
-                    f"the weights or built by the model; build the model outside of "
+                    f"{path}.{name} of stage {index} has no values, expected values read from "
+                    f"the checkpoint or computed by the model; build the model outside of "
                     f"torch.device('meta'), or register {name} as a parameter"
                 )

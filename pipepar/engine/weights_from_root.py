@@ -1,4 +1,4 @@
-"""Weights that only the root can read: it sends each stage its own, over channels of their own."""
+"""Weights that only the root can read: it sends each rank its own over temporary channels."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pipepar.microbatch import MicroBatch, compact
 from pipepar.model.module_tensors import passing_buffers
 from pipepar.model.weights.weight_source import Reading, Weights, WeightSpec
 
-# Tensors on their way to one stage: one is read while another travels.
+# Depth of the channel to each rank: one tensor is read while another is sent.
 _DEPTH: Final = 1
 
 
-class FromRoot:
-    """`Weights` of this rank's stage, sent by rank 0. *Collective*: every rank makes one.
+class WeightsFromRoot:
+    """`Weights` of this rank's stage, which the root sends. *Collective*: constructed on all ranks.
 
-    Rank 0 holds few tensors at a time that are not its own stage's, and none where its weights are
-    a module's: those are sent from where they lie.
+    The root reads the other ranks' tensors one after another, so few are in its memory at a time.
+    Tensors of a module in the root's memory are sent without a copy.
 
     Args:
-        world: all ranks; rank k owns stage k.
-        weights: where they lie; rank 0's is used.
-        specs: for each rank what its stage owns.
+        world: all ranks.
+        weights: the source of the weights; only the root reads it.
+        specs: the weights of each rank's stage, by rank.
     """
 
     def __init__(
@@ -44,23 +44,34 @@ class FromRoot:
         self._specs = specs
 
     def check(self, specs: Sequence[WeightSpec]) -> None:
-        """Rank 0 verifies every stage's; see `Weights.check`."""
+        """Check the weights of all stages on the root, and nothing elsewhere.
+
+        Raises:
+            WeightsError: see `Weights.check`.
+        """
         if self._receiver is None:
             every = {spec.name: spec for stage in self._specs for spec in stage}
             self._weights.check(list(every.values()))
 
     def read(self, specs: Sequence[WeightSpec]) -> Reading:
-        """Send those of the others, then read one's own; or receive them. *Collective*, once.
+        """Read this rank's weights; the root first sends those of the other ranks. *Collective.*
 
-        An iterator that is not taken to its end must be closed: what is under way is dropped.
+        May be called once. An iterator that is not exhausted must be closed; this discards the
+        tensors that are still being received.
+
+        Args:
+            specs: the weights of this rank's stage.
+
+        Yields:
+            Name and tensor of each weight.
 
         Raises:
-            WeightsError: on rank 0, see `Weights.read`.
-            PeerError: rank 0 could not read them.
+            WeightsError: on the root, see `Weights.read`.
+            PeerError: on another rank: the root could not read the weights.
         """
-        return self._sent(specs) if self._receiver is None else _received(self._receiver)
+        return self._send_then_read(specs) if self._receiver is None else _receive(self._receiver)
 
-    def _sent(self, specs: Sequence[WeightSpec]) -> Reading:
+    def _send_then_read(self, specs: Sequence[WeightSpec]) -> Reading:
         pending = dict(self._senders)
         try:
             while pending:
@@ -79,21 +90,21 @@ class FromRoot:
 
 
 def share_buffers(world: World, module: nn.Module) -> None:
-    """Give every rank rank 0's values of the buffers that no checkpoint holds. *Collective.*
+    """Copy the root's buffers that no checkpoint holds to all ranks. *Collective.*
 
-    Another rank may have computed them otherwise: from a parameter that has no values there, or of
-    random numbers, of which it draws fewer.
+    Another rank may have computed other values: from a parameter that has no values there, or from
+    random numbers, of which it has drawn fewer.
 
     Args:
         world: all ranks.
-        module: the same on every rank; changed in place on all but rank 0.
+        module: the same on every rank; modified in place, except on the root.
     """
     receivers, senders = world.connect([Link(world.root, rank, _DEPTH) for rank in world.others])
     for sender in senders.values():
         _send(sender, ((name, buffer) for name, buffer in passing_buffers(module).items()))
         sender.close()
     for receiver in receivers.values():
-        for name, buffer in _received(receiver):
+        for name, buffer in _receive(receiver):
             path, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(path), leaf, buffer)
 
@@ -104,13 +115,13 @@ def _send(sender: Sender, tensors: Reading) -> None:
     sender.end()
 
 
-def _received(receiver: Receiver) -> Reading:
+def _receive(receiver: Receiver) -> Reading:
     stream = receiver.receive()
     try:
         for microbatch in stream:
             name, tensor = microbatch.values
             if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-                raise PeerError("rank 0 could not read the weights")
+                raise PeerError("rank 0 could not read the weights; see the error of rank 0")
             yield name, compact(tensor)
     finally:
         deque(stream, maxlen=0)

@@ -1,4 +1,4 @@
-"""From a plan and its placement to the channels of each rank."""
+"""The channels of each rank, derived from a plan and its placement."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from pipepar.plan.placement import Placement
 from pipepar.plan.plan import Plan
 
 Node: TypeAlias = int | Literal["source", "sink"]
-"""A stage, by its number, or one of the two ends of the job."""
+"""A stage, by its number, or an end of the pipeline."""
 
 
 def admission(stages: int, depth: int) -> int:
-    """Micro-batches that channels of that depth and stages hold between source and sink.
+    """Return how many micro-batches a pipeline holds between source and sink.
 
-    Both ends of every channel hold `depth`, every stage computes one.
+    Each end of a channel holds `depth`, and each stage computes one.
+
+    Args:
+        stages: number of stages, at least 1.
+        depth: depth of the channels between neighbours, at least 1.
     """
     return 2 * depth * (stages - 1) + stages
 
@@ -31,30 +35,31 @@ class Edge:
     """One channel of a pipeline."""
 
     producer: Node
-    """Where its micro-batches come from."""
+    """The sending stage, or "source"."""
     consumer: Node
-    """Where they go."""
+    """The receiving stage, or "sink"."""
     names: tuple[str, ...]
-    """The values that cross."""
+    """Names of the values that cross."""
     depth: int
-    """Micro-batches under way on each end."""
-    beside: bool
-    """Whether samples and columns go along."""
+    """Micro-batches that each end may hold."""
+    sends_samples: bool
+    """Whether samples and columns are sent too."""
 
 
 def edges_of(plan: Plan, placement: Placement, depth: int) -> list[Edge]:
-    """The channels of a pipeline, in the order in which all ranks connect them.
+    """Return the channels of a pipeline, in the order in which all ranks connect them.
 
-    A stage gets samples and columns from its nearest producer only. A channel that skips stages is
-    deeper by what those stages hold. Where the results return to the rank of the source, that
-    channel closes a cycle: it cannot deadlock, since it holds as many micro-batches as `admission`
-    allows under way. The source admits no more than that, and collects results whenever it has
-    reached that number.
+    A stage receives samples and columns from its nearest producer only. A channel that skips
+    stages is deeper, because the skipped stages hold micro-batches too.
+
+    If the results return to the rank of the source, their channel closes a cycle. It cannot
+    deadlock: the source admits at most `admission` micro-batches, that channel can hold as many,
+    and the source collects results whenever it has reached that number.
 
     Args:
-        plan: says which values the stages exchange.
-        placement: where the stages and the ends are.
-        depth: micro-batches under way on each end of a channel between neighbours.
+        plan: the stages and the values that they exchange.
+        placement: the ranks of the stages, the source and the sink.
+        depth: micro-batches that each end of a channel between neighbours may hold.
     """
     crossing = plan.edges
     nearest = {
@@ -79,22 +84,22 @@ def edges_of(plan: Plan, placement: Placement, depth: int) -> list[Edge]:
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """One rank's ends of all its channels."""
+    """The ends of all channels of one rank."""
 
     known: tuple[str, ...]
-    """Names of the values that arrive at its stage, channel by channel, and then of those that the
-    stage makes; empty for a rank without a stage."""
+    """Names of the values known at the stage: those it receives, channel by channel, then its own
+    outputs. Empty for a rank without a stage."""
     inlets: tuple[Receiver, ...]
-    """Into its stage."""
+    """The channels into the stage."""
     outlets: tuple[Outlet, ...]
-    """Out of its stage."""
+    """The channels out of the stage."""
     entry: Outlet | None
-    """At the source, where the first stage is on another rank: the channel to it."""
+    """On the source's rank: the channel to the first stage; None if that is on the same rank."""
     exit: Receiver | None
-    """At the sink, where the last stage is on another rank: the channel from it."""
+    """On the sink's rank: the channel from the last stage; None if that is on the same rank."""
 
     def positions(self, names: Iterable[str]) -> tuple[int, ...]:
-        """Where values are among those known at the stage."""
+        """Return the positions of values in `known`."""
         return tuple(map(self.known.index, names))
 
     def close(self) -> None:
@@ -109,12 +114,14 @@ class Wiring:
 def wire_up(run: RunContext, plan: Plan, placement: Placement, depth: int) -> Wiring:
     """Connect this rank to the others. *Collective.*
 
+    NCCL connects stages only, and no cycle: the source and the sink exchange data through hosts.
+
     Args:
-        run: all ranks, and which have a GPU. What NCCL connects is acyclic: the source and the sink
-            are on hosts. Its tracer keeps the transfers between two GPUs if it keeps spans.
-        plan: what the stages exchange.
-        placement: where the stages and the ends are.
-        depth: micro-batches under way on each end of a channel between neighbours.
+        run: all ranks and their devices. If its tracer stores spans, it also records the transfers
+            between two GPUs.
+        plan: the stages and the values that they exchange.
+        placement: the ranks of the stages, the source and the sink.
+        depth: micro-batches that each end of a channel between neighbours may hold.
     """
     world, context = run.world, run.device_context
     watch = run.tracer.record_beside if run.tracer.keeps_spans else None
@@ -122,31 +129,26 @@ def wire_up(run: RunContext, plan: Plan, placement: Placement, depth: int) -> Wi
     links = [_link(edge, placement, context) for edge in edges]
     receivers, senders = world.connect(links, context.gpu, watch)
     stage = placement.stage_of(world.rank)
-    into = [at for at, edge in enumerate(edges) if edge.consumer == stage and at in receivers]
-    known = _known(plan, stage, [edges[at] for at in into])
+    into = [channel for channel in receivers if edges[channel].consumer == stage]
+    known = _known(plan, stage, [edges[channel] for channel in into])
     return Wiring(
         known=known,
-        inlets=tuple(receivers[at] for at in into),
+        inlets=tuple(receivers[channel] for channel in into),
         outlets=tuple(
-            _outlet(edge, known, senders[at])
-            for at, edge in enumerate(edges)
-            if edge.producer == stage and at in senders
+            _outlet(edges[channel], known, sender)
+            for channel, sender in senders.items()
+            if edges[channel].producer == stage
         ),
         entry=next(
             (
-                _outlet(edge, plan.inputs, senders[at])
-                for at, edge in enumerate(edges)
-                if edge.producer == "source" and at in senders
+                _outlet(edges[channel], plan.inputs, sender)
+                for channel, sender in senders.items()
+                if edges[channel].producer == "source"
             ),
             None,
         ),
         exit=next(
-            (
-                receivers[at]
-                for at, edge in enumerate(edges)
-                if edge.consumer == "sink" and at in receivers
-            ),
-            None,
+            (end for channel, end in receivers.items() if edges[channel].consumer == "sink"), None
         ),
     )
 
@@ -168,12 +170,13 @@ def _link(edge: Edge, placement: Placement, context: DeviceContext) -> Link:
 
 
 def _known(plan: Plan, stage: int | None, into: Sequence[Edge]) -> tuple[str, ...]:
+    """Return the names for `Wiring.known`; `into` are the channels into the stage."""
     if stage is None:
         return ()
-    arriving = [name for edge in into for name in edge.names]
-    return (*(arriving if into else plan.inputs), *plan.stages[stage].outputs)
+    received = [name for edge in into for name in edge.names]
+    return (*(received if into else plan.inputs), *plan.stages[stage].outputs)
 
 
 def _outlet(edge: Edge, known: tuple[str, ...], sender: Sender) -> Outlet:
     positions = tuple(map(known.index, edge.names))
-    return Outlet(edge.names, positions, sender, edge.beside)
+    return Outlet(edge.names, positions, sender, edge.sends_samples)

@@ -1,4 +1,4 @@
-"""With which status the command ends, and what it says then."""
+"""The exit status of the command, and its last message."""
 
 import signal
 from collections.abc import Iterator
@@ -29,8 +29,8 @@ SIZE = ("--micro-batch", 2)
 
 
 @pytest.fixture(autouse=True)
-def at_a_terminal() -> Iterator[None]:
-    """What a shell starts in the background ignores Ctrl-C."""
+def handles_sigint() -> Iterator[None]:
+    """Handle SIGINT as in a terminal: processes that a shell starts in the background ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -67,9 +67,9 @@ def test_the_version() -> None:
     assert output[len("pipepar ")].isdigit()
 
 
-@pytest.mark.parametrize(("rank", "told"), [("0", True), ("1", False)])
-def test_of_several_ranks_the_first_tells_a_usage_error(
-    rank: str, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("rank", "prints"), [("0", True), ("1", False)])
+def test_only_rank_0_prints_a_usage_error(
+    rank: str, prints: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", rank)
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
@@ -79,8 +79,8 @@ def test_of_several_ranks_the_first_tells_a_usage_error(
     with pytest.raises(SystemExit) as ended:
         app.main()
     assert ended.value.code == 2
-    assert ("Usage: " in capsys.readouterr().err) == told
-    assert bool(waited) != told  # the others leave rank 0 the time to tell
+    assert ("Usage: " in capsys.readouterr().err) == prints
+    assert bool(waited) != prints  # the other ranks wait until rank 0 has printed
 
 
 def test_ctrl_c(rows: Path, tmp_path: Path) -> None:
@@ -93,12 +93,14 @@ def test_ctrl_c(rows: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "o.npy").exists()
 
 
-def test_ctrl_c_while_a_plan_is_made() -> None:
-    status, _ = pipepar("plan", "tests.helpers.functions:leaves", "--shape", "2x4", "--stages", 2)
+def test_ctrl_c_during_pipepar_plan() -> None:
+    status, _ = pipepar(
+        "plan", "tests.helpers.functions:interrupted", "--shape", "2x4", "--stages", 2
+    )
     assert status == 130
 
 
-def test_ctrl_c_while_a_doctor_looks_around(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_during_pipepar_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*which: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
@@ -109,7 +111,7 @@ def test_ctrl_c_while_a_doctor_looks_around(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(("factory", "name"), [("terminated", "SIGTERM"), ("warned", "SIGUSR1")])
-def test_a_job_that_is_told_to_stop_and_goes_on(
+def test_a_job_stopped_by_a_signal_can_be_resumed(
     factory: str, name: str, rows: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "o.npy"
@@ -124,7 +126,7 @@ def test_a_job_that_is_told_to_stop_and_goes_on(
     status, words = command("run", model, str(rows), str(output), "--resume")
     assert status == 0, words
     assert "note: resuming: 6 of 11 samples are done already" in words
-    assert "pipepar: 5 of 5 samples (100%)" in words  # of what is left
+    assert "pipepar: 5 of 5 samples (100%)" in words  # of the remaining samples
     assert "5 samples in" in words
     assert not journal_of(output).exists()
     layer = getattr(factories, factory)()[0]
@@ -166,11 +168,11 @@ def test_each_kind_of_error_ends_with_1(
     raised: list[type[BaseException]] = []
     report = FailTogether.report
 
-    def noted(self: FailTogether, error: BaseException) -> str:
+    def record(self: FailTogether, error: BaseException) -> str:
         raised.append(type(error))
         return report(self, error)
 
-    monkeypatch.setattr(FailTogether, "report", noted)
+    monkeypatch.setattr(FailTogether, "report", record)
     model, source, *options = words
     status, output = command("run", model, source, "o.npy", *options)
     assert status == 1, output
@@ -180,8 +182,8 @@ def test_each_kind_of_error_ends_with_1(
     assert not Path("o.npy").exists()
 
 
-def test_samples_that_never_arrive_are_missed() -> None:
-    """A last rank that has not written all is no success, whatever the cause."""
+def test_missing_samples_are_an_error() -> None:
+    """A job is not successful if the last rank has not written all samples."""
     with pytest.raises(PipeparError, match=r"3 of 11 samples never arrived at the last stage"):
         reached(World.start(), 0, "", 8, 11)
     assert reached(World.start(), 0, "", 11, 11) is None
@@ -205,8 +207,8 @@ def test_without_a_working_mpi(
     assert output == f"error: {problem}"
 
 
-def test_the_doctor_gives_ranks_a_while_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that waits for others in vain is ended; once all are there, it is left alone."""
+def test_the_doctor_limits_the_time_for_ranks_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that waits too long is ended; the limit is removed once all ranks have started."""
     calls: list[object] = []
     world = World.start()
 

@@ -1,4 +1,4 @@
-"""Names that hold what rich would take for markup are shown as they are."""
+"""Names with brackets, which rich could interpret as markup, are printed unchanged."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save("[in].npy", np.array([[1.0] * 4, [1000.0] * 4], np.float32))
 
 
-def test_of_a_run_that_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_in_the_output_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("[cache]").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "[cache]"))
     status, output = command("run", MLP, "[in].npy", "[bold].npy")
@@ -26,14 +26,14 @@ def test_of_a_run_that_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert output.endswith("wrote [bold].npy")
 
 
-def test_of_failed_samples() -> None:
+def test_names_in_the_report_of_failed_samples() -> None:
     status, output = pipepar("run", PICKY, "[in].npy", "[red].npy", "--on-error", "skip")
     assert status == 0, output
-    assert "1 sample failed and were left out: [red].npy.errors.jsonl" in output
+    assert "left out 1 failed sample, listed in [red].npy.errors.jsonl" in output
     assert output.endswith("wrote [red].npy")
 
 
-def test_of_a_model_and_in_an_error() -> None:
+def test_names_of_models_and_inputs_in_errors() -> None:
     status, output = pipepar("run", "[model].pt2", "[in].npy", "[red].npy")
     assert status == 1
     assert "pipepar: [model].pt2 on 1 rank, 1 host" in output
@@ -44,7 +44,7 @@ def test_of_a_model_and_in_an_error() -> None:
     assert "[gone].npy" in output
 
 
-def test_of_a_plan() -> None:
+def test_names_in_the_output_of_a_plan() -> None:
     status, output = pipepar("plan", MLP, "--stages", 2, "--input", "[in].npy", "-o", "[a].json")
     assert status == 0, output
     assert output.endswith("wrote [a].json")

@@ -1,4 +1,4 @@
-"""The command line in one process: every input that cannot work."""
+"""The command line in one process: jobs that cannot work."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -143,7 +143,7 @@ def _two(tmp: Path) -> Path:
 
 
 @pytest.mark.parametrize(("name", "arguments", "message"), CASES, ids=[case[0] for case in CASES])
-def test_what_cannot_work_is_refused_before_it_starts(
+def test_a_job_that_cannot_work_is_refused_before_it_starts(
     name: str,
     arguments: Callable[[Path, Path], list[Any]],
     message: str,
@@ -159,7 +159,7 @@ def test_what_cannot_work_is_refused_before_it_starts(
     assert not list(tmp_path.glob("*o.npy*"))
 
 
-def test_srun_without_mpi_is_noticed(
+def test_srun_without_mpi_is_refused(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")

@@ -1,4 +1,4 @@
-"""Who is told of the end of a run is told of --resume, once, where that run has left something."""
+"""The last error message of a run names --resume, once, if the run has left partial results."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from pipepar.data.writers.unfinished import is_unfinished
 from tests.helpers.jobs.command import MLP, pipepar
 
 TRAP = "tests.helpers.factories:raises_last"
-REMEDY = "what is done is kept: run again with --resume"
+REMEDY = "finished samples are saved: run again with --resume"
 
 
 @pytest.fixture
@@ -23,37 +23,37 @@ def rows(tmp_path: Path) -> Path:
 def test_an_exception_after_some_micro_batches(
     options: tuple[str, ...], rows: Path, tmp_path: Path
 ) -> None:
-    status, said = pipepar("run", TRAP, rows, tmp_path / "out.npy", "--micro-batch", 2, *options)
+    status, out = pipepar("run", TRAP, rows, tmp_path / "out.npy", "--micro-batch", 2, *options)
     assert status == 1
-    assert "ValueError: sprung" in said
-    assert said.endswith(REMEDY)
-    assert said.count(REMEDY) == 1
+    assert "ValueError: sprung" in out
+    assert out.endswith(REMEDY)
+    assert out.count(REMEDY) == 1
 
 
 def test_the_output_is_a_link(rows: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "out.npy").symlink_to(tmp_path / "there" / "out.npy")
-    status, said = pipepar("run", TRAP, rows, tmp_path / "out.npy", "--micro-batch", 2)
+    status, out = pipepar("run", TRAP, rows, tmp_path / "out.npy", "--micro-batch", 2)
     assert status == 1
-    assert said.endswith(REMEDY)
+    assert out.endswith(REMEDY)
 
 
 def test_an_exception_before_anything_was_written(rows: Path, tmp_path: Path) -> None:
     function = ("--postprocess", "tests.helpers.functions:number")
-    status, said = pipepar("run", MLP, rows, tmp_path / "out.jsonl", *function)
+    status, out = pipepar("run", MLP, rows, tmp_path / "out.jsonl", *function)
     assert status == 1
-    assert "--postprocess" in said
-    assert "--resume" not in said
+    assert "--postprocess" in out
+    assert "--resume" not in out
 
 
-def test_what_is_left_is_of_another_run(rows: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out.npy"
-    pipepar("run", TRAP, rows, output, "--micro-batch", 2)
-    assert is_unfinished(output)
-    status, said = pipepar("run", "tests.helpers.factories:missing", rows, output)
+def test_partial_results_of_another_run(rows: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.npy"
+    pipepar("run", TRAP, rows, target, "--micro-batch", 2)
+    assert is_unfinished(target)
+    status, out = pipepar("run", "tests.helpers.factories:missing", rows, target)
     assert status == 1
-    assert REMEDY not in said
-    status, said = pipepar("run", MLP, rows, output, "--resume")
+    assert REMEDY not in out
+    status, out = pipepar("run", MLP, rows, target, "--resume")
     assert status == 1
-    assert "belongs to another job" in said
-    assert said.count("--resume") == 2  # the error's own words
+    assert "belongs to another job" in out
+    assert out.count("--resume") == 2  # the error's own words

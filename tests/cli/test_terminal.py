@@ -1,4 +1,4 @@
-"""What is shown while work goes on: lines in a file, a bar on a terminal, and which it is."""
+"""Progress: lines in a file, a bar on a terminal, and the choice between them."""
 
 import io
 import os
@@ -18,7 +18,7 @@ MIB = 2**20
 
 
 class Clock:
-    """A clock that a test moves."""
+    """A clock that a test advances."""
 
     now = 100.0
 
@@ -36,7 +36,7 @@ def console(terminal: bool = False) -> tuple[Console, io.StringIO]:
     return Console(file=text, width=100, force_terminal=terminal, highlight=False), text
 
 
-def test_a_line_of_samples_every_five_seconds_and_at_the_end(clock: Clock) -> None:
+def test_samples_are_shown_every_five_seconds_and_at_the_end(clock: Clock) -> None:
     shown, text = console()
     with progress(shown, 1100) as advance:
         for seconds, samples in ((4, 100), (1, 150), (4, 50), (0, 0), (1, 200), (1, 600)):
@@ -49,7 +49,7 @@ def test_a_line_of_samples_every_five_seconds_and_at_the_end(clock: Clock) -> No
     ]
 
 
-def test_a_line_of_weights_in_mib(clock: Clock) -> None:
+def test_weights_are_shown_in_mib(clock: Clock) -> None:
     shown, text = console()
     with loading(shown, 3000 * MIB) as advance:
         for seconds, size in ((2, 1000), (4, 200), (1, 1800)):
@@ -62,14 +62,14 @@ def test_a_line_of_weights_in_mib(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("show", [progress, loading])
-def test_nothing_to_do_says_nothing(show: object) -> None:
+def test_no_work_prints_nothing(show: object) -> None:
     shown, text = console()
     with show(shown, 0) as advance:  # type: ignore[operator]
         advance(0)
     assert text.getvalue() == ""
 
 
-def test_a_bar_of_samples() -> None:
+def test_a_progress_bar_of_samples() -> None:
     shown, text = console(terminal=True)
     with progress(shown, 200) as advance:
         for samples in (50, 100):
@@ -81,7 +81,7 @@ def test_a_bar_of_samples() -> None:
     assert "━" in last
 
 
-def test_the_speed_of_a_bar_is_that_of_all_samples(clock: Clock) -> None:
+def test_a_progress_bar_shows_the_mean_speed(clock: Clock) -> None:
     shown, text = console(terminal=True)
     with progress(shown, 200) as advance:
         clock.now += 1
@@ -91,7 +91,7 @@ def test_the_speed_of_a_bar_is_that_of_all_samples(clock: Clock) -> None:
     assert " 100 samples/s" in Text.from_ansi(text.getvalue()).plain.splitlines()[-1]
 
 
-def test_a_bar_of_weights_is_gone_when_they_are_there() -> None:
+def test_the_progress_bar_of_weights_is_erased_at_the_end() -> None:
     shown, text = console(terminal=True)
     with loading(shown, 200 * MIB) as advance:
         advance(50 * MIB)
@@ -102,7 +102,7 @@ def test_a_bar_of_weights_is_gone_when_they_are_there() -> None:
     assert text.getvalue().endswith("\x1b[2K")  # the line is wiped
 
 
-def test_a_file_gets_as_many_columns_as_asked_and_no_colours(
+def test_a_file_gets_the_given_width_and_no_colours(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for stdout in (False, True):
@@ -127,7 +127,7 @@ print(*[(each.width, each.is_terminal) for each in found], file=open(sys.argv[1]
 @pytest.mark.parametrize(
     ("command", "launched", "expected"),
     [
-        # In a shell's pipeline the parent of a command is the shell, which has the terminal.
+        # In a pipe of a shell, the parent of the command is the shell, which has the terminal.
         ('"$@" 2>&1 | cat', True, "(61, True) (61, True)"),
         ('exec 1>/dev/null; "$@" 2>&1 | cat', True, "(70, False) (61, True)"),
         ('exec 2>/dev/null; "$@" 2>&1 | cat', True, "(61, True) (70, False)"),
@@ -140,16 +140,16 @@ print(*[(each.width, each.is_terminal) for each in found], file=open(sys.argv[1]
 def test_a_rank_has_a_terminal_if_its_launcher_has_one(
     command: str, launched: bool, expected: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    told = tmp_path_factory.mktemp("told") / "told"
+    result = tmp_path_factory.mktemp("result") / "result"
     ours, theirs = os.openpty()
     os.set_blocking(ours, False)
     subprocess.run(["stty", "cols", "61", "rows", "24"], stdin=theirs, check=True)
     rank = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"} if launched else {}
     env = {name: value for name, value in environment(rank).items() if name != "COLUMNS"}
-    words = ["bash", "-c", command, "bash", sys.executable, "-c", PRINT, str(told)]
+    words = ["bash", "-c", command, "bash", sys.executable, "-c", PRINT, str(result)]
     subprocess.run(
         words, env=env, stdin=theirs, stdout=theirs, stderr=theirs, timeout=60, check=True
     )
     os.close(theirs)
     os.close(ours)
-    assert told.read_text().strip() == expected
+    assert result.read_text().strip() == expected

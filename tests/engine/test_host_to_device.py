@@ -1,4 +1,4 @@
-"""From the host to a GPU, through a stage, and back: right whatever the GPU is late with."""
+"""Copies to a GPU and back, on simulated GPUs that delay their work as far as events allow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipepar.engine import device_to_host as landing
+from pipepar.engine import device_to_host as device_to_host
 from pipepar.engine.device_to_host import copied_to_host
 from pipepar.engine.host_to_device import HostToDevice
 from pipepar.engine.loop import Program, outputs_of, run
@@ -26,8 +26,8 @@ NAMES = tuple("abcd")
 
 
 @pytest.fixture(autouse=True)
-def page_locked(monkeypatch: pytest.MonkeyPatch) -> list[SimulatedGpu]:
-    """Which memory is pinned is known to the simulated GPUs in this list."""
+def pinned_by(monkeypatch: pytest.MonkeyPatch) -> list[SimulatedGpu]:
+    """Return a list for simulated GPUs; they decide which memory is pinned."""
     gpus: list[SimulatedGpu] = []
     monkeypatch.setattr(
         torch.Tensor, "is_pinned", lambda tensor: any(gpu.is_pinned(tensor) for gpu in gpus)
@@ -36,7 +36,7 @@ def page_locked(monkeypatch: pytest.MonkeyPatch) -> list[SimulatedGpu]:
 
 
 def pinned(gpu: SimulatedGpu, item: Item) -> Value:
-    """The value in page-locked memory, as it comes over MPI."""
+    """Return the value in pinned memory, like one received over MPI."""
     if not isinstance(item.base, torch.Tensor):
         return item.base
     memory = gpu.pinned(item.base.nbytes).view(item.base.dtype).view(item.base.shape)
@@ -45,7 +45,7 @@ def pinned(gpu: SimulatedGpu, item: Item) -> Value:
 
 
 def fed(gpu: SimulatedGpu, sent: Sequence[Sequence[Item]]) -> Iterator[MicroBatch]:
-    """Micro-batches of values on the GPU, on the host, and on the host but page-locked."""
+    """Yield micro-batches of values on the GPU, on the host, and in pinned memory."""
     random = Random(len(sent))
     for index, each in enumerate(sent):
         disturb(gpu, random)
@@ -57,7 +57,7 @@ def fed(gpu: SimulatedGpu, sent: Sequence[Sequence[Item]]) -> Iterator[MicroBatc
 
 
 def stage(gpu: SimulatedGpu, forwards: int) -> Callable[[tuple[Value, ...]], Sequence[Value]]:
-    """Returns some values as they are, and computes the others anew."""
+    """Return a stage that forwards the values in the bit mask `forwards` and copies the others."""
     random = Random(forwards)
 
     def compute(values: tuple[Value, ...]) -> Sequence[Value]:
@@ -79,8 +79,8 @@ def results_of(
     return copied_to_host(results, gpu, ahead, Tracer(0))
 
 
-def look(gpu: SimulatedGpu, values: tuple[Value, ...]) -> list[tuple[TensorSpec | None, Value]]:
-    """What the host finds; it must be there by the events alone."""
+def on_host(gpu: SimulatedGpu, values: tuple[Value, ...]) -> list[tuple[TensorSpec | None, Value]]:
+    """Return the layouts and values that the host reads; events alone must have ordered them."""
     found: list[tuple[TensorSpec | None, Value]] = []
     for value in values:
         if isinstance(value, torch.Tensor):
@@ -94,42 +94,42 @@ def look(gpu: SimulatedGpu, values: tuple[Value, ...]) -> list[tuple[TensorSpec 
 
 
 def round_trip(
-    seed: int, sent: Sequence[Sequence[Item]], forwards: int, page_locked: list[SimulatedGpu]
+    seed: int, sent: Sequence[Sequence[Item]], forwards: int, pinned_by: list[SimulatedGpu]
 ) -> None:
     random = Random(seed)
     eagerness = random.choice([0.0, 0.3, 0.6, 0.9])
     scheduler = Scheduler(seed, POLICIES[seed % 6], eagerness)
     gpu = SimulatedGpu(scheduler, "a")
-    page_locked[:] = [gpu]
-    kept: list[tuple[Any, tuple[Value, ...]]] = []
+    pinned_by[:] = [gpu]
+    results: list[tuple[Any, tuple[Value, ...]]] = []
     for each in results_of(gpu, fed(gpu, sent), random.choice([1, 2, 3]), forwards):
-        assert each.index == len(kept)
+        assert each.index == len(results)
         assert each.samples is not None
         assert torch.equal(each.samples, torch.arange(each.index, each.index + 3))
-        kept.append((look(gpu, each.values), each.values))
+        results.append((on_host(gpu, each.values), each.values))
     scheduler.drain()
     scheduler.assert_ordered()
-    assert len(kept) == len(sent)
-    for whole, (found, values) in zip(sent, kept, strict=True):
+    assert len(results) == len(sent)
+    for whole, (found, values) in zip(sent, results, strict=True):
         for item, (spec, value), kept_value in zip(whole, found, values, strict=True):
             assert_same(item.expected, spec, value)
-            # Results are the caller's: nothing is written over them later.
+            # A result belongs to the caller, so its memory is not reused.
             assert_same(item.expected, spec, kept_value)
 
 
 @pytest.mark.parametrize("seed", seeds(150))
-def test_values_come_back_as_they_lay(seed: int, page_locked: list[SimulatedGpu]) -> None:
+def test_values_and_layouts_survive_a_round_trip(seed: int, pinned_by: list[SimulatedGpu]) -> None:
     random = Random(seed)
     torch.manual_seed(seed)
     sent = [items(random, len(NAMES), resident=0.3) for _ in range(8)]
-    round_trip(seed, sent, random.randrange(1 << len(NAMES)), page_locked)
+    round_trip(seed, sent, random.randrange(1 << len(NAMES)), pinned_by)
 
 
 @pytest.mark.parametrize("seed", seeds(30))
-def test_results_that_are_the_inputs_themselves(seed: int, page_locked: list[SimulatedGpu]) -> None:
-    """Their slot is used again while they are on the way back."""
+def test_results_may_be_the_inputs_themselves(seed: int, pinned_by: list[SimulatedGpu]) -> None:
+    """The slot of an input is reused while that input is still copied back to the host."""
     sent = [[tensor(k * 4 + n + 1, 64) for n in range(len(NAMES))] for k in range(10)]
-    round_trip(seed, sent, 0b1111, page_locked)
+    round_trip(seed, sent, 0b1111, pinned_by)
 
 
 def tensor(value: int, size: int) -> Item:
@@ -137,22 +137,22 @@ def tensor(value: int, size: int) -> Item:
 
 
 @pytest.mark.parametrize("seed", seeds(30))
-def test_microbatches_without_anything_to_bring(seed: int, page_locked: list[SimulatedGpu]) -> None:
+def test_micro_batches_without_tensors_to_copy(seed: int, pinned_by: list[SimulatedGpu]) -> None:
     nothing = Item(None, lambda x: x, False)
     sent = [
         [tensor(k + 1, 64) if k % 3 else nothing, tensor(9, 0), nothing, nothing] for k in range(9)
     ]
-    round_trip(seed, sent, 0b1111, page_locked)
+    round_trip(seed, sent, 0b1111, pinned_by)
 
 
 @pytest.mark.parametrize("seed", seeds(30))
-def test_sizes_that_grow_and_shrink(seed: int, page_locked: list[SimulatedGpu]) -> None:
+def test_sizes_may_grow_and_shrink(seed: int, pinned_by: list[SimulatedGpu]) -> None:
     sizes = [10, 500, 10, 500, 0, 2000, 1, 2000, 2001, 30]
     sent = [[tensor(k + n, size) for n in range(4)] for k, size in enumerate(sizes)]
-    round_trip(seed, sent, 0b0101, page_locked)
+    round_trip(seed, sent, 0b0101, pinned_by)
 
 
-def test_uploading_waits_for_nothing() -> None:
+def test_uploading_does_not_block_the_host() -> None:
     scheduler = Scheduler(eagerness=0)
     gpu = SimulatedGpu(scheduler, "a")
     upload = HostToDevice(gpu)
@@ -162,7 +162,7 @@ def test_uploading_waits_for_nothing() -> None:
     assert not scheduler.executed
 
 
-def test_the_next_is_brought_while_one_is_computed() -> None:
+def test_the_next_upload_overlaps_the_computation() -> None:
     scheduler = Scheduler(eagerness=0)
     gpu = SimulatedGpu(scheduler, "a")
     upload = HostToDevice(gpu)
@@ -176,7 +176,7 @@ def test_the_next_is_brought_while_one_is_computed() -> None:
     assert gpu.compute.waiting[0].label == "long"
     assert "copy" not in [operation.label for operation in gpu.compute.waiting]
     assert not side.waiting
-    # But not the one after it, whose slot is still read.
+    # The upload after that must wait, since the stage still reads its slot.
     upload([torch.full((9,), 4)])
     scheduler.run(held=[gpu.compute])
     assert side.waiting
@@ -184,12 +184,12 @@ def test_the_next_is_brought_while_one_is_computed() -> None:
     scheduler.assert_ordered()
 
 
-def test_what_is_there_or_page_locked_already_is_not_copied_to_get_there(
-    page_locked: list[SimulatedGpu], monkeypatch: pytest.MonkeyPatch
+def test_tensors_on_the_gpu_or_in_pinned_memory_need_no_extra_copy(
+    pinned_by: list[SimulatedGpu], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheduler = Scheduler(eagerness=0)
     gpu = SimulatedGpu(scheduler, "a")
-    page_locked[:] = [gpu]
+    pinned_by[:] = [gpu]
     upload = HostToDevice(gpu)
     host, there = pinned(gpu, tensor(3, 20)), gpu.empty(80).view(torch.float32)
     taken: list[int] = []
@@ -204,7 +204,7 @@ def test_what_is_there_or_page_locked_already_is_not_copied_to_get_there(
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 4])
-def test_results_are_waited_for_when_so_many_are_computed_beyond(
+def test_the_host_waits_only_when_ahead_results_are_pending(
     ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheduler = Scheduler(eagerness=0)
@@ -223,20 +223,20 @@ def test_results_are_waited_for_when_so_many_are_computed_beyond(
     def wait(event: Any) -> None:
         waits.append(made)
         begin = other.empty(8)
-        right.send(begin.data_ptr(), 8, other.compute.cuda_stream)  # one more may be computed
+        right.send(begin.data_ptr(), 8, other.compute.cuda_stream)  # lets the GPU compute one more
         while not event.query():
             pass
 
-    monkeypatch.setattr(landing, "wait_for_event", wait)
+    monkeypatch.setattr(device_to_host, "wait_for_event", wait)
     for each in copied_to_host(outputs_of(source(), [0]), gpu, ahead, Tracer(0)):
-        (found,) = each.values  # what is no output stays on the GPU
+        (found,) = each.values  # the other value is not an output
         assert torch.equal(found, torch.full((5,), each.index))  # type: ignore[arg-type]
-    # None comes by itself here, so each is waited for: with all those beyond it on their way.
+    # No copy completes without a wait here, so each result is waited for.
     assert waits == [min(index + ahead + 1, count) for index in range(count)]
     scheduler.assert_ordered()
 
 
-def test_results_take_a_slot_for_each_that_is_under_way() -> None:
+def test_one_slot_is_allocated_per_pending_result() -> None:
     gpu = SimulatedGpu(Scheduler(eagerness=0), "a")
     value, taken, give = computed(gpu, torch.zeros(100)), list[int](), gpu.empty
 
@@ -251,7 +251,7 @@ def test_results_take_a_slot_for_each_that_is_under_way() -> None:
     assert [nbytes for nbytes in taken if nbytes] == [400] * 4
 
 
-def test_results_that_are_to_be_conjugated_yet() -> None:
+def test_lazily_conjugated_results_are_resolved() -> None:
     scheduler = Scheduler(eagerness=0)
     gpu = SimulatedGpu(scheduler, "a")
     value = torch.complex(torch.arange(6.0), torch.ones(6)).view(2, 3)
@@ -266,7 +266,7 @@ def test_results_that_are_to_be_conjugated_yet() -> None:
     scheduler.assert_ordered()
 
 
-def test_results_that_have_come_are_not_held_back() -> None:
+def test_results_are_yielded_as_soon_as_they_are_copied() -> None:
     scheduler = Scheduler()
     gpu = SimulatedGpu(scheduler, "a")
     made = 0

@@ -1,4 +1,4 @@
-"""The loop over in-process channels: a whole pipeline in one process, a thread a stage."""
+"""The loop over in-process channels: a whole pipeline in one process, with a thread per stage."""
 
 import threading
 import time
@@ -26,16 +26,16 @@ def feed(values: Sequence[torch.Tensor]) -> Iterator[MicroBatch]:
 
 
 def stage(function: Callable[..., Sequence[Value]], *inputs: int) -> list[Program]:
-    """A stage that is called with the values at these positions of those that arrive."""
+    """Return a stage whose inputs are at these positions of the received values."""
     return [Program(inputs or (0,), lambda values, step: function(*values))]
 
 
-def made_by(results: Iterator[MicroBatch], position: int) -> list[Value]:
+def outputs_at(results: Iterator[MicroBatch], position: int) -> list[Value]:
     return [each.values[0] for each in outputs_of(results, [position])]
 
 
 def test_four_stages_with_a_skip() -> None:
-    """x -> a -> b -> c -> d, where the last stage also needs a, straight from the first."""
+    """x -> a -> b -> c -> d, where the last stage also receives a directly from the first."""
     chain = [InprocChannel(2) for _ in range(3)]
     skip = InprocChannel(6)
     programs = [
@@ -46,7 +46,10 @@ def test_four_stages_with_a_skip() -> None:
     ]
     inlets = [[], [chain[0]], [chain[1]], [chain[2], skip]]
     outlets = [
-        [Outlet(("a",), (1,), chain[0].sender), Outlet(("a",), (1,), skip.sender, beside=False)],
+        [
+            Outlet(("a",), (1,), chain[0].sender),
+            Outlet(("a",), (1,), skip.sender, sends_samples=False),
+        ],
         [Outlet(("b",), (1,), chain[1].sender)],
         [Outlet(("c",), (1,), chain[2].sender)],
         [],
@@ -78,8 +81,8 @@ def test_four_stages_with_a_skip() -> None:
     assert all(tracer.totals["compute"].count == 50 for tracer in tracers)
 
 
-def test_a_fault_reaches_all_that_need_a_value() -> None:
-    """x -> a, then b and c of that, then d of both; b fails, and c knows nothing of it."""
+def test_a_fault_reaches_every_later_stage() -> None:
+    """x -> a; a -> b and a -> c; b, c -> d. The stage of b fails, the stage of c does not."""
 
     def fails(a: torch.Tensor) -> tuple[torch.Tensor]:
         if a[0] > 5:
@@ -100,22 +103,23 @@ def test_a_fault_reaches_all_that_need_a_value() -> None:
         MicroBatch(index, (torch.tensor([x]),), torch.tensor([index]))
         for index, x in enumerate([1.0, 7.0, 2.0])
     ]
-    for at, program in enumerate(programs):
+    for index, program in enumerate(programs):
         pairs = list(zip(edges, channels, strict=True))
-        inlets = [channel.receiver for edge, channel in pairs if edge.consumer == at]
+        inlets = [channel.receiver for edge, channel in pairs if edge.consumer == index]
         outlets = [
-            Outlet(edge.names, (1,), channel.sender, edge.beside)
+            Outlet(edge.names, (1,), channel.sender, edge.sends_samples)
             for edge, channel in pairs
-            if edge.producer == at
+            if edge.producer == index
         ]
-        schedule: Schedule = arrivals(inlets, Tracer(at)) if at else source
-        results = list(run(program, schedule, outlets, Tracer(at), failure_policy(lenient=True)))
+        tracer = Tracer(index)
+        schedule: Schedule = arrivals(inlets, tracer) if index else source
+        results = list(run(program, schedule, outlets, tracer, failure_policy(lenient=True)))
     assert [each.error for each in results] == [None, Fault(1, "ValueError: too much"), None]
     assert [each.values[2:] for each in results] == [(10,), (), (15,)]
     assert [each.samples for each in results] == [0, 1, 2]
 
 
-def test_a_failing_stage_names_itself_the_microbatch_and_the_samples() -> None:
+def test_an_error_names_the_stage_the_micro_batch_and_the_samples() -> None:
     def broken(x: torch.Tensor) -> Sequence[Value]:
         if x.sum() > 2:
             raise ValueError("too large")
@@ -132,7 +136,7 @@ def test_a_failing_stage_names_itself_the_microbatch_and_the_samples() -> None:
     assert isinstance(caught.value.__cause__, ValueError)
 
 
-def test_a_value_that_cannot_cross_is_named() -> None:
+def test_a_value_that_cannot_be_sent_is_named() -> None:
     channel = InprocChannel(1)
     programs = stage(lambda x: ([1],))  # type: ignore[arg-type,return-value]
     outlets = [Outlet(("strange",), (1,), channel.sender)]
@@ -140,7 +144,7 @@ def test_a_value_that_cannot_cross_is_named() -> None:
         list(run(programs, feed([torch.ones(1)]), outlets, Tracer(0)))
 
 
-def test_channels_out_of_step_are_noticed() -> None:
+def test_channels_that_deliver_different_micro_batches_are_refused() -> None:
     one, other = InprocChannel(2), InprocChannel(2)
     one.sender.send(MicroBatch(0, (1,)))
     other.sender.send(MicroBatch(1, (1,)))
@@ -148,7 +152,7 @@ def test_channels_out_of_step_are_noticed() -> None:
         next(arrivals([one.receiver, other.receiver], Tracer(1)))
 
 
-def test_one_channel_ending_early_is_noticed() -> None:
+def test_a_channel_that_ends_early_is_refused() -> None:
     one, other = InprocChannel(2), InprocChannel(2)
     one.sender.end()
     other.sender.send(MicroBatch(0, (1,)))
@@ -156,7 +160,7 @@ def test_one_channel_ending_early_is_noticed() -> None:
         next(arrivals([one.receiver, other.receiver], Tracer(1)))
 
 
-def test_a_full_channel_blocks_and_abort_releases() -> None:
+def test_send_blocks_on_a_full_channel_until_abort() -> None:
     channel, sent, errors = InprocChannel(2), [], []
 
     def work() -> None:
@@ -181,7 +185,7 @@ def test_a_full_channel_blocks_and_abort_releases() -> None:
         next(channel.receiver.receive())
 
 
-def test_streams_follow_one_another() -> None:
+def test_a_channel_carries_one_stream_after_another() -> None:
     channel = InprocChannel(10)
     for length in (2, 0, 3):
         for index in range(length):

@@ -1,4 +1,4 @@
-"""The stages together give the unsplit model's numbers, bit for bit."""
+"""The stages of a model compute the same numbers as the unsplit model, bit for bit."""
 
 from collections.abc import Callable
 from functools import cache
@@ -72,7 +72,7 @@ def assert_equal(found: Any, expected: Any) -> None:
 
 @cache
 def captured(name: str) -> tuple[Source, Graph, list[tuple[Call, Any]]]:
-    """A model, its graph, and calls with what the model itself gives."""
+    """Return a model, its graph, and calls with the unsplit model's results."""
     make, call = CASES[name]
     torch.manual_seed(0)
     module = make().eval()
@@ -87,7 +87,7 @@ def captured(name: str) -> tuple[Source, Graph, list[tuple[Call, Any]]]:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", CASES)
-def test_equals_the_unsplit_model(name: str, count: int) -> None:
+def test_stages_equal_the_unsplit_model(name: str, count: int) -> None:
     source, graph, calls = captured(name)
     plan = make_plan(graph, count)
     stages = [Stage.load(graph, plan, index, source.weights) for index in range(count)]
@@ -105,7 +105,7 @@ def test_the_callers_tensors_are_not_modified(name: str) -> None:
     assert torch.equal(x, before)
 
 
-def test_an_input_rectified_in_place_by_the_first_child() -> None:
+def test_an_input_is_not_modified_by_an_in_place_first_child() -> None:
     module = nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True), nn.Linear(6, 6), nn.Linear(6, 2))
     x = torch.randn(3, 2, 3)
     graph, plan, stages = stages_of(module.eval(), (x,), {}, 2)
@@ -116,7 +116,7 @@ def test_an_input_rectified_in_place_by_the_first_child() -> None:
     assert torch.equal(x, before)
 
 
-def test_one_tensor_twice_in_the_output_stays_one() -> None:
+def test_a_tensor_that_is_returned_twice_is_one_object() -> None:
     args, kwargs = dicts(2, 0)
     graph, plan, stages = stages_of(Dicts().eval(), args, kwargs, 2)
     args, kwargs = dicts(3, 0)
@@ -141,7 +141,7 @@ def test_a_stage_holds_its_own_weights_only() -> None:
         assert sum(p.numel() * p.element_size() for p in held) == planned.weight_bytes > 0
 
 
-def test_a_recurrent_layer_in_a_sequence() -> None:
+def test_a_sequential_with_a_recurrent_layer() -> None:
     class Last(nn.Module):
         def forward(self, pair: Any) -> Any:
             return pair[0]
@@ -153,7 +153,7 @@ def test_a_recurrent_layer_in_a_sequence() -> None:
         assert torch.equal(run(graph, plan, stages, (x,)), module(x))
 
 
-def test_channels_last_is_kept() -> None:
+def test_channels_last_is_preserved() -> None:
     module = Skips().eval()
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(2, 3, 16, 16).to(memory_format=torch.channels_last)
@@ -181,7 +181,7 @@ def test_a_plan_for_another_model_is_refused() -> None:
         Stage.load(graph, make_plan(other, 2), 0, source.weights)
 
 
-def test_a_stage_that_the_plan_lacks() -> None:
+def test_a_stage_that_is_not_in_the_plan_is_refused() -> None:
     source = from_module(Mlp().eval())
     graph = capture(source.module, (torch.randn(2, 16),), {})
     with pytest.raises(PlanError, match="found stage 2, expected 0 to 1"):
@@ -196,7 +196,7 @@ def test_a_buffer_without_values_is_named() -> None:
         capture(module, args, kwargs)
 
 
-def test_a_buffer_without_values_in_a_sequence_is_named() -> None:
+def test_a_buffer_without_values_in_a_sequential_is_named() -> None:
     with torch.device("meta"):
         module = nn.Sequential(WithBuffer()).eval()
     graph = capture(module, (torch.randn(2, 4),), {})
@@ -215,7 +215,7 @@ class WithBuffer(nn.Module):
         return x + self.shift
 
 
-def test_an_input_rectified_behind_a_dropout() -> None:
+def test_an_input_is_not_modified_behind_a_dropout() -> None:
     class Drops(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -223,7 +223,7 @@ def test_an_input_rectified_behind_a_dropout() -> None:
             self.layer = nn.Linear(4, 4)
 
         def forward(self, x: torch.Tensor) -> Any:
-            return self.layer(self.drop(x).relu_())  # in eval mode, x itself
+            return self.layer(self.drop(x).relu_())  # in eval mode, drop returns x itself
 
     x = torch.randn(3, 4)
     graph, plan, stages = stages_of(Drops().eval(), (x,), {}, 1)
@@ -232,7 +232,7 @@ def test_an_input_rectified_behind_a_dropout() -> None:
     assert torch.equal(x, before)
 
 
-def test_an_input_written_into_and_returned() -> None:
+def test_an_input_that_is_modified_and_returned() -> None:
     class Adds(nn.Module):
         def __init__(self) -> None:
             super().__init__()

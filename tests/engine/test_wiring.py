@@ -1,4 +1,4 @@
-"""From a plan and its placement to the channels of each rank."""
+"""The channels that a plan and a placement give each rank."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Pair = tuple[int, int]
 
 
 class ClosingSender(InprocSender):
-    """An end that notes when it is closed."""
+    """A sender that records when it is closed."""
 
     def __init__(self, channel: InprocChannel, pair: Pair, closed: list[Pair]) -> None:
         super().__init__(channel)
@@ -48,7 +48,7 @@ class ClosingReceiver(InprocReceiver):
 
 
 class Ranks:
-    """All ranks' ends of channels between threads, made as `World.connect` makes them."""
+    """The in-process channels of all ranks, connected like `World.connect` does."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -83,7 +83,7 @@ class Ranks:
 
 
 def plan_of(*stages: tuple[str, str], outputs: str) -> Plan:
-    """A stage for each pair of inputs and outputs, a letter a value."""
+    """Return a plan with a stage for each pair of inputs and outputs; each letter is a value."""
     return Plan(
         "digest",
         tuple("x"),
@@ -95,16 +95,16 @@ def plan_of(*stages: tuple[str, str], outputs: str) -> Plan:
     )
 
 
-# Stage 3 needs what stages 0 and 2 made, stage 2 nothing of stage 1 but that of stage 0.
+# Stage 3 needs values of all other stages, stage 2 needs one of stage 0 and none of stage 1.
 PLAN = plan_of(("x", "a"), ("a", "b"), ("a", "c"), ("acb", "d"), outputs="db")
 FILES = Placement(Ends.of_files(4), (0, 1, 2, 3))
 SCRIPT = Placement(Ends.of_script(), (0, 1, 2, 3))
 MIXED = Placement(Ends.of_files(5), (2, 0, 4, 1))
-"""Neither the first nor the last stage is where its end is, and rank 3 has no stage."""
+"""The first stage is not on the source's rank, the last not on the sink's; rank 3 has no stage."""
 
 
-def contexts(kinds: str) -> DeviceContext:
-    """Which ranks have a GPU: a letter each, c or g."""
+def device_context(kinds: str) -> DeviceContext:
+    """Return the devices of the ranks: c for a CPU, g for a GPU."""
     by_rank = tuple("cuda" if kind == "g" else "cpu" for kind in kinds)
     return DeviceContext(Devices(by_rank, torch.device("cpu"), "", 1, ""), None)
 
@@ -116,13 +116,13 @@ def run_of(world: World, context: DeviceContext, keeps_spans: bool = False) -> R
 def wired(
     plan: Plan, placement: Placement = FILES, depth: int = 2, kinds: str = "", size: int = 4
 ) -> tuple[Ranks, list[Wiring]]:
-    ranks, context = Ranks(size), contexts(kinds or "c" * size)
+    ranks, context = Ranks(size), device_context(kinds or "c" * size)
     return ranks, [
         wire_up(run_of(ranks.world(rank), context), plan, placement, depth) for rank in range(size)
     ]
 
 
-def test_values_cross_from_whoever_made_them() -> None:
+def test_an_edge_connects_the_stage_that_computes_a_value_with_those_that_need_it() -> None:
     assert {(e.producer, e.consumer): e.names for e in edges_of(PLAN, FILES, 2)} == {
         (0, 1): ("a",),
         (0, 2): ("a",),
@@ -132,8 +132,8 @@ def test_values_cross_from_whoever_made_them() -> None:
     }
 
 
-def test_samples_and_columns_come_once_from_the_nearest() -> None:
-    assert {(e.producer, e.consumer): e.beside for e in edges_of(PLAN, FILES, 2)} == {
+def test_samples_and_columns_come_from_the_nearest_producer_only() -> None:
+    assert {(e.producer, e.consumer): e.sends_samples for e in edges_of(PLAN, FILES, 2)} == {
         (0, 1): True,
         (0, 2): True,
         (0, 3): False,
@@ -142,8 +142,8 @@ def test_samples_and_columns_come_once_from_the_nearest() -> None:
     }
 
 
-def test_every_stage_gets_the_values_that_it_knows_in_their_order() -> None:
-    """Each value is its own name, so that the order of what arrives can be seen."""
+def test_values_arrive_in_the_order_of_known() -> None:
+    """Each value is its own name, so that the order can be checked."""
     _, wirings = wired(PLAN)
     samples = torch.tensor([7])
     column = {"label": torch.tensor([1])}
@@ -161,7 +161,7 @@ def test_every_stage_gets_the_values_that_it_knows_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_an_edge_that_skips_stages_holds_what_they_hold(depth: int) -> None:
+def test_an_edge_that_skips_stages_is_deeper(depth: int) -> None:
     ranks, _ = wired(PLAN, depth=depth)
     for links in ranks.links.values():
         assert {(each.producer, each.consumer): each.depth for each in links} == {
@@ -173,8 +173,8 @@ def test_an_edge_that_skips_stages_holds_what_they_hold(depth: int) -> None:
         }
 
 
-def test_every_rank_names_the_links_in_one_order() -> None:
-    """The id of a channel is its place in that order."""
+def test_all_ranks_have_the_same_links_in_the_same_order() -> None:
+    """The id of a channel is its index in that order."""
     ranks, _ = wired(PLAN, SCRIPT)
     for one, other in pairwise(ranks.links.values()):
         assert one == other
@@ -182,7 +182,7 @@ def test_every_rank_names_the_links_in_one_order() -> None:
     assert pairs == [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3), (3, 0)]
 
 
-def test_results_return_to_the_source_where_that_is_the_sink() -> None:
+def test_results_return_to_the_source_if_it_is_also_the_sink() -> None:
     ranks, wirings = wired(PLAN, SCRIPT)
     back = wirings[3].outlets[-1]
     assert back.names == PLAN.outputs
@@ -198,7 +198,7 @@ def test_results_return_to_the_source_where_that_is_the_sink() -> None:
     assert [wiring.exit for wiring in wirings[1:]] == [None] * 3
 
 
-def test_results_stay_where_they_are_made() -> None:
+def test_no_edge_leads_to_an_end_on_the_same_rank() -> None:
     one = Placement(Ends.of_script(), (0,))
     for plan, placement in ((PLAN, FILES), (plan_of(("x", "a"), outputs="a"), one)):
         ranks, wirings = wired(plan, placement, size=len(plan.stages))
@@ -207,8 +207,8 @@ def test_results_stay_where_they_are_made() -> None:
         assert wirings[-1].outlets == ()
 
 
-def test_a_stage_runs_on_the_rank_that_the_placement_names() -> None:
-    """Channels lead from the source to the first stage and from the last stage to the sink."""
+def test_edges_follow_the_ranks_of_the_placement() -> None:
+    """The source's rank sends to the first stage, and the last stage to the sink's rank."""
     ranks, wirings = wired(PLAN, MIXED, size=5)
     found = [(each.producer, each.consumer, each.depth) for each in ranks.links[3]]
     assert found == [(2, 0, 2), (2, 4, 4), (2, 1, 6), (0, 1, 4), (4, 1, 2), (0, 2, 2), (1, 4, 2)]
@@ -224,8 +224,8 @@ def test_a_stage_runs_on_the_rank_that_the_placement_names() -> None:
     assert (arrived.values, arrived.samples) == (("x",), torch.tensor([3]))
 
 
-def test_tensors_lie_where_each_end_computes_and_results_come_back_to_the_host() -> None:
-    """A circle of transfers between GPUs could deadlock."""
+def test_links_between_gpus_form_no_cycle() -> None:
+    """A cycle of NCCL transfers could deadlock, so results return to the source on a host."""
     ranks, _ = wired(PLAN, SCRIPT, kinds="gcgg")
     found = {(e.producer, e.consumer): (e.from_gpu, e.to_gpu) for e in ranks.links[0]}
     assert found == {
@@ -245,9 +245,9 @@ def test_the_source_and_the_sink_are_on_hosts() -> None:
     assert (leave.from_gpu, leave.to_gpu) == (True, False)
 
 
-def test_the_gpu_and_the_watch_are_handed_on() -> None:
+def test_the_gpu_and_the_watch_are_passed_to_connect() -> None:
     gpu: Any = object()
-    ranks, context = Ranks(1), DeviceContext(contexts("g").devices, gpu)
+    ranks, context = Ranks(1), DeviceContext(device_context("g").devices, gpu)
     plan = plan_of(("x", "a"), outputs="a")
     for keeps_spans in (True, False):
         run = run_of(ranks.world(0), context, keeps_spans)
@@ -255,8 +255,8 @@ def test_the_gpu_and_the_watch_are_handed_on() -> None:
         assert ranks.given == {0: (gpu, run.tracer.record_beside if keeps_spans else None)}
 
 
-def test_all_channels_of_a_stage_are_closed_those_it_sends_by_first() -> None:
-    """What was sent must have left before its receiver lets go."""
+def test_senders_are_closed_before_receivers() -> None:
+    """A sender must have drained before its peer closes the receiving end."""
     ranks, wirings = wired(PLAN, SCRIPT)
     for wiring, expected in zip(
         wirings,
@@ -281,8 +281,8 @@ def test_a_node_is_a_stage_or_an_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stages", "depth", "held"), [(1, 3, 1), (2, 1, 4), (2, 2, 6), (3, 2, 11), (4, 3, 22)]
+    ("stages", "depth", "expected"), [(1, 3, 1), (2, 1, 4), (2, 2, 6), (3, 2, 11), (4, 3, 22)]
 )
-def test_as_many_are_admitted_as_there_is_room_for(stages: int, depth: int, held: int) -> None:
-    """Each stage has one in hand, and both ends of each channel hold a depth."""
-    assert admission(stages, depth) == held
+def test_admission_is_what_stages_and_channels_hold(stages: int, depth: int, expected: int) -> None:
+    """Each stage computes one micro-batch, and each end of a channel holds `depth`."""
+    assert admission(stages, depth) == expected

@@ -1,4 +1,4 @@
-"""Real architectures, cut at every rank count, give what the unsplit model gives, bit for bit."""
+"""Real architectures, cut into 1 to 4 stages, equal the unsplit model bit for bit."""
 
 import gc
 from collections.abc import Iterator
@@ -31,14 +31,14 @@ BATCHES = (1, 3)
 
 @dataclass(frozen=True)
 class Captured:
-    """A model of the zoo with everything that its tests share."""
+    """A model of the zoo and the objects that its tests share."""
 
     animal: Animal
     module: nn.Module
     graph: Graph
     plans: dict[int, Plan]
     expected: list[tuple[Call, Any]]
-    """Calls, and what the unsplit model gives for each."""
+    """Calls, and the unsplit model's result of each."""
 
     def stages(self, count: int) -> list[Stage]:
         weights = ModuleWeights(self.module)
@@ -50,7 +50,7 @@ def identify(animal: Animal) -> str:
 
 
 def animals(*later: str) -> list[Any]:
-    """All of them; those of full size, and those named, for `make test-all` only."""
+    """Return all models as parameters; full-size ones and `later` run in `make test-all` only."""
     full = pytest.mark.full
     return [
         pytest.param(
@@ -65,13 +65,13 @@ def captured(request: pytest.FixtureRequest) -> Iterator[Captured]:
     animal: Animal = request.param
     torch.manual_seed(0)
     module = animal.make().eval()
-    with params_on_meta():  # as a rank does; what no checkpoint holds has its values even so
+    with params_on_meta():  # as on a rank; buffers that no checkpoint holds still have values
         bare = animal.make().eval()
     args, kwargs = animal.call(EXAMPLE, animal.lengths[0])
     graph = capture(bare, args, kwargs)
     plans = {count: make_plan(graph, count) for count in STAGES}
     yield Captured(animal, module, graph, plans, list(computed(animal, module)))
-    gc.collect()  # a graph refers to itself
+    gc.collect()  # a graph contains reference cycles
 
 
 def computed(animal: Animal, module: nn.Module) -> Iterator[tuple[Call, Any]]:
@@ -83,7 +83,7 @@ def computed(animal: Animal, module: nn.Module) -> Iterator[tuple[Call, Any]]:
 
 
 @pytest.mark.parametrize("count", STAGES, ids="{} stages".format)
-def test_the_same_numbers(captured: Captured, count: int) -> None:
+def test_stages_equal_the_unsplit_model(captured: Captured, count: int) -> None:
     stages = captured.stages(count)
     for (args, kwargs), expected in captured.expected:
         found = run(captured.graph, captured.plans[count], stages, args, kwargs)
@@ -103,14 +103,14 @@ def assert_same(found: Any, expected: Any) -> None:
             assert leaf == other
 
 
-# Tracing these takes longest, and others of their kind are traced again.
+# Tracing these models takes longest, and similar models are traced again.
 @pytest.mark.parametrize(
     "captured",
     animals("distilbert", "gpt2", "llama-bf16", "mamba", "funnel"),
     indirect=True,
 )
-def test_every_rank_finds_the_same_cuts(captured: Captured) -> None:
-    """A rank that has the weights plans as one that has none."""
+def test_plans_do_not_depend_on_the_values_of_weights(captured: Captured) -> None:
+    """A rank that has the weights makes the same plan as a rank without them."""
     args, kwargs = captured.animal.call(EXAMPLE, captured.animal.lengths[0])
     graph = capture(captured.module, args, kwargs)
     assert graph.digest == captured.graph.digest
@@ -119,8 +119,8 @@ def test_every_rank_finds_the_same_cuts(captured: Captured) -> None:
     }
 
 
-def test_what_stays_free(captured: Captured) -> None:
-    told = captured.graph.limitation(captured.animal.name)
-    print(f"{captured.animal.name}: {told or 'nothing to tell'}")
+def test_the_sizes_that_stay_free(captured: Captured) -> None:
+    limitation = captured.graph.limitation(captured.animal.name)
+    print(f"{captured.animal.name}: {limitation or 'no limitation'}")
     assert captured.graph.varies == captured.animal.varies
-    assert (told is not None) == captured.animal.falls_back
+    assert (limitation is not None) == captured.animal.falls_back

@@ -1,4 +1,4 @@
-"""What a pipeline does on whatever devices its ranks sit at: tests/ranks and tests/gpu run it."""
+"""Tests of a pipeline on any devices; tests/ranks and tests/gpu run them."""
 
 import json
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from pipepar.pipeline import Pipeline
 from tests.helpers.factories import mlp
 from tests.helpers.gpu.standin import StandIn
 from tests.helpers.models import Convolutions, Encoder, Skips, six_layers
-from tests.helpers.reference import place, reference
+from tests.helpers.reference import device_of, reference
 
 
-def equals_the_unsplit(
+def assert_equals_unsplit(
     model: nn.Module, batches: Sequence[tuple[Any, ...]], micro_batch: int, **options: Any
 ) -> None:
     with Pipeline(model, example_args=batches[0], micro_batch=micro_batch, **options) as pipe:
@@ -53,19 +53,19 @@ def part(arg: Any, begin: int, size: int) -> Any:
 
 
 class DeviceSuite:
-    """Tests on a fixture `context`, the device of this rank, which every pipeline takes."""
+    """Tests that use the fixture `context`, the device of this rank."""
 
-    def test_layers_in_a_row(self, context: DeviceContext) -> None:
-        equals_the_unsplit(six_layers(), [(torch.randn(n, 8),) for n in (40, 7, 1, 13)], 4)
+    def test_a_chain_of_layers(self, context: DeviceContext) -> None:
+        assert_equals_unsplit(six_layers(), [(torch.randn(n, 8),) for n in (40, 7, 1, 13)], 4)
 
-    def test_skips_over_stages(self, context: DeviceContext) -> None:
+    def test_values_that_skip_stages(self, context: DeviceContext) -> None:
         torch.manual_seed(0)
-        equals_the_unsplit(
+        assert_equals_unsplit(
             Skips().eval(), [(torch.randn(n, 3, 16, 16),) for n in (9, 4)], 2, depth=1
         )
 
     def test_texts_of_many_lengths(self, context: DeviceContext) -> None:
-        """Several tensors, integers among them, whose sizes grow and shrink."""
+        """Several tensors of different dtypes cross, and their sizes grow and shrink."""
         torch.manual_seed(0)
         batches = []
         for length in (9, 17, 3, 17, 30, 2):
@@ -74,20 +74,20 @@ class DeviceSuite:
             mask[1, length // 2 + 1 :] = 0
             batches.append(({"ids": ids, "mask": mask},))
         torch.backends.mha.set_fastpath_enabled(False)
-        equals_the_unsplit(Encoder().eval(), batches, 2)
+        assert_equals_unsplit(Encoder().eval(), batches, 2)
 
     def test_strides_and_scalars(self, context: DeviceContext) -> None:
         torch.manual_seed(0)
-        equals_the_unsplit(
+        assert_equals_unsplit(
             Convolutions().eval(), [(torch.randn(n, 3, 8, 8), 0.5) for n in (6, 3)], 2
         )
 
     def test_bfloat16(self, context: DeviceContext) -> None:
         model = six_layers().to(torch.bfloat16)
-        equals_the_unsplit(model, [(torch.randn(11, 8).to(torch.bfloat16),)], 3)
+        assert_equals_unsplit(model, [(torch.randn(11, 8).to(torch.bfloat16),)], 3)
 
-    def test_stages_compute_where_they_sit(self, context: DeviceContext, world: World) -> None:
-        """Else every test here could pass without a GPU's path being taken."""
+    def test_each_stage_computes_on_its_device(self, context: DeviceContext, world: World) -> None:
+        """Without this check, all tests here could pass without using a GPU."""
         with Pipeline(six_layers(), example_args=(torch.randn(8, 8),), micro_batch=2) as pipe:
             pipe(torch.randn(8, 8))
             summary = pipe.summary()
@@ -123,14 +123,14 @@ class DeviceSuite:
         summary = run_job(world, job)
         world.all_gather("")
         found = torch.from_numpy(np.load(folder / "y.npy"))
-        devices = [place(kind) for kind in context.devices.by_rank]
+        devices = [device_of(kind) for kind in context.devices.by_rank]
         model = mlp().to(devices[0])
         with torch.no_grad():
             parts = [model(part.to(devices[0])) for part in torch.split(torch.from_numpy(x), 3)]
         whole = torch.cat(parts).cpu()
         if len(set(devices)) == 1:
             assert torch.equal(found, whole)
-        else:  # on another kind of device the last digit may differ
+        else:  # another kind of device may round differently
             torch.testing.assert_close(found, whole)
         assert all(stage.totals["compute"].count == 8 for stage in summary.stages)
         events = json.loads((folder / "trace.json").read_text())["traceEvents"]

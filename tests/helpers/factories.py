@@ -1,7 +1,7 @@
-"""Models that tests name as tests.helpers.factories:NAME, among them some that fail on purpose.
+"""Models that tests name as tests.helpers.factories:NAME; some of them fail on purpose.
 
-A Sequential is cut at its children and runs them as they are, so a child may misbehave while the
-pipeline runs. When it does, it first writes the time to the file that PIPEPAR_TEST_CLOCK names.
+A Sequential is cut at its children and runs them unchanged, so a child can misbehave while the
+pipeline runs. Before that, it writes the time to the file that PIPEPAR_TEST_CLOCK names.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from pipepar.comm.group.launcher import launcher_rank
 
 
 class Trap(nn.Module):
-    """Does something unkind to the fifth micro-batch it sees."""
+    """Returns its input, except for the fifth micro-batch: then it calls a function."""
 
     def __init__(self, spring: Callable[[torch.Tensor], torch.Tensor], armed: bool = True) -> None:
         super().__init__()
@@ -33,11 +33,11 @@ class Trap(nn.Module):
         self._seen += 1
         if self._seen != 5 or not self._armed:
             return x.clone()
-        _mark()
+        _write_time()
         return self._spring(x)
 
 
-def _mark() -> None:
+def _write_time() -> None:
     if clock := os.environ.get("PIPEPAR_TEST_CLOCK"):
         Path(clock).write_text(str(time.time()))
 
@@ -63,13 +63,13 @@ def _stop(x: torch.Tensor) -> torch.Tensor:
 
 
 def _hold(x: torch.Tensor) -> torch.Tensor:
-    """Keeps the GIL for ever."""
+    """Sleep without releasing the GIL."""
     ctypes.PyDLL(None).sleep(600)
     return x
 
 
 def _pause(x: torch.Tensor) -> torch.Tensor:
-    """Is away for a while, and a while later slow."""
+    """Stop the process for a while, then sleep for a while."""
     subprocess.Popen(["sh", "-c", f"sleep 1.2; kill -CONT {os.getpid()}"])
     os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(1.2)
@@ -86,19 +86,22 @@ def _hoard(x: torch.Tensor) -> torch.Tensor:
 
 
 def _model(*children: nn.Module) -> nn.Module:
-    """Two stages' worth of linear layers with the children first, last, or around them."""
     return nn.Sequential(*children).eval()
 
 
-def mlp() -> nn.Module:
+def _linears(count: int, width: int = 4) -> list[nn.Module]:
+    """Return linear layers with the same weights in every process."""
     torch.manual_seed(0)
-    return _model(*(nn.Linear(4, 4) for _ in range(4)))
+    return [nn.Linear(width, width) for _ in range(count)]
+
+
+def mlp() -> nn.Module:
+    return _model(*_linears(4))
 
 
 def wide() -> nn.Module:
-    """Enough crosses between its stages for a link to matter."""
-    torch.manual_seed(0)
-    return _model(*(nn.Linear(512, 512) for _ in range(4)))
+    """Return a model whose stages exchange enough bytes for the speed of a link to matter."""
+    return _model(*_linears(4, 512))
 
 
 def one_layer() -> nn.Module:
@@ -110,39 +113,37 @@ def one_score() -> nn.Module:
 
 
 def raises_first() -> nn.Module:
-    return _model(Trap(_raise), nn.Linear(4, 4), nn.Linear(4, 4))
+    return _model(Trap(_raise), *_linears(2))
 
 
 def raises_last() -> nn.Module:
-    torch.manual_seed(0)
-    return _model(nn.Linear(4, 4), nn.Linear(4, 4), Trap(_raise))
+    return _model(*_linears(2), Trap(_raise))
 
 
 def kills_first() -> nn.Module:
-    return _model(Trap(_kill), nn.Linear(4, 4), nn.Linear(4, 4))
+    return _model(Trap(_kill), *_linears(2))
 
 
 def kills_last() -> nn.Module:
-    torch.manual_seed(0)
-    return _model(nn.Linear(4, 4), nn.Linear(4, 4), Trap(_kill))
+    return _model(*_linears(2), Trap(_kill))
 
 
 def stays() -> nn.Module:
-    return _model(nn.Linear(4, 4), nn.Linear(4, 4), Trap(_stay))
+    return _model(*_linears(2), Trap(_stay))
 
 
 def narrows() -> nn.Module:
-    """The sink finds rows of another shape."""
-    return _model(nn.Linear(4, 4), nn.Linear(4, 4), Trap(_narrow))
+    """Return a model that gives the sink rows of another shape."""
+    return _model(*_linears(2), Trap(_narrow))
 
 
 def hoards_last() -> nn.Module:
-    """Asks for a petabyte."""
-    return _model(nn.Linear(4, 4), nn.Linear(4, 4), Trap(_hoard))
+    """Return a model that allocates a petabyte."""
+    return _model(*_linears(2), Trap(_hoard))
 
 
 class SlowGpu(nn.Module):
-    """Keeps a GPU busy for some milliseconds, but not the host that tells it to."""
+    """Keeps a GPU busy for some milliseconds, without blocking the host."""
 
     cycles = 10_000_000
 
@@ -153,7 +154,7 @@ class SlowGpu(nn.Module):
 
 
 class Picky(nn.Module):
-    """Cannot bear a value above 100."""
+    """Fails on values above 100."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not isinstance(x, torch._subclasses.FakeTensor) and x.max() > 100:
@@ -162,38 +163,36 @@ class Picky(nn.Module):
 
 
 def picky_first() -> nn.Module:
-    """The first of its stages fails on values above 100."""
-    torch.manual_seed(0)
-    return _model(Picky(), *(nn.Linear(4, 4) for _ in range(3)))
+    """Return a model whose first layer fails on values above 100."""
+    return _model(Picky(), *_linears(3))
 
 
 def picky_last() -> nn.Module:
-    """The last of its stages fails on values above 100."""
-    torch.manual_seed(0)
-    return _model(*(nn.Linear(4, 4) for _ in range(3)), Picky(), nn.Linear(4, 4))
+    """Return a model whose last layer but one fails on values above 100."""
+    *layers, last = _linears(4)
+    return _model(*layers, Picky(), last)
 
 
 def slow_last() -> nn.Module:
-    """[b, 1024] to [b, 1024]; nearly all of the time goes into the last layer."""
-    torch.manual_seed(0)
-    return _model(*(nn.Linear(1024, 1024) for _ in range(6)), SlowGpu())
+    """Return a model, [b, 1024] to [b, 1024], whose last layer takes nearly all of the time."""
+    return _model(*_linears(6, 1024), SlowGpu())
 
 
 _SPRINGS = {"kill": _kill, "stop": _stop, "stay": _stay, "hold": _hold, "pause": _pause}
 
 
 def trapped() -> nn.Module:
-    """Springs what the first word of PIPEPAR_TEST_TRAP says, on the rank that the second says."""
-    what, where = os.environ.get("PIPEPAR_TEST_TRAP", "stay -1").split()
-    here = launcher_rank() == int(where)
-    if here and what == "load":
-        _mark()
+    """Return a model that does what PIPEPAR_TEST_TRAP names, as "ACTION RANK", on that rank."""
+    action, rank = os.environ.get("PIPEPAR_TEST_TRAP", "stay -1").split()
+    here = launcher_rank() == int(rank)
+    if here and action == "load":
+        _write_time()
         time.sleep(600)
-    return _model(*(Trap(_SPRINGS.get(what, torch.clone), here) for _ in range(3)))
+    return _model(*(Trap(_SPRINGS.get(action, torch.clone), here) for _ in range(3)))
 
 
 class Two(nn.Module):
-    """Two outputs by name, from two inputs by name."""
+    """Two named outputs from two named inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,36 +210,27 @@ def two() -> nn.Module:
 
 
 class Total(nn.Module):
-    """One number for a whole batch."""
+    """Returns a single number for the whole batch."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.sum()
 
 
-def total() -> nn.Module:
-    return Total()
-
-
 class Halves(nn.Module):
-    """Rows of a dtype that NumPy lacks."""
+    """Returns a dtype that NumPy does not have."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.bfloat16()
 
 
-def halves() -> nn.Module:
-    return Halves()
-
-
 class Undecided(nn.Module):
-    """Goes one way or the other by what is in its input."""
+    """Has a branch that depends on the values of its input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + 1 if x.sum() > 0 else x - 1
 
 
-def undecided() -> nn.Module:
-    return Undecided()
+total, halves, undecided = Total, Halves, Undecided
 
 
 def no_module() -> int:
@@ -248,26 +238,22 @@ def no_module() -> int:
 
 
 class Slow(nn.Module):
-    """Takes its time for each micro-batch, so that a job can be met at work."""
+    """Takes some time for each micro-batch, so that a test can interrupt the job."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not isinstance(x, torch._subclasses.FakeTensor):
             time.sleep(float(os.environ.get("PIPEPAR_TEST_PAUSE", "0.02")))
-            if clock := os.environ.get("PIPEPAR_TEST_CLOCK"):
-                Path(clock).write_text(str(time.time()))
+            _write_time()
         return x.clone()
 
 
 def slow() -> nn.Module:
-    torch.manual_seed(0)
-    return _model(Slow(), nn.Linear(4, 4), Slow(), nn.Linear(4, 4), Slow())
+    first, second = _linears(2)
+    return _model(Slow(), first, Slow(), second, Slow())
 
 
 class Hours(nn.Module):
-    """Takes hours, but for a Slurm job's third start, and appends what it has seen to a file.
-
-    Only where PIPEPAR_TEST_SEEN names the file.
-    """
+    """Appends its input to the file PIPEPAR_TEST_SEEN, and is slow before a job's third start."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         seen = os.environ.get("PIPEPAR_TEST_SEEN")
@@ -280,12 +266,11 @@ class Hours(nn.Module):
 
 
 def hours() -> nn.Module:
-    torch.manual_seed(0)
-    return _model(Hours(), nn.Linear(4, 4), nn.Linear(4, 4))
+    return _model(Hours(), *_linears(2))
 
 
-class Told(nn.Module):
-    """Sends its own process a signal with the third micro-batch."""
+class Signals(nn.Module):
+    """Sends a signal to its own process with the third micro-batch."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -297,22 +282,19 @@ class Told(nn.Module):
             self._seen += 1
             if self._seen == 3:
                 os.kill(os.getpid(), self._number)
-                time.sleep(0.2)  # for the thread that hears it; an interrupt comes at once
+                time.sleep(0.2)  # until the thread that reads signals has received it
         return x.clone()
 
 
 def interrupted() -> nn.Module:
-    """Somebody presses Ctrl-C."""
-    torch.manual_seed(0)
-    return _model(nn.Linear(4, 4), Told(signal.SIGINT))
+    """Return a model during whose work Ctrl-C is pressed."""
+    return _model(*_linears(1), Signals(signal.SIGINT))
 
 
 def terminated() -> nn.Module:
-    torch.manual_seed(0)
-    return _model(nn.Linear(4, 4), Told(signal.SIGTERM))
+    return _model(*_linears(1), Signals(signal.SIGTERM))
 
 
 def warned() -> nn.Module:
-    """Slurm says that time is nearly up."""
-    torch.manual_seed(0)
-    return _model(nn.Linear(4, 4), Told(signal.SIGUSR1))
+    """Return a model during whose work SIGUSR1 arrives, as before a time limit of Slurm."""
+    return _model(*_linears(1), Signals(signal.SIGUSR1))

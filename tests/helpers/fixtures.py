@@ -1,4 +1,4 @@
-"""Fixtures that every test gets."""
+"""Fixtures of all tests."""
 
 import signal
 import sys
@@ -14,7 +14,7 @@ from pipepar.supervision.signals import SIGNALS, release
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or leaves measured times in the user's home, nor do the ranks it starts."""
+    """Keep tests, and the ranks that they start, from using the user's cache of measured times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -22,7 +22,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
-    """A command that ran in this process leaves signals as they were."""
+    """Restore the signal handlers that a command in this process has changed."""
     before = {each: signal.getsignal(each) for each in SIGNALS}
     yield
     for each, handler in before.items():
@@ -32,10 +32,11 @@ def own_signals() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a test look like a single process that no launcher has started."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    # In one process MPI is not needed; a test that ran before may have imported it.
+    # One process needs no MPI, but an earlier test may have imported it.
     monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
-    # Of a launcher, and of pytest-xdist, whose 80 columns are no terminal's.
+    # COLUMNS and LINES come from pytest-xdist, the others from launchers.
     for name in ("SLURM_STEP_NUM_TASKS", "FLUX_JOB_SIZE", "RANK", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
     torch.set_num_threads(1)

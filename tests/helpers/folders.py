@@ -1,4 +1,4 @@
-"""Small Hugging Face folders with random weights, one for each task, as save_pretrained does it."""
+"""Small Hugging Face folders with random weights, written by save_pretrained."""
 
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ WORDS = [
 
 
 def text_folder(path: Path, model: str, layers: int = 2, **options: Any) -> Path:
-    """A BERT with the head that the class's name says, and a tokenizer of a few words."""
+    """Save a BERT of the named class and a tokenizer with a few words, and return the folder."""
     import transformers
     from transformers import BertConfig
 
-    vocabulary = {word: at for at, word in enumerate(WORDS)}
+    vocabulary = {word: index for index, word in enumerate(WORDS)}
     tokenizer = transformers.BertTokenizer(vocab=vocabulary, model_max_length=16)
     torch.manual_seed(5)
     config = BertConfig(
@@ -38,7 +38,7 @@ def text_folder(path: Path, model: str, layers: int = 2, **options: Any) -> Path
 
 
 def picture_folder(path: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """A ViT that classifies pictures of 8 by 8, and its processor."""
+    """Save a ViT that classifies pictures of 8 x 8, and its processor, and return the folder."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
     torch.manual_seed(6)
@@ -60,14 +60,14 @@ def picture_folder(path: Path, dtype: torch.dtype = torch.float32) -> Path:
 
 
 def pixels(count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Random pictures, [count, 10, 12, 3]."""
+    """Return random pictures, uint8 [count, 10, 12, 3]."""
     return np.random.default_rng(3).integers(0, 256, (count, 10, 12, 3), dtype=np.uint8)
 
 
 def save_pictures(folder: Path, count: int) -> list[Path]:
-    """Write random pictures into a folder, the first two of them one level down."""
+    """Write random pictures, the first two into the sub-folder a, and return their paths."""
     (folder / "a").mkdir(parents=True)
-    paths = [folder / ("a" if at < 2 else "") / f"p{at}.png" for at in range(count)]
+    paths = [folder / ("a" if n < 2 else "") / f"p{n}.png" for n in range(count)]
     for path, picture in zip(paths, pixels(count), strict=True):
         Image.fromarray(picture).save(path)
     return paths

@@ -1,4 +1,4 @@
-"""Functions that tests name as tests.helpers.functions:NAME, for before and after a model."""
+"""Functions for --preprocess and --postprocess, named as tests.helpers.functions:NAME."""
 
 import os
 import time
@@ -13,29 +13,30 @@ from torch import nn
 
 
 def lengths(texts: list[str]) -> torch.Tensor:
-    """Four numbers for each text."""
+    """Return four numbers per text, [texts, 4]."""
     return torch.tensor([[len(t), t.count("a"), t.count(" "), 1.0] for t in texts])
 
 
 def corners(pictures: list[Image.Image]) -> tuple[torch.Tensor, ...]:
-    """The red of a picture's four corners."""
+    """Return the red values of each picture's four corners, [pictures, 4]."""
     pixels = [np.asarray(picture)[[0, 0, -1, -1], [0, -1, 0, -1], 0] for picture in pictures]
     return (torch.from_numpy(np.stack(pixels)).float(),)
 
 
-made: list["weakref.ref[nn.Parameter]"] = []
+parameters: list["weakref.ref[nn.Parameter]"] = []
 
 
-def remembered() -> nn.Module:
-    """A factory whose parameters tell for how long anybody holds them."""
+def tracked() -> nn.Module:
+    """Return a model and keep weak references to its parameters."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
-    made.extend(map(weakref.ref, model.parameters()))
+    parameters.extend(map(weakref.ref, model.parameters()))
     return model
 
 
-def while_it_is_gone(rows: torch.Tensor) -> torch.Tensor:
-    assert made
-    assert all(parameter() is None for parameter in made)
+def requires_release(rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows if all parameters of `tracked` have been released."""
+    assert parameters
+    assert all(parameter() is None for parameter in parameters)
     return rows
 
 
@@ -112,7 +113,7 @@ not_callable = 4
 
 
 class Flat(nn.Module):
-    """Scores that are the input itself."""
+    """Returns its input as the scores of classes."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * 1.0
@@ -126,8 +127,8 @@ def nothing(output: torch.Tensor) -> Any:
     return None
 
 
-def leaves() -> nn.Module:
-    """A factory while which somebody presses Ctrl-C."""
+def interrupted() -> nn.Module:
+    """Act like a factory that Ctrl-C interrupts."""
     raise KeyboardInterrupt
 
 

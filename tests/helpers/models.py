@@ -1,4 +1,4 @@
-"""Small models of every kind that a pipeline meets, and how to run one in stages."""
+"""Small models of many kinds, and functions that run a model as stages in one process."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ class DependsOnValues(nn.Module):
 
 
 class Positions(nn.Module):
-    """Adds a table of 16 positions."""
+    """Adds a table of 16 positions, so that longer inputs fail."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Mlp(nn.Module):
 
 
 class Skips(nn.Module):
-    """Down and up again, with skips across, as in a U-Net."""
+    """A U-Net: it reduces and restores the resolution, with skip connections."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Skips(nn.Module):
 
 
 class InPlace(nn.Module):
-    """Residual blocks that add and rectify in place."""
+    """Residual blocks with in-place additions and ReLUs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class InPlace(nn.Module):
 
 
 class Dicts(nn.Module):
-    """A dict, None and numbers in; a dict with None, a constant and one tensor twice out."""
+    """Takes a dict, None and numbers. Returns a dict with None, a constant and one tensor twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Tied(nn.Module):
 
 
 class Sized(nn.Module):
-    """Needs its input's sizes again at the end."""
+    """Uses its input's sizes in its last operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Sized(nn.Module):
 
 
 class Constant(nn.Module):
-    """Its middle computes from weights alone."""
+    """Has operations that depend on weights only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class Constant(nn.Module):
 def stages_of(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], count: int
 ) -> tuple[Graph, Plan, list[Stage]]:
-    """The graph, the plan and the loaded stages of a module."""
+    """Return the graph, the plan and the loaded stages of a module."""
     source = from_module(module)
     graph = capture(source.module, args, kwargs)
     plan = make_plan(graph, count)
@@ -165,7 +165,7 @@ def stages_of(
 
 
 def plan_of(graph: Graph, cuts: Sequence[int]) -> Plan:
-    """A plan with these cuts and no others."""
+    """Return a plan with exactly these cuts."""
     stages = [
         StagePlan(i, p.begin, p.end, p.inputs, p.outputs, p.weights, p.weight_bytes, 0)
         for i, p in enumerate(parts(graph, cuts))
@@ -180,37 +180,37 @@ def run(
     args: tuple[Any, ...] = (),
     kwargs: dict[str, Any] | None = None,
 ) -> Any:
-    """Run all stages in one process; each sees only what the plan's edges bring it: copies."""
-    given = dict(zip(graph.inputs, graph.flatten_inputs(args, kwargs or {}), strict=True))
-    held: list[dict[str, Any]] = [{} for _ in stages]
-    held[0].update(given)
+    """Run all stages in one process; a stage gets copies of the values of its edges only."""
+    inputs = dict(zip(graph.inputs, graph.flatten_inputs(args, kwargs or {}), strict=True))
+    known: list[dict[str, Any]] = [{} for _ in stages]
+    known[0].update(inputs)
     for stage in stages:
-        mine = held[stage.index]
-        made = stage(tuple(mine[name] for name in stage.inputs))
-        mine.update(zip(stage.outputs, made, strict=True))
+        values = known[stage.index]
+        outputs = stage(tuple(values[name] for name in stage.inputs))
+        values.update(zip(stage.outputs, outputs, strict=True))
         for (source, target), names in plan.edges.items():
             if source == stage.index:
-                held[target].update({name: _sent(mine[name]) for name in names})
-    return graph.unflatten_outputs([held[-1][name] for name in plan.outputs])
+                known[target].update({name: _received(values[name]) for name in names})
+    return graph.unflatten_outputs([known[-1][name] for name in plan.outputs])
 
 
-def _sent(value: Any) -> Any:
-    """What arrives: memory of its own, with the strides of what was sent."""
+def _received(value: Any) -> Any:
+    """Return the value as a channel delivers it: a copy with the same strides."""
     if not isinstance(value, torch.Tensor):
         return value
-    arrived = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
-    core(arrived).copy_(core(value))
-    return arrived
+    copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+    core(copy).copy_(core(value))
+    return copy
 
 
 def six_layers() -> nn.Module:
-    """Equal layers, [b, 8] to [b, 8], the same in every process."""
+    """Return equal layers, [b, 8] to [b, 8], with the same weights in every process."""
     torch.manual_seed(5)
     return nn.Sequential(*(nn.Linear(8, 8) for _ in range(6))).eval()
 
 
 class Encoder(nn.Module):
-    """Attention, a skip over everything, dict in and dict out."""
+    """Attention and a skip over all layers; takes and returns a dict."""
 
     def __init__(self) -> None:
         super().__init__()

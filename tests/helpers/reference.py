@@ -1,7 +1,8 @@
-"""What a pipeline is to return: the unsplit model's own numbers, where ranks compute alike.
+"""The expected results of a pipeline.
 
-Where some compute on GPUs and some on hosts there is no such model: then its stages, one after the
-other in this process, each on a device of its rank's kind.
+If all ranks compute on the same kind of device, they are the results of the unsplit model. If some
+compute on GPUs and some on hosts, the stages run one after another in this process, each on a
+device of its rank's kind.
 """
 
 import copy
@@ -18,43 +19,43 @@ from pipepar.pipeline import Pipeline
 
 
 def reference(model: nn.Module, pipe: Pipeline) -> Callable[..., Any]:
-    """Computes one micro-batch; arguments and results lie on the host."""
-    places = [place(kind) for kind in pipe._assembly.run.device_context.devices.by_rank]
-    whole = _alike(model, places[0]) if len(set(places)) == 1 else _in_a_row(model, pipe, places)
+    """Return a function that computes one micro-batch; arguments and results are on the host."""
+    devices = [device_of(kind) for kind in pipe._assembly.run.device_context.devices.by_rank]
+    whole = _whole(model, devices[0]) if len(set(devices)) == 1 else _staged(model, pipe, devices)
 
     def compute(*args: Any) -> Any:
         with torch.no_grad():
-            return _moved(whole(*_moved(args, places[0])), torch.device("cpu"))
+            return _moved(whole(*_moved(args, devices[0])), torch.device("cpu"))
 
     return compute
 
 
-def place(kind: str) -> torch.device:
-    """Where a rank of that kind, "cpu" or "cuda", computes what is to be the same."""
-    real = kind == "cuda" and torch.cuda.is_available()  # else a stand-in computes on the host
+def device_of(kind: str) -> torch.device:
+    """Return the device that computes the same numbers as a rank of this kind, "cpu" or "cuda"."""
+    real = kind == "cuda" and torch.cuda.is_available()  # a stand-in for a GPU computes on the host
     return torch.device("cuda" if real else "cpu")
 
 
-def _alike(model: nn.Module, place: torch.device) -> Callable[..., Any]:
-    return copy.deepcopy(model).to(place)
+def _whole(model: nn.Module, device: torch.device) -> Callable[..., Any]:
+    return copy.deepcopy(model).to(device)
 
 
-def _in_a_row(
-    model: nn.Module, pipe: Pipeline, places: Sequence[torch.device]
+def _staged(
+    model: nn.Module, pipe: Pipeline, devices: Sequence[torch.device]
 ) -> Callable[..., Any]:
     graph, plan = pipe._assembly.graph, pipe._assembly.plan
     weights = from_module(model).weights
-    stages = [Stage.load(graph, plan, k, weights, place) for k, place in enumerate(places)]
+    stages = [Stage.load(graph, plan, k, weights, device) for k, device in enumerate(devices)]
 
     def compute(*args: Any) -> Any:
         values = dict(zip(graph.inputs, graph.flatten_inputs(args), strict=True))
-        for stage, place in zip(stages, places, strict=True):
-            outputs = stage([_moved(values[name], place) for name in stage.inputs])
+        for stage, device in zip(stages, devices, strict=True):
+            outputs = stage([_moved(values[name], device) for name in stage.inputs])
             values.update(zip(stage.outputs, outputs, strict=True))
         return graph.unflatten_outputs([values[name] for name in plan.outputs])
 
     return compute
 
 
-def _moved(tree: Any, place: torch.device) -> Any:
-    return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(place), tree)
+def _moved(tree: Any, device: torch.device) -> Any:
+    return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), tree)

@@ -15,10 +15,10 @@ _ROLES = {"root", "source", "sink", "dest"}
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One such expression."""
+    """An expression that derives a role from a rank's number."""
 
     function: str
-    """Qualified name of the function that it is in; empty outside of all."""
+    """Qualified name of its function; empty at module level."""
     line: int
     """1-based."""
     text: str
@@ -26,17 +26,18 @@ class Found:
 
 
 def role_arithmetic(source: str) -> list[Found]:
-    """The expressions of a module that derive a role from a rank's number, by line.
+    """Return the expressions that derive a role from a rank's number, sorted by line.
 
-    - a rank that is compared with an integer or with a size less 1, that is subtracted from one, or
-      that is a condition; a rank is what is called `rank` or `..._rank`, or returned by such a
-      function
-    - the size of a world, group or communicator, less 1
-    - an element at a constant position of what was gathered from all ranks
+    These are:
+
+    - a rank that is compared with an integer or with a size minus 1, is subtracted from a size
+      minus 1, or is a condition; a rank is a variable or function named `rank` or `..._rank`
+    - the size of a world, group or communicator, minus 1
+    - an element at a constant index of values gathered from all ranks
     - an integer as the root, source, sink or destination of a call
 
     Args:
-        source: the module's text.
+        source: the text of a module.
     """
     visitor = _Visitor()
     visitor.visit(ast.parse(source))
@@ -114,7 +115,7 @@ class _Visitor(ast.NodeVisitor):
 
 
 def _gathered_names(function: ast.FunctionDef) -> set[str]:
-    """The names that a function assigns what it gathered to."""
+    """Return the names of variables that hold values gathered from all ranks."""
     return {
         target.id
         for node in ast.walk(function)
@@ -125,7 +126,7 @@ def _gathered_names(function: ast.FunctionDef) -> set[str]:
 
 
 def _gathers(node: ast.expr) -> bool:
-    """Whether an expression has one element for each rank, in their order."""
+    """Return whether an expression has one element per rank, in the order of ranks."""
     if isinstance(node, ast.ListComp):
         return _gathers(node.generators[0].iter)
     if not isinstance(node, ast.Call):
@@ -147,7 +148,7 @@ def _is_integer(node: ast.expr) -> bool:
 
 
 def _is_last(node: ast.expr) -> bool:
-    """Whether it is something less 1."""
+    """Return whether it has the form `... - 1`."""
     return (
         isinstance(node, ast.BinOp)
         and isinstance(node.op, ast.Sub)
@@ -157,7 +158,7 @@ def _is_last(node: ast.expr) -> bool:
 
 
 def _is_of_ranks(node: ast.expr) -> bool:
-    """Whether it is the size of a world, a group or a communicator."""
+    """Return whether it is the size of a world, a group or a communicator."""
     return (
         isinstance(node, ast.Attribute)
         and node.attr == "size"

@@ -1,4 +1,4 @@
-"""Circumstances of runs that compute on hosts."""
+"""The RunContext of a run on CPUs."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +13,7 @@ from pipepar.trace import Tracer
 
 
 def run_on_hosts(world: World, note: Callable[[str], None] = lambda text: None) -> RunContext:
-    """Every rank computes on its host, with the threads that it has. *Collective.*"""
+    """Return a context in which every rank computes on its CPU. *Collective.*"""
     return RunContext(
         world=world,
         device_context=DeviceContext.on_hosts(world),

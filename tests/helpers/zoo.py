@@ -1,4 +1,4 @@
-"""Models with the structure of the real ones, random weights, and calls of any size for them."""
+"""Real architectures with random weights, and inputs of any size for them."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ FULL_PICTURE = 224
 
 @dataclass(frozen=True)
 class Animal:
-    """One model, how to call it, and what capture makes of it."""
+    """One model, its inputs, and the expected properties of its graph."""
 
     name: str
     make: Callable[[], nn.Module]
     call: Callable[[int, int], Call]
-    """The arguments for a batch and a length."""
+    """Returns the arguments for a batch and a length."""
     varies: str
-    """The sizes that its graph leaves free."""
+    """The sizes that stay free in its graph."""
     lengths: tuple[int, ...] = (9, 16)
     falls_back: bool = False
-    """Whether the model itself would take sizes that its graph does not."""
+    """Whether the model accepts sizes that its graph does not."""
     full: bool = False
-    """Whether it is of the size that is used in earnest, and takes its time."""
+    """Whether it has the size of a real model, so that its tests are slow."""
 
 
 class DenoisingUNet(nn.Module):
-    """Down and up again with skips, steered by a time and, if given, a condition."""
+    """A U-Net with skip connections that depends on a time and optionally on a condition."""
 
     def __init__(self, widths: tuple[int, ...] = (16, 32, 64), steered: int = 32) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def resnet(**options: Any) -> nn.Module:
     model: nn.Module = hf.ResNetForImageClassification(hf.ResNetConfig(**options))
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
-            # Zeros and ones would hide a buffer that was lost.
+            # With zeros and ones, tests could not detect a lost buffer.
             norm.register_buffer("running_mean", torch.rand(norm.num_features))
             norm.register_buffer("running_var", torch.rand(norm.num_features) + 0.5)
     return model
@@ -184,7 +184,7 @@ def funnel() -> nn.Module:
 
 
 class ByRow(nn.Module):
-    """Computes row by row, so that a trace holds for as many rows as there were."""
+    """Computes row by row, so that its trace has a fixed number of rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ def ids(batch: int, length: int) -> torch.Tensor:
 
 
 def mask(batch: int, length: int, left: bool = False) -> torch.Tensor:
-    """The first row is padded to the length, the others are full."""
+    """Return an attention mask: the first row has padding, the others have none."""
     real = torch.ones(batch, length, dtype=torch.long)
     real[0, length // 2 :] = 0
     return real.flip(1) if left else real

@@ -1,4 +1,4 @@
-"""Whole runs over several hosts: links may be slow, late or lossy, the output stays the same."""
+"""Runs over several hosts whose links are slow, delayed, lossy or cut."""
 
 import json
 import os
@@ -27,14 +27,14 @@ pytestmark = [
 ROOT = str(Path(__file__).parents[2])
 WIDE = "tests.helpers.factories:wide"
 SLOW = "tbf rate 100mbit burst 32kb latency 50ms"
-# A queue of a few packets loses what arrives in a burst.
+# A queue of a few packets drops packets of a burst.
 SHORT = "tbf rate 100mbit burst 16kb limit 24kb"
 DELAYED = "netem delay 10ms rate 500mbit"
 LOSSY = "netem loss 1%"
 
 
 @contextmanager
-def joined(*shapes: str) -> Iterator[Hosts]:
+def connected_hosts(*shapes: str) -> Iterator[Hosts]:
     try:
         with hosts(shapes) as up:
             yield up
@@ -61,13 +61,13 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [("", ""), ("", "", ""), (SLOW, SLOW), (SHORT, SHORT), (DELAYED, DELAYED), (LOSSY, LOSSY)],
     ids=["two", "three", "slow", "short queue", "delayed", "lossy"],
 )
-def test_the_same_output_over_any_link(
+def test_the_output_does_not_depend_on_the_links(
     shapes: tuple[str, ...], samples: Path, tmp_path: Path
 ) -> None:
     fixed = ("--micro-batch", 32)
     status, output = pipepar("run", WIDE, samples, tmp_path / "one.npy", *fixed)
     assert status == 0, output
-    with joined(*shapes) as up:
+    with connected_hosts(*shapes) as up:
         ended = ranks(up, "run", WIDE, samples, tmp_path / "many.npy", *fixed)
         lost = up.dropped()
     assert ended.status == 0, ended.output
@@ -76,8 +76,8 @@ def test_the_same_output_over_any_link(
     assert lost > 0 or not {SHORT, LOSSY} & set(shapes)
 
 
-def test_the_doctor_names_the_slow_link() -> None:
-    with joined("", "", SLOW) as up:
+def test_the_doctor_names_a_slow_link() -> None:
+    with connected_hosts("", "", SLOW) as up:
         ended = ranks(up, "doctor", "--json")
     assert ended.status == 0, ended.output
     found, _ = json.JSONDecoder().raw_decode(ended.output[ended.output.index("{") :])
@@ -90,22 +90,22 @@ def test_the_doctor_names_the_slow_link() -> None:
 
 
 @pytest.mark.parametrize("side", [0, 1])
-def test_a_cut_link_leaves_nothing_on_either_host(side: int, tmp_path: Path) -> None:
-    """mpirun would wait for its daemon behind the cut, and that daemon for mpirun."""
+def test_a_cut_link_leaves_no_process_on_either_host(side: int, tmp_path: Path) -> None:
+    """Otherwise mpirun waits for its daemon on the other side of the cut, and vice versa."""
     trapped, rows, plan = (
         "tests.helpers.factories:trapped",
         tmp_path / "rows.npy",
         tmp_path / "plan.json",
     )
     np.save(rows, np.zeros((40, 4), np.float32))
-    status, said = pipepar("plan", trapped, "--shape", "2x4", "--stages", 3, "-o", plan)
-    assert status == 0, said
+    status, output = pipepar("plan", trapped, "--shape", "2x4", "--stages", 3, "-o", plan)
+    assert status == 0, output
     clock, silence = tmp_path / "clock", 2.0
     env = {"PIPEPAR_TEST_TRAP": "stay 1", "PIPEPAR_TEST_CLOCK": str(clock)}
     env |= {"PIPEPAR_SILENCE_SECONDS": str(silence), "PYTHONPATH": ROOT}
     run = ["--wdir", str(tmp_path), "-x", "PYTHONPATH", sys.executable, "-m", "pipepar", "run"]
     run += [trapped, str(rows), "out.npy", "--plan", str(plan), "--micro-batch", "2"]
-    with joined("", "") as up:
+    with connected_hosts("", "") as up:
         job = start(up.mpirun(run, (2, 1)), env)
         assert until(lambda: clock.exists() or job.poll() is not None, 60)
         set_link(up.names[side], "down")
@@ -115,7 +115,9 @@ def test_a_cut_link_leaves_nothing_on_either_host(side: int, tmp_path: Path) -> 
         seconds = time.monotonic() - cut
     assert ended.status not in (0, -signal.SIGTERM), ended.output
     assert ended.output.count("### pipepar: rank") == 1, ended.output
-    assert f"### pipepar: rank 2 of 3 on {up.names[1]} fell silent" in ended.output, ended.output
+    assert f"### pipepar: rank 2 of 3 on {up.names[1]} sends no heartbeat" in ended.output, (
+        ended.output
+    )
     assert seconds < silence + 5
 
 
@@ -124,7 +126,7 @@ def processes(up: Hosts, host: int) -> set[str]:
     return set(subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split())
 
 
-def test_hosts_go_with_all_that_runs_there() -> None:
+def test_removing_hosts_ends_their_processes() -> None:
     def fail() -> None:
         with hosts(["", ""]) as up:
             left.append(subprocess.Popen(up.on(1, ["sleep", "600"])))

@@ -1,4 +1,4 @@
-"""The scripts in launch/: what they hand on, how they end. test_slurm.py has those of Slurm."""
+"""The scripts in launch/: arguments and exit status. test_slurm.py runs those of Slurm."""
 
 import contextlib
 import os
@@ -20,10 +20,10 @@ ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(path for path in LAUNCH.iterdir() if path.suffix in (".sh", ".sbatch"))
 SHELL = [*SCRIPTS, *sorted((ROOT / "tests").rglob("*.sh"))]
-BESIDE = Path(sys.executable).parent
+BIN = Path(sys.executable).parent
 PATIENT = str(ROOT / "tests/helpers/cluster/patient.sh")
-# The test's own ranks are more than its cores.
-MPIRUN = f"{BESIDE / 'mpirun'} --oversubscribe"
+# The tests start more ranks than there are cores.
+MPIRUN = f"{BIN / 'mpirun'} --oversubscribe"
 
 
 def script(name: str, *arguments: object, env: dict[str, str] | None = None) -> Finished:
@@ -33,24 +33,24 @@ def script(name: str, *arguments: object, env: dict[str, str] | None = None) -> 
 
 @pytest.fixture
 def nodes(tmp_path: Path) -> Path:
-    """What PBS writes: each host once for each of its ranks."""
+    """Return a node file of PBS: one line per rank, with its host."""
     path = tmp_path / "nodes"
     path.write_text("localhost\n" * 3)
     return path
 
 
 @pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
-def test_shellcheck_has_nothing_to_say(path: Path) -> None:
-    checked = subprocess.run([BESIDE / "shellcheck", path], capture_output=True, text=True)
+def test_shellcheck_accepts_the_scripts(path: Path) -> None:
+    checked = subprocess.run([BIN / "shellcheck", path], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_shellcheck_has_nothing_to_say_about_the_image() -> None:
+def test_shellcheck_accepts_the_image() -> None:
     image = (LAUNCH / "pipepar.def").read_text()
     assert image.startswith("Bootstrap: ")
     post = image.partition("\n%post\n")[2].partition("\n%environment\n")[0]
     checked = subprocess.run(
-        [BESIDE / "shellcheck", "--shell=sh", "-"],
+        [BIN / "shellcheck", "--shell=sh", "-"],
         input=post.replace("{{ ", "").replace(" }}", ""),
         capture_output=True,
         text=True,
@@ -61,11 +61,11 @@ def test_shellcheck_has_nothing_to_say_about_the_image() -> None:
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_without_arguments_a_script_explains_itself(path: Path) -> None:
+def test_a_script_without_arguments_prints_its_usage(path: Path) -> None:
     ended = script(path.name)
     assert ended.status == 2
     assert f"launch/{path.name} MODEL INPUT OUTPUT" in ended.output
-    assert "# Environment:" in ended.output
+    assert "# Environment variables:" in ended.output
     assert "set -" not in ended.output
 
 
@@ -82,22 +82,22 @@ def test_a_run_on_this_machine(rows: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["local.sh", "pbs.sh"])
-def test_its_exit_status_is_its_program_s(name: str, nodes: Path) -> None:
+def test_the_exit_status_is_that_of_the_program(name: str, nodes: Path) -> None:
     env = {"PBS_NODEFILE": str(nodes), "PIPEPAR": f"{sys.executable} -c raise(SystemExit(3))"}
     assert script(name, "model", env=env).status == 3
 
 
 @pytest.mark.parametrize(("name", "number"), [("local.sh", "USR1"), ("pbs.sh", "TERM")])
-def test_a_signal_stops_it_in_order(name: str, number: str, nodes: Path, tmp_path: Path) -> None:
+def test_a_signal_stops_the_job(name: str, number: str, nodes: Path, tmp_path: Path) -> None:
     env = {"MPIRUN": MPIRUN, "PIPEPAR": PATIENT, "PBS_NODEFILE": str(nodes), "RANKS": "3"}
-    told = tmp_path / "told"
-    with told.open("w") as out:
+    output = tmp_path / "output"
+    with output.open("w") as out:
         command = [str(LAUNCH / name), "model", "a file"]
         job = subprocess.Popen(command, env=environment(env), stdout=out, start_new_session=True)
         try:
             end = time.monotonic() + 30
-            while told.read_text().count("given: [run] [model] [a file]\n") < 3:
-                assert time.monotonic() < end, told.read_text()
+            while output.read_text().count("given: [run] [model] [a file]\n") < 3:
+                assert time.monotonic() < end, output.read_text()
                 time.sleep(0.1)
             job.send_signal(getattr(signal, f"SIG{number}"))
             assert job.wait(timeout=30) == 75
@@ -106,7 +106,7 @@ def test_a_signal_stops_it_in_order(name: str, number: str, nodes: Path, tmp_pat
                 os.killpg(job.pid, signal.SIGKILL)
 
 
-def test_a_pbs_job_stops_before_its_time_is_up(nodes: Path, tmp_path: Path) -> None:
+def test_a_pbs_job_stops_after_stop_after(nodes: Path, tmp_path: Path) -> None:
     env = {"PIPEPAR": PATIENT, "PBS_NODEFILE": str(nodes), "PBS_O_WORKDIR": str(tmp_path)}
     job = {"MODEL": "model", "INPUT": "a file", "OUTPUT": "o", "OPTIONS": "--depth 3"}
     ended = script("pbs.sh", env={**env, **job, "STOP_AFTER": "3"})
@@ -114,7 +114,7 @@ def test_a_pbs_job_stops_before_its_time_is_up(nodes: Path, tmp_path: Path) -> N
     assert ended.output.count("given: [run] [model] [a file] [o] [--depth] [3]\n") == 3
 
 
-def test_what_flux_is_asked(tmp_path: Path) -> None:
+def test_the_command_of_flux(tmp_path: Path) -> None:
     flux = tmp_path / "flux"
     flux.write_text('#!/bin/sh\nif [ "$1" = getattr ]; then echo 2; else echo "$@"; exit 75; fi\n')
     flux.chmod(0o755)
@@ -140,7 +140,7 @@ def test_what_flux_is_asked(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_srun_is_asked(variables: dict[str, str], expected: str, tmp_path: Path) -> None:
+def test_the_command_of_srun(variables: dict[str, str], expected: str, tmp_path: Path) -> None:
     srun = tmp_path / "srun"
     srun.write_text('#!/bin/sh\necho "$SLURM_MPI_TYPE $SRUN_CPUS_PER_TASK" "$@"\n')
     srun.chmod(0o755)

@@ -1,4 +1,4 @@
-"""What the batch scripts do once their ranks have ended; Slurm's commands are stand-ins."""
+"""The decision of the batch scripts to requeue their job; Slurm's commands are stand-ins."""
 
 import signal
 import time
@@ -12,12 +12,12 @@ LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = ["slurm.sbatch", "slurm-mpirun.sbatch"]
 STANDINS = {
     "squeue": "echo RUNNING",
-    "scontrol": 'echo "asked: $*"',
+    "scontrol": 'echo "called: $*"',
     "mpirun": 'eval "$RANKS"',
-    "srun": """case " $* " in *" --overlap "*) for node in $ANSWERS; do
+    "srun": """case " $* " in *" --overlap "*) for node in $RESPONDING; do
         case " $* " in *" --nodes=$node "*) exit 0 ;; esac; done; exit 1 ;; esac; eval "$RANKS" """,
 }
-REQUEUED = "asked: requeue 7\n"
+REQUEUED = "called: requeue 7\n"
 
 
 @pytest.fixture
@@ -31,44 +31,52 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"SLURM_{name}", str(value))
 
 
-def ended(script: str, ranks: str, answers: str) -> Finished:
-    """How a job of two nodes ends, of which so many answer."""
-    env = {"RANKS": ranks, "ANSWERS": answers}
+def run_script(script: str, ranks: str, responding: str) -> Finished:
+    """Run a batch script for a job of two nodes.
+
+    Args:
+        script: its name.
+        ranks: the shell command that stands for the ranks.
+        responding: the numbers of nodes for which srun succeeds, separated by spaces.
+    """
+    env = {"RANKS": ranks, "RESPONDING": responding}
     return finish(start([str(LAUNCH / script), "model"], env), 30)
 
 
 @pytest.mark.usefixtures("slurm")
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_ranks_that_fail_without_a_node_go_on_later(script: str) -> None:
-    found = ended(script, "exit 14", "1")
+def test_a_job_that_lost_a_node_is_requeued(script: str) -> None:
+    found = run_script(script, "exit 14", "1")
     assert found.status == 14
-    assert "a node does not answer; job 7 goes back into the queue" in found.output
+    assert "a node does not respond; requeueing job 7" in found.output
     assert found.output.endswith(REQUEUED)
 
 
 @pytest.mark.usefixtures("slurm")
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("status", [0, 14])
-@pytest.mark.parametrize("answers", ["1 2", ""], ids=["all", "none"])
-def test_ranks_that_end_otherwise_do_not(script: str, status: int, answers: str) -> None:
-    """Where no node at all answers, this srun cannot be asked."""
-    assert ended(script, f"exit {status}", answers) == Finished(status, "")
+@pytest.mark.parametrize("responding", ["1 2", ""], ids=["all", "none"])
+def test_other_jobs_are_not_requeued(script: str, status: int, responding: str) -> None:
+    """If not even the first node responds, srun itself does not work and proves nothing."""
+    assert run_script(script, f"exit {status}", responding) == Finished(status, "")
 
 
 @pytest.mark.usefixtures("slurm")
-def test_mpirun_is_not_believed_without_a_node() -> None:
-    """It may end with 0 when it has lost one."""
-    assert ended(SCRIPTS[1], "exit 0", "1").output.endswith(REQUEUED)
+def test_status_0_of_mpirun_does_not_hide_a_lost_node() -> None:
+    """mpirun may exit with 0 after the loss of a node."""
+    assert run_script(SCRIPTS[1], "exit 0", "1").output.endswith(REQUEUED)
 
 
 @pytest.mark.usefixtures("slurm")
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_ranks_that_are_warned_before_they_listen_go_on_later(script: str, tmp_path: Path) -> None:
-    up = tmp_path / "up"
-    env = {"RANKS": f"touch {up}; exec sleep 60", "ANSWERS": "1 2"}
+def test_a_signal_before_the_ranks_have_handlers_requeues_the_job(
+    script: str, tmp_path: Path
+) -> None:
+    started = tmp_path / "started"
+    env = {"RANKS": f"touch {started}; exec sleep 60", "RESPONDING": "1 2"}
     job = start([str(LAUNCH / script), "model"], env)
     deadline = time.monotonic() + 30
-    while not (up.exists() and listens(job.pid)):
+    while not (started.exists() and has_handler(job.pid)):
         assert time.monotonic() < deadline, finish(job, 0).output
         time.sleep(0.02)
     job.send_signal(signal.SIGUSR1)
@@ -77,8 +85,8 @@ def test_ranks_that_are_warned_before_they_listen_go_on_later(script: str, tmp_p
     assert found.output.endswith(REQUEUED)
 
 
-def listens(process: int) -> bool:
-    """Whether it has a trap for SIGUSR1."""
+def has_handler(process: int) -> bool:
+    """Return whether a process handles SIGUSR1."""
     status = Path(f"/proc/{process}/status").read_text()
     caught = int(status.partition("SigCgt:")[2].split()[0], 16)
     return bool(caught >> (signal.SIGUSR1 - 1) & 1)

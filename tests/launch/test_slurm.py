@@ -1,4 +1,4 @@
-"""The batch scripts and what srun does to ranks, in a real Slurm of two hosts."""
+"""The batch scripts and srun in a real Slurm cluster of two hosts."""
 
 import json
 import os
@@ -46,26 +46,26 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Long:
-    """A job that only its third start can finish."""
+    """A job that can finish only in its third start."""
 
     slurm: Cluster
     number: str
     output: Path
     seen: Path
-    """The samples that its model has been given, in all its starts."""
+    """The file with all samples that its model has computed, in all its starts."""
 
     def counts(self, before: str) -> list[int]:
-        """The numbers of samples of which it has said that."""
-        said = " ".join(self.slurm.output(self.number).split())
-        return [int(found) for found in re.findall(rf"{before} (\d+) of {SAMPLES} samples", said)]
+        """Return the numbers of samples that the job has printed after the text `before`."""
+        text = " ".join(self.slurm.output(self.number).split())
+        return [int(found) for found in re.findall(rf"{before} (\d+) of {SAMPLES} samples", text)]
 
-    def near_its_end(self, start: int) -> None:
-        """Await results on disk that a start has added, then have its time nearly up."""
+    def approach_time_limit(self, start: int) -> None:
+        """Wait until a start has added results on disk, then move the time limit close to now."""
         end = time.monotonic() + 100
         while not self.has_added(start):
             assert time.monotonic() < end, self.slurm.output(self.number)
             time.sleep(0.1)
-        near_its_end(self.slurm, self.number)
+        approach_time_limit(self.slurm, self.number)
 
     def has_added(self, start: int) -> bool:
         earlier = self.counts(STOPPED)
@@ -75,26 +75,26 @@ class Long:
 
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows unlike those with which layers are timed, which are below 1."""
+    """Return an input of numbered rows; values of 4 or more differ from those of measurements."""
     path = tmp_path_factory.mktemp("numbered") / "a file.npy"
     np.save(path, np.arange(4, 4 + 4 * SAMPLES, dtype=np.float32).reshape(SAMPLES, 4))
     return path
 
 
-# Slurm looks for jobs whose time is nearly up every 30 seconds: so tests that do not need them ask
-# for these fixtures, and go on meanwhile.
+# Slurm checks time limits every 30 seconds. So tests that do not need these jobs request the
+# fixtures that start them, and run while Slurm waits.
 @pytest.fixture(scope="module")
 def limited(slurm: Cluster) -> str:
-    """A job of mpirun's script whose time is nearly up."""
+    """Return a job of slurm-mpirun.sbatch that is close to its time limit."""
     job = slurm.sbatch(*FOUR, SCRIPTS[1], "model", "a file", env=PATIENT)
-    until_all_work(slurm, job)
-    near_its_end(slurm, job)
+    wait_for_all_ranks(slurm, job)
+    approach_time_limit(slurm, job)
     return job
 
 
 @pytest.fixture(scope="module")
 def long(slurm: Cluster, numbered: Path, tmp_path_factory: pytest.TempPathFactory) -> Long:
-    """A job that has just been submitted."""
+    """Return a job that has just been submitted."""
     folder = tmp_path_factory.mktemp("long")
     output, seen = folder / "out.npy", folder / "seen"
     words = (*TWO, SCRIPTS[0], HOURS, numbered, output, "--micro-batch=1")
@@ -104,15 +104,15 @@ def long(slurm: Cluster, numbered: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def limited_once(long: Long) -> Long:
-    """Its first start's time is nearly up."""
-    long.near_its_end(1)
+    """Return the job when its first start is close to the time limit."""
+    long.approach_time_limit(1)
     return long
 
 
 @pytest.fixture(scope="module")
 def limited_twice(limited_once: Long) -> Long:
-    """Its second start's, too."""
-    limited_once.near_its_end(2)
+    """Return the job when its second start is close to the time limit."""
+    limited_once.approach_time_limit(2)
     return limited_once
 
 
@@ -128,7 +128,7 @@ def srun(slurm: Cluster, mpi: str, *arguments: object) -> Finished:
         ("pmi2", "started 2 ranks (PMI_SIZE), but MPI sees only this one"),
     ],
 )
-def test_the_wrong_plugin_is_refused(
+def test_a_wrong_mpi_plugin_is_refused(
     mpi: str, reason: str, slurm: Cluster, rows: Path, tmp_path: Path
 ) -> None:
     ended = srun(slurm, mpi, "run", MLP, rows, tmp_path / "out.npy")
@@ -147,25 +147,25 @@ def test_a_rank_that_fails_ends_the_job(slurm: Cluster, rows: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_job_fails_as_its_program_does(script: str, slurm: Cluster) -> None:
+def test_a_job_fails_if_its_program_fails(script: str, slurm: Cluster) -> None:
     job = slurm.sbatch(*TWO, script, "model", env={"PIPEPAR": "false"})
     found = slurm.wait(job)
     assert (found["JobState"], found["Restarts"]) == ("FAILED", "0"), slurm.output(job)
 
 
 @pytest.mark.usefixtures("limited_once")
-def test_the_doctor_knows_the_hosts(slurm: Cluster) -> None:
+def test_the_doctor_lists_the_hosts(slurm: Cluster) -> None:
     ended = srun(slurm, "pmix", "doctor", "--json")
     found, _ = json.JSONDecoder().raw_decode(ended.output[ended.output.index("{") :])
     assert [facts["host"] for facts in found["ranks"]] == list(slurm.hosts.names)
     assert [(link["first"], link["second"]) for link in found["links"]] == [(0, 1)]
 
 
-def test_a_job_that_was_cancelled_stays_so(slurm: Cluster) -> None:
+def test_a_cancelled_job_is_not_requeued(slurm: Cluster) -> None:
     job = slurm.sbatch(*TWO, SCRIPTS[0], "model", env=PATIENT)
-    until_all_work(slurm, job, 2)
+    wait_for_all_ranks(slurm, job, 2)
     assert slurm.run("scancel", "--full", job).status == 0
-    for _ in range(100):  # it is called cancelled before its script has ended
+    for _ in range(100):  # Slurm reports CANCELLED before the script has ended
         if not slurm.run("squeue", "--noheader", f"--jobs={job}").output.strip():
             break
         time.sleep(0.1)
@@ -175,7 +175,7 @@ def test_a_job_that_was_cancelled_stays_so(slurm: Cluster) -> None:
 
 @pytest.mark.usefixtures("limited_twice")
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_job_has_the_output_of_one_process(
+def test_the_output_equals_that_of_one_process(
     script: str, slurm: Cluster, samples: Path, tmp_path: Path
 ) -> None:
     one, many = tmp_path / "one.npy", tmp_path / "many.npy"
@@ -188,15 +188,15 @@ def test_a_job_has_the_output_of_one_process(
     assert np.array_equal(np.load(one), np.load(many))
 
 
-def test_a_job_whose_time_is_up_goes_on_later(slurm: Cluster, limited: str) -> None:
+def test_a_job_at_its_time_limit_is_requeued(slurm: Cluster, limited: str) -> None:
     found = slurm.wait(limited)
-    said = slurm.output(limited)
-    assert (found["JobState"], found["Restarts"]) == ("COMPLETED", "1"), said
-    assert said.count("given: [run] [model] [a file]\n") == 4
-    assert said.count("given: [run] [model] [a file] [--resume]\n") == 4
+    text = slurm.output(limited)
+    assert (found["JobState"], found["Restarts"]) == ("COMPLETED", "1"), text
+    assert text.count("given: [run] [model] [a file]\n") == 4
+    assert text.count("given: [run] [model] [a file] [--resume]\n") == 4
 
 
-def test_a_job_whose_time_is_up_twice_ends_at_its_third_start(
+def test_a_job_that_is_requeued_twice_ends_at_its_third_start(
     slurm: Cluster, numbered: Path, limited_twice: Long, tmp_path: Path
 ) -> None:
     whole = tmp_path / "whole.npy"
@@ -204,29 +204,29 @@ def test_a_job_whose_time_is_up_twice_ends_at_its_third_start(
     assert status == 0, output
     job = limited_twice
     found = slurm.wait(job.number)
-    said = slurm.output(job.number)
-    assert (found["JobState"], found["Restarts"]) == ("COMPLETED", "2"), said
+    text = slurm.output(job.number)
+    assert (found["JobState"], found["Restarts"]) == ("COMPLETED", "2"), text
     assert job.output.read_bytes() == whole.read_bytes()
     first, second = job.counts(STOPPED)
     assert 0 < first < second < SAMPLES
     assert job.counts(RESUMING) == [first, second]
-    assert f"{SAMPLES - second} samples in " in said
+    assert f"{SAMPLES - second} samples in " in text
     seen = np.fromfile(job.seen, np.float32).reshape(-1, 4)
     assert np.array_equal(seen[seen[:, 0] >= 1], np.load(numbered))  # each of them once
     assert set(os.listdir(job.output.parent)) == {"out.npy", "seen"}
 
 
-def test_a_job_goes_on_after_a_lost_node(slurm: Cluster) -> None:
+def test_a_job_is_requeued_after_the_loss_of_a_node(slurm: Cluster) -> None:
     job = slurm.sbatch(*TWO, SCRIPTS[0], "model", env=PATIENT)
-    until_all_work(slurm, job, 2)
+    wait_for_all_ranks(slurm, job, 2)
     lost = ("scontrol", "update", f"NodeName={slurm.hosts.names[1]}", "State=DOWN", "Reason=test")
-    assert slurm.run(*lost).status == 0  # and it comes back by itself, since it answers
+    assert slurm.run(*lost).status == 0  # the node returns by itself, since it responds
     found = slurm.wait(job)
     assert (found["JobState"], found["Restarts"]) == ("COMPLETED", "1"), slurm.output(job)
     assert slurm.output(job).count("given: [run] [model] [--resume]\n") == 2
 
 
-def until_all_work(slurm: Cluster, job: str, ranks: int = 4) -> None:
+def wait_for_all_ranks(slurm: Cluster, job: str, ranks: int = 4) -> None:
     slurm.wait(job, "RUNNING")
     for _ in range(100):
         if slurm.output(job).count("given:") == ranks:
@@ -235,6 +235,6 @@ def until_all_work(slurm: Cluster, job: str, ranks: int = 4) -> None:
     raise AssertionError(slurm.output(job))
 
 
-def near_its_end(slurm: Cluster, job: str) -> None:
+def approach_time_limit(slurm: Cluster, job: str) -> None:
     near = ("scontrol", "update", f"JobId={job}", "EndTime=now+145seconds")
     assert slurm.run(*near).status == 0

@@ -1,4 +1,4 @@
-"""Small files, complete or not there."""
+"""Files that are written completely or not at all."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from pipepar.files import write_whole
 
 
-def test_a_file_is_replaced_and_nothing_is_left_beside(tmp_path: Path) -> None:
+def test_a_file_is_replaced_without_leftovers(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     for text in ("first, and longer", "zwölf"):
         write_whole(path, text)
@@ -16,7 +16,7 @@ def test_a_file_is_replaced_and_nothing_is_left_beside(tmp_path: Path) -> None:
         assert os.listdir(tmp_path) == ["x.json"]
 
 
-def test_what_fails_changes_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text("old")
     with pytest.raises(UnicodeEncodeError):
@@ -25,7 +25,7 @@ def test_what_fails_changes_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x.json"]
 
 
-def test_a_rename_would_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_rename_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(source: Path, target: Path) -> None:
         assert Path(source).read_text() == "new"
         raise PermissionError(target)
@@ -36,7 +36,7 @@ def test_a_rename_would_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert os.listdir(tmp_path) == []
 
 
-def test_a_link_and_a_device_are_written_through(tmp_path: Path) -> None:
+def test_a_link_and_a_pipe_are_written_directly(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     write_whole(tmp_path / "link", "new")

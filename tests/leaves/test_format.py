@@ -1,4 +1,4 @@
-"""Shares as bars, sizes in their units."""
+"""Bars for shares, and units of sizes and times."""
 
 import pytest
 from rich.text import Text
@@ -9,7 +9,7 @@ from pipepar.format import bar, readable_bytes, readable_seconds
 @pytest.mark.parametrize(
     ("share", "full"), [(0.0, 0), (0.5, 5), (0.96, 10), (1.0, 10), (1.3, 10), (-0.1, 0)]
 )
-def test_a_bar_is_as_wide_as_asked(share: float, full: int) -> None:
+def test_a_bar_has_the_given_width(share: float, full: int) -> None:
     assert Text.from_markup(bar(share, 10)).plain == "█" * full + "░" * (10 - full)
 
 
@@ -26,11 +26,11 @@ def test_a_bar_is_as_wide_as_asked(share: float, full: int) -> None:
         (3000 * 2**40, "3,000.0 TiB"),
     ],
 )
-def test_a_size_in_the_unit_that_fits(count: int, expected: str) -> None:
+def test_a_size_has_a_suitable_unit(count: int, expected: str) -> None:
     assert readable_bytes(count) == expected
 
 
-def test_a_time_in_the_unit_that_fits() -> None:
+def test_a_time_has_a_suitable_unit() -> None:
     assert readable_seconds(2.5e-5) == "25.0 us"
     assert readable_seconds(0.99999e-3) == "1.0 ms"
     assert readable_seconds(2.0) == "2.0 s"

@@ -1,4 +1,4 @@
-"""What a tensor's memory is made of."""
+"""Layouts of tensors: elements, holes and bytes that are sent."""
 
 from collections.abc import Callable
 
@@ -11,8 +11,7 @@ from pipepar.microbatch import TensorSpec, compact
 
 Make = Callable[[torch.Tensor], torch.Tensor]
 
-# Of a float32 tensor of 4 rows by 6: a view, whether others' elements lie between its own, and the
-# number of elements that travel.
+# Views of a float32 tensor [4, 6]: name, view, whether it has holes, number of elements sent.
 VIEWS: list[tuple[str, Make, bool, int]] = [
     ("whole", lambda x: x, False, 24),
     ("transposed", lambda x: x.t(), False, 24),
@@ -40,21 +39,19 @@ VIEWS: list[tuple[str, Make, bool, int]] = [
 @pytest.mark.parametrize(
     ("make", "has_holes", "own"), [each[1:] for each in VIEWS], ids=[each[0] for each in VIEWS]
 )
-def test_a_view_travels_without_the_elements_between_its_own(
-    make: Make, has_holes: bool, own: int
-) -> None:
+def test_skipped_elements_are_not_sent(make: Make, has_holes: bool, own: int) -> None:
     spec = TensorSpec.of(make(torch.arange(24.0).view(4, 6)))
     assert spec.has_holes is has_holes
     assert spec.nbytes == 4 * own
 
 
-def test_what_is_expanded_to_nothing_takes_nothing() -> None:
+def test_a_tensor_expanded_to_nothing_has_no_elements() -> None:
     assert TensorSpec.of(torch.zeros(1).expand(0)).own == 0
 
 
 @st.composite
 def cuts(draw: st.DrawFn) -> torch.Tensor:
-    """Any part of a dense tensor, its dimensions in any order."""
+    """Draw any slice of a dense tensor, with permuted dimensions."""
     dims = draw(st.integers(1, 4))
     whole = torch.arange(6**dims).view((6,) * dims)
     slices = st.builds(slice, st.integers(0, 6), st.integers(0, 6), st.integers(1, 4))
@@ -63,13 +60,13 @@ def cuts(draw: st.DrawFn) -> torch.Tensor:
 
 
 @given(cuts())
-def test_a_part_of_a_tensor_takes_its_own_elements_and_no_others(part: torch.Tensor) -> None:
+def test_a_part_of_a_tensor_counts_its_own_elements_only(part: torch.Tensor) -> None:
     spec = TensorSpec.of(part)
-    places = part.flatten().tolist()  # each element says where it lies
-    reach = max(places) - min(places) + 1 if places else 0
-    assert (spec.numel, spec.own, spec.extent) == (len(places), len(places), reach)
-    assert spec.has_holes == (len(places) < reach)
-    assert spec.nbytes == 8 * len(places)
+    positions = part.flatten().tolist()  # each element is its own position in memory
+    reach = max(positions) - min(positions) + 1 if positions else 0
+    assert (spec.numel, spec.own, spec.extent) == (len(positions), len(positions), reach)
+    assert spec.has_holes == (len(positions) < reach)
+    assert spec.nbytes == 8 * len(positions)
 
 
 def test_a_small_view_does_not_keep_a_large_tensor_alive() -> None:

@@ -1,8 +1,8 @@
-"""Puts small bugs into the product, one at a time, and counts those that its tests notice.
+"""Mutation testing: puts one small bug at a time into pipepar, and counts those that tests detect.
 
-Mutants live in memory, in processes forked from this one, which has imported torch once: no source
-file changes, and a mutant takes seconds. The sample of each part is drawn with a seed, so that
-scores can be compared.
+Mutants exist only in the memory of processes that are forked from this one after it has imported
+torch. So no source file changes, and a mutant takes seconds. The sample of each part is drawn with
+a seed, so that scores are comparable.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from tests.mutation.parts import PARTS, Part
 from tests.mutation.plugin import VARIABLE, install
 
 LANES = 2
-"""Mutants that are tried at the same time."""
+"""Mutants that are tested at the same time."""
 GRACE = 30
-"""Seconds in which mpirun, which has a limit of its own, ends its ranks."""
+"""Seconds beyond the limit of a part, in which mpirun enforces its own limit."""
 
 
 def main() -> int:
-    """Print a row for each part, and to stderr the mutants that no test noticed.
+    """Print a row for each part, and to stderr the mutants that no test detected.
 
     Returns:
         1 if the tests fail without a mutant, else 0.
     """
-    options = _parsed()
+    options = _parse_arguments()
     torch.set_num_threads(1)
     print("| part | killed | tried | of | score |\n|---|---|---|---|---|", flush=True)
     for name in options.parts or PARTS:
@@ -54,24 +54,25 @@ def main() -> int:
         killed = len(some) - len(survived)
         score = f"{killed / max(len(some), 1):.0%}"
         print(f"| {name} | {killed} | {len(some)} | {len(every)} | {score} |", flush=True)
-        print(*(f"unnoticed: {mutant}" for mutant in survived), sep="\n", file=sys.stderr)
+        print(*(f"not detected: {mutant}" for mutant in survived), sep="\n", file=sys.stderr)
     return 0
 
 
-def _parsed() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all")
-    parser.add_argument("--count", type=int, default=25, help="mutants of a part (%(default)s)")
-    parser.add_argument("--all", action="store_true", help="every mutant")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample (%(default)s)")
+    known = ", ".join(PARTS)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{known} (default: all)")
+    parser.add_argument("--count", type=int, default=25, help="mutants per part (%(default)s)")
+    parser.add_argument("--all", action="store_true", help="test every mutant")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample (%(default)s)")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"no part {', '.join(unknown)}, expected some of {', '.join(PARTS)}")
+        parser.error(f"found {', '.join(unknown)}, expected parts of {known}")
     return options
 
 
 def _outcomes(part: Part, mutants: Sequence[Mutant | None]) -> list[bool]:
-    """Whether the part's tests pass with each mutant in turn; None stands for no mutant."""
+    """Return for each mutant whether the part's tests pass; None means no mutant."""
     waiting = list(enumerate(mutants))[::-1]
     running: dict[int, tuple[int, float]] = {}
     passed = [False] * len(mutants)
@@ -83,7 +84,7 @@ def _outcomes(part: Part, mutants: Sequence[Mutant | None]) -> list[bool]:
             ended, status = os.waitpid(process, os.WNOHANG)
             if not ended and time.monotonic() < deadline:
                 continue
-            if not ended:  # it hangs: noticed
+            if not ended:  # a mutant that hangs counts as detected
                 os.killpg(process, signal.SIGKILL)
                 os.waitpid(process, 0)
             passed[at] = bool(ended) and status == 0
@@ -93,20 +94,20 @@ def _outcomes(part: Part, mutants: Sequence[Mutant | None]) -> list[bool]:
 
 
 def _forked(part: Part, mutant: Mutant | None) -> int:
-    """The id of a process, leader of a group, that ends with 0 if the part's tests pass."""
+    """Fork a process that exits with 0 if the part's tests pass; it leads a process group."""
     process = os.fork()
     if process:
         return process
     status = 1
     try:
         os.setsid()
-        status = _tried(part, mutant)
+        status = _run_tests(part, mutant)
     finally:
         os._exit(status)
 
 
-def _tried(part: Part, mutant: Mutant | None) -> int:
-    """The exit status of the part's tests with a mutant; never returns to the caller's loop."""
+def _run_tests(part: Part, mutant: Mutant | None) -> int:
+    """Run the part's tests with a mutant in this forked process and return the exit status."""
     name = f"{mutant.module}:{mutant.index}" if mutant else None
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)

@@ -1,7 +1,7 @@
-"""Small bugs for a module: an operator swapped, a number off by one, a call left out.
+"""Small bugs of a module: a swapped operator, a number off by one, a call that is left out.
 
-A mutant is known by its module and its place in the list of all that the module's syntax tree
-offers, so that a run can be repeated and ranks in other processes make the same one.
+A mutant is identified by its module and its index in the list of all mutants of the syntax tree. So
+runs can be repeated, and ranks in other processes make the same mutant.
 """
 
 from __future__ import annotations
@@ -51,24 +51,24 @@ class Mutant:
     module: str
     """Dotted name of the module."""
     index: int
-    """Place in the list of the module's mutants."""
+    """Index in the list of the module's mutants."""
     line: int
     """1-based line of the change."""
     text: str
-    """The change in words, as "< becomes <="."""
+    """Description of the change, such as "Lt becomes LtE"."""
 
     def __str__(self) -> str:
         return f"{self.module}:{self.index} line {self.line}: {self.text}"
 
 
 def mutants_of(module: str) -> list[Mutant]:
-    """All mutants of a module, in the order of its source."""
+    """Return all mutants of a module, in the order of its source."""
     changes = _changes(_tree(module))
     return [Mutant(module, at, line, text) for at, (line, text, _) in enumerate(changes)]
 
 
 def mutated(module: str, index: int) -> ast.Module:
-    """The syntax tree of a module with one of its mutants in it."""
+    """Return the syntax tree of a module with one mutant applied."""
     tree = _tree(module)
     _, _, change = list(_changes(tree))[index]
     change()
@@ -76,7 +76,7 @@ def mutated(module: str, index: int) -> ast.Module:
 
 
 def path_of(module: str) -> Path:
-    """The source file of a module of this checkout."""
+    """Return the source file of a module."""
     return ROOT / f"{module.replace('.', '/')}.py"
 
 
@@ -91,23 +91,23 @@ def _changes(tree: ast.AST) -> Iterator[tuple[int, str, Change]]:
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and all below it that computes something."""
+    """Yield a node and all nodes below it that can be mutated."""
     yield node
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "bases"):
             continue
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST) and not _is_passed_over(child):
+            if isinstance(child, ast.AST) and not _is_skipped(child):
                 yield from _walk(child)
 
 
-def _is_passed_over(node: ast.AST) -> bool:
-    """Whether a change would show nothing: zip(strict=True) guards against bugs of our own."""
+def _is_skipped(node: ast.AST) -> bool:
+    """Return whether a change would have no effect: messages, and zip(strict=True)."""
     return isinstance(node, _WORDS) or (isinstance(node, ast.keyword) and node.arg == "strict")
 
 
 def _at(node: ast.AST) -> Iterator[tuple[str, Change]]:
-    """The changes that one node offers."""
+    """Yield the possible changes of one node."""
     match node:
         case ast.Compare(ops=[op]):
             other = _COMPARED[type(op)]
@@ -119,7 +119,7 @@ def _at(node: ast.AST) -> Iterator[tuple[str, Change]]:
             swapped = ast.Or() if isinstance(old, ast.And) else ast.And()
             yield f"{_name(old)} becomes {_name(swapped)}", lambda: _set(node, "op", swapped)
         case ast.UnaryOp(op=ast.Not()):
-            # A double negation is the value's truth.
+            # A double negation gives the truth value of the operand.
             inner = ast.UnaryOp(ast.Not(), node.operand)
             yield "not is dropped", lambda: _set(node, "operand", inner)
         case ast.Constant(value=bool(value)):
@@ -139,7 +139,7 @@ def _at(node: ast.AST) -> Iterator[tuple[str, Change]]:
 
 
 def _nothing() -> ast.withitem:
-    """A context that does nothing, whatever the module has imported."""
+    """Return a context manager that does nothing and needs no import in the module."""
     return ast.parse("with __import__('contextlib').nullcontext(): pass").body[0].items[0]  # type: ignore[attr-defined,no-any-return]
 
 

@@ -1,4 +1,4 @@
-"""The parts of the product that mutants are made of, and the tests that should notice them."""
+"""The parts of pipepar that are mutated, and the tests that should detect the mutants."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some modules and their tests."""
+    """Modules and their tests."""
 
     modules: tuple[str, ...]
     """Dotted names."""
@@ -17,7 +17,7 @@ class Part:
     ranks: int = 0
     """Ranks that mpirun starts for the tests; 0 for tests of one process."""
     seconds: float = 240
-    """After which the tests count as hanging."""
+    """Time limit of the tests; a mutant that exceeds it counts as detected."""
 
 
 def _modules(package: str, names: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""Has a process import a mutant in the place of a module.
+"""Makes a process import a mutant instead of a module.
 
-As a pytest plugin (PYTEST_PLUGINS) it takes the mutant's name from the environment, as ranks do.
+As a pytest plugin (PYTEST_PLUGINS), it reads the name of the mutant from the environment of a rank.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Final
 from tests.mutation.mutants import mutated, path_of
 
 VARIABLE: Final = "PIPEPAR_MUTANT"
-"""Names a mutant as MODULE:INDEX."""
+"""Environment variable with the name of a mutant, MODULE:INDEX."""
 
 
 class _Loader(SourceFileLoader):
-    """Compiles the mutant; the file and its cached bytecode stay as they are."""
+    """Compiles the mutant; the source file and its cached bytecode do not change."""
 
     def __init__(self, module: str, index: int) -> None:
         super().__init__(module, str(path_of(module)))
@@ -32,7 +32,7 @@ class _Loader(SourceFileLoader):
 
 
 class _Finder(MetaPathFinder):
-    """Finds the mutant before anything else finds the module."""
+    """Finds the mutant before any other finder finds the module."""
 
     def __init__(self, module: str, index: int) -> None:
         self._module = module
@@ -48,7 +48,7 @@ class _Finder(MetaPathFinder):
 
 
 def install(name: str) -> None:
-    """Let later imports of a mutant's module give the mutant.
+    """Make later imports of a mutant's module return the mutant.
 
     Args:
         name: MODULE:INDEX.
@@ -58,7 +58,9 @@ def install(name: str) -> None:
     """
     module, _, index = name.rpartition(":")
     if module in sys.modules:
-        raise RuntimeError(f"{module} has been imported already, and without the mutant")
+        raise RuntimeError(
+            f"{module} has been imported already, without the mutant; install the mutant first"
+        )
     sys.meta_path.insert(0, _Finder(module, int(index)))
 
 

@@ -1,4 +1,4 @@
-"""What a pipeline of several ranks is given, and what it returns and counts."""
+"""Arguments, results and summaries of a Pipeline."""
 
 import time
 from typing import Any
@@ -29,7 +29,7 @@ class Sum(nn.Module):
 
 
 def linear(layers: int = 2) -> nn.Module:
-    """The same in every thread, which torch's own generator would not give."""
+    """Return the same model in every thread; torch's default generator is shared by threads."""
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(layers))).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -37,7 +37,7 @@ def linear(layers: int = 2) -> nn.Module:
     return model
 
 
-def test_a_batch_is_positional_or_by_name_or_the_one_input() -> None:
+def test_a_batch_is_a_tuple_a_dict_or_a_single_input() -> None:
     x, y = torch.ones(3, 2), torch.full((3, 2), 10.0)
     pipe = Pipeline(Sum(), example_args=(x, y), micro_batch=2)
     assert torch.equal(pipe(x, y), x + 2 * y)
@@ -53,7 +53,7 @@ def test_a_batch_is_positional_or_by_name_or_the_one_input() -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_an_example_without_several_rows_says_nothing_of_the_micro_batch(rows: int) -> None:
+def test_the_micro_batch_defaults_to_8_for_an_example_of_at_most_one_row(rows: int) -> None:
     pipe = Pipeline(linear(), example_args=(torch.zeros(rows, 4),))
     assert pipe.micro_batch == 8
     pipe.close()
@@ -61,7 +61,7 @@ def test_an_example_without_several_rows_says_nothing_of_the_micro_batch(rows: i
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("rows", [1, 2, 7])
-def test_the_micro_batch_asked_for_may_be_larger_than_the_example(rows: int, ranks: int) -> None:
+def test_the_micro_batch_may_be_larger_than_the_example(rows: int, ranks: int) -> None:
     def work(world: World) -> list[int]:
         pipe = Pipeline(linear(), example_args=(torch.zeros(rows, 4),), micro_batch=5)
         assert pipe.micro_batch == 5
@@ -73,7 +73,7 @@ def test_the_micro_batch_asked_for_may_be_larger_than_the_example(rows: int, ran
     assert in_threads(ranks, work) == [[3] * ranks] * ranks
 
 
-def test_the_summary_is_of_all_calls_since_the_last_one() -> None:
+def test_a_summary_covers_all_calls_since_the_last_one() -> None:
     def work(world: World) -> None:
         model = nn.Sequential(nn.Linear(4, 4), Paused(), nn.Linear(4, 4)).eval()
         pipe = Pipeline(model, example_args=(torch.zeros(2, 4),), micro_batch=2, depth=1)
@@ -95,7 +95,7 @@ def test_the_summary_is_of_all_calls_since_the_last_one() -> None:
     in_threads(2, work)
 
 
-def test_rank_0_s_data_count_and_rank_0_gets_the_results() -> None:
+def test_rank_0_passes_the_data_and_receives_the_results() -> None:
     def work(world: World) -> Any:
         pipe = Pipeline(linear(3), example_args=(torch.zeros(2, 4),), micro_batch=2, depth=1)
         result = pipe(torch.full((5, 4), 1.0 + world.rank))
@@ -109,7 +109,7 @@ def test_rank_0_s_data_count_and_rank_0_gets_the_results() -> None:
     assert others == [None, None]
 
 
-def test_what_a_script_gave_is_refused_on_every_rank() -> None:
+def test_invalid_arguments_are_refused_on_every_rank() -> None:
     def work(world: World) -> None:
         with pytest.raises((InputError, PeerError), match="depth is 0, expected at least 1"):
             Pipeline(linear(), example_args=(torch.zeros(2, 4),), depth=0)
@@ -117,8 +117,8 @@ def test_what_a_script_gave_is_refused_on_every_rank() -> None:
     in_threads(2, work)
 
 
-def test_an_exception_while_it_is_made_ends_the_job() -> None:
-    """The other ranks would wait for this one."""
+def test_an_exception_in_the_constructor_ends_the_job() -> None:
+    """Otherwise the other ranks would wait for this one."""
 
     def work(world: World) -> None:
         layers: Any = linear() if world.rank == 0 else 5
@@ -130,8 +130,8 @@ def test_an_exception_while_it_is_made_ends_the_job() -> None:
         Pipeline(layers=5, example_args=(torch.zeros(2, 4),))  # type: ignore[arg-type]
 
 
-def test_a_connection_that_fails_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ranks know of it, and the others would wait."""
+def test_a_failed_connection_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only two ranks notice the error; the others would wait."""
 
     def fail(*given: object, **options: object) -> None:
         raise WireError("NCCL cannot connect rank 1")

@@ -1,4 +1,4 @@
-"""A batch that is not nested as the example, also in the middle of a stream."""
+"""Batches that are nested differently from the example, also within a stream."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -27,11 +27,11 @@ class OtherBoth(NamedTuple):
 
 
 class Named(dict[str, Any]):
-    """Of a class that torch does not take apart."""
+    """A subclass that torch's pytree does not flatten."""
 
 
 class Listed(list[Any]):
-    """The same."""
+    """A subclass that torch's pytree does not flatten."""
 
 
 @dataclass
@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[Call, str]] = {
 
 
 @pytest.mark.parametrize("changed", REFUSED)
-def test_a_batch_that_differs_is_refused_in_the_middle_of_a_stream(
+def test_a_batch_unlike_the_example_is_refused_within_a_stream(
     pipe: Pipeline, changed: str
 ) -> None:
     batch, message = REFUSED[changed]
@@ -130,7 +130,7 @@ def test_a_batch_that_differs_is_refused_in_the_middle_of_a_stream(
     assert_same(pipe(*call()[0], **call()[1]), expected_of(*call()))
 
 
-def test_results_before_a_refused_batch_are_handed_out(pipe: Pipeline) -> None:
+def test_results_before_a_refused_batch_are_returned(pipe: Pipeline) -> None:
     stream = pipe._stream(iter([call(), call(), call(scale=3.0)]))
     for _ in range(2):
         assert_same(next(stream), expected_of(*call()))
@@ -140,21 +140,26 @@ def test_results_before_a_refused_batch_are_handed_out(pipe: Pipeline) -> None:
 
 def test_keywords_in_another_order_are_the_same_call(pipe: Pipeline) -> None:
     args, kwargs = call()
-    turned = dict(reversed(kwargs.items()))
-    assert list(turned) != list(kwargs)
-    for batch in ((args, kwargs), (args, turned), (args, OrderedDict(turned)), (args, kwargs)):
+    reordered = dict(reversed(kwargs.items()))
+    assert list(reordered) != list(kwargs)
+    for batch in (
+        (args, kwargs),
+        (args, reordered),
+        (args, OrderedDict(reordered)),
+        (args, kwargs),
+    ):
         (found,) = pipe._stream(iter([batch]))
         assert_same(found, expected_of(args, kwargs))
 
 
-def test_the_values_are_those_of_each_batch(pipe: Pipeline) -> None:
+def test_each_result_belongs_to_its_batch(pipe: Pipeline) -> None:
     batches = [call(x=rows(seed), mask=rows(seed + 100)) for seed in range(10, 30)]
     found = list(pipe._stream(iter(batches)))
     for each, batch in zip(found, batches, strict=True):
         assert_same(each, expected_of(*batch))
 
 
-def test_a_stream_of_named_tuples_is_one_of_positional_arguments() -> None:
+def test_named_tuples_are_positional_arguments() -> None:
     class Difference(nn.Module):
         def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             return a - b
@@ -163,7 +168,7 @@ def test_a_stream_of_named_tuples_is_one_of_positional_arguments() -> None:
     batches: list[Any] = [(rows(0), rows(1)), Both(rows(0), rows(1)), (rows(0), rows(1))]
     for found in pipe.stream(batches):
         assert torch.equal(found, rows(0) - rows(1))
-    with pytest.raises(InputError, match="nothing to split"):
+    with pytest.raises(InputError, match="found no input tensor with a first dimension"):
         list(pipe.stream([Named(a=rows(0), b=rows(1))]))
     pipe.close()
 
@@ -182,12 +187,12 @@ def test_a_dataclass_may_be_an_input() -> None:
     pipe.close()
 
 
-def test_layers_may_return_what_nobody_knew_before() -> None:
-    """Its nesting is found from the values, micro-batch by micro-batch."""
+def test_layers_that_are_not_captured_may_return_any_nesting() -> None:
+    """The nesting is determined from the values of each micro-batch."""
 
     class Chooses(nn.Module):
         def forward(self, x: torch.Tensor) -> Any:
-            if bool((x > 100).any()):  # does not run without values
+            if bool((x > 100).any()):  # cannot be traced: it depends on values
                 return x + 1
             return {"x": x + 1, "both": Both(x + 2, (x + 3, None)), "count": 7}
 

@@ -1,4 +1,4 @@
-"""How many micro-batches a pipeline has under way, and when it hands results out."""
+"""The number of micro-batches in flight, and the time at which results are returned."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*they will slow each other")
 
 
 class Slow(nn.Module):
-    """Takes longer than all the others, so that micro-batches pile up before it."""
+    """A layer that takes longer than all others, so that micro-batches accumulate before it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not isinstance(x, torch._subclasses.FakeTensor):
@@ -27,8 +27,10 @@ class Slow(nn.Module):
 
 
 @pytest.mark.parametrize(("ranks", "depth", "admitted"), [(2, 1, 4), (3, 1, 7), (2, 3, 8)])
-def test_no_more_are_under_way_than_are_admitted(ranks: int, depth: int, admitted: int) -> None:
-    """Those that both ends of each channel hold, and one that each stage computes."""
+def test_at_most_the_admitted_micro_batches_are_in_flight(
+    ranks: int, depth: int, admitted: int
+) -> None:
+    """Each end of a channel holds `depth` micro-batches, and each stage computes one."""
 
     def work(world: World) -> int:
         model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(ranks)), Slow()).eval()
@@ -48,25 +50,25 @@ def test_no_more_are_under_way_than_are_admitted(ranks: int, depth: int, admitte
         assert taken == fed
         return most
 
-    # Channels with room for more: MPI's, too, may hold small ones beyond their depth.
+    # The channels could hold more: MPI channels, too, may buffer small messages beyond their depth.
     assert in_threads(ranks, work, room=100)[0] == admitted
 
 
-def test_a_result_that_has_come_is_handed_out_before_more_is_fed() -> None:
+def test_an_available_result_is_returned_before_the_next_batch_is_read() -> None:
     def work(world: World) -> None:
         channels = cast("ThreadWorld", world).group.channels
         model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(2))).eval()
         taken = 0
 
-        def results_there(count: int) -> Callable[[], bool]:
+        def result_available(count: int) -> Callable[[], bool]:
             return lambda: taken >= count or channels[1].receiver.ready()
 
         def batches() -> Iterator[torch.Tensor]:
             for count in range(6):
-                # The result of the one before may come only after this was asked for.
+                # The result of the previous batch may arrive only after this one is requested.
                 assert taken >= count - 1
                 if count:
-                    assert until(results_there(count), 20)
+                    assert until(result_available(count), 20)
                 yield X
 
         pipe = Pipeline(model, example_args=(X,), micro_batch=2, depth=8)

@@ -1,1 +1,1 @@
-"""What the Python API adds to the engine: a model from a script, calls, whole batches."""
+"""The parts of the engine that only the Python API uses: a script's model, calls and batches."""

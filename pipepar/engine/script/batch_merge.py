@@ -1,4 +1,4 @@
-"""Micro-batches of results become whole batches again."""
+"""Merges the results of micro-batches into whole batches."""
 
 from __future__ import annotations
 
@@ -16,82 +16,85 @@ from pipepar.model.capture.containers import flatten
 
 
 class BatchMerge:
-    """Puts the micro-batches of each batch together again.
+    """Merges the micro-batches of consecutive batches.
 
     Args:
-        unflatten: makes the model's own output of values.
+        unflatten: builds the model's output from a flat list of values.
 
     Attributes:
-        taken: micro-batches that have come so far.
+        received: number of micro-batches added so far.
     """
 
     def __init__(self, unflatten: Callable[[Sequence[Any]], Any]) -> None:
         self._unflatten = unflatten
         self._expected: deque[_Batch] = deque()
         self._parts: list[tuple[Value, ...]] = []
-        self.taken = 0
+        self.received = 0
 
     def expect(self, total: int, size: int, device: torch.device) -> None:
-        """A batch of that many rows has been admitted; its result goes to that device."""
+        """Announce the next batch, before its first micro-batch is added.
+
+        Args:
+            total: rows of the batch.
+            size: rows of its micro-batches; the last one may have fewer.
+            device: the device of its result.
+        """
         self._expected.append(_Batch(total, size, device))
 
     def add(self, microbatch: MicroBatch) -> None:
-        """The next micro-batch of results has come."""
-        self.taken += 1
+        """Add the results of the next micro-batch."""
+        self.received += 1
         self._parts.append(microbatch.values)
 
     def finished(self) -> Iterator[Any]:
-        """The batch whose last micro-batch has just come, if it has."""
+        """Yield the merged batch if its last micro-batch has just been added, else nothing."""
         if self._expected and len(self._parts) == self._expected[0].parts:
             parts, self._parts = self._parts, []
             batch = self._expected.popleft()
-            yield self._unflatten(list(map(batch.whole, zip(*parts, strict=True))))
+            yield self._unflatten(list(map(batch.merged, zip(*parts, strict=True))))
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """One whose results are awaited."""
+    """A batch whose results are incomplete; see `BatchMerge.expect`."""
 
     total: int
-    """Its rows."""
     size: int
-    """Rows of its micro-batches; the last one may have fewer."""
     device: torch.device
-    """Where the result goes."""
 
     @property
     def parts(self) -> int:
         """Number of its micro-batches."""
         return max(-(-self.total // self.size), 1)
 
-    def whole(self, parts: Sequence[Any]) -> Any:
-        """A value of all of its micro-batches as one, on the device of the result."""
+    def merged(self, parts: Sequence[Any]) -> Any:
+        """Merge one value of all its micro-batches, on the device of the result."""
         sizes = [min(self.size, self.total - part * self.size) for part in range(self.parts)]
         value = merge(parts, sizes)
         if isinstance(value, torch.Tensor):
-            return self._placed(value)
-        return pytree.tree_map_only(torch.Tensor, self._placed, value)
+            return self._on_device(value)
+        return pytree.tree_map_only(torch.Tensor, self._on_device, value)
 
-    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
-        # It may be part of a receive buffer made for a larger micro-batch, or in pinned memory,
-        # which a caller should not keep.
+    def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        # The tensor may be a view of a larger receive buffer or of pinned memory. The caller's
+        # result must not keep either alive.
         own = tensor.clone() if tensor.is_pinned() else compact(tensor, slack=2.0)
         return own.to(self.device)
 
 
 def merge(trees: Sequence[Any], sizes: Sequence[int]) -> Any:
-    """Undo `split` on a value that the model returns.
+    """Merge an output of the model over consecutive micro-batches; the inverse of `split`.
 
     Args:
-        trees: the value for consecutive micro-batches, of rows b: a tensor [b, ...] or a constant;
-            what was not captured may be any nesting of them, all nested alike.
+        trees: the output for each micro-batch of b rows: a tensor [b, ...] or a constant. A model
+            of layers that was not captured may return them in any nesting, the same for all.
         sizes: the rows b of each micro-batch.
 
     Returns:
-        The same nesting over tensors [B, ...]. A single micro-batch comes back as it is.
+        The same nesting with tensors [B, ...]; the output itself for a single micro-batch.
 
     Raises:
-        InputError: an output has no row for every sample, so that joining it means nothing.
+        InputError: an output does not have one row per sample, or the nesting differs.
     """
     if len(trees) == 1:
         return trees[0]
@@ -101,8 +104,8 @@ def merge(trees: Sequence[Any], sizes: Sequence[int]) -> Any:
         leaves, found = flatten(tree, structure)
         if found is not structure:
             raise InputError(
-                "the model's outputs are nested differently from micro-batch to micro-batch and "
-                "cannot be joined; use micro_batch as large as the batch"
+                "the model's outputs are nested differently for different micro-batches, expected "
+                "the same nesting to merge them; use micro_batch as large as the batch"
             )
         every.append(leaves)
     joined = [_join(leaves, sizes) for leaves in zip(*every, strict=True)]
@@ -118,7 +121,7 @@ def _join(leaves: Sequence[Any], sizes: Sequence[int]) -> Any:
         return torch.cat(list(leaves))
     found = [list(leaf.shape) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves[:3]]
     raise InputError(
-        f"an output of the model has no row for every sample: micro-batches of {list(sizes[:3])} "
-        f"rows gave {found}; outputs that sum over the batch cannot be joined: use micro_batch "
-        "as large as the batch, or return values of shape [batch, ...]"
+        f"an output of the model does not have one row per sample: micro-batches of "
+        f"{list(sizes[:3])} rows gave {found}; outputs that are reduced over the batch cannot be "
+        f"merged: use micro_batch as large as the batch, or return values of shape [batch, ...]"
     )

@@ -1,4 +1,4 @@
-"""What a Pipeline was given becomes a source, with its values where they are."""
+"""Checks the model arguments of a Pipeline and opens the model's source."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from pipepar.model.source.on_meta import is_patched, params_on_meta
 from pipepar.model.source.open_source import Source, from_module, is_factory, open_source
 from pipepar.tasks.registry import find_task
 
-Given: TypeAlias = nn.Module | Sequence[nn.Module] | Path | str
-"""A model, its layers, or its name."""
+ModelArgument: TypeAlias = nn.Module | Sequence[nn.Module] | Path | str
+"""A model, its layers, or the name of a model as on the command line."""
 
 
 @contextmanager
 def values_on_root() -> Iterator[None]:
-    """Modules built inside have values on rank 0 only; elsewhere they take no memory.
+    """Build modules with values on rank 0 only; on other ranks their parameters are on meta.
 
-    What it holds reaches the others when a Pipeline is made, outside of this context.
+    Construct the Pipeline after this context; it sends each rank the weights of its stage.
     """
     if is_launched_root():
         yield
@@ -37,76 +37,90 @@ def values_on_root() -> Iterator[None]:
         yield
 
 
-def check_given(model: object, layers: object, micro_batch: int | None, depth: int | None) -> None:
-    """Refuse what a Pipeline cannot be made of.
+def check_arguments(
+    model: object, layers: object, micro_batch: int | None, depth: int | None
+) -> None:
+    """Raise an error if the arguments of a Pipeline are invalid.
+
+    Args:
+        model: an argument of `Pipeline`; None if not given, like the others.
+        layers: see `Pipeline`.
+        micro_batch: see `Pipeline`.
+        depth: see `Pipeline`.
 
     Raises:
-        InputError: there is not exactly one of a model and layers, a number is below 1, or this is
-            inside of `values_on_root`.
+        InputError: model and layers are both given or both missing, a number is below 1, or
+            `values_on_root` is still active.
     """
     if (model is None) == (layers is None):
         found = "neither a model nor layers" if model is None else "both a model and layers"
         raise InputError(
-            f"found {found}, expected one of them; give the model on every rank, built inside "
+            f"found {found}, expected one of them; pass the model on every rank, built inside "
             f"pipepar.values_on_root() if only rank 0 is to hold its weights"
         )
     if is_patched():
-        raise InputError("found a Pipeline inside values_on_root(), expected it after; leave that")
+        raise InputError(
+            "found a Pipeline constructed inside values_on_root(), expected it after the context; "
+            "leave the with statement first"
+        )
     for name, number in (("micro_batch", micro_batch), ("depth", depth)):
         if number is not None and number < 1:
             raise InputError(f"{name} is {number}, expected at least 1")
 
 
-def given_source(
-    world: World, given: Given, task: str, weights: Path | None, dtype: torch.dtype | None
+def open_shared(
+    world: World, model: ModelArgument, task: str, weights: Path | None, dtype: torch.dtype | None
 ) -> SharedSource:
-    """The model that a script named or built. *Collective.*
+    """Open the source of the model that a script built or named. *Collective.*
 
     Args:
         world: all ranks.
-        given: the same on every rank, but for the values of a module's weights.
-        task: what a Hugging Face folder is to do.
-        weights: a checkpoint for a factory that is named.
-        dtype: what a model that is named computes in; None to leave it to the model.
+        model: the same on every rank, except for the values of its weights.
+        task: the task of a Hugging Face folder.
+        weights: a checkpoint, for the name of a factory.
+        dtype: the dtype of a model that is named; None for the model's own.
 
     Raises:
-        InputError: it is no model, or cannot be copied.
-        WeightsError: it is on meta on rank 0 too.
+        InputError: `model` is not a model, or cannot be copied.
+        WeightsError: the parameters are on meta on rank 0.
     """
-    source = world.together(lambda: _source(world, given, task, weights, dtype))
-    if isinstance(given, str | Path):
-        return SharedSource(source, is_factory(str(given)) and weights is None)
-    without_values = _is_on_meta(given)
-    world.together(lambda: _require_values(source) if without_values and world.is_root else None)
-    anywhere = world.all_gather(json.dumps(without_values))
+    source = world.together(lambda: _source(world, model, task, weights, dtype))
+    if isinstance(model, str | Path):
+        return SharedSource(source, is_factory(str(model)) and weights is None)
+    on_meta = _is_on_meta(model)
+    world.together(lambda: _raise_on_meta(source) if on_meta and world.is_root else None)
+    anywhere = world.all_gather(json.dumps(on_meta))
     return SharedSource(source, any(map(json.loads, anywhere)))
 
 
 def _source(
-    world: World, given: Given, task: str, weights: Path | None, dtype: torch.dtype | None
+    world: World, model: ModelArgument, task: str, weights: Path | None, dtype: torch.dtype | None
 ) -> Source:
-    if isinstance(given, str | Path):
+    if isinstance(model, str | Path):
         return open_source(
-            str(given), find_task(task).head, weights, values=world.is_root, dtype=dtype
+            str(model), find_task(task).head, weights, values=world.is_root, dtype=dtype
         )
     if dtype is not None:
-        raise InputError(f"found dtype {dtype} for a model that exists; call model.to({dtype})")
-    if isinstance(given, nn.Module):
-        return from_module(given)
-    if given and all(isinstance(layer, nn.Module) for layer in given):
-        return from_module(Layers(*given))
+        raise InputError(
+            f"found dtype {dtype} for a module, expected it only for the name of a model; "
+            f"call model.to({dtype})"
+        )
+    if isinstance(model, nn.Module):
+        return from_module(model)
+    if model and all(isinstance(layer, nn.Module) for layer in model):
+        return from_module(Layers(*model))
     raise InputError(
-        f"found a {type(given).__name__}, expected an nn.Module, layers=[nn.Module, ...] with at "
-        f"least one, or the name of a model; give one of these"
+        f"found a {type(model).__name__}, expected an nn.Module, layers=[nn.Module, ...] with at "
+        f"least one, or the name of a model; pass one of these"
     )
 
 
-def _is_on_meta(given: nn.Module | Sequence[nn.Module]) -> bool:
-    modules = [given] if isinstance(given, nn.Module) else given
+def _is_on_meta(model: nn.Module | Sequence[nn.Module]) -> bool:
+    modules = [model] if isinstance(model, nn.Module) else model
     return any(parameter.is_meta for module in modules for parameter in module.parameters())
 
 
-def _require_values(source: Source) -> None:
+def _raise_on_meta(source: Source) -> None:
     raise WeightsError(
         f"the parameters of {source.name} are on meta on rank 0, expected values there; build the "
         f"model inside pipepar.values_on_root(), or on every rank"

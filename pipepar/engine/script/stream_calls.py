@@ -1,21 +1,25 @@
-"""The calls that a script makes of a Pipeline, and the stream that they are in."""
+"""The calls of a script on a Pipeline, and the stream that they form."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-import torch
+from typing import Any, TypeAlias, TypeVar
 
 from pipepar.microbatch import MicroBatch
 from pipepar.trace import Tracer
 
 T = TypeVar("T")
+Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""The positional and the keyword inputs of one call."""
 
 
-def as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A batch as positional and keyword arguments: a tuple, a dict, or the one input."""
+def as_call(batch: Any) -> Call:
+    """Return a batch as positional and keyword arguments.
+
+    Args:
+        batch: a tuple of positional inputs, a dict of keyword inputs, or a single input.
+    """
     if isinstance(batch, tuple):
         return batch, {}
     if isinstance(batch, dict):
@@ -23,8 +27,11 @@ def as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (batch,), {}
 
 
-def awaited(calls: Iterator[T], tracer: Tracer) -> Iterator[T]:
-    """The calls, for each of which the caller may take its time."""
+def from_caller(calls: Iterator[T], tracer: Tracer) -> Iterator[T]:
+    """Yield the calls, and report "caller" while the script prepares the next one.
+
+    The heartbeat does not limit the time of that activity.
+    """
     while True:
         tracer.enter("caller", 0)
         call = next(calls, None)
@@ -34,8 +41,8 @@ def awaited(calls: Iterator[T], tracer: Tracer) -> Iterator[T]:
         yield call
 
 
-def handed(results: Iterator[T], tracer: Tracer) -> Iterator[T]:
-    """The results, each of which the caller may keep for as long as it likes."""
+def to_caller(results: Iterator[T], tracer: Tracer) -> Iterator[T]:
+    """Yield the results, and report "caller" while the script uses one."""
     tracer.enter("other", 0)
     for result in results:
         tracer.enter("caller", 0)
@@ -43,22 +50,13 @@ def handed(results: Iterator[T], tracer: Tracer) -> Iterator[T]:
         tracer.enter("other", 0)
 
 
-def device_of(leaves: Sequence[Any]) -> torch.device:
-    """Where the first tensor of a call lies.
-
-    Args:
-        leaves: the flattened inputs; at least one is a tensor.
-    """
-    return next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
-
-
 @dataclass(slots=True)
 class OpenStream:
-    """A stream under way on rank 0."""
+    """A stream on the rank of the source whose results are not all received."""
 
     results: Iterator[MicroBatch]
-    """What comes back."""
+    """The results from the last stage."""
     ended: bool = False
-    """Whether its end has been sent."""
-    left: bool = False
-    """Whether its caller takes no more of it: at its end, by a break, or by an exception."""
+    """Whether the end of the stream has been sent to the first stage."""
+    closed: bool = False
+    """Whether the script takes no more results: after the last one, a break or an exception."""

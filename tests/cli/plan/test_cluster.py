@@ -1,4 +1,4 @@
-"""Planning for devices that are only described."""
+"""`pipepar plan --cluster`: plans for devices that a file describes."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def cluster(tmp_path: Path) -> Path:
 
 
 def planned(*devices: DeviceCost, link: LinkCost | None = None, micro_batch: int = 2) -> Planning:
-    """Eight equal layers, 80 bytes of weights each, 32 bytes between two of them."""
+    """Plan eight equal layers with 80 bytes of weights each and 32 bytes between layers."""
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(8))).eval()
     kinds = {frozenset((one.kind, other.kind)) for one in devices for other in devices}
     described = Cluster(devices, dict.fromkeys(kinds, link or LinkCost()))
@@ -68,7 +68,7 @@ def test_a_fast_device_gets_more_layers() -> None:
 
 
 def test_a_small_device_gets_fewer_layers() -> None:
-    # 448 bytes for four layers, with what is under way; 368 for three.
+    # Four layers would need 448 bytes, with activations; three need 368.
     small = planned(DeviceCost(1e6, 400), DeviceCost(1e6, 1e9))
     assert layers_of(small) == [3, 5]
     assert predicted(small).stages[0].memory == 368
@@ -88,12 +88,11 @@ def test_predicted_seconds() -> None:
     assert predicted(planning).bottleneck == second.slowest
     rate = predicted(planning).samples_per_second
     assert rate == pytest.approx(64 * 2 / predicted(planning).timeline.seconds)
-    assert (
-        first.memory == 4 * 80 + 2 * 32 + 2 * 32
-    )  # weights, depth x crossing, what a layer reads and makes
+    weights, channel, layer = 4 * 80, 2 * 32, 2 * 32  # a layer has an input and an output
+    assert first.memory == weights + channel + layer
 
 
-def test_everything_but_weights_grows_with_the_micro_batch() -> None:
+def test_costs_grow_with_the_micro_batch_except_for_weights() -> None:
     link = LinkCost(0.0, 32e3)
     small, large = (
         predicted(planned(DeviceCost(1e6), DeviceCost(1e6), link=link, micro_batch=n))
@@ -120,13 +119,13 @@ class Tied(nn.Module):
         return result
 
 
-def test_a_shared_weight_counts_where_it_is_used() -> None:
+def test_a_tied_weight_counts_in_each_layer_that_uses_it() -> None:
     graph = capture(Tied().eval(), (torch.zeros(2, 3, dtype=torch.int64),), {})
     layers = model_cost(graph, cut_table(graph), 2).layers
     assert [layer.weights for layer in layers if layer.weights] == [160, 160]
 
 
-def test_the_table_and_the_forecast(cluster: Path) -> None:
+def test_the_table_and_the_prediction(cluster: Path) -> None:
     status, output = pipepar("plan", MLP, *SHAPE, "--cluster", cluster, "--micro-batch", 8)
     assert status == 0, output
     assert output.startswith(
@@ -169,7 +168,7 @@ def test_fewer_stages_than_devices(cluster: Path, tmp_path: Path) -> None:
         (("--trace", "same.json", "-o", "same.json"), "are both same.json; name two files"),
     ],
 )
-def test_what_does_not_go_together(
+def test_invalid_combinations_are_refused(
     cluster: Path, options: tuple[object, ...], message: str
 ) -> None:
     status, output = pipepar("plan", MLP, *SHAPE, "--cluster", cluster, *options)
@@ -179,7 +178,7 @@ def test_what_does_not_go_together(
 
 
 @pytest.mark.parametrize("option", [("--micro-batch", 4), ("--trace", "trace.json")])
-def test_what_needs_a_cluster(option: tuple[object, ...]) -> None:
+def test_options_that_need_a_cluster(option: tuple[object, ...]) -> None:
     status, output = pipepar("plan", MLP, *SHAPE, "--stages", 2, *option)
     assert status == 1
     assert f"found {option[0]} {option[1]} without --cluster" in output
@@ -191,14 +190,14 @@ def test_a_cluster_is_read_before_the_model(tmp_path: Path) -> None:
     assert "none.toml cannot be read" in output
 
 
-def test_a_cluster_is_not_written_over(cluster: Path) -> None:
+def test_the_cluster_file_is_not_overwritten(cluster: Path) -> None:
     status, output = pipepar("plan", MLP, *SHAPE, "--cluster", cluster, "-o", cluster)
     assert status == 1
     assert f"--output {cluster} would replace what --cluster" in output
     assert cluster.read_text() == TWO
 
 
-def test_the_source_of_a_model_is_not_replaced(cluster: Path) -> None:
+def test_the_source_of_a_factory_is_not_overwritten(cluster: Path) -> None:
     source = Path(__file__).parents[2] / "helpers/factories.py"
     before = source.read_text()
     status, output = pipepar("plan", MLP, *SHAPE, "--cluster", cluster, "-o", source)

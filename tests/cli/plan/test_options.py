@@ -1,4 +1,4 @@
-"""What `pipepar plan` is asked for: what goes together, and what it may write."""
+"""The options of `pipepar plan`: effects, combinations, and files that it may write."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def refused(*arguments: object) -> str:
     return output
 
 
-def test_samples_that_a_function_prepares(tmp_path: Path) -> None:
+def test_preprocess(tmp_path: Path) -> None:
     texts = tmp_path / "in.txt"
     texts.write_text("a quick fox\nover\n")
     preprocess = ("--preprocess", "tests.helpers.functions:lengths")
@@ -37,40 +37,40 @@ def test_samples_that_a_function_prepares(tmp_path: Path) -> None:
     assert status == 0, output
 
 
-def test_a_function_without_samples() -> None:
+def test_preprocess_needs_an_input() -> None:
     output = refused(MLP, "--stages", 2, *SHAPE, "--preprocess", "tests.helpers.functions:lengths")
     assert "found --preprocess tests.helpers.functions:lengths without --input" in output
 
 
-def test_either_shapes_or_an_input(rows: Path) -> None:
+def test_shape_and_input_are_exclusive(rows: Path) -> None:
     output = refused(MLP, "--stages", 2, *SHAPE, "--input", rows)
     assert f"found --input {rows} and --shape 2x4, expected one of them" in output
 
 
-def test_a_task_that_nobody_knows() -> None:
+def test_an_unknown_task() -> None:
     output = refused(MLP, "--stages", 2, *SHAPE, "--task", "embed")
     assert "found task 'embed', expected one of feature-extraction" in output
 
 
 @pytest.mark.parametrize(
-    ("place", "message"),
+    ("path", "message"),
     [("no/plan.json", "does not exist"), (".", "is a directory, expected a file")],
 )
-def test_a_place_for_the_plan_is_checked_first(tmp_path: Path, place: str, message: str) -> None:
-    # The model that is named here does not exist: it was not looked for.
-    output = refused("nowhere:make", "--stages", 2, *SHAPE, "-o", tmp_path / place)
-    assert f"--output {tmp_path / place}" in output
+def test_the_path_of_the_plan_is_checked_first(tmp_path: Path, path: str, message: str) -> None:
+    # The model does not exist, so the error shows that the path is checked before the model.
+    output = refused("nowhere:make", "--stages", 2, *SHAPE, "-o", tmp_path / path)
+    assert f"--output {tmp_path / path}" in output
     assert message in output
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_nobody_may_write_to(tmp_path: Path) -> None:
+def test_a_folder_without_write_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     output = refused("nowhere:make", "--stages", 2, *SHAPE, "-o", tmp_path / "plan.json")
     assert "may not write to" in output
 
 
-def test_a_plan_replaces_nothing_that_is_read(tmp_path: Path) -> None:
+def test_a_plan_does_not_overwrite_an_input(tmp_path: Path) -> None:
     folder = text_folder(tmp_path / "bert", "BertModel")
     texts = tmp_path / "in.txt"
     texts.write_text("the fox\n")
@@ -86,7 +86,7 @@ def test_a_plan_replaces_nothing_that_is_read(tmp_path: Path) -> None:
         assert written.read_bytes() == before
 
 
-def test_a_plan_may_replace_a_plan(tmp_path: Path) -> None:
+def test_a_plan_may_overwrite_a_plan(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     for stages in (2, 3):
         status, output = pipepar("plan", MLP, *SHAPE, "--stages", stages, "-o", path)
@@ -96,7 +96,7 @@ def test_a_plan_may_replace_a_plan(tmp_path: Path) -> None:
     assert json.loads(path.read_text())
 
 
-def test_the_timeline_is_that_of_the_plan_it_tells_of(cluster: Path, tmp_path: Path) -> None:
+def test_the_timeline_matches_the_printed_prediction(cluster: Path, tmp_path: Path) -> None:
     trace, path = tmp_path / "trace.json", tmp_path / "plan.json"
     status, output = pipepar(
         *("plan", MLP, *SHAPE, "--cluster", cluster, "--micro-batch", 4, "--depth", 3),
@@ -104,12 +104,12 @@ def test_the_timeline_is_that_of_the_plan_it_tells_of(cluster: Path, tmp_path: P
     )
     assert status == 0, output
     assert output.endswith(f"wrote {path} wrote {trace}")
-    told = re.search(r"64 micro-batches of 4, depth 3: ([\d.]+) ms \(bound", output)
-    assert told is not None, output
+    printed = re.search(r"64 micro-batches of 4, depth 3: ([\d.]+) ms \(bound", output)
+    assert printed is not None, output
     events = [each for each in json.loads(trace.read_text())["traceEvents"] if each["ph"] == "X"]
-    # Without the sink's spans, of which a prediction has none.
+    # A prediction has no spans of the sink.
     assert max(each["ts"] + each["dur"] for each in events) / 1e3 == pytest.approx(
-        float(told[1]), abs=0.06
+        float(printed[1]), abs=0.06
     )
     for kind in ("compute", "send", "receive"):
         stage = {"compute": 0, "send": 0, "receive": 1}[kind]
@@ -118,21 +118,21 @@ def test_the_timeline_is_that_of_the_plan_it_tells_of(cluster: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(("option", "depth"), [((), 2), (("--depth", 1), 1), (("--depth", 5), 5)])
-def test_the_depth_to_predict_for(option: tuple[object, ...], depth: int, cluster: Path) -> None:
+def test_depth(option: tuple[object, ...], depth: int, cluster: Path) -> None:
     status, output = pipepar("plan", MLP, *SHAPE, "--cluster", cluster, *option)
     assert status == 0, output
     assert f"micro-batches of 32, depth {depth}: " in output
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("auto", 320), ("float32", 320), ("bfloat16", 160)])
-def test_what_a_plan_computes_in(dtype: str, size: int) -> None:
+def test_dtype(dtype: str, size: int) -> None:
     shape = f"2x4:{'bfloat16' if dtype == 'bfloat16' else 'float32'}"
     status, output = pipepar("plan", MLP, "--stages", 1, "--shape", shape, "--dtype", dtype)
     assert status == 0, output
     assert f" 0 0-3 {size} B 100% " in output
 
 
-def test_arguments_by_name_and_dtype(tmp_path: Path) -> None:
+def test_shape_of_named_arguments(tmp_path: Path) -> None:
     two, path = "tests.helpers.factories:two", tmp_path / "plan.json"
     shapes = ("--shape", "x=3x4", "--shape", "y=3x4")
     status, output = pipepar("plan", two, "--stages", 1, *shapes, "-o", path)
@@ -143,7 +143,7 @@ def test_arguments_by_name_and_dtype(tmp_path: Path) -> None:
     assert status == 0, output
 
 
-def test_a_plan_is_one_for_its_task(tmp_path: Path) -> None:
+def test_task(tmp_path: Path) -> None:
     folder = text_folder(tmp_path / "bert", "BertForSequenceClassification", num_labels=3)
     plans = []
     for task in ("text-classification", "feature-extraction"):

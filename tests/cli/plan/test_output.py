@@ -1,4 +1,4 @@
-"""What `pipepar plan` shows of a plan, and for which job it is one."""
+"""The output of `pipepar plan`."""
 
 import fcntl
 import io
@@ -42,7 +42,7 @@ def chosen(
     link: LinkCost | None = None,
     width: int = 4,
 ) -> Choice:
-    """Eight equal layers on these devices."""
+    """Plan eight equal layers for these devices."""
     model = nn.Sequential(*(nn.Linear(width, width) for _ in range(8))).eval()
     kinds = {frozenset((one.kind, other.kind)) for one in devices for other in devices}
     described = Cluster(devices, dict.fromkeys(kinds, link or LinkCost()))
@@ -65,7 +65,7 @@ def devices(speeds: Sequence[float], kinds: Sequence[str]) -> list[DeviceCost]:
     ]
 
 
-def test_a_kind_of_device_is_named_once() -> None:
+def test_a_single_kind_of_device_is_printed_once() -> None:
     lines = shown(chosen(*devices([1.0, 1.0], [EPYC, EPYC])))
     assert lines[0] == f"device: {EPYC}"
     assert "EPYC" not in "".join(lines[1:])
@@ -77,29 +77,29 @@ def test_a_kind_of_device_is_named_once() -> None:
     assert lines[-1] == "Times are measured."
 
 
-def test_long_names_of_several_kinds_are_letters() -> None:
+def test_long_device_names_are_replaced_by_letters() -> None:
     lines = shown(chosen(*devices([1.0, 1.0, 1.0], [EPYC, H100, EPYC])))
     assert lines[:2] == [f"a = {EPYC}", f"b = {H100}"]
     assert [line.split()[4] for line in lines[3:6]] == ["a", "b", "a"]
 
 
-def test_short_names_stay_what_they_are() -> None:
+def test_short_device_names_are_not_replaced() -> None:
     lines = shown(chosen(*devices([1.0, 2.0], ["[gpu]", "cpu"])), measured=False)
     assert [line.split()[4] for line in lines[1:3]] == ["[gpu]", "cpu"]
     assert lines[-1] == "Times are from operation counts and the cluster file."
 
 
-@pytest.mark.parametrize(("slower", "told"), [(0.96, False), (0.9, True)])
-def test_the_pace_where_ranks_differ(slower: float, told: bool) -> None:
+@pytest.mark.parametrize(("slower", "shows"), [(0.96, False), (0.9, True)])
+def test_the_pace_is_shown_if_speeds_differ(slower: float, shows: bool) -> None:
     pair = [DeviceCost(speed, GIB, EPYC) for speed in (1.0, slower)]
     lines = shown(chosen(*pair))
-    assert ("pace: 1 is what such a device usually reaches" in lines) == told
-    assert lines[2].split()[4:5] == (["1.00"] if told else ["1"])
-    assert lines[3].split()[4:5] == (["0.90"] if told else ["1"])
+    assert ("pace: speed relative to the usual speed of such a device" in lines) == shows
+    assert lines[2].split()[4:5] == (["1.00"] if shows else ["1"])
+    assert lines[3].split()[4:5] == (["0.90"] if shows else ["1"])
     assert "pace" not in " ".join(shown(chosen(*pair), measured=False))
 
 
-def test_all_of_it_fits_80_columns() -> None:
+def test_the_table_fits_80_columns() -> None:
     choice = chosen(*(DeviceCost(speed, GIB, kind) for speed, kind in ((1.0, EPYC), (0.5, H100))))
     widest = StagePrediction(DeviceCost(1.0, 80 * GIB, EPYC), GIB - 1, 0.9999, 0.9999)
     slower = replace(widest, device=DeviceCost(0.5, 80 * GIB, H100))
@@ -133,7 +133,7 @@ def test_memory_in_one_unit(taken: float, whole: float, expected: str) -> None:
     assert f" {expected} " in shown(replace(choice, prediction=prediction))[2]
 
 
-def test_skips_are_told_below() -> None:
+def test_skips_are_printed_below_the_table() -> None:
     choice = chosen(*devices([1.0, 1.0], ["cpu", "cpu"]))
     assert "skips" not in " ".join(shown(choice))
     planning = plan_model(Skips().eval(), (torch.zeros(2, 3, 16, 16),), {}, 3)
@@ -144,7 +144,7 @@ def test_skips_are_told_below() -> None:
     assert f"skips: {names} from stage 0 to stage 2" in " ".join(text.getvalue().split())
 
 
-def test_more_micro_batches_than_are_simulated() -> None:
+def test_more_micro_batches_than_the_simulation_computes() -> None:
     prediction = chosen(
         *devices([1.0, 1.0], ["cpu", "cpu"]), request=PlanRequest(1000, 1)
     ).prediction
@@ -157,7 +157,7 @@ def test_more_micro_batches_than_are_simulated() -> None:
     )
 
 
-def test_a_plan_is_made_for_the_samples_of_its_input(rows: Path, cluster: Path) -> None:
+def test_the_number_of_samples_is_that_of_the_input(rows: Path, cluster: Path) -> None:
     status, output = pipepar("plan", MLP, "--input", rows, "--cluster", cluster)
     assert status == 0, output
     assert " 11 samples, 1 micro-batch of 11, depth 2: " in output
@@ -171,7 +171,7 @@ def test_a_plan_is_made_for_the_samples_of_its_input(rows: Path, cluster: Path) 
 
 
 def on_terminal(columns: int, words: Sequence[str]) -> list[str]:
-    """What a command writes to a terminal, line by line and without colours."""
+    """Return the lines that a command writes to a terminal, without colours."""
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
     started = subprocess.Popen(
@@ -184,7 +184,7 @@ def on_terminal(columns: int, words: Sequence[str]) -> list[str]:
     try:
         while part := os.read(ours, 4096):
             written += part
-    except OSError:  # Linux's word for the end
+    except OSError:  # Linux reports the end of a pseudo-terminal as an error
         pass
     finally:
         os.close(ours)
@@ -194,12 +194,12 @@ def on_terminal(columns: int, words: Sequence[str]) -> list[str]:
     return Text.from_ansi(written.decode().replace("\r", "")).plain.splitlines()
 
 
-def test_ranks_know_the_width_of_the_terminal_behind_them(rows: Path) -> None:
+def test_ranks_use_the_width_of_the_launchers_terminal(rows: Path) -> None:
     command = ["-m", "pipepar", "plan", MLP, "--input", str(rows)]
     lines = on_terminal(120, [*mpirun(2), sys.executable, *command])
     (header,) = (at for at, line in enumerate(lines) if line.startswith("stage operations"))
     assert lines[header].split()[-4:] == ["memory", "compute", "transfer", "balance"]
     assert [line.split()[0] for line in lines[header + 1 : header + 3]] == ["0", "1"]
-    # In the 80 columns of a terminal whose width is not known, there is room for less.
+    # In the default of 80 columns, the bar would be shorter.
     assert any(line.endswith("100% " + 20 * "█") for line in lines), "\n".join(lines)
     assert max(map(len, lines)) <= 120

@@ -1,4 +1,4 @@
-"""`pipepar plan --profile`, what a run makes of it, and what a run without a plan measures."""
+"""`pipepar plan --profile`, runs with its plan, and measurements of a run without a plan."""
 
 import json
 from pathlib import Path
@@ -25,32 +25,32 @@ def ranks(count: int, *arguments: object) -> Finished:
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """Rows enough that several micro-batches of any size to choose from are under way."""
+    """Return an input with enough rows for several micro-batches of any size."""
     path = tmp_path / "many.npy"
     np.save(path, np.random.default_rng(3).standard_normal((700, 4), dtype=np.float32))
     return path
 
 
 def computed(trace: Path) -> int:
-    """How many micro-batches the first stage computed."""
+    """Return the number of micro-batches that the first stage computed."""
     events: list[Any] = json.loads(trace.read_text())["traceEvents"]
     return sum(event["cat"] == "compute" and event["tid"] == 0 for event in events)
 
 
 def unsplit(path: Path, size: int) -> Any:
-    """What the whole model makes of micro-batches of a size."""
+    """Return the output of the unsplit model on micro-batches of this size."""
     model, x = mlp(), torch.from_numpy(np.load(path))
     with torch.no_grad():
         parts = [model(x[begin : begin + size]) for begin in range(0, len(x), size)]
     return torch.cat(parts).numpy()
 
 
-def assert_travelled_by(trace: Path, given: Path, made: Path, size: int) -> None:
+def assert_ran_with(trace: Path, given: Path, written: Path, size: int) -> None:
     assert computed(trace) == -(-len(np.load(given)) // size)
-    assert np.array_equal(np.load(made), unsplit(given, size))
+    assert np.array_equal(np.load(written), unsplit(given, size))
 
 
-def test_ranks_are_measured_and_run_as_planned(many: Path, tmp_path: Path) -> None:
+def test_a_run_uses_the_plan_of_measured_ranks(many: Path, tmp_path: Path) -> None:
     path, out, trace = (tmp_path / name for name in ("plan.json", "out.npy", "trace.json"))
     ended = ranks(2, "plan", MLP, *SHAPE, "--profile", "-o", path)
     assert ended.status == 0, ended.output
@@ -62,14 +62,14 @@ def test_ranks_are_measured_and_run_as_planned(many: Path, tmp_path: Path) -> No
     assert len(plan.stages) == 2
     assert plan.micro_batch is not None
     assert plan.depth in (1, 2)
-    # A size that nothing but the plan names.
+    # A size that can only come from the plan.
     path.write_text(json.dumps(json.loads(path.read_text()) | {"micro_batch": 23}))
     ended = ranks(2, "run", MLP, many, out, "--plan", path, "--trace", trace)
     assert ended.status == 0, ended.output
-    assert_travelled_by(trace, many, out, 23)
+    assert_ran_with(trace, many, out, 23)
 
 
-def test_what_is_told_of_sizes_goes_before_the_plan(many: Path, tmp_path: Path) -> None:
+def test_options_override_measurements_and_plan(many: Path, tmp_path: Path) -> None:
     path, out, trace = (tmp_path / name for name in ("plan.json", "out.npy", "trace.json"))
     status, output = command(
         *("plan", MLP, *SHAPE, "--stages", "1", "--profile", "-o", str(path)),
@@ -82,13 +82,13 @@ def test_what_is_told_of_sizes_goes_before_the_plan(many: Path, tmp_path: Path) 
     options = ("--plan", str(path), "--trace", str(trace))
     status, output = command("run", MLP, str(many), str(out), *options)
     assert status == 0, output
-    assert_travelled_by(trace, many, out, 23)
+    assert_ran_with(trace, many, out, 23)
     status, output = command("run", MLP, str(many), str(out), *options, "--micro-batch", "50")
     assert status == 0, output
-    assert_travelled_by(trace, many, out, 50)
+    assert_ran_with(trace, many, out, 50)
 
 
-def test_one_process_stands_for_any_number_like_it(tmp_path: Path) -> None:
+def test_one_process_plans_for_any_number_of_equal_devices(tmp_path: Path) -> None:
     path, trace = tmp_path / "plan.json", tmp_path / "trace.json"
     options = ("--stages", 3, "--profile", "-o", path, "--trace", trace)
     status, output = pipepar("plan", MLP, *SHAPE, *options)
@@ -102,17 +102,17 @@ def test_one_process_stands_for_any_number_like_it(tmp_path: Path) -> None:
     assert {event["tid"] for event in events} == {0, 1, 2}
 
 
-def test_a_run_measures_which_size_is_best(many: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_plan_measures_the_micro_batch(many: Path, tmp_path: Path) -> None:
     out, trace = tmp_path / "out.npy", tmp_path / "trace.json"
     status, output = command("run", MLP, str(many), str(out), "--trace", str(trace))
     assert status == 0, output
     count = computed(trace)
     (size,) = (power for power in (1 << n for n in range(9)) if -(-700 // power) == count)
-    assert_travelled_by(trace, many, out, size)
+    assert_ran_with(trace, many, out, size)
 
 
 @pytest.mark.parametrize("samples", [0, 1, 3])
-def test_few_samples_can_be_measured_for(samples: int, tmp_path: Path) -> None:
+def test_a_run_of_few_samples(samples: int, tmp_path: Path) -> None:
     given, out = tmp_path / "few.npy", tmp_path / "out.npy"
     np.save(given, np.ones((samples, 4), dtype=np.float32))
     status, output = command("run", MLP, str(given), str(out))
@@ -121,7 +121,7 @@ def test_few_samples_can_be_measured_for(samples: int, tmp_path: Path) -> None:
     assert f"{samples} samples in" in output
 
 
-def test_a_folder_for_times_that_cannot_be_written_is_noted(
+def test_a_read_only_cache_is_noted(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -135,7 +135,7 @@ def test_a_folder_for_times_that_cannot_be_written_is_noted(
         assert output.count("note: measured times cannot be cached in") == 1
 
 
-def test_stages_are_as_many_as_the_ranks_that_are_measured() -> None:
+def test_stages_must_equal_the_measured_ranks() -> None:
     ended = ranks(2, "plan", MLP, *SHAPE, "--stages", 3)
     assert ended.status != 0
     assert "found --stages 3 with 2 ranks to measure, expected a stage for each" in ended.output
@@ -143,7 +143,7 @@ def test_stages_are_as_many_as_the_ranks_that_are_measured() -> None:
     assert "Traceback" not in ended.output
 
 
-def test_a_described_cluster_needs_no_measuring(tmp_path: Path) -> None:
+def test_profile_and_cluster_are_exclusive(tmp_path: Path) -> None:
     status, output = pipepar(
         *("plan", "nowhere:make", *SHAPE, "--profile", "--cluster", tmp_path / "none.toml")
     )
@@ -151,15 +151,15 @@ def test_a_described_cluster_needs_no_measuring(tmp_path: Path) -> None:
     assert f"found --profile and --cluster {tmp_path / 'none.toml'}, expected one" in output
 
 
-def test_measuring_in_one_process_needs_a_number_of_stages() -> None:
+def test_profile_in_one_process_needs_stages() -> None:
     status, output = pipepar("plan", MLP, *SHAPE, "--profile")
     assert status == 1
-    assert "found no --stages, expected how many" in output
+    assert "found no --stages, expected a number" in output
 
 
 @pytest.mark.parametrize("profile", [(), ("--profile",)])
 @pytest.mark.parametrize("option", ["--free-order", "--fewer"])
-def test_what_needs_a_described_cluster(option: str, profile: tuple[str, ...]) -> None:
+def test_options_that_need_a_cluster(option: str, profile: tuple[str, ...]) -> None:
     status, output = pipepar("plan", MLP, *SHAPE, "--stages", 2, option, *profile)
     assert status == 1
     assert f"found {option} without --cluster, expected devices to predict times for" in output
@@ -196,12 +196,12 @@ def cluster(tmp_path: Path) -> Path:
 
 
 def devices_of(output: str) -> list[str]:
-    """The column of the table that names each stage's device."""
+    """Return the device of each stage in the printed table."""
     return [word for word in output.split() if word in ("small", "large", "slow")]
 
 
-def test_in_any_order_the_table_says_which_device_takes_which_stage(cluster: Path) -> None:
-    """Of the model's two layers the small device has room for the second alone."""
+def test_free_order_shows_the_device_of_each_stage(cluster: Path) -> None:
+    """The small device has memory for the second of the model's two layers only."""
     model = ("plan", "tests.helpers.factories:one_score", *SHAPE, "--cluster", cluster)
     options = ("--stages", 2, "--micro-batch", 1)
     status, output = pipepar(*model, *options)
@@ -212,7 +212,7 @@ def test_in_any_order_the_table_says_which_device_takes_which_stage(cluster: Pat
     assert devices_of(output) == ["large", "small"]
 
 
-def test_a_device_of_no_use_is_not_in_the_table(cluster: Path, tmp_path: Path) -> None:
+def test_fewer_leaves_out_useless_devices(cluster: Path, tmp_path: Path) -> None:
     cluster.write_text(DEVICES.replace("100 B", "1 GiB"))
     model = ("plan", MLP, *SHAPE, "--cluster", cluster, "--micro-batch", 1)
     status, output = pipepar(*model)

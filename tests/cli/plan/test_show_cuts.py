@@ -1,4 +1,4 @@
-"""Every legal cut and what crosses there, as the planner and as the user see it."""
+"""Legal cuts and the tensors that cross there, in the planner and in `pipepar plan --show-cuts`."""
 
 import copy
 import operator
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.long(40)
 
 
 class Nested(nn.Module):
-    """Layers inside of blocks, with a tuple between two of them."""
+    """Blocks of layers, with a tuple between blocks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,8 +59,8 @@ def graphs() -> Iterator[Graph]:
         yield capture(module.eval(), args, kwargs)
 
 
-def crossing_by_parts(graph: Graph, cut: Cut) -> set[str]:
-    """Names of the tensors that two stages made by this cut exchange."""
+def crossing_of_parts(graph: Graph, cut: Cut) -> set[str]:
+    """Return the names of the tensors that the two stages of this cut exchange."""
     first, last = parts(graph, [cut.position])
     scalars = {node.name for node in graph.nodes if is_scalar(node)}
     passing = (set(graph.outputs) | set(last.inputs)) & (set(graph.inputs) | set(first.outputs))
@@ -68,20 +68,20 @@ def crossing_by_parts(graph: Graph, cut: Cut) -> set[str]:
 
 
 def sizes_of(graph: Graph) -> dict[str, int]:
-    """Bytes of each value at the example's sizes, from a run without memory."""
+    """Return the bytes of each value at the example's sizes, from a run on meta."""
     run = fx.Interpreter(copy.deepcopy(graph.module).to("meta"), garbage_collect_values=False)
     run.run(*graph.example)
     tensors = {node.name: value for node, value in run.env.items()}
     return {name: t.nbytes for name, t in tensors.items() if isinstance(t, torch.Tensor)}
 
 
-def test_a_cut_tells_what_the_stages_would_exchange() -> None:
+def test_a_cut_has_the_tensors_that_its_stages_exchange() -> None:
     for graph in graphs():
         sizes = sizes_of(graph)
         cuts = cut_table(graph).cuts
         assert cuts
         for cut in cuts:
-            names = crossing_by_parts(graph, cut)
+            names = crossing_of_parts(graph, cut)
             expected = (len(names), sum(sizes[name] for name in names))
             assert (cut.tensors, cut.nbytes) == expected, (graph.module, cut)
 
@@ -101,7 +101,7 @@ def test_no_cut_breaks_a_write_or_a_tuple() -> None:
     assert seen > 20
 
 
-def test_the_planner_sees_the_same_cuts() -> None:
+def test_the_planner_uses_the_same_cuts() -> None:
     for graph in graphs():
         table = cut_table(graph)
         crossing = dict(enumerate(table.crossing))
@@ -122,12 +122,14 @@ def test_a_cut_names_the_operation_and_the_users_module() -> None:
         for name in [name.removesuffix("_0")]
     ]
     adds = [cut for cut in table.cuts if cut.operation.startswith("add")]
-    assert [cut.module for cut in adds] == ["", ""]  # the third is the end, where nothing is cut
+    assert [cut.module for cut in adds] == ["", ""]  # the third addition is the end of the model
 
 
-def test_a_sequences_cut_names_its_child() -> None:
+def test_a_cut_of_a_sequential_names_the_child() -> None:
     graph = capture(sequence().eval(), (torch.randn(2, 4),), {})
-    assert [cut.module for cut in cut_table(graph).cuts] == ["1"]  # "0" is written into
+    assert [cut.module for cut in cut_table(graph).cuts] == [
+        "1"
+    ]  # child "1" modifies the output of "0" in place
     deeper = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Linear(4, 4))
     graph = capture(deeper.eval(), (torch.randn(2, 4),), {})
     assert [cut.module for cut in cut_table(graph).cuts] == ["0.0", "0.1"]
@@ -138,7 +140,7 @@ def test_the_share_of_work_before_a_cut() -> None:
     assert [cut.done for cut in cut_table(graph).cuts] == pytest.approx([0.25, 0.5, 0.75])
 
 
-def test_one_line_a_cut_and_a_summary() -> None:
+def test_each_cut_has_a_line() -> None:
     status, output = pipepar("plan", MLP, "--shape", "2x4", "--show-cuts")
     assert status == 0, output
     assert output.startswith("module after tensors bytes work before 0 _0 1 32 B 25.0%")
@@ -154,14 +156,14 @@ def test_chosen_cuts_are_marked() -> None:
     assert "stage operations weights compute 0 0-1 160 B 50%" in output
 
 
-def test_neither_stages_nor_cuts_are_asked_for(tmp_path: Path) -> None:
+def test_a_plan_needs_stages(tmp_path: Path) -> None:
     for options in ((), ("--show-cuts", "-o", tmp_path / "plan.json")):
         status, output = pipepar("plan", MLP, "--shape", "2x4", *options)
         assert status == 1
-        assert "found no --stages, expected how many; give --stages N" in output
+        assert "found no --stages, expected a number; give --stages N" in output
 
 
-def test_a_pipe_gets_whole_paths(tmp_path: Path) -> None:
+def test_a_pipe_gets_full_module_names(tmp_path: Path) -> None:
     name = "a_module_with_quite_a_long_name" * 4
     (tmp_path / "deep.py").write_text(
         "import torch\n"

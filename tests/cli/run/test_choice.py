@@ -1,4 +1,4 @@
-"""What `pipepar run` tells of the plan that it made of measured times."""
+"""The report of `pipepar run` on the plan that it chose from measured times."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from pipepar.jobs import run as job
 from tests.helpers.jobs.command import MLP, command, pipepar
 
 
-def test_a_run_tells_what_was_chosen(
+def test_a_run_reports_its_choice_and_prediction(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "advice", lambda choice, devices: f"{len(devices)} would do")
@@ -24,13 +24,13 @@ def test_a_run_tells_what_was_chosen(
     assert found is not None, output
     assert found[1] == found[3]
     assert f" samples/s (predicted {found[2]}) · " in output
-    # One rank that is told its micro-batch has nothing to choose, and measures nothing.
+    # One rank with a given micro-batch has nothing to choose, and measures nothing.
     status, output = command("run", MLP, str(rows), result, "--micro-batch", "4")
     assert status == 0, output
     assert "predicted" not in output
 
 
-def test_a_run_of_a_given_plan_predicts_nothing(rows: Path, tmp_path: Path) -> None:
+def test_a_run_with_a_plan_makes_no_prediction(rows: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     pipepar("plan", MLP, "--input", rows, "--stages", 1, "-o", plan)
     status, output = command("run", MLP, str(rows), str(tmp_path / "o.npy"), "--plan", str(plan))

@@ -21,7 +21,7 @@ def expected(inputs: torch.Tensor, size: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
-def test_text_for_a_factory(tmp_path: Path, suffix: str) -> None:
+def test_text_with_preprocess(tmp_path: Path, suffix: str) -> None:
     texts = ["a lazy dog", "", "banana", "x"]
     lines = texts if suffix == "txt" else [json.dumps({"text": text}) for text in texts]
     source = tmp_path / f"in.{suffix}"
@@ -35,7 +35,7 @@ def test_text_for_a_factory(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(found, expected(functions.lengths(texts), 3))
 
 
-def test_pictures_for_a_factory(tmp_path: Path) -> None:
+def test_pictures_with_preprocess(tmp_path: Path) -> None:
     save_pictures(tmp_path / "in", 5)
     status, output = pipepar(
         *("run", MLP, tmp_path / "in", tmp_path / "o.npy", "--micro-batch", 2),
@@ -47,7 +47,7 @@ def test_pictures_for_a_factory(tmp_path: Path) -> None:
     assert torch.equal(torch.from_numpy(np.load(tmp_path / "o.npy")), wanted)
 
 
-def test_arrays_through_a_function(rows: Path, tmp_path: Path) -> None:
+def test_arrays_with_preprocess(rows: Path, tmp_path: Path) -> None:
     status, output = pipepar(
         *("run", MLP, rows, tmp_path / "o.npy", "--preprocess", HERE + "doubled")
     )
@@ -56,7 +56,7 @@ def test_arrays_through_a_function(rows: Path, tmp_path: Path) -> None:
     assert torch.equal(torch.from_numpy(np.load(tmp_path / "o.npy")), expected(doubled, 32))
 
 
-def test_named_arrays_in_and_one_of_two_outputs_out(tmp_path: Path) -> None:
+def test_named_arrays_with_preprocess_and_postprocess(tmp_path: Path) -> None:
     x, y = torch.randn(2, 3, 4)
     np.savez(tmp_path / "in.npz", x=x.numpy(), y=y.numpy())
     status, output = pipepar(
@@ -69,7 +69,7 @@ def test_named_arrays_in_and_one_of_two_outputs_out(tmp_path: Path) -> None:
     assert torch.equal(torch.from_numpy(np.load(tmp_path / "o.npy")), logits)
 
 
-def test_results_as_json_and_as_tensors(rows: Path, tmp_path: Path) -> None:
+def test_postprocess_to_json_and_to_tensors(rows: Path, tmp_path: Path) -> None:
     made = expected(torch.from_numpy(np.load(rows)), 4)
     common = ("run", MLP, rows, "--micro-batch", 4)
     status, output = pipepar(*common, tmp_path / "o.jsonl", "--postprocess", HERE + "as_json")
@@ -115,7 +115,7 @@ def test_results_as_json_and_as_tensors(rows: Path, tmp_path: Path) -> None:
         ("post", HERE + "one_row", "npy", "has shape (4,); expected 11 rows"),
     ],
 )
-def test_what_a_function_may_not_be_or_return(
+def test_invalid_functions_and_results_are_refused(
     rows: Path, tmp_path: Path, option: str, name: str, suffix: str, message: str
 ) -> None:
     target = tmp_path / f"o.{suffix}"
@@ -140,9 +140,9 @@ def test_a_function_that_fails_names_the_samples(tmp_path: Path, option: str) ->
     assert not (tmp_path / "o.npy").exists()
 
 
-def test_a_factorys_model_is_let_go_before_the_work(rows: Path, tmp_path: Path) -> None:
-    options = ["--postprocess", "tests.helpers.functions:while_it_is_gone"]
+def test_a_factorys_model_is_released_before_the_work(rows: Path, tmp_path: Path) -> None:
+    options = ["--postprocess", "tests.helpers.functions:requires_release"]
     status, output = pipepar(
-        "run", "tests.helpers.functions:remembered", rows, tmp_path / "o.npy", *options
+        "run", "tests.helpers.functions:tracked", rows, tmp_path / "o.npy", *options
     )
     assert status == 0, output

@@ -1,4 +1,4 @@
-"""The command line with --labels: what is counted, shown and refused."""
+"""The command line with --labels: counts, tables and errors."""
 
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ def shown(confusion: Confusion) -> str:
 
 @pytest.fixture
 def scores(tmp_path: Path) -> Path:
-    """Scores of three classes for which the model, which is the identity, says 0, 1, 1, 1, 0."""
+    """Return scores of three classes; the identity model predicts 0, 1, 1, 1, 0."""
     path = tmp_path / "scores.npy"
     np.save(path, np.eye(3, dtype=np.float32)[[0, 1, 1, 1, 0]])
     return path
@@ -48,7 +48,7 @@ def test_accuracy_precision_and_recall(
     assert torch.equal(torch.from_numpy(np.load(tmp_path / "o.npy")), torch.eye(3)[[0, 1, 1, 1, 0]])
 
 
-def test_names_of_a_folders_classes(tmp_path: Path) -> None:
+def test_class_names_of_a_folder(tmp_path: Path) -> None:
     names = {0: "good", 1: "[bad]"}
     folder = text_folder(
         tmp_path / "bert",
@@ -77,7 +77,7 @@ def test_names_of_a_folders_classes(tmp_path: Path) -> None:
         ("0\n" * 5, ("--task", "fill-mask"), "but the task is fill-mask"),
     ],
 )
-def test_refused_before_the_work(
+def test_invalid_labels_are_refused_before_the_work(
     scores: Path, tmp_path: Path, labels: str, options: tuple[str, ...], message: str
 ) -> None:
     (tmp_path / "y.txt").write_text(labels)
@@ -90,7 +90,7 @@ def test_refused_before_the_work(
     assert not (tmp_path / "o.npy").exists()
 
 
-def test_a_number_of_classes_that_is_known_is_checked_first(rows: Path, tmp_path: Path) -> None:
+def test_labels_are_checked_against_a_known_number_of_classes(rows: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", np.array([0] * 10 + [4]))
     labels = ("--labels", tmp_path / "y.npy")
     status, output = pipepar("run", MLP, rows, tmp_path / "o.npy", *labels)
@@ -109,7 +109,9 @@ def test_labels_need_scores_of_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", ["0", "1"])
-def test_one_score_is_refused_before_the_work(rows: Path, tmp_path: Path, label: str) -> None:
+def test_a_model_with_one_score_is_refused_before_the_work(
+    rows: Path, tmp_path: Path, label: str
+) -> None:
     (tmp_path / "y.txt").write_text(f"{label}\n" * 11)
     status, output = pipepar(
         *("run", "tests.helpers.factories:one_score", rows, tmp_path / "o.npy"),
@@ -121,7 +123,7 @@ def test_one_score_is_refused_before_the_work(rows: Path, tmp_path: Path, label:
     assert not (tmp_path / "trace.json").exists()
 
 
-def test_no_samples_have_no_accuracy(tmp_path: Path) -> None:
+def test_an_empty_input_has_no_accuracy(tmp_path: Path) -> None:
     np.save(tmp_path / "in.npy", np.zeros((0, 4), np.float32))
     (tmp_path / "y.txt").write_text("")
     status, output = pipepar(
@@ -133,7 +135,7 @@ def test_no_samples_have_no_accuracy(tmp_path: Path) -> None:
         assert absent not in output
 
 
-def test_what_the_last_rank_counts_is_told_by_the_first(rows: Path, tmp_path: Path) -> None:
+def test_all_ranks_have_the_counts_of_the_sink(rows: Path, tmp_path: Path) -> None:
     (tmp_path / "y.txt").write_text("0\n1\n2\n3\n" * 2 + "0\n1\n2\n")
     labels = tmp_path / "y.txt"
     status, output = pipepar("run", MLP, rows, tmp_path / "o.npy", "--labels", labels)
@@ -145,7 +147,7 @@ def test_what_the_last_rank_counts_is_told_by_the_first(rows: Path, tmp_path: Pa
         assert " ".join(shown(summary.confusion).split()) + " " == table
 
 
-def test_few_classes_are_shown_in_full_and_many_by_the_worst() -> None:
+def test_of_many_classes_only_the_worst_are_shown() -> None:
     names = tuple(f"c{number}" for number in range(31))
     cells = tuple((number, number, 1 + number) for number in range(31))
     every = shown(Confusion(names[:30], cells[:30]))

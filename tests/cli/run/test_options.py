@@ -1,4 +1,4 @@
-"""Each option of `pipepar run` reaches what it is about."""
+"""The effect of each option of `pipepar run`."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("--padding", "max_length"), 16),  # the tokenizer's own limit
     ],
 )
-def test_how_long_texts_become(
+def test_max_length_and_padding(
     options: tuple[object, ...], length: int, folder: Path, tmp_path: Path
 ) -> None:
     from transformers import AutoModel, AutoTokenizer
@@ -56,7 +56,7 @@ def test_how_long_texts_become(
     assert torch.allclose(found[seen], expected[seen], atol=1e-5)
 
 
-def test_the_depth(rows: Path, tmp_path: Path) -> None:
+def test_depth(rows: Path, tmp_path: Path) -> None:
     for options, depth in (((), 2), (("--depth", "3"), 3)):
         status, words = command("run", MLP, str(rows), str(tmp_path / "o.npy"), *options)
         assert status == 0, words
@@ -64,7 +64,7 @@ def test_the_depth(rows: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "size"), [((), 11), (("--micro-batch", "4"), 4)])
-def test_the_micro_batch_goes_before_the_plan_s(
+def test_micro_batch_overrides_the_plan(
     options: tuple[str, ...], size: int, rows: Path, tmp_path: Path
 ) -> None:
     plan, trace = tmp_path / "plan.json", tmp_path / "trace.json"
@@ -78,7 +78,7 @@ def test_the_micro_batch_goes_before_the_plan_s(
     assert sum(event["cat"] == "compute" for event in events) == -(-11 // size)
 
 
-def test_what_it_computes_in(rows: Path, tmp_path: Path) -> None:
+def test_dtype(rows: Path, tmp_path: Path) -> None:
     for dtype in ("float16", "bfloat16", "float32"):
         output = tmp_path / "o.jsonl"
         status, words = pipepar("run", MLP, rows, output, "--dtype", dtype)
@@ -95,9 +95,7 @@ def test_what_it_computes_in(rows: Path, tmp_path: Path) -> None:
     "words",
     [("run", MLP, "in.npy", "o.npy"), ("plan", MLP, "--shape", "2x4", "--stages", 2, "--profile")],
 )
-def test_what_it_computes_on(
-    words: tuple[object, ...], rows: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_device(words: tuple[object, ...], rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(rows.parent)
     rows.rename("in.npy")
     status, output = pipepar(*words, "--device", "cuda")
@@ -108,7 +106,7 @@ def test_what_it_computes_on(
     assert status == 0, output
 
 
-def test_who_reads_the_weights(rows: Path, tmp_path: Path) -> None:
+def test_weights_from(rows: Path, tmp_path: Path) -> None:
     program = tmp_path / "model.pt2"
     torch.export.save(torch.export.export(factories.mlp(), (torch.zeros(11, 4),)), program)
     options = ("--micro-batch", 11)
@@ -119,7 +117,7 @@ def test_who_reads_the_weights(rows: Path, tmp_path: Path) -> None:
     assert "--weights-from root does not go with" in words
 
 
-def test_weights_of_a_file(rows: Path, tmp_path: Path) -> None:
+def test_weights(rows: Path, tmp_path: Path) -> None:
     state = {name: torch.ones_like(value) for name, value in factories.mlp().state_dict().items()}
     save_file(state, tmp_path / "ones.safetensors")
     job = ("run", MLP, rows, tmp_path / "o.npy", "--weights", tmp_path / "ones.safetensors")
@@ -129,7 +127,7 @@ def test_weights_of_a_file(rows: Path, tmp_path: Path) -> None:
     assert (found == found[:, :1]).all()
 
 
-def test_a_task_decides_what_is_made_of_the_results(rows: Path, tmp_path: Path) -> None:
+def test_task(rows: Path, tmp_path: Path) -> None:
     def keys(*options: str) -> list[str]:
         job = ("run", "tests.helpers.functions:identity", rows, tmp_path / "o.jsonl", *options)
         status, words = pipepar(*job)
@@ -143,20 +141,18 @@ def test_a_task_decides_what_is_made_of_the_results(rows: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("options", "status"), [((), 1), (("--on-error", "skip"), 0)])
-def test_what_becomes_of_a_job_when_a_sample_fails(
-    options: tuple[str, ...], status: int, tmp_path: Path
-) -> None:
+def test_on_error(options: tuple[str, ...], status: int, tmp_path: Path) -> None:
     values = np.ones((5, 4), np.float32)
     values[2] = 1000
     np.save(tmp_path / "in.npy", values)
     picky = "tests.helpers.factories:picky_first"
     found, words = pipepar("run", picky, tmp_path / "in.npy", tmp_path / "o.npy", *options)
     assert found == status, words
-    assert ("1 sample failed and were left out" in words) == (status == 0)
+    assert ("left out 1 failed sample, listed in" in words) == (status == 0)
     assert ("ValueError: too much" in words) == (status == 1)
 
 
-def test_functions_before_and_after(rows: Path, tmp_path: Path) -> None:
+def test_preprocess_and_postprocess(rows: Path, tmp_path: Path) -> None:
     def found(*options: str) -> Any:
         job = ("run", "tests.helpers.functions:identity", rows, tmp_path / "o.npy", *options)
         status, words = pipepar(*job)
@@ -168,7 +164,7 @@ def test_functions_before_and_after(rows: Path, tmp_path: Path) -> None:
     assert np.array_equal(found("--postprocess", "tests.helpers.functions:squared"), x * x)
 
 
-def test_a_second_run_begins_anew_unless_it_is_to_go_on(rows: Path, tmp_path: Path) -> None:
+def test_resume(rows: Path, tmp_path: Path) -> None:
     output = tmp_path / "o.npy"
     job = ("run", "tests.helpers.factories:terminated", str(rows), str(output))
     assert command(*job, "--micro-batch", "2")[0] == 75

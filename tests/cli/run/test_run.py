@@ -1,4 +1,4 @@
-"""The command line in one process: the main job."""
+"""`pipepar run` in one process: inputs, outputs and failures."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def embeddings(folder: Path, texts: list[str], size: int) -> torch.Tensor:
-    """What sentence-transformers would compute, on the micro-batches that pipepar makes."""
+    """Return the embeddings of sentence-transformers, on the same micro-batches as pipepar."""
     from transformers import AutoModel, AutoTokenizer
 
     model = AutoModel.from_pretrained(folder).eval()
@@ -36,7 +36,7 @@ def embeddings(folder: Path, texts: list[str], size: int) -> torch.Tensor:
     return result
 
 
-def test_text_through_a_hugging_face_folder(folder: Path, tmp_path: Path) -> None:
+def test_text_with_a_hugging_face_folder(folder: Path, tmp_path: Path) -> None:
     texts = [
         "the fox",
         "a lazy dog jumps over the quick fox",
@@ -67,7 +67,7 @@ def test_jsonl_in_and_out(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(found, embeddings(folder, texts, 1))
 
 
-def test_arrays_through_a_factory(rows: Path, tmp_path: Path) -> None:
+def test_arrays_with_a_factory(rows: Path, tmp_path: Path) -> None:
     status, output = pipepar("run", "tests.helpers.factories:mlp", rows, tmp_path / "o.safetensors")
     assert status == 0, output
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_an_empty_input_gives_an_empty_output(tmp_path: Path, suffix: str) -> No
         assert len(np.load(output_path)) == 0
 
 
-def test_nan_in_nan_out(tmp_path: Path) -> None:
+def test_nan_is_passed_through(tmp_path: Path) -> None:
     values = np.ones((3, 4), np.float32)
     values[1] = np.nan
     np.save(tmp_path / "in.npy", values)
@@ -122,7 +122,7 @@ def test_nan_in_nan_out(tmp_path: Path) -> None:
     assert np.isnan(np.load(tmp_path / "o.npy")).all(1).tolist() == [False, True, False]
 
 
-def test_a_plan_made_first_is_used(rows: Path, tmp_path: Path) -> None:
+def test_a_run_with_a_plan(rows: Path, tmp_path: Path) -> None:
     plan, out = tmp_path / "plan.json", tmp_path / "out.npy"
     factory = "tests.helpers.factories:mlp"
     status, output = pipepar("plan", factory, "--stages", 1, "--input", rows, "-o", plan)
@@ -132,7 +132,7 @@ def test_a_plan_made_first_is_used(rows: Path, tmp_path: Path) -> None:
     assert status == 0, output
 
 
-def test_a_timeline(rows: Path, tmp_path: Path) -> None:
+def test_the_timeline_of_a_run(rows: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
     status, output = pipepar(
         *("run", "tests.helpers.factories:mlp", rows, tmp_path / "o.npy"),
@@ -197,7 +197,7 @@ def test_a_plan_needs_no_weights(
 
 
 @pytest.mark.parametrize("verb", [[], ["run"], ["plan"]])
-def test_help_teaches(verb: list[str]) -> None:
+def test_help_has_an_example_with_mpirun(verb: list[str]) -> None:
     status, output = pipepar(*verb, "--help")
     assert status == 0
     assert "mpirun -n" in output

@@ -1,4 +1,4 @@
-"""The command line on every task, against Hugging Face's own pipelines."""
+"""Each task on the command line, compared with Hugging Face's pipelines."""
 
 import json
 from functools import partial
@@ -28,7 +28,7 @@ ENTITIES: dict[str, Any] = {
 
 
 def run(folder: Path, texts: list[str], task: str, *options: object) -> list[Any]:
-    """The lines of the .jsonl that a run gives, in one process."""
+    """Return the lines of a run's .jsonl output."""
     source, target = folder.parent / "in.txt", folder.parent / "out.jsonl"
     source.write_text("".join(text + "\n" for text in texts))
     status, output = pipepar("run", folder, source, target, "--task", task, *SMALL, *options)
@@ -37,21 +37,21 @@ def run(folder: Path, texts: list[str], task: str, *options: object) -> list[Any
 
 
 def reference(folder: Path, task: str, samples: list[Any], **options: Any) -> list[Any]:
-    """What Hugging Face's pipeline answers, one sample at a time."""
+    """Return the answers of Hugging Face's pipeline, one sample at a time."""
     from transformers import pipeline
 
     pipe: Any = pipeline(task, model=str(folder), device="cpu")  # type: ignore[call-overload]
     return [pipe(sample, **options) for sample in samples]
 
 
-def same(found: Any, expected: Any) -> bool:
-    """Equal, but for the rounding of scores."""
+def equal(found: Any, expected: Any) -> bool:
+    """Return whether answers are equal except for the rounding of scores."""
     if isinstance(expected, list):
         pairs = zip(found, expected, strict=True)
-        return len(found) == len(expected) and all(same(a, b) for a, b in pairs)
+        return len(found) == len(expected) and all(equal(a, b) for a, b in pairs)
     if isinstance(expected, dict):
         return bool(found.keys() == expected.keys()) and all(
-            same(found[name], expected[name]) for name in expected
+            equal(found[name], expected[name]) for name in expected
         )
     if isinstance(expected, str) or expected is None:
         return bool(found == expected)
@@ -71,20 +71,20 @@ def test_text_classification(tmp_path: Path, options: dict[str, Any]) -> None:
     folder = text_folder(tmp_path / "bert", "BertForSequenceClassification", **options)
     found = run(folder, TEXTS, "text-classification")
     expected = reference(folder, "text-classification", TEXTS, truncation=True)
-    assert same(found, [answer[0] for answer in expected])
+    assert equal(found, [answer[0] for answer in expected])
 
 
 def test_token_classification(tmp_path: Path) -> None:
     folder = text_folder(tmp_path / "bert", "BertForTokenClassification", **ENTITIES)
     texts = [text for text in TEXTS if text]
     found = run(folder, texts, "token-classification")
-    assert same(found, reference(folder, "token-classification", texts))
+    assert equal(found, reference(folder, "token-classification", texts))
     words = {entity["word"] for entity in found[1]}
-    assert "ünseen" in words  # a word the vocabulary lacks is taken out of the text
+    assert "ünseen" in words  # the text has the word, the vocabulary does not
     assert {entity["entity"] for answer in found for entity in answer} == {"PER", "LOC"}
 
 
-def test_whichever_side_is_padded(tmp_path: Path) -> None:
+def test_token_classification_with_padding_on_the_left(tmp_path: Path) -> None:
     from transformers import AutoModelForTokenClassification, AutoTokenizer
 
     folder = text_folder(tmp_path / "bert", "BertForTokenClassification", **ENTITIES)
@@ -116,10 +116,10 @@ def test_whichever_side_is_padded(tmp_path: Path) -> None:
 
 def test_fill_mask(tmp_path: Path) -> None:
     folder = text_folder(tmp_path / "bert", "BertForMaskedLM")
-    assert same(run(folder, MASKED, "fill-mask"), reference(folder, "fill-mask", MASKED))
+    assert equal(run(folder, MASKED, "fill-mask"), reference(folder, "fill-mask", MASKED))
 
 
-def test_a_text_without_a_mask_is_refused_with_its_line(tmp_path: Path) -> None:
+def test_a_text_without_a_mask_is_refused(tmp_path: Path) -> None:
     folder = text_folder(tmp_path / "bert", "BertForMaskedLM")
     source = tmp_path / "in.txt"
     source.write_text("the [MASK]\nthe dog\n")
@@ -142,7 +142,7 @@ def test_image_classification(tmp_path: Path) -> None:
     assert files == ["a/p0.png", "a/p1.png", "p2.png", "p3.png", "p4.png"]
     pictures = [Image.open(path) for path in paths]
     expected = reference(folder, "image-classification", pictures, top_k=1)
-    assert same(found, [answer[0] for answer in expected])
+    assert equal(found, [answer[0] for answer in expected])
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["channels first", "channels last"])
@@ -168,7 +168,7 @@ def test_uint8_arrays_are_pictures_and_floats_are_pixel_values(tmp_path: Path, f
         assert torch.equal(load_file(target)["logits"], expected)
 
 
-def test_pixels_take_the_dtype_of_the_model(tmp_path: Path) -> None:
+def test_pixels_are_cast_to_the_dtype_of_the_model(tmp_path: Path) -> None:
     folder = picture_folder(tmp_path / "vit", torch.bfloat16)
     save_pictures(tmp_path / "in", 3)
     target = tmp_path / "o.safetensors"
@@ -179,7 +179,7 @@ def test_pixels_take_the_dtype_of_the_model(tmp_path: Path) -> None:
     assert load_file(target)["logits"].dtype == torch.bfloat16
 
 
-def test_a_factory_classifies_by_number(rows: Path, tmp_path: Path) -> None:
+def test_labels_of_a_factorys_model_are_numbers(rows: Path, tmp_path: Path) -> None:
     target = tmp_path / "o.jsonl"
     identity = "tests.helpers.functions:identity"
     status, output = pipepar("run", identity, rows, target, "--task", "text-classification")
@@ -198,7 +198,7 @@ REFUSED: list[tuple[str, list[str], str]] = [
 
 
 @pytest.mark.parametrize(("target", "options", "message"), REFUSED)
-def test_refused_before_anything_is_loaded(
+def test_invalid_tasks_are_refused_before_anything_is_loaded(
     rows: Path, tmp_path: Path, target: str, options: list[str], message: str
 ) -> None:
     status, output = pipepar("run", MLP, rows, tmp_path / target, *options)
@@ -229,7 +229,7 @@ def test_pictures_need_a_processor(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*they will slow each other")
-def test_what_an_answer_needs_reaches_the_last_rank(tmp_path: Path) -> None:
+def test_columns_reach_the_last_rank(tmp_path: Path) -> None:
     folder = text_folder(tmp_path / "bert", "BertForTokenClassification", **ENTITIES)
     alone = run(folder, TEXTS, "token-classification")
     for ranks in (2, 3):
