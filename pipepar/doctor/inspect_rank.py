@@ -1,4 +1,4 @@
-"""The facts of one rank and its host, gathered without communication."""
+"""The facts of a rank and its host, for `pipepar doctor`."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ _THREAD_LEVELS: Final = (
 
 
 def inspect_rank(world: World) -> RankFacts:
-    """Return the facts of this rank.
+    """Return the facts of this rank, without its default device. Does not communicate.
 
-    Claims the threads of the rank, as a run does. Initialises CUDA only if torch reports a device.
+    Sets the number of threads of the rank, as a run does. Initialises CUDA only if torch reports a
+    device.
 
     Raises:
-        OSError: a directory that a run needs cannot be inspected.
+        OSError: a directory that a run writes to cannot be inspected.
+        RuntimeError: CUDA cannot be initialised, although torch reports a device.
     """
     mpi, thread_level = _mpi()
     gpus = visible_gpus()
@@ -82,7 +84,8 @@ def with_devices(ranks: Sequence[RankFacts]) -> list[RankFacts]:
 def _allotted(world: World) -> int:
     """Return the number of cores of this host that the job may use.
 
-    These include the cores of the launcher, since a rank may be bound to fewer.
+    These are the cores of the ranks and of the launcher, since each rank may be bound to a few of
+    them; under Slurm, at most the cores that it allocated.
     """
     cpus = set().union(*world.cores.values())
     with contextlib.suppress(OSError):  # the launcher may be invisible to its ranks
@@ -95,6 +98,7 @@ def _allotted(world: World) -> int:
 
 
 def _device(facts: RankFacts, gpu: str) -> str:
+    """Return the index and name of a GPU of the rank, given its UUID; "cpu" if that is empty."""
     if not gpu:
         return "cpu"
     index = facts.gpus.index(gpu)
@@ -118,6 +122,7 @@ def _mpi() -> tuple[str, str]:
 
 
 def _versions() -> dict[str, str]:
+    """Return the versions of Python, the main packages and NCCL; empty if a package is missing."""
     versions = {"Python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -131,6 +136,7 @@ def _versions() -> dict[str, str]:
 
 
 def _spaces() -> Iterator[Space]:
+    """Yield the free space of each directory that a run writes to and that exists."""
     places = (
         ("shared memory", "/dev/shm"),
         ("temporary files", tempfile.gettempdir()),

@@ -1,8 +1,8 @@
 """Ping-pong measurement of the links between neighbouring ranks, and of the skew of their clocks.
 
-The lower rank of a link sends, the higher rank answers. The answer to a small micro-batch is the
-time on the clock of the higher rank. If both directions take equally long, the answer was made in
-the middle of the round trip, which gives the skew. Its uncertainty is half a round trip.
+The lower rank of a link sends pings, and the higher rank answers them. The answer to a small ping
+is the time on the clock of the higher rank. If both directions take equally long, the answer was
+made in the middle of the round trip, which gives the skew. Its uncertainty is half a round trip.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def measure_links(world: World, context: DeviceContext) -> list[LinkFacts]:
     """Measure the links between neighbouring ranks. *Collective.*
 
     Tensors are sent from device to device, as in a run. Links without a common rank are measured at
-    the same time, as in a pipeline, so this takes a few seconds for any number of ranks.
+    the same time, as in a pipeline, so this takes a few seconds for any number of ranks. If a
+    link cannot be measured within 30 s, the job is aborted.
 
     Args:
         world: all ranks.
@@ -118,11 +119,13 @@ def _timeout_message(world: World, peer: int) -> str:
 
 
 def _measure(rank: int, there: Sender, back: Receiver, device: torch.device) -> LinkFacts:
+    """Measure the link to the next rank, which must call `_answer`."""
+
     def zeros(size: int) -> torch.Tensor:
         return torch.zeros(size, dtype=torch.uint8, device=device)
 
-    small = _travel(there, back, zeros(_SMALL_BYTES), _SMALL_TRIPS)
-    large = _travel(there, back, zeros(_LARGE_BYTES), _LARGE_TRIPS)
+    small = _round_trips(there, back, zeros(_SMALL_BYTES), _SMALL_TRIPS)
+    large = _round_trips(there, back, zeros(_LARGE_BYTES), _LARGE_TRIPS)
     shortest = min(small, key=lambda trip: trip.seconds)
     middle = shortest.begin + shortest.seconds / 2
     return LinkFacts(
@@ -135,8 +138,11 @@ def _measure(rank: int, there: Sender, back: Receiver, device: torch.device) -> 
     )
 
 
-def _travel(there: Sender, back: Receiver, payload: torch.Tensor, trips: int) -> list[_Trip]:
-    """Send one stream of pings, each after the answer to the one before; return the round trips."""
+def _round_trips(there: Sender, back: Receiver, payload: torch.Tensor, trips: int) -> list[_Trip]:
+    """Send a stream of pings, each after the answer to the last, and return the round trips.
+
+    The stream ends early if time runs out. The trips that only warm up are left out.
+    """
     answers, made, deadline = back.receive(), list[_Trip](), math.inf
     for index in range(_WARM_UP + trips):
         if index == _WARM_UP:
@@ -156,7 +162,7 @@ def _travel(there: Sender, back: Receiver, payload: torch.Tensor, trips: int) ->
 
 
 def _answer(back: Sender, there: Receiver, device: torch.device) -> None:
-    """Answer the pings of `_measure`."""
+    """Answer both streams of pings of `_measure`."""
 
     def timestamp(ping: torch.Tensor) -> torch.Tensor:
         ping.to(device)[0].item()  # waits until the ping is on the GPU

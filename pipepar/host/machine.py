@@ -13,7 +13,7 @@ _GROUPS: Final = Path("/sys/fs/cgroup")
 
 
 def processor() -> str:
-    """Return the name of the processor."""
+    """Return the model name of the processor; its architecture if the name is unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -25,13 +25,14 @@ def processor() -> str:
 def free_memory() -> float:
     """Return the bytes of memory that this process could still allocate.
 
-    The smallest of the kernel's available memory and of the free memory within each limit of a
-    control group, as set by batch systems. All ranks of the host share it.
+    This is the available memory of the host, or less if a control group limits it, as batch systems
+    do. The processes of the host share it, so its other ranks may allocate the same bytes.
     """
     return min([_available(), *_left_of_limits()])
 
 
 def _available() -> float:
+    """Return the bytes that the kernel reports as available; else all memory of the host."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -42,7 +43,7 @@ def _available() -> float:
 
 
 def _left_of_limits() -> Iterator[float]:
-    """Yield the free bytes of each control group that contains this process."""
+    """Yield the free bytes of each control group with a limit that contains this process."""
     try:
         groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -57,6 +58,7 @@ def _left_of_limits() -> Iterator[float]:
 
 
 def _left(root: Path, path: str, limit: str, usage: str, prefix: str) -> Iterator[float]:
+    """Yield the free bytes of a control group, and of the groups above it, that have a limit."""
     group = root / path.lstrip("/")
     for place in (group, *group.parents):
         if root in (place, *place.parents):
@@ -66,7 +68,7 @@ def _left(root: Path, path: str, limit: str, usage: str, prefix: str) -> Iterato
 
 
 def _cached(path: Path, prefix: str) -> float:
-    """Return the bytes of cached files, which the kernel frees before an allocation fails."""
+    """Return the bytes of cached file pages, which the kernel frees before an allocation fails."""
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The number of threads of a rank."""
+"""The number of threads of a rank, and the sharing of cores by ranks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pipepar.comm.world import World
 def claim_threads(world: World) -> int:
     """Set the number of threads of this rank to its share of the cores, and return it.
 
-    The share is the number of cores that the rank is bound to, divided by the ranks that are bound
-    to any of them. Hardware threads of one core count as one. OMP_NUM_THREADS takes precedence.
+    The share is the number of cores that the rank is bound to, divided by the number of ranks that
+    are bound to any of them, and at least 1. Hardware threads of one core count as one core. If
+    OMP_NUM_THREADS is set, nothing is changed.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         mine = cores_behind(world.cores[world.rank])
@@ -25,7 +26,7 @@ def claim_threads(world: World) -> int:
 
 
 def shared_cores_warning(world: World) -> str | None:
-    """Return a warning if ranks of this host share a core, else None."""
+    """Return a warning if ranks of this host share fewer cores than there are ranks, else None."""
     found = overloaded({rank: cores_behind(cpus) for rank, cpus in world.cores.items()})
     if found is None:
         return None
@@ -44,7 +45,7 @@ def overloaded(cores_of: Mapping[int, Set[str]]) -> tuple[list[int], int] | None
         cores_of: the cores that each rank of the host is bound to.
 
     Returns:
-        None if there are no such ranks.
+        The first such group of ranks; None if there is none.
     """
     for cores in [*cores_of.values(), frozenset[str]().union(*cores_of.values())]:
         within = [rank for rank, own in cores_of.items() if own <= cores]

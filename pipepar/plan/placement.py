@@ -1,6 +1,6 @@
-"""The roles of the ranks, as plain numbers that are the same on every rank.
+"""The source, the sink and the rank of each stage; the same on every rank.
 
-No other code derives a role from the number of a rank.
+Other code does not derive these from the number of a rank.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pipepar.errors import PlanError
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """The ranks where micro-batches enter and leave a job; known before it is planned."""
+    """The ranks where micro-batches enter and leave a job; they do not depend on the plan."""
 
     source: int
     """The rank that reads the input."""
@@ -51,7 +51,7 @@ class Placement:
             ranks: number of ranks in the job.
 
         Raises:
-            PlanError: the order contains a rank that the job does not have.
+            PlanError: a stage is on a rank that the job does not have.
         """
         placed = tuple(range(stages)) if order is None else tuple(order)
         absent = [rank for rank in placed if rank >= ranks]

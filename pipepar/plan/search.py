@@ -35,10 +35,11 @@ def smallest_bottleneck(
     Args:
         sums: the model.
         device_states: the devices.
-        fewer: whether to accept only the fewest stages that reach it.
+        fewer: whether to accept only the smallest number of stages that reaches it.
 
     Returns:
-        The bottleneck in seconds, and the final states to accept; None if no partition fits.
+        The bottleneck in seconds, and the final states to accept: all, or with `fewer` those with
+        the fewest stages that reach it. None if no partition fits.
     """
     for limit in _widening(*_bounds(sums, device_states)):
         worst = Table(sums, device_states, np.zeros_like(sums.crossing), limit).worst[
@@ -54,7 +55,7 @@ def smallest_bottleneck(
 
 
 def _widening(least: float, most: float) -> Iterator[float]:
-    """Yield limits from just above the least to the most."""
+    """Yield growing limits, from 2 % above `least` to just above `most`."""
     margin = 0.02
     while 0 < (limit := least * (1 + margin)) < most:
         yield limit
@@ -82,7 +83,7 @@ def _bounds(sums: PrefixSums, device_states: DeviceStates) -> tuple[float, float
 
 
 def _transfer(sums: PrefixSums, group: Transitions) -> Floats:
-    """Return [P] seconds to transfer the inputs of a stage that begins at each place."""
+    """Return [P] seconds to receive one micro-batch in a stage that begins at each place."""
     seconds = group.link.latency + sums.crossing / group.link.bandwidth
     seconds[0] = 0.0  # the first stage receives nothing
     return np.asarray(seconds)
@@ -111,7 +112,7 @@ class _Reach:
         self._waves = np.split(edges[:, order], np.flatnonzero(np.diff(stages[order])) + 1, axis=1)
 
     def first(self, limit: float) -> Integers:
-        """Return [D, P] the earliest begin of a stage that ends at a place, by device."""
+        """Return [D, P] the earliest begin of a stage within the limit, by device and end."""
         weights, firsts = self._sums.weights, []
         for device in self.devices:
             work = self._sums.work[device.kind]
@@ -172,7 +173,7 @@ class _Bounded:
         return np.flatnonzero((self._earliest <= place) & (place <= self._latest))
 
     def stages(self, place: int) -> tuple[Integers, Floats]:
-        """Return the places where a stage that ends at `place` may begin, and its seconds."""
+        """Return where a stage that ends at `place` may begin, and the seconds for each begin."""
         first, past = self._first[place], self._past[place]
         if first >= past:
             return np.array([], dtype=np.intp), np.array([])

@@ -69,7 +69,7 @@ class Timeline:
 def simulate(
     compute: Sequence[float], transfer: Mapping[Edge, float], microbatches: int, depth: int = 2
 ) -> Timeline:
-    """Predict the timeline of a run.
+    """Return the predicted timeline of a run.
 
     Args:
         compute: for each stage, seconds to compute one micro-batch, 0 or more.
@@ -78,7 +78,7 @@ def simulate(
         depth: micro-batches that may wait on each end of a channel between neighbours, 1 or more.
 
     Returns:
-        The spans that a trace of the run would contain, without the spans of reading and writing.
+        The timeline, with the spans of a trace of the run, except those of reading and writing.
 
     Raises:
         ValueError: there is no stage or micro-batch, the depth is 0, or an edge does not lead from
@@ -115,7 +115,7 @@ class _Channel:
         self.taken: list[float] = []
 
     def send(self, now: float) -> float:
-        """Send the next micro-batch as soon as there is room.
+        """Send the next micro-batch as soon as the sending end has room.
 
         Args:
             now: the time when the stage is ready to send.

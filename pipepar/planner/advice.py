@@ -1,4 +1,4 @@
-"""Advice whether replicas of the whole model would be faster than a pipeline."""
+"""Advice to run the whole model on single devices instead of a pipeline, if that is faster."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pipepar.planner.prediction import seconds_on
 
 # Replicas need more memory and more jobs, so they must be faster by this factor.
 _GAIN: Final = 1.05
-# Above this number of micro-batches, the time is computed as if they could be divided.
+# Above this number of tasks, the time is estimated as if a task could be divided among workers.
 _MOST_EXACT: Final = 10_000
 
 
 def advice(choice: Choice, devices: Sequence[DeviceCost]) -> str | None:
-    """Return the advice to use replicas instead of a pipeline, if they are faster.
+    """Return the advice to use one device or replicas of the model, if that is clearly faster.
 
-    Each replica takes the next micro-batch as soon as it is free. Its speed is the speed that was
-    measured or counted for stages; on ranks that share a memory bus, with all ranks busy.
+    Each replica takes the next micro-batch as soon as it is free. Its speed is that of its device
+    for the plan. If speeds were measured, all ranks were busy then.
 
     Args:
         choice: the plan.
         devices: all devices, whether the plan uses them or not.
 
     Returns:
-        A sentence with the figures; None if the model fits no device, there is only one device or
-        one micro-batch, or the pipeline is about as fast.
+        A sentence with the speeds; None if the model fits no device, there is only one device or
+        one micro-batch, or the gain is less than 5 %.
     """
     weights = sum(stage.weight_bytes for stage in choice.plan.stages)
     memory = weights + max(layer.workspace for layer in choice.cost.layers)
@@ -51,7 +51,7 @@ def advice(choice: Choice, devices: Sequence[DeviceCost]) -> str | None:
 
 
 def _makespan(times: Sequence[float], count: int) -> float:
-    """Return the seconds to complete equal tasks on several workers.
+    """Return the seconds to complete equal tasks; a worker takes the next one when it is free.
 
     Args:
         times: for each worker, seconds for one task.

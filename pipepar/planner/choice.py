@@ -50,7 +50,7 @@ def choose(
     sizes: Sequence[int],
     request: PlanRequest,
 ) -> Choice:
-    """Return the fastest plan for the samples.
+    """Return the fastest plan for the requested number of samples.
 
     Args:
         graph: the captured model.
@@ -58,14 +58,15 @@ def choose(
         hardware: the devices and links.
         costs: returns the cost of the model for a size of micro-batch.
         sizes: the sizes of micro-batch to choose from, ascending.
-        request: the number of samples, the depth, and the allowed use of devices.
+        request: the number of samples, the depths, and the allowed use of devices.
 
     Returns:
-        The plan with the most samples per second; of plans that are about as fast, the one with the
-        smallest micro-batch.
+        The plan with the smallest micro-batch of those that are slower than the fastest by at most
+        3 %, with its prediction.
 
     Raises:
-        PlanError: for every size, there are too few cuts, or the stages do not fit the devices.
+        PlanError: for every size, there are too few cuts, or the stages do not fit the devices; the
+            message is that of the smallest size.
         ValueError: there are no sizes.
     """
     planned, refusal = list[Choice](), None
@@ -85,11 +86,11 @@ def choose(
 
 
 def faster(choice: Choice, other: Callable[[], Choice]) -> Choice:
-    """Return another choice if it is clearly faster than the given one.
+    """Return another choice if it is more than 5 % faster than the given one, else the given one.
 
     Args:
         choice: the choice in the order of the ranks.
-        other: makes the other choice; may raise PlanError.
+        other: returns the choice in another order; if it raises PlanError, `choice` is returned.
     """
     try:
         made = other()
@@ -107,7 +108,7 @@ def _fitting(
     size: int,
     request: PlanRequest,
 ) -> Choice:
-    """Return the plan with the first depth that fits the memory of the devices."""
+    """Return the plan with the first of the requested depths for which there is one."""
     *others, last = request.depths
     for depth in others:
         try:
@@ -122,6 +123,7 @@ def _fitting(
 def _planned(
     graph: Graph, table: CutTable, cost: ModelCost, target: Target, request: PlanRequest
 ) -> Choice:
+    """Return the plan for one micro-batch and one depth."""
     try:
         return _cut(graph, table, cost, cost.layers, target, request)
     except PlanError:
@@ -141,6 +143,7 @@ def _cut(
     target: Target,
     request: PlanRequest,
 ) -> Choice:
+    """Return the plan for given costs of the layers, which decide the memory of a stage."""
     found = partition(
         layers,
         target.hardware.devices,

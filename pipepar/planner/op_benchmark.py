@@ -2,8 +2,8 @@
 
 The arguments of an operation are views of memory that is allocated once. Activations always have
 the same addresses, so small ones are in the caches, as in a run, where the operation before has
-just written them. Weights move through as much memory as the weights of a stage take, so they come
-from the same level of memory as in a run.
+just written them. Consecutive weights are in different parts of a block as large as the weights of
+a stage, up to a limit. So they come from the same level of the memory hierarchy as in a run.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from pipepar.microbatch import TensorSpec
 from pipepar.model.module_tensors import named_tensors
 from pipepar.model.split.operations import Needed, Operation
 
-# Bytes; more than the caches of a core. Touching more memory would take too long.
+# The most bytes for weights, since filling more takes too long; larger than the caches of a core.
 _MOST_WEIGHTS: Final = 64 * 2**20
-# Number of random values; tensors repeat them, since drawing more would dominate the time.
+# Number of random values; tensors repeat them, since drawing more would take too long.
 _NOISE: Final = 2**16
 # Elements; tensors are aligned as an allocator would align them.
 _ALIGNED: Final = 64
@@ -44,12 +44,14 @@ Call = Callable[[], Any]
 
 
 class OpBenchmark:
-    """A benchmark of operations that can be repeated.
+    """Measures the seconds of operations on made-up values.
+
+    The constructor runs each operation, to warm up and to exclude operations that fail.
 
     Args:
         operations: the operations, all different.
         device: the device to compute on.
-        weight_bytes: bytes of the weights of a stage; the weights use as much memory.
+        weight_bytes: bytes of the weights of a stage, which the weights are spread over.
         room: bytes that one operation may take; an operation that needs more is not computed.
     """
 
@@ -65,10 +67,14 @@ class OpBenchmark:
         self._operations = [each if _is_timed(each, room) else None for each in operations]
         timed = [each for each in self._operations if each is not None]
         self._memory = _Memory(timed, device, min(weight_bytes, _MOST_WEIGHTS))
-        self._round()  # warms up, and excludes operations that fail
+        self._round()
 
     def medians(self) -> list[float | None]:
-        """Return the median seconds of each operation; None for one that cannot be timed."""
+        """Return the median seconds of each operation; None if it is excluded.
+
+        An operation is excluded if it needs too much memory, fails, or has a time that depends on
+        its values.
+        """
         rounds: list[list[float | None]] = []
         end = time.perf_counter() + _SECONDS
         while not rounds or (len(rounds) < _ROUNDS and time.perf_counter() < end):
@@ -78,10 +84,10 @@ class OpBenchmark:
         return [statistics.median(c) if len(c) == len(rounds) else None for c in columns]
 
     def pace(self, expected: Sequence[float | None], counts: Sequence[int]) -> float:
-        """Return the speed of this device now, relative to expected times; 1 if it matches them.
+        """Return the present speed of this device relative to expected times; above 1 if faster.
 
-        A mean over some time is used, since a median would not count pauses while another process
-        has the device.
+        It is a mean over half a second, since a median would not count pauses while another process
+        uses the device. It is 1 if no operation can be timed.
 
         Args:
             expected: seconds of each operation; None for one that does not count.
@@ -99,17 +105,17 @@ class OpBenchmark:
         return planned / taken
 
     def _round(self) -> list[float | None]:
-        """Compute every operation once, and return the seconds of each."""
+        """Time every operation, and return the seconds of each; None if it is excluded."""
         return [self._attempt(index) for index in range(len(self._operations))]
 
     def _attempt(self, index: int) -> float | None:
-        """Compute one operation; exclude it if it fails on made-up values."""
+        """Return the seconds of one operation; None, and exclude it, if it fails."""
         operation = self._operations[index]
         try:
             return None if operation is None else self._timed(operation)
         except torch.AcceleratorError:  # the GPU is unusable after this error
             raise
-        except Exception:  # the caller counts the operation instead
+        except Exception:  # it fails on made-up values; the planner counts its work instead
             self._operations[index] = None
             return None
 
@@ -149,7 +155,7 @@ def _with_values(operation: Operation, device: torch.device) -> Operation:
 
 
 def _filled(module: nn.Module, device: torch.device) -> nn.Module:
-    """Return a copy with values: made-up ones for tensors on meta, else the module's own."""
+    """Return a copy on a device, with made-up values for tensors on meta, else with its own."""
     own = named_tensors(module)
     made = copy.deepcopy(module).to_empty(device=device)
     for name, tensor in named_tensors(made).items():
@@ -199,14 +205,14 @@ class _Memory:
         self._weights = {dtype: _Block(dtype, size, device) for dtype, size in weights.items()}
 
     def call(self, operation: Operation) -> Call:
-        """Return a call of the operation with its arguments."""
+        """Return a function without arguments that computes the operation on this memory."""
         for block in self._activations.values():
             block.rewind()
         args, kwargs = pytree.tree_map(self._argument, (operation.args, dict(operation.kwargs)))
         return partial(operation.target, *args, **kwargs)
 
     def refill_if_written(self) -> None:
-        """Restore values that the operation has overwritten; otherwise they grow or vanish."""
+        """Restore values that an operation has overwritten; otherwise they would grow or vanish."""
         for block in (*self._activations.values(), *self._weights.values()):
             block.refill_if_written()
 
@@ -220,7 +226,7 @@ class _Memory:
 
 
 def _sizes(operation: Operation, weight: bool) -> Mapping[torch.dtype, int]:
-    """Return the number of elements that an operation needs, by dtype."""
+    """Return the number of elements that the weights, or else the activations, need, by dtype."""
     sizes: dict[torch.dtype, int] = defaultdict(int)
     for each in operation.needed:
         if each.weight == weight:
@@ -242,7 +248,7 @@ class _Block:
         self._version = self._memory._version
 
     def rewind(self) -> None:
-        """Take the next tensor from the beginning."""
+        """Make `take` continue at the beginning."""
         self._next = 0
 
     def refill_if_written(self) -> None:

@@ -1,4 +1,4 @@
-"""The check that a given plan fits the model and the job; the error lists the differences."""
+"""The check that a given plan fits the model and the number of ranks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pipepar.model.capture.graph import Graph
 from pipepar.model.split.cut import parts
 from pipepar.plan.plan import Plan
 
+# The most differences that a message lists, and the most names in each.
 _LINES: Final = 5
 _NAMES: Final = 3
 
 
 def require_fit(plan: Plan, graph: Graph, ranks: int) -> None:
-    """Refuse a plan that was made for another model or another number of ranks.
+    """Refuse a plan that was made for another model or number of ranks, or that was edited wrongly.
 
     Args:
         plan: the plan of the user.
@@ -24,8 +25,8 @@ def require_fit(plan: Plan, graph: Graph, ranks: int) -> None:
         ranks: number of ranks in the job.
 
     Raises:
-        PlanError: the plan does not fit; the message lists the differences, the most important ones
-            first.
+        PlanError: the plan does not fit; the message lists up to 5 differences, those of the number
+            of ranks first.
     """
     about_ranks = list(_ranks(plan, ranks))
     about_model = list(_edited(plan, graph) if plan.model == graph.digest else _other(plan, graph))
@@ -33,26 +34,28 @@ def require_fit(plan: Plan, graph: Graph, ranks: int) -> None:
         again = f"mpirun -n {ranks} pipepar plan MODEL --input INPUT -o plan.json"
         remedy = f"plan again with this job's model, input, --task and --dtype: {again}"
     else:
-        remedy = f"start it with mpirun -n {_needed(plan)}, or plan again with --stages {ranks}"
+        remedy = (
+            f"start the job with mpirun -n {_needed(plan)}, or plan again with --stages {ranks}"
+        )
     if about_ranks or about_model:
         raise PlanError(f"the plan does not fit:{_listed(about_ranks + about_model, remedy)}")
 
 
 def _needed(plan: Plan) -> int:
-    """Return the number of ranks that the plan needs."""
+    """Return the smallest number of ranks that can run the plan."""
     return len(plan.stages) if plan.ranks is None else max(plan.ranks) + 1
 
 
 def _ranks(plan: Plan, ranks: int) -> Iterator[str]:
-    """Yield the difference between the plan and the number of ranks."""
+    """Yield the difference if the number of ranks does not fit the plan."""
     if plan.ranks is None and len(plan.stages) != ranks:
-        yield f"it has {len(plan.stages)} stages, the job has {ranks}"
+        yield f"it has {len(plan.stages)} stages, the job has {ranks} rank{'s' * (ranks > 1)}"
     elif _needed(plan) > ranks:
         yield f"it has a stage on rank {max(plan.ranks or ())}, the job has ranks 0 to {ranks - 1}"
 
 
 def _other(plan: Plan, graph: Graph) -> Iterator[str]:
-    """Yield the visible differences between the plan and a model that it was not made for."""
+    """Yield the differences between the plan and a model with another digest; at least one."""
     found = [*_operations(plan, graph), *_weights(plan, graph), *_values(plan, graph)]
     yield from found or [
         f"all names and sizes in it agree, but it was made for model {plan.model[:12]}, found "
@@ -62,7 +65,10 @@ def _other(plan: Plan, graph: Graph) -> Iterator[str]:
 
 
 def _edited(plan: Plan, graph: Graph) -> Iterator[str]:
-    """Yield the differences between the plan and what its cuts make of its own model."""
+    """Yield the differences between the stages of the plan and those that its cuts give.
+
+    The plan has the digest of the graph, so a difference means that the file was edited.
+    """
     found = [*_operations(plan, graph), *_values(plan, graph)]
     yield from found
     if found:
@@ -123,7 +129,7 @@ def _values(plan: Plan, graph: Graph) -> Iterator[str]:
 
 
 def _few(names: Iterable[str]) -> str:
-    """Return the first names, and the number of the others."""
+    """Return the first names, and the number of the others, as a text for a message."""
     first, *more = [*names] or ["none"]
     shown, rest = [first, *more[: _NAMES - 1]], more[_NAMES - 1 :]
     return ", ".join(shown) + (f" and {len(rest)} more" if rest else "")

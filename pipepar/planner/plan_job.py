@@ -1,4 +1,4 @@
-"""The plan of a job: the root reads or makes it, and every rank receives it."""
+"""The plan of a job: rank 0 checks or makes it, and every rank receives it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class AgreedPlan:
-    """The plan that all ranks agreed on."""
+    """The plan of a job, received by every rank."""
 
     plan: Plan
     """The plan; the same on every rank."""
@@ -37,13 +37,16 @@ class AgreedPlan:
     depth: int
     """Micro-batches that may wait on each end of a channel."""
     choice: Choice | None
-    """The plan with its prediction, on rank 0; None if the plan was not made from measurements."""
+    """The plan with its prediction; only on rank 0, and only if ranks were measured."""
 
 
 def agree_on_plan(
     run: RunContext, graph: Graph, request: PlanRequest, held: float = 0.0
 ) -> AgreedPlan:
-    """Use the plan of the user, or measure the ranks and make one. *Collective.*
+    """Use the given plan, or make one, and send it to every rank. *Collective.*
+
+    A plan is made from measurements if there are samples and anything to choose. Without samples it
+    is made from counted costs. A single rank with one possible micro-batch runs the whole model.
 
     Args:
         run: the circumstances of the run; rank 0 displays notes on the measurement.
@@ -52,11 +55,12 @@ def agree_on_plan(
         held: bytes of the weights of the model that this rank already has in memory.
 
     Returns:
-        The plan, the same on every rank.
+        The plan, its micro-batch and its depth, the same on every rank.
 
     Raises:
-        PipeparError: the given plan does not fit the model or the ranks, or no plan fits; raised by
-            the lowest rank that has the problem. The other ranks raise PeerError.
+        PipeparError: the given plan does not fit the model or the ranks, the measurement failed, or
+            no plan fits; raised by the lowest rank that has the problem. The other ranks raise
+            PeerError.
     """
     world = run.world
     choice: Choice | None = None
@@ -93,16 +97,16 @@ def measured_choice(
         run: the circumstances of the run; rank 0 displays notes on the measurement.
         graph: the captured model.
         table: its legal cuts and counted costs.
-        request: the options of the user.
+        request: the options of the user; its given plan is ignored.
         stages: in a world of one rank, the number of devices like this one to plan for, joined by
             links that take no time; None to plan for the ranks.
         held: bytes of the weights of the model that this rank already has in memory.
 
     Returns:
-        The plan on rank 0, None on the other ranks.
+        The plan with its prediction on rank 0, None on the other ranks.
 
     Raises:
-        PipeparError: as in `agree_on_plan`.
+        PipeparError: the measurement failed, or no plan fits; see `agree_on_plan`.
     """
     world = run.world
     sizes = _sizes(world, graph, request)
@@ -127,14 +131,14 @@ def measured_choice(
 
 
 def _sizes(world: World, graph: Graph, request: PlanRequest) -> list[int]:
-    """Return the sizes of micro-batch to choose from; rank 0, which has the input, decides."""
+    """Return the sizes of micro-batch to choose from, as determined by rank 0. *Collective.*"""
 
     def own() -> list[int]:
         fixed = fixed_batch(graph)
         if not world.is_root or fixed is not None or request.micro_batch is not None:
             return request.sizes(fixed)
         known = example_rows(graph)
-        if not accepts_rows(graph, known):  # rows and samples differ: keep the size of the example
+        if not accepts_rows(graph, known):  # an output does not have one row for each sample
             return [known]
         return [size for size in request.sizes(None) if accepts_rows(graph, size)] or [known]
 
@@ -143,11 +147,13 @@ def _sizes(world: World, graph: Graph, request: PlanRequest) -> list[int]:
 
 
 def _repeated(hardware: Neighbours, stages: int) -> Neighbours:
+    """Return copies of a single device, joined by links that take no time."""
     return Neighbours(hardware.devices * stages, (LinkCost(),) * (stages - 1))
 
 
 def _given(graph: Graph, request: PlanRequest, ranks: int) -> Plan | None:
-    if request.given is None:  # on every rank except 0
+    """Check the given plan, and return it with a micro-batch and a depth; None without a plan."""
+    if request.given is None:
         return None
     require_fit(request.given, graph, ranks)
     return request.completed(request.given, fixed_batch(graph))

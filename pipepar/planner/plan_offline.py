@@ -1,4 +1,4 @@
-"""A plan from counted costs, without running the model."""
+"""Plans from counted costs, without measurements."""
 
 from __future__ import annotations
 
@@ -59,11 +59,13 @@ def plan_model(
         request: options of the plan for the cluster; None for the defaults.
 
     Returns:
-        The legal cuts, the plan, and its prediction on the cluster.
+        The legal cuts; the plan, if the number of stages is known; its prediction, if there is a
+        cluster.
 
     Raises:
         CaptureError: the model cannot be traced.
-        PlanError: it cannot be cut into that many stages, or does not fit the devices.
+        PlanError: the model cannot be cut into that many stages, or does not fit the devices; or
+            there are more stages than devices.
     """
     hardware = None if cluster is None else _first_devices(cluster, stages)
     graph = capture(module, args, kwargs)
@@ -91,7 +93,7 @@ def make_plan(graph: Graph, stages: int) -> Plan:
 
 
 def _equal_stages(graph: Graph, table: CutTable, stages: int) -> Plan:
-    """Return the plan for equal devices, joined by links that take no time."""
+    """Return the plan for equal devices that are joined by links that take no time."""
     layers = [LayerCost(w, crossing=c) for w, c in zip(table.costs, table.crossing, strict=True)]
     found = partition(layers, [DeviceCost(1.0)] * stages, [LinkCost()] * (stages - 1))
     return plan_of(graph, table, found.cuts)
@@ -108,9 +110,9 @@ def _first_devices(cluster: Cluster, stages: int | None) -> Hardware:
 
 
 def _choice(graph: Graph, table: CutTable, hardware: Hardware, request: PlanRequest) -> Choice:
-    """Return the plan for the requested micro-batch, else for the largest that fits.
+    """Return the plan for the requested micro-batch.
 
-    The default micro-batch is tried first, then halves of it.
+    If none is requested, try the default micro-batch, then half of it, and so on, until one fits.
     """
     costs = partial(model_cost, graph, table)
     size = request.counted_size

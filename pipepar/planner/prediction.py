@@ -1,8 +1,8 @@
 """The prediction of a plan on given devices: seconds, bytes and a timeline.
 
-The time of a stage is the sum of the measured times of its operations, or their counted work
-divided by the speed of its device. The time of a transfer follows from its bytes and its link. Work
-and bytes are counted at the sizes of the example, and scaled to the rows of a micro-batch.
+The time of a stage is the work of its operations, divided by the speed of its device. The work is
+measured in seconds, or counted. The time of a transfer follows from its bytes and its link. Bytes
+and counted work are those of the example, scaled to the samples of a micro-batch.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class StagePrediction:
 
     @property
     def slowest(self) -> float:
-        """Seconds between micro-batches if this stage is the slowest."""
+        """The longer of `compute` and `transfer`, in seconds."""
         return max(self.compute, self.transfer)
 
 
@@ -101,7 +101,7 @@ class Prediction:
 
     @property
     def samples_per_second(self) -> float:
-        """Samples per second of the whole run; 0 if there is nothing to compute."""
+        """Samples per second of the whole run; 0 if the run takes no time."""
         target = self.target
         samples = target.samples or target.microbatches * target.micro_batch
         return samples / self.seconds if self.seconds else 0.0
@@ -164,11 +164,11 @@ def model_cost(
 
 
 def predict(plan: Plan, cost: ModelCost, target: Target) -> Prediction:
-    """Predict a plan.
+    """Return the prediction of a plan.
 
     Args:
         plan: the plan; stage k runs on device k of the target.
-        cost: the cost of the model for the micro-batch of the target.
+        cost: the cost of the model for a micro-batch of the size of the target.
         target: the hardware and load, with at least as many devices as the plan has stages.
     """
     hardware = target.hardware
@@ -196,11 +196,12 @@ def seconds_on(device: DeviceCost, layers: Sequence[LayerCost]) -> float:
 
 
 def _works(measured: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """Return for each node the seconds by kind of device."""
     return [dict(zip(measured, each, strict=True)) for each in zip(*measured.values(), strict=True)]
 
 
 def stage_memory(stage: StagePlan, layers: Sequence[LayerCost], depth: int) -> float:
-    """Return the bytes of a stage, counted as by the partition, but with each weight once.
+    """Return the bytes of memory of a stage, as in `partition`, but with each weight once.
 
     Args:
         stage: the stage.
@@ -229,6 +230,7 @@ def _weights(graph: Graph) -> list[dict[str, int]]:
 
 
 def _first_use(weights: Sequence[Mapping[str, int]]) -> tuple[float, ...]:
+    """Return for each node the bytes of the weights that no earlier node uses."""
     used: set[str] = set()
     sizes = []
     for own in weights:
@@ -238,5 +240,6 @@ def _first_use(weights: Sequence[Mapping[str, int]]) -> tuple[float, ...]:
 
 
 def _holders(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes whose targets are the weights, or the module, that a node uses."""
     held = [each for each in node.all_input_nodes if each.op == "get_attr"]
     return [node, *held] if node.op == "call_module" else held

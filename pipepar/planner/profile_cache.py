@@ -1,8 +1,9 @@
 """Measured times, cached on disk from job to job.
 
-There is one JSON file for each model, kind of device and shape of input, in
-``$XDG_CACHE_HOME/pipepar`` or ``~/.cache/pipepar``; for a user without a home directory, in the
-directory of temporary files. A file that is damaged or of another version is ignored.
+There is one JSON file for each key: model, device, shape of the input, weights per stage, and
+version of torch. It has the times of all sizes of micro-batch. The files are in
+``$XDG_CACHE_HOME/pipepar`` or ``~/.cache/pipepar``; for a user without a home directory, in
+``pipepar-UID`` in the directory of temporary files. A damaged file is ignored.
 """
 
 from __future__ import annotations
@@ -40,13 +41,14 @@ class ProfileCache:
 
     @staticmethod
     def of(graph: Graph, kind: str, work: float = 0.0, weight_bytes: int = 0) -> ProfileCache:
-        """Return the cache of a model on a kind of device.
+        """Return the cache of a model on a kind of device, without reading its file.
 
         Args:
             graph: the captured model.
             kind: name of the device, with its number of threads.
-            work: counted work of the model; tells models apart that have the same digest.
-            weight_bytes: bytes of the weights of a stage; decides which fit in the CPU caches.
+            work: counted work of the model; differs between models with the same digest.
+            weight_bytes: mean bytes of the weights of a stage; if they fit in the CPU caches,
+                operations are faster.
         """
         example = [[str(t.dtype).removeprefix("torch."), *t.shape[1:]] for t in graph.example]
         key: dict[str, object] = {
@@ -69,7 +71,7 @@ class ProfileCache:
             operations: number of distinct operations.
 
         Returns:
-            The times; None if there are none.
+            The times; None if the file does not have `operations` valid times of this size.
         """
         times = self._known().get(str(micro_batch))
         if isinstance(times, list) and len(times) == operations and all(map(_is_time, times)):
@@ -92,6 +94,7 @@ class ProfileCache:
         write_whole(self.path, json.dumps(self.key | {"seconds": seconds}, indent=1) + "\n", writer)
 
     def _known(self) -> dict[str, object]:
+        """Return the times by size of micro-batch; empty if the file is missing or damaged."""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -113,4 +116,5 @@ def _folder() -> Path:
 
 
 def _is_time(value: object) -> bool:
+    """Whether a value is an element of `Times`: finite seconds above 0, or None."""
     return value is None or (isinstance(value, float) and math.isfinite(value) and value > 0)

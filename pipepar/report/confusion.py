@@ -12,7 +12,7 @@ import torch
 from pipepar.data.readers.labels import require_classes
 
 Counts: TypeAlias = list[Any]
-"""The counts of some samples, as a JSON value."""
+"""[number of classes, [[correct class, predicted class, samples], ...]], as a JSON value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,12 @@ class ClassQuality:
 
     @property
     def precision(self) -> float | None:
-        """Share of the predicted samples that are of the class; None if none was predicted."""
+        """`right` / `predicted`; None if the class was never predicted."""
         return self.right / self.predicted if self.predicted else None
 
     @property
     def recall(self) -> float | None:
-        """Share of the samples of the class that were predicted correctly; None without samples."""
+        """`right` / `samples`; None if the class has no samples."""
         return self.right / self.samples if self.samples else None
 
 
@@ -44,7 +44,7 @@ class Confusion:
     """A sparse confusion matrix: there may be very many classes."""
 
     names: tuple[str, ...]
-    """The names of all classes, by number."""
+    """The names of all classes, by number; a class without a name has its number as the name."""
     cells: tuple[tuple[int, int, int], ...]
     """(correct class, predicted class, samples) of each cell that is not 0, sorted."""
 
@@ -61,12 +61,12 @@ class Confusion:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Confusion:
-        """Return the matrix from the fields that `dataclasses.asdict` returned, also after JSON."""
+        """Return the matrix that `dataclasses.asdict` converted to fields, also after JSON."""
         cells = ((label, predicted, count) for label, predicted, count in fields["cells"])
         return cls(tuple(fields["names"]), tuple(cells))
 
     def classes(self) -> list[ClassQuality]:
-        """Return the figures of each class, by number, including classes that never occurred."""
+        """Return the counts of each class, by number, including classes that never occurred."""
         samples, predictions, right = Counter[int](), Counter[int](), Counter[int]()
         for label, predicted, count in self.cells:
             samples[label] += count
@@ -79,10 +79,10 @@ class Confusion:
 
 
 class Tally:
-    """Counts a confusion matrix, one micro-batch after another."""
+    """A confusion matrix that is counted micro-batch by micro-batch."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        """Start without samples.
+        """Begin with an empty matrix.
 
         Args:
             names: the names of the classes, by number; empty if they have none.
@@ -92,31 +92,32 @@ class Tally:
         self._classes = len(self._names)
 
     def add(self, logits: torch.Tensor, labels: torch.Tensor) -> Counts:
-        """Count samples.
+        """Count the samples of a micro-batch.
 
         Args:
             logits: [B, classes]; the predicted class of a row has the largest value.
             labels: int64 [B], the correct classes.
 
         Returns:
-            The counts of these samples, for `restore`.
+            The counts of these samples alone, for `add_counts`.
 
         Raises:
-            InputError: a label is not a class of the model, or there is only one class.
+            InputError: a label is not a class of the model, or there is only one class. Then the
+                samples are not counted.
         """
         self._classes = max(self._classes, logits.shape[1])
-        # Checked before the work only if the graph contains the number of classes.
+        # A job checks its labels before it computes, unless the number of classes is unknown then.
         require_classes(labels, logits.shape[1])
         predicted = logits.argmax(-1).cpu()
         cells = Counter(zip(labels.tolist(), predicted.tolist(), strict=True))
         self._cells.update(cells)
         return [logits.shape[1], [[*cell, count] for cell, count in cells.items()]]
 
-    def restore(self, counts: Counts) -> None:
-        """Count samples of an earlier run.
+    def add_counts(self, counts: Counts) -> None:
+        """Add the counts of another tally, such as that of an earlier run.
 
         Args:
-            counts: what `add` returned.
+            counts: the counts that `add` returned.
         """
         classes, cells = counts
         self._classes = max(self._classes, classes)

@@ -42,16 +42,16 @@ def stage_record(run: RunContext, weight_bytes: int, seconds: float) -> StageRec
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """The facts of one rank about the whole run; for each, one rank has the value that counts."""
+    """The facts of one rank about the whole run; the record takes each from one rank."""
 
     samples: int
-    """Number of rows done, on the source."""
+    """Number of processed samples; from the source."""
     confusion: Confusion | None = None
-    """The confusion matrix, on the sink."""
+    """The confusion matrix; from the sink."""
     predicted: float | None = None
-    """Predicted samples per second, on the root."""
+    """Predicted samples per second; from the root."""
     failed: int = 0
-    """Number of samples without results, on the sink."""
+    """Number of samples without results; from the sink."""
 
 
 def gather_record(
@@ -61,7 +61,7 @@ def gather_record(
 
     Args:
         world: all ranks.
-        placement: the rank of each stage, of the source and of the sink.
+        placement: the ranks of the stages, the source and the sink.
         stage: the record of this rank.
         findings: the facts of this rank about the whole run.
     """
@@ -80,7 +80,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def _joined(texts: list[str], placement: Placement, root: int) -> RunRecord:
-    """Combine the records by rank; of a rank without a stage, only reading and writing count."""
+    """Combine the texts of the ranks; of a rank without a stage, only reading and writing count."""
     records = [StageRecord.from_fields(json.loads(text)[0]) for text in texts]
     findings = [json.loads(text)[1] for text in texts]
     source, sink = placement.ends.source, placement.ends.sink
@@ -106,8 +106,8 @@ def _joined(texts: list[str], placement: Placement, root: int) -> RunRecord:
 
 
 def _at_end(record: StageRecord, kind: Kind, is_end: bool) -> Totals:
-    """Return the times of reading for the first stage, and of writing for the last stage.
+    """Return the times of reading or writing if the stage is at that end, else empty times.
 
-    They may come from a rank that does not run that stage.
+    The record may be of a rank that does not run the stage.
     """
     return record.totals[kind] if is_end else Totals()

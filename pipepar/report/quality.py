@@ -1,4 +1,4 @@
-"""The printed quality of a classification."""
+"""The accuracy, precision and recall of a classification, printed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rich.table import Table
 
 from pipepar.report.confusion import ClassQuality, Confusion
 
-# The most classes that are all shown; of more classes, only the worst are shown.
+# Up to 30 classes are all printed; of more classes, the 15 with the smallest recall.
 _MOST: Final = 30
 _WORST: Final = 15
 
 
 def print_confusion(confusion: Confusion, console: Console) -> None:
-    """Print the accuracy, and the precision and recall of each class; nothing without samples.
+    """Print the accuracy, and the precision and recall of the classes; nothing without samples.
 
     Args:
         confusion: the confusion matrix of a whole run.
@@ -44,7 +44,11 @@ def print_confusion(confusion: Confusion, console: Console) -> None:
 
 
 def _worst(classes: list[ClassQuality]) -> list[ClassQuality]:
-    """Return the classes with the smallest recall; of equals, the larger class first."""
+    """Return the 15 classes with the smallest recall, the smallest first.
+
+    Of classes with equal recall, the one with more samples is first. Classes without samples are
+    left out.
+    """
     known = [each for each in classes if each.recall is not None]
     return sorted(known, key=lambda each: (each.recall, -each.samples))[:_WORST]
 

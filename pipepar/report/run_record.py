@@ -1,4 +1,4 @@
-"""The record of a run as a plain value; the summary and --json are made from it."""
+"""The record of a run: the values that the summary and --json show."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class StageRecord:
     """Its kind of device: cpu or cuda."""
 
     @property
-    def place(self) -> str:
-        """The device in words, for the summary."""
+    def device_text(self) -> str:
+        """The device in words: GPU, or the number of threads."""
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
         return "GPU" if self.device == "cuda" else threads
 
@@ -50,7 +50,7 @@ class StageRecord:
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> StageRecord:
-        """Return the record from the fields that `dataclasses.asdict` returned, after JSON."""
+        """Return the record that `dataclasses.asdict` converted to fields, also after JSON."""
         totals = {kind: Totals(**each) for kind, each in fields["totals"].items()}
         return cls(**fields | {"totals": totals})
 
@@ -60,7 +60,7 @@ class RunRecord:
     """The record of a whole run."""
 
     samples: int
-    """Number of rows of the input that this run has done."""
+    """Number of samples that this run has processed."""
     seconds: float
     """Wall time of the run, the longest of all ranks."""
     stages: tuple[StageRecord, ...]
@@ -81,12 +81,12 @@ class RunRecord:
 
     @property
     def efficiency(self) -> float:
-        """The speed as a share of the speed of the perfect pipeline, at most about 1."""
+        """The speed as a share of the speed of the perfect pipeline, about 1 at most."""
         return self.bound / self.seconds if self.seconds else 0.0
 
     @property
     def busiest(self) -> StageRecord:
-        """The first of the stages with the most work."""
+        """The stage with the most seconds of work; of equals, the first."""
         return max(self.stages, key=lambda stage: stage.work)
 
     @property

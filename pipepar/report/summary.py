@@ -44,7 +44,7 @@ def print_summary(record: RunRecord, console: Console) -> None:
         table.add_row(
             str(index),
             stage.host,
-            stage.place,
+            stage.device_text,
             readable_bytes(stage.weight_bytes),
             readable_bytes(stage.peak_bytes),
             f"{share:.0%}",

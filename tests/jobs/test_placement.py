@@ -107,7 +107,7 @@ def test_a_plan_with_more_ranks_than_the_job_is_refused(rows: Path, tmp_path: Pa
     plan = planned(tmp_path, MLP, (2, 0), 2)
     job = Job(MLP, rows, tmp_path / "y.npy", plan=plan)
     with pytest.raises(
-        PipeparError, match=r"a stage on rank 2, .* 0 to 1; start it with mpirun -n 3"
+        PipeparError, match=r"a stage on rank 2, .* 0 to 1; start the job with mpirun -n 3"
     ):
         records(2, job)
 

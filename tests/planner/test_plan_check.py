@@ -88,8 +88,8 @@ def test_another_number_of_ranks_is_refused() -> None:
     graph = graph_of(Mlp(4))
     message = refusal(make_plan(graph, 3), graph, 1)
     assert message == (
-        "the plan does not fit: it has 3 stages, the job has 1; start it with mpirun -n 3, or plan "
-        "again with --stages 1"
+        "the plan does not fit: it has 3 stages, the job has 1 rank; start the job with mpirun "
+        "-n 3, or plan again with --stages 1"
     )
 
 
@@ -99,7 +99,7 @@ def test_other_operations_and_weights_are_listed() -> None:
     lines = [line.strip() for line in message.splitlines()]
     assert lines[:5] == [
         "the plan does not fit:",
-        "- it has 2 stages, the job has 3",
+        "- it has 2 stages, the job has 3 ranks",
         "- it divides 3 operations, the model has 12",
         "- weights that only the plan has (4): first.weight, first.bias, second.weight and 1 more",
         "- weights that only the model has (12): layers.0.weight, layers.0.bias, layers.1.weight "
@@ -195,5 +195,5 @@ def test_the_command_line_reports_another_number_of_ranks(rows: Path, tmp_path: 
     assert len(json.loads(plan.read_text())["stages"]) == 3
     status, output = pipepar("run", MLP, rows, tmp_path / "o.npy", "--plan", plan)
     assert status == 1
-    assert "it has 3 stages, the job has 1; start it with mpirun -n 3" in output
+    assert "it has 3 stages, the job has 1 rank; start the job with mpirun -n 3" in output
     assert not (tmp_path / "o.npy").exists()

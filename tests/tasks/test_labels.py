@@ -132,7 +132,7 @@ def test_restored_counts_equal_the_original_counts(names: tuple[str, ...]) -> No
     original, resumed = Tally(names), Tally(names)
     notes = [original.add(*each) for each in zip(logits, labels, strict=True)]
     for note in json.loads(json.dumps(notes)):
-        resumed.restore(note)
+        resumed.add_counts(note)
     assert resumed.confusion() == original.confusion()
     assert len(resumed.confusion().names) == 4
     assert resumed.confusion().cells == ((0, 0, 1), (1, 0, 2), (1, 1, 2))

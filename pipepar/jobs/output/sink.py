@@ -159,7 +159,7 @@ class Sink:
         # Added to the tally after the rows are written, since writing them may fail.
         counted = Tally(()).add(class_logits(output), columns["label"])
         self._writer.write(samples, rows, {"counted": counted})
-        self._tally.restore(counted)
+        self._tally.add_counts(counted)
 
     def _fail(self, samples: torch.Tensor, fault: Fault) -> None:
         self._writer.add_note(self._quarantine.add(samples.tolist(), fault))
@@ -170,7 +170,7 @@ class Sink:
         if note is None:
             return
         if self._tally is not None and "counted" in note:
-            self._tally.restore(note["counted"])
+            self._tally.add_counts(note["counted"])
         self._quarantine.restore(note)
 
     def _write_blank(self, failed: list[int]) -> None:
