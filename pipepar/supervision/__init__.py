@@ -1,1 +1,1 @@
-"""How a job ends: failures, the watchdog, stop signals."""
+"""The end of a job: failures, the watchdog and stop signals."""

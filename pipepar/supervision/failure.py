@@ -1,4 +1,4 @@
-"""A job ends together: when one rank fails, it says why and ends all the others."""
+"""The common end of all ranks: a rank that fails reports the cause and aborts the job."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ _OPTION: Final = "--resume"
 
 
 def report(world: World, error: BaseException) -> str:
-    """The block that is the last thing on the terminal: who failed, on what, and why.
+    """Return the block of text that ends the output of a failed job.
 
-    A problem that pipepar explains itself is shown without a traceback; an exception in a stage, in
-    the user's script or in pipepar, with the traceback that leads there.
+    It has the rank, the host and the cause. Errors of pipepar (`PipeparError`) are shown without a
+    traceback; other exceptions, also those in a stage or in the user's script, with one.
+
+    Args:
+        world: all ranks.
+        error: the exception.
+
+    Returns:
+        Lines separated by newlines; empty for `PeerError`, which another rank reports.
     """
     if isinstance(error, PeerError):
         return ""
@@ -40,26 +47,27 @@ def report(world: World, error: BaseException) -> str:
 
 
 class FailTogether:
-    """``with FailTogether(world):`` ends the whole job when the body, or any thread, fails.
+    """A context manager that aborts the job when its body, or any thread, raises an exception.
 
-    Without it the ranks that wait for the failed one would wait for ever. In a world of one an
-    exception in the body simply goes on to the caller.
+    Without it, ranks that wait for the failed one would wait for ever. In a world of one,
+    exceptions of the body propagate to the caller.
     """
 
     def __init__(self, world: World, output: Path | None = None) -> None:
-        """Take note of who is to end.
+        """Create the context manager; `__enter__` starts it.
 
         Args:
             world: all ranks.
-            output: what the body writes and keeps a journal of; None for nothing.
+            output: the path of the output that the body writes with a journal; None if it writes
+                none.
         """
         self._world = world
-        self._kept = _Kept(output)
+        self._journal = _JournalProgress(output)
         self._thread_hook = threading.excepthook
 
     def __enter__(self) -> FailTogether:
-        """Begin to watch. *Collective.*"""
-        keep_watch(self._world, self._kept.told_with)
+        """Start the watchdog. *Collective.*"""
+        keep_watch(self._world, self._journal.add_remedy)
         threading.excepthook = self._in_thread
         return self
 
@@ -69,23 +77,23 @@ class FailTogether:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop watching; abort the job if the body failed."""
+        """Abort the job if the body raised an exception."""
         threading.excepthook = self._thread_hook
         if error is not None:
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """End the job because of an error; in a world of one, leave that to the caller."""
+        """Abort the job because of an error; does nothing in a world of one."""
         if self._world.size == 1:
             return
         if isinstance(error, SystemExit) and not error.code:
-            message = f"it left early, by sys.exit({error.code})"
+            message = f"this rank has left early, by sys.exit({error.code})"
             error = PipeparError(f"{message}, while others still work; let every rank finish")
-        self._end(error)
+        self._abort(error)
 
     def report(self, error: BaseException) -> str:
-        """The block that is the last thing on the terminal, with all that can be done."""
-        return self._kept.told_with(report(self._world, error))
+        """Return the final block of text, with the hint to resume if that is possible."""
+        return self._journal.add_remedy(report(self._world, error))
 
     def _in_thread(self, args: threading.ExceptHookArgs) -> None:
         if self._world.size == 1 or args.exc_type is SystemExit:
@@ -93,35 +101,38 @@ class FailTogether:
             return
         error = args.exc_value or RuntimeError(f"{args.exc_type.__name__} in a thread")
         sys.stderr.flush()
-        self._end(error)
+        self._abort(error)
 
-    def _end(self, error: BaseException) -> NoReturn:
+    def _abort(self, error: BaseException) -> NoReturn:
         block = self.report(error)
-        if block:  # its own; a peer's comes from the peer
+        if block:  # empty for an error of another rank, which then ends the launcher
             from pipepar.comm.liveness.orphan import end_launcher
 
             end_launcher()
         self._world.abort(block)
 
 
-class _Kept:
-    """Whether this run has written something that the next one can go on with."""
+class _JournalProgress:
+    """Detects whether this run has written to the journal, so that the job can be resumed."""
 
     def __init__(self, output: Path | None) -> None:
         target = target_of(output) if output is not None else None
-        self._journal = journal_of(target) if target is not None and target.name else None
+        self._path = journal_of(target) if target is not None and target.name else None
         self._before = self._state()
 
-    def told_with(self, block: str) -> str:
-        """A block that says so, too, unless it speaks of that already."""
+    def add_remedy(self, block: str) -> str:
+        """Return the block with the hint to resume, if there is progress and it has no such hint.
+
+        Only the rank that can read the journal adds it.
+        """
         if not block or _OPTION in block or self._state() in (None, self._before):
             return block
-        return f"{block}\nwhat is done is kept: run again with {_OPTION}"
+        return f"{block}\nfinished samples are saved: run again with {_OPTION}"
 
     def _state(self) -> tuple[int, ...] | None:
-        """Of the journal, as far as this host sees it; None if there is none."""
+        """Return inode, time and size of the journal; None if this host sees none."""
         with suppress(OSError):
-            if self._journal is not None:
-                found = self._journal.stat()
+            if self._path is not None:
+                found = self._path.stat()
                 return found.st_ino, found.st_mtime_ns, found.st_size
         return None

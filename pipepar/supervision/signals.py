@@ -1,4 +1,4 @@
-"""The signals that tell a job to stop."""
+"""The signals that stop a job."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import signal
 from typing import Final
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)
-"""The first is everybody's, the second is how Slurm gives warning."""
+"""SIGTERM is the usual one; Slurm sends SIGUSR1 before a time limit."""
 
 
 def hold() -> None:
-    """Have them wait until something is `listening`. Before there is any other thread."""
+    """Block the signals until `release`. Call it before any other thread is started."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def release() -> None:
-    """Let them come, those that waited first. Main thread."""
+    """Deliver the signals, pending ones first. Call it in the main thread."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def ignore() -> None:
-    """Let them do nothing from now on, not even while Python ends. Main thread."""
+    """Ignore the signals from now on, also during Python's exit. Call it in the main thread."""
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)

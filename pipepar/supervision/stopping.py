@@ -1,4 +1,4 @@
-"""A job that is asked to stop does so in order: nothing begins, what is under way is finished."""
+"""An orderly stop: after a signal no more samples begin, and those under way are finished."""
 
 from __future__ import annotations
 
@@ -21,40 +21,35 @@ from pipepar.supervision.signals import SIGNALS, ignore, release
 STOPPED: Final = 75
 """Exit status of a job that was stopped and can be resumed: EX_TEMPFAIL of sysexits.h."""
 
-# Launcher and batch system may both deliver one signal: seconds in which it counts once.
-_SAME: Final = 1.0
-
+# The launcher and the batch system may both send a signal: within this time it counts once.
+_SAME_SIGNAL_SECONDS: Final = 1.0
 
 Asked: TypeAlias = Callable[[], str]
-"""Gives on rank 0 what asked the job to stop; empty if nothing did."""
+"""Returns on the root the name of the signal that requests a stop; empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """How far a job came that was asked to stop."""
+    """The progress of a job that was stopped by a signal."""
 
     by: str
-    """Name of the signal."""
+    """The name of the signal."""
     done: int = 0
-    """Samples whose results are on disk."""
+    """The number of samples whose results are on disk."""
     count: int = 0
-    """All samples; 0 where none had begun."""
+    """The number of all samples; 0 if the job was stopped before the first one."""
 
     def __str__(self) -> str:
-        """One line for the user."""
-        came = (
-            "before it began"
-            if not self.count
-            else f"after {self.done:,} of {self.count:,} samples"
-        )
-        return f"stopped by {self.by} {came}; continue with --resume"
+        """Return one line for the user."""
+        when = f"after {self.done:,} of {self.count:,} samples" if self.count else "before it began"
+        return f"stopped by {self.by} {when}; continue with --resume"
 
 
 class Halt(Exception):
-    """A job is asked to stop before it has begun; on every rank.
+    """The job is stopped before the first sample; raised on all ranks.
 
     Args:
-        by: name of the signal.
+        by: the name of the signal.
     """
 
     def __init__(self, by: str) -> None:
@@ -63,10 +58,14 @@ class Halt(Exception):
 
 
 def halt_if_asked(world: World, asked: Asked) -> None:
-    """Go on, unless rank 0 is asked to stop. *Collective.*
+    """Raise `Halt` on all ranks if a stop is requested. *Collective.*
+
+    Args:
+        world: all ranks.
+        asked: called on the root.
 
     Raises:
-        Halt: it is.
+        Halt: `asked` returned the name of a signal.
     """
     by = world.broadcast(asked() if world.is_root else "")
     if by:
@@ -74,25 +73,25 @@ def halt_if_asked(world: World, asked: Asked) -> None:
 
 
 def never_stopped() -> str:
-    """For a job that cannot be stopped."""
+    """Return the empty string: the `Asked` of a job without signals."""
     return ""
 
 
 def reached(world: World, sink: int, by: str, written: int, count: int) -> Stopped | None:
-    """How far a job came that is at its end. *Collective.*
+    """Return how far a job came, at its end. *Collective.*
 
     Args:
         world: all ranks.
-        sink: the rank that writes.
-        by: what asked it to stop, empty if nothing did; rank 0's counts.
-        written: samples whose results are on disk; the last rank's counts.
-        count: all samples.
+        sink: the rank that writes the output.
+        by: the name of the signal that requested a stop, or an empty string; the root's is used.
+        written: the number of samples whose results are on disk; the sink's is used.
+        count: the number of all samples.
 
     Returns:
-        None if they are all written.
+        None if all samples are written.
 
     Raises:
-        PipeparError: they are not, though nothing asked it to stop.
+        PipeparError: samples are missing, although no stop was requested.
     """
     texts = world.all_gather(json.dumps([by, written]))
     by, done = json.loads(texts[world.root])[0], json.loads(texts[sink])[1]
@@ -101,19 +100,19 @@ def reached(world: World, sink: int, by: str, written: int, count: int) -> Stopp
     if not by:
         raise PipeparError(
             f"{count - done} of {count} samples never arrived at the last stage; expected "
-            "all of them. Those that did are kept: run again with --resume"
+            "all of them. The others are saved: run again with --resume"
         )
     return Stopped(by, done, count)
 
 
 class Stop:
-    """What signals on any rank tell a job; made by `listening`.
+    """The stop requests of a job, by signals to any rank; created by `listening`.
 
     Args:
         world: all ranks.
-        mailbox: of rank 0, for signals to other ranks.
-        note: receives, on rank 0, that the job is about to stop.
-        leave: receives the second signal; the process ends when it returns.
+        mailbox: sends the signals of other ranks to the root.
+        note: called on the root with a message that the job will stop.
+        leave: called with the name of the second signal; the process exits when it returns.
     """
 
     def __init__(
@@ -131,40 +130,40 @@ class Stop:
         self._since = 0.0
 
     def asked(self) -> str:
-        """On rank 0, the name of the signal that a rank got; empty if none did."""
+        """Return, on the root, the name of the first signal of any rank; empty if there is none."""
         if not self._by and (number := self._mailbox.receive()):
-            self._hear(number)
+            self._note_signal(number)
         return self._by
 
     def close(self) -> None:
-        """Hear no more; every signal has reached rank 0. *Collective.*"""
+        """Receive the last signals of other ranks and close the mailbox. *Collective.*"""
         self._mailbox.close()
 
     def listen(self, reader: int) -> None:
-        """Hear signals until the pipe that Python writes them to is closed.
+        """Handle signals until the pipe to which Python writes them is closed.
 
         Args:
-            reader: file descriptor of the pipe's end; closed at the end.
+            reader: the file descriptor of the pipe's reading end; closed on return.
         """
         while data := os.read(reader, 1):
             number = data[0]
             if number not in SIGNALS:
                 continue
             if not self._by:
-                self._hear(number)
+                self._note_signal(number)
                 if not self._world.is_root:
                     self._mailbox.send(number)
-            elif time.monotonic() - self._since > _SAME:
+            elif time.monotonic() - self._since > _SAME_SIGNAL_SECONDS:
                 self._leave(signal.Signals(number).name)
                 os._exit(128 + number)
         os.close(reader)
 
-    def _hear(self, number: int) -> None:
+    def _note_signal(self, number: int) -> None:
         self._since = time.monotonic()
         self._by = signal.Signals(number).name
         if self._world.is_root:
             self._note(
-                f"{self._by}: no more samples begin, those under way are finished; the same again "
+                f"{self._by}: no more samples begin, those under way are finished; a second one "
                 "ends the job at once"
             )
 
@@ -173,37 +172,42 @@ class Stop:
 def listening(
     world: World, note: Callable[[str], None], leave: Callable[[str], None]
 ) -> Iterator[Stop]:
-    """Take note of signals on any rank. *Collective*; main thread.
+    """Handle stop signals of any rank during the body. *Collective.*
 
-    A thread hears them at once, whatever the rank computes or waits for. The first on any rank
-    makes `Stop.asked` tell rank 0, the second on a rank ends that rank. After the body they are
-    ignored: what is left to do is the end, which a signal must not turn into another.
+    Call it in the main thread. A thread reads the signals at once, whatever the rank computes or
+    waits for. The first signal to any rank is returned by `Stop.asked` on the root. The second one
+    to a rank ends that rank. After the body, signals are ignored: they must not change the exit
+    status of a job that has finished.
 
     Args:
         world: all ranks.
-        note: receives, on rank 0, that the job is about to stop.
-        leave: receives the second signal; the process ends when it returns.
+        note: called on the root with a message that the job will stop.
+        leave: called with the name of the second signal; the process exits when it returns.
+
+    Yields:
+        The stop requests.
     """
     stop = Stop(world, world.mailbox(), note, leave)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    # The pipe has the number already; a handler keeps the signal from ending the process.
+    # Python writes the number to the pipe; the handler prevents the end of the process.
     for each in SIGNALS:
-        signal.signal(each, _heard)
+        signal.signal(each, _do_nothing)
     thread = threading.Thread(target=stop.listen, args=(reader,), daemon=True)
     thread.start()
     release()
     try:
         yield stop
     finally:
-        # A launcher may well repeat itself, and Python's end takes handlers back, but not this.
+        # A launcher may repeat the signal. Python's exit restores handlers, but not SIG_IGN.
         ignore()
         signal.set_wakeup_fd(wakeup)
         os.close(writer)
-        thread.join(_SAME)  # a child that this process forked may hold the pipe open
+        # Bounded, since a forked child of this process may hold the pipe open.
+        thread.join(_SAME_SIGNAL_SECONDS)
     stop.close()
 
 
-def _heard(number: int, frame: FrameType | None) -> Any:
-    """A handler that does nothing."""
+def _do_nothing(number: int, frame: FrameType | None) -> Any:
+    """Handle a signal without any action."""

@@ -1,7 +1,7 @@
-"""Who stalls, who died: the ranks watch over one another, and end together.
+"""The watchdog: ranks detect silent and stalled ranks, and then abort the job.
 
-The pulse (comm/native/pulse.hpp) finds it out. This is what it may take for granted, how stacks are
-written, and the end itself.
+The pulse (comm/native/pulse.hpp) does the detection. This module sets its timeouts, prepares the
+files of stacks, and aborts the job.
 """
 
 from __future__ import annotations
@@ -27,44 +27,44 @@ _SECONDS: Final = {
     "PIPEPAR_STALL_SECONDS": 60.0,
     "PIPEPAR_STALL_CEILING_SECONDS": 1800.0,
 }
-"""How long a rank may give no sign of life; the least that work on one micro-batch may take before
-it counts as stalled (more, where micro-batches have been seen to take long); the most, and the
-limit of what is done before, between and after micro-batches."""
+"""Defaults of the timeouts: for a rank that sends no heartbeat; the minimum for work on one
+micro-batch, which grows with the longest such work so far; the maximum, which is also the timeout
+for work outside of micro-batches."""
 _SIGNAL: Final = signal.SIGRTMAX - 2
 _JOB_VARIABLES: Final = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 
 
 def keep_watch(world: World, complete: Callable[[str], str]) -> None:
-    """Watch over the other ranks, as they do over this one. *Collective.*
+    """Start the watchdog, which runs until the world is closed. *Collective.*
 
-    What it finds ends the job, until the world is closed. A world of one is left to its user.
+    Does nothing in a world of one, and if the watchdog is running already.
 
     Args:
         world: all ranks.
-        complete: adds to the block that the user is shown what else there is to know.
+        complete: called with the text of the final report; returns the text to print.
 
     Raises:
-        InputError: rank 0 was given a limit that is none.
+        InputError: an environment variable of the root is not a valid timeout.
     """
     if world.size == 1 or world.heartbeat.kept:
         return
     limits = agree_on_limits(world)
-    stack_file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process is
+    stack_file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the thread of `listen`
     faulthandler.register(_SIGNAL, stack_file, all_threads=True)
-    listen = partial(_end_on_request, world, stack_file, complete)
+    listen = partial(_abort_on_request, world, stack_file, complete)
     world.heartbeat.begin(world, limits, _stacks(world, stack_file), listen)
 
 
 def agree_on_limits(world: World) -> Limits:
-    """What rank 0 was given in its environment, or the defaults. *Collective.*
+    """Return the timeouts from the environment of the root, or the defaults. *Collective.*
 
     Raises:
-        InputError: a limit is no positive number; PeerError on the other ranks.
+        InputError: a timeout is not a positive number; PeerError on the other ranks.
     """
     from pipepar.comm.native._pulse import Limits
 
-    mine = world.together(lambda: [_seconds(name) for name in _SECONDS] if world.is_root else [])
-    return Limits(*map(float, world.broadcast(" ".join(map(str, mine))).split()))
+    own = world.together(lambda: [_seconds(name) for name in _SECONDS] if world.is_root else [])
+    return Limits(*map(float, world.broadcast(" ".join(map(str, own))).split()))
 
 
 def _seconds(name: str) -> float:
@@ -79,23 +79,25 @@ def _seconds(name: str) -> float:
 
 
 def _stacks(world: World, stack_file: IO[bytes]) -> Stacks:
-    """One file for each host, in the working directory: one for all ranks may not be safe."""
+    """Return where stacks are written: one file for each host, in the working directory.
+
+    Appending from several hosts to one file is not safe on every file system. *Collective.*
+    """
     jobs = (os.environ[name] for name in _JOB_VARIABLES if name in os.environ)
     job = world.broadcast(next(jobs, str(os.getpid())))
     folder = Path.cwd() if os.access(Path.cwd(), os.W_OK) else Path(tempfile.gettempdir())
     several = len(set(world.hosts)) > 1
-    own, all_of_them = (f"-{world.host}", "-HOST") if several else ("", "")
-    name = f"pipepar-stacks-{job}"
-    path, shown = (folder / f"{name}{which}.txt" for which in (own, all_of_them))
+    suffixes = (f"-{world.host}", "-HOST") if several else ("", "")
+    path, shown = (folder / f"pipepar-stacks-{job}{suffix}.txt" for suffix in suffixes)
     return Stacks(_SIGNAL, stack_file.fileno(), str(path), str(shown))
 
 
-def _end_on_request(
+def _abort_on_request(
     world: World, stack_file: IO[bytes], complete: Callable[[str], str], pulse: Pulse
 ) -> None:
     block = pulse.wait()
     if block:
-        block = complete(block)  # where that hangs, on a disk perhaps, the pulse speaks
+        block = complete(block)  # if this hangs, on a disk for example, the pulse prints the block
         if pulse.claim():
             world.abort(block)
     stack_file.close()

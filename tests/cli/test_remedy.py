@@ -9,7 +9,7 @@ from pipepar.data.writers.unfinished import is_unfinished
 from tests.helpers.jobs.command import MLP, pipepar
 
 TRAP = "tests.helpers.factories:raises_last"
-REMEDY = "what is done is kept: run again with --resume"
+REMEDY = "finished samples are saved: run again with --resume"
 
 
 @pytest.fixture

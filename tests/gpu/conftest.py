@@ -1,4 +1,4 @@
-"""What tests of a GPU share; where there is none, they are skipped."""
+"""Fixtures of the tests on real GPUs, which are skipped if there is none."""
 
 import pytest
 import torch

@@ -1,5 +1,7 @@
-"""Whole pipelines over ranks with real GPUs: those of DeviceSuite, and what a GPU
-alone can show. Started by test_ranks_gpu.py."""
+"""Whole pipelines on ranks with real GPUs: the tests of DeviceSuite, and one of memory use.
+
+Started by test_ranks_gpu.py.
+"""
 
 import os
 from collections.abc import Sequence
@@ -31,33 +33,33 @@ NBYTES = ROWS * WIDTH * 4
 def context(
     request: pytest.FixtureRequest, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> DeviceContext:
-    """This rank's, which every pipeline and job of the test takes."""
+    """Return the device context of this rank, which pipelines and jobs of the test use."""
     kinds: list[str] = request.param
     by_rank = tuple(kinds[rank % len(kinds)] for rank in range(world.size))
     require_gpus(by_rank)
     if len(kinds) == 1:
-        return open_device_context(world, "cuda", print)  # and so does every Pipeline, if told to
-    context = mixed_seat(world, by_rank)
+        return open_device_context(world, "cuda", print)
+    context = mixed_context(world, by_rank)
     for module in (pipeline, jobs):
         monkeypatch.setattr(module, "open_device_context", lambda *_: context)
     return context
 
 
 class TestGpus(DeviceSuite):
-    """On real GPUs, and on GPUs and hosts."""
+    """The tests of DeviceSuite on real GPUs, and on mixtures of GPUs and hosts."""
 
 
 def require_gpus(by_rank: Sequence[str]) -> None:
-    """The same on every rank, for all are on one host."""
+    """Skip the test if there are too few GPUs. All ranks are on one host, so all skip it."""
     if not torch.cuda.is_available():
         pytest.skip(NO_GPU)
     needed, count = by_rank.count("cuda"), torch.cuda.device_count()
     if needed > count and not may_share(os.environ):
-        pytest.skip(f"{needed} ranks with a GPU on {count} of them, and none is to be shared")
+        pytest.skip(f"{needed} ranks with a GPU, {count} GPUs, and ranks may not share one")
 
 
-def mixed_seat(world: World, by_rank: tuple[str, ...]) -> DeviceContext:
-    """A GPU for the ranks that are to have one, in turn; the others compute on their host."""
+def mixed_context(world: World, by_rank: tuple[str, ...]) -> DeviceContext:
+    """Return a context with a GPU if `by_rank` has "cuda" for this rank; ranks may share GPUs."""
     devices = choose_devices(world, "cpu")
     if by_rank[world.rank] == "cpu":
         return DeviceContext(replace(devices, by_rank=by_rank), None)
@@ -69,10 +71,10 @@ def mixed_seat(world: World, by_rank: tuple[str, ...]) -> DeviceContext:
     return DeviceContext(seen, CudaGpu(mine))
 
 
-def test_a_fast_stage_waits_for_a_slow_one(world: World) -> None:
-    """However many micro-batches there are, the first stage holds no more than a few."""
+def test_memory_does_not_grow_before_a_slow_stage(world: World) -> None:
+    """A fast stage holds a few micro-batches only, for any number of micro-batches."""
     if world.size == 1:
-        pytest.skip("one stage is as fast as itself")
+        pytest.skip("needs at least two stages")
     require_gpus(["cuda"] * world.size)
     model = slow_last()
     torch.manual_seed(1)

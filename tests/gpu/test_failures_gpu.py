@@ -1,4 +1,4 @@
-"""Jobs on GPUs that go wrong: all ranks end within seconds, and the cause is told."""
+"""Jobs on GPUs that fail: all ranks end within seconds, and the cause is reported."""
 
 import re
 import signal
@@ -15,7 +15,7 @@ from tests.helpers.cluster.mpirun import Finished, run_ranks
 from tests.helpers.jobs.traps import LIMIT, with_plan
 
 PATIENCE = 120.0
-"""Starting CUDA and NCCL on a busy machine takes its time."""
+"""Seconds for a job; starting CUDA and NCCL is slow on a busy host."""
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def env_for(ranks: int) -> Mapping[str, str]:
 def job(
     model: str, rows: Path, tmp_path: Path, ranks: int, env: Mapping[str, str]
 ) -> tuple[Finished, float]:
-    """Run a job; how it ended, and how long after the failure."""
+    """Run a job; return its result and the seconds from the failure to its end."""
     clock = tmp_path / "clock"
     command = ["-m", "pipepar", "run", f"tests.helpers.factories:{model}", str(rows)]
     command += [str(tmp_path / "out.npy"), "--device", "cuda", *with_plan(model, ranks, tmp_path)]
@@ -52,7 +52,7 @@ def job(
 @pytest.mark.parametrize("model", ["kills_first", "kills_last"])
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_a_killed_rank(model: str, ranks: int, rows: Path, tmp_path: Path) -> None:
-    """The others' kernels wait for it on their GPUs, and must not keep them."""
+    """Kernels of the other ranks wait for it, and must not block their end."""
     ended, seconds = job(model, rows, tmp_path, ranks, env_for(ranks))
     assert 0 < seconds < LIMIT, ended.output
     assert "signal 9" in ended.output  # the launcher names the rank
@@ -68,10 +68,10 @@ def test_an_exception_in_a_stage(
 ) -> None:
     ended, seconds = job(model, rows, tmp_path, ranks, env_for(ranks))
     assert 0 < seconds < LIMIT, ended.output
-    told = " ".join(ended.output.split())
-    assert f"stage {rank} failed on micro-batch 4, samples 8, 9: ValueError: sprung" in told
+    printed = " ".join(ended.output.split())
+    assert f"stage {rank} failed on micro-batch 4, samples 8, 9: ValueError: sprung" in printed
     if ranks > 1:
-        assert f"### pipepar: rank {rank} of {ranks} on " in told
+        assert f"### pipepar: rank {rank} of {ranks} on " in printed
 
 
 @pytest.mark.gpu
@@ -80,9 +80,11 @@ def test_out_of_memory_in_a_stage(ranks: int, rows: Path, tmp_path: Path) -> Non
     ended, seconds = job("hoards_last", rows, tmp_path, ranks, env_for(ranks))
     assert 0 < seconds < LIMIT, ended.output
     last = ranks - 1
-    told = " ".join(ended.output.split())
+    printed = " ".join(ended.output.split())
     name = re.escape(torch.cuda.get_device_name(0)) if torch.cuda.device_count() == 1 else ".+"
-    assert re.search(rf"stage {last} does not fit on {name} \(cuda:\d+\) of rank {last} on", told)
+    assert re.search(
+        rf"stage {last} does not fit on {name} \(cuda:\d+\) of rank {last} on", printed
+    )
     for words in (
         f"stage {last} failed on micro-batch 4, samples 8, 9",
         "with micro-batches of 2 and depth",
@@ -91,18 +93,18 @@ def test_out_of_memory_in_a_stage(ranks: int, rows: Path, tmp_path: Path) -> Non
         "--micro-batch 1",
         "CUDA out of memory",
     ):
-        assert words in told, ended.output
+        assert words in printed, ended.output
 
 
-def test_a_job_for_gpus_where_there_are_none(rows: Path, tmp_path: Path) -> None:
+def test_a_job_for_gpus_without_gpus(rows: Path, tmp_path: Path) -> None:
     ended, _ = job("mlp", rows, tmp_path, 2, {"CUDA_VISIBLE_DEVICES": ""})
-    told = " ".join(ended.output.split())
-    assert told.count("has no GPU to compute on") == 1, ended.output
+    printed = " ".join(ended.output.split())
+    assert printed.count("has no GPU to compute on") == 1, ended.output
     for words in (
         "rank 0 on ",
         "it sees no GPUs, CUDA_VISIBLE_DEVICES is ''",
         "expected a GPU for each rank, since device is 'cuda'",
         "or set device to 'auto' or 'cpu'",
     ):
-        assert words in told, ended.output
+        assert words in printed, ended.output
     assert "Traceback" not in ended.output

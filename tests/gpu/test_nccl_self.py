@@ -1,7 +1,6 @@
-"""NCCL on one GPU: a rank that sends to itself, ordered by events alone.
+"""NCCL on one GPU: a rank that sends to itself, ordered by events.
 
-It proves that the binding is NCCL's, and that transfers keep their place on their CUDA streams. It
-proves nothing of two ranks.
+It tests the binding and the order of transfers on their CUDA streams, but not two ranks.
 """
 
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ def itself(nccl: Nccl) -> Iterator[Communicator]:
 
 
 class Crossing:
-    """One way out, one way in, a CUDA stream for each."""
+    """Transfers to the same GPU, with one CUDA stream for sends and one for receives."""
 
     def __init__(self, gpu: CudaGpu, nccl: Nccl, communicator: Communicator) -> None:
         self.gpu, self.nccl, self.communicator = gpu, nccl, communicator
@@ -35,7 +34,7 @@ class Crossing:
         self.into: Stream = gpu.stream()
 
     def cross(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Copy what `compute` wrote; it reads or writes both again only afterwards."""
+        """Send `source` to `target` after earlier work of `compute` and before its later work."""
         ready: Event = self.gpu.event()
         ready.record(self.gpu.compute)
         self.out.wait_event(ready)
@@ -60,7 +59,7 @@ def noise(gpu: CudaGpu, nbytes: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("count", [1, 1000, 4 * MIB // 16])
-def test_what_is_sent_arrives(
+def test_tensors_arrive_unchanged(
     gpu: CudaGpu, crossing: Crossing, dtype: torch.dtype, count: int
 ) -> None:
     source = noise(gpu, count * dtype.itemsize).view(dtype)
@@ -69,8 +68,8 @@ def test_what_is_sent_arrives(
     assert torch.equal(target, source)
 
 
-def test_no_more_is_written_than_was_sent(gpu: CudaGpu, crossing: Crossing) -> None:
-    # An odd number of bytes from an odd address.
+def test_only_the_target_bytes_are_written(gpu: CudaGpu, crossing: Crossing) -> None:
+    # An odd number of bytes at an odd address.
     source = noise(gpu, 3 * MIB) + 1
     target = torch.zeros_like(source)
     begin, end = 7, 2 * MIB + 8
@@ -80,7 +79,7 @@ def test_no_more_is_written_than_was_sent(gpu: CudaGpu, crossing: Crossing) -> N
     assert not target[end:].any()
 
 
-def test_nothing_is_sent_when_there_is_nothing(gpu: CudaGpu, crossing: Crossing) -> None:
+def test_a_transfer_of_zero_bytes(gpu: CudaGpu, crossing: Crossing) -> None:
     nothing = gpu.empty(0)
     crossing.cross(nothing, nothing)
     last = gpu.event()
@@ -88,8 +87,8 @@ def test_nothing_is_sent_when_there_is_nothing(gpu: CudaGpu, crossing: Crossing)
     wait_for_event(last)
 
 
-def test_events_alone_keep_the_order(gpu: CudaGpu, crossing: Crossing) -> None:
-    """One tensor is written anew each time, late, while the host has run far ahead."""
+def test_events_order_transfers(gpu: CudaGpu, crossing: Crossing) -> None:
+    """One tensor is overwritten late for each transfer, while the host runs far ahead."""
     source, target = (torch.zeros(8 * MIB, dtype=torch.uint8, device=gpu.device) for _ in range(2))
     sums: list[torch.Tensor] = []
     for value in range(1, 11):
@@ -102,7 +101,7 @@ def test_events_alone_keep_the_order(gpu: CudaGpu, crossing: Crossing) -> None:
     assert torch.stack(sums).tolist() == [value * 8 * MIB for value in range(1, 11)]
 
 
-def test_all_is_well_until_it_is_closed(nccl: Nccl) -> None:
+def test_a_communicator_without_error_is_closed(nccl: Nccl) -> None:
     communicator = Communicator.start(nccl, nccl.unique_id(), 0, 1, "edge rank 0 -> rank 0")
     assert communicator.problem() == ""
     communicator.close()
@@ -111,13 +110,13 @@ def test_all_is_well_until_it_is_closed(nccl: Nccl) -> None:
         communicator.send(0, 0, 0)
 
 
-def test_it_is_aborted(gpu: CudaGpu, nccl: Nccl) -> None:
+def test_abort(gpu: CudaGpu, nccl: Nccl) -> None:
     communicator = Communicator.start(nccl, nccl.unique_id(), 0, 1, "edge rank 0 -> rank 0")
     communicator.abort()
     assert communicator.problem() == ""
     communicator.close()
 
 
-def test_a_refusal_is_nccls_own(gpu: CudaGpu, nccl: Nccl) -> None:
-    with pytest.raises(WireError, match="ncclCommInitRankConfig gave 4, invalid argument"):
+def test_errors_quote_nccl(gpu: CudaGpu, nccl: Nccl) -> None:
+    with pytest.raises(WireError, match="ncclCommInitRankConfig returned 4, invalid argument"):
         Communicator.start(nccl, nccl.unique_id(), 3, 2, "edge rank 0 -> rank 1")

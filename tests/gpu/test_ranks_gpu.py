@@ -1,4 +1,4 @@
-"""Runs ranks_gpu.py under mpirun with 1, 2, 3 and 4 ranks: a GPU each, or several on one."""
+"""Runs ranks_gpu.py under mpirun with 1 to 4 ranks: one per GPU, or several on one GPU."""
 
 import re
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.gpu
 
 SECONDS = 300
 FILE = Path(__file__).parent / "ranks_gpu.py"
-EVERYWHERE = "everywhere or waits"
-"""Tests all of whose ranks have a GPU; the others leave some on their host."""
+EVERYWHERE = "everywhere or memory_does_not_grow"
+"""Selects tests with a GPU for each rank; in all other tests some ranks compute on the host."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -30,8 +30,8 @@ def test_a_gpu_for_every_rank(ranks: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_not_from_one_gpus_memory_to_anothers(ranks: int, tmp_path: Path) -> None:
-    """NCCL then goes by the host's memory, as it does between GPUs that cannot reach each other."""
+def test_transfers_through_host_memory(ranks: int, tmp_path: Path) -> None:
+    """As between GPUs without peer-to-peer access."""
     run(ranks, EVERYWHERE, {**env_for(ranks), "NCCL_P2P_DISABLE": "1"}, tmp_path)
 
 
@@ -40,7 +40,7 @@ def test_some_ranks_on_their_host(ranks: int, tmp_path: Path) -> None:
     try:
         env = env_for(ranks)
     except pytest.skip.Exception:
-        env = {}  # those patterns are left that need no more GPUs than there are
+        env = {}  # tests that need more GPUs are skipped
     run(ranks, f"not ({EVERYWHERE})", env, tmp_path)
 
 

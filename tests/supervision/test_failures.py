@@ -1,4 +1,4 @@
-"""Jobs of several ranks that go wrong: all of them end within seconds, and say why, once."""
+"""Jobs of several ranks that fail: all ranks end within seconds, and one reports the cause."""
 
 import signal
 import subprocess
@@ -41,7 +41,7 @@ def rows(tmp_path: Path) -> Path:
 def job(
     model: str, rows: Path, tmp_path: Path, ranks: int = 2, output: str = "out.npy"
 ) -> tuple[Finished, float]:
-    """Run a job; how it ended, and how long after the failure."""
+    """Run a job; return its result and the seconds from the failure to its end."""
     clock = tmp_path / "clock"
     command = ["-m", "pipepar", "run", f"tests.helpers.factories:{model}", str(rows)]
     command += [str(tmp_path / output), *with_plan(model, ranks, tmp_path)]
@@ -50,13 +50,15 @@ def job(
     return ended, seconds
 
 
-def told(model: str, rows: Path, tmp_path: Path, ranks: int = 2, output: str = "out.npy") -> str:
-    """The block that ends a job whose ranks are threads."""
-    named = Job(f"tests.helpers.factories:{model}", rows, tmp_path / output, micro_batch=2)
+def block_of(
+    model: str, rows: Path, tmp_path: Path, ranks: int = 2, output: str = "out.npy"
+) -> str:
+    """Return the block that ends a job whose ranks are threads."""
+    new_job = Job(f"tests.helpers.factories:{model}", rows, tmp_path / output, micro_batch=2)
 
     def work(world: World) -> None:
-        with FailTogether(world, named.output):
-            run_job(world, named)
+        with FailTogether(world, new_job.output):
+            run_job(world, new_job)
 
     with pytest.raises(Aborted) as ended:
         in_threads(ranks, work)
@@ -71,7 +73,7 @@ STAGES = [
 ]
 
 
-def assert_told_of_the_stage(output: str, ranks: int, rank: int) -> None:
+def assert_reports_the_stage(output: str, ranks: int, rank: int) -> None:
     expected = f"stage {rank} failed on micro-batch 4, samples 8, 9: ValueError: sprung"
     assert expected in output
     assert output.count("### pipepar: rank") == 1
@@ -82,7 +84,7 @@ def assert_told_of_the_stage(output: str, ranks: int, rank: int) -> None:
 def test_an_exception_in_a_stage(
     model: str, ranks: int, rank: int, rows: Path, tmp_path: Path
 ) -> None:
-    assert_told_of_the_stage(told(model, rows, tmp_path, ranks), ranks, rank)
+    assert_reports_the_stage(block_of(model, rows, tmp_path, ranks), ranks, rank)
     assert not (tmp_path / "out.npy").exists()
 
 
@@ -93,7 +95,7 @@ def test_an_exception_in_a_stage_ends_all_processes(
     ended, seconds = job(model, rows, tmp_path, ranks)
     assert ended.status not in (0, -signal.SIGTERM), ended.output
     assert seconds < LIMIT
-    assert_told_of_the_stage(ended.output, ranks, rank)
+    assert_reports_the_stage(ended.output, ranks, rank)
     assert not (tmp_path / "out.npy").exists()
 
 
@@ -107,7 +109,7 @@ def test_a_killed_rank(model: str, rows: Path, tmp_path: Path) -> None:
 
 
 def test_an_exception_in_the_sink(rows: Path, tmp_path: Path) -> None:
-    block = told("narrows", rows, tmp_path)
+    block = block_of("narrows", rows, tmp_path)
     assert "### pipepar: rank 1 of 2" in block
     assert "sample 8" in block
     assert not (tmp_path / "out.npy").exists()
@@ -167,7 +169,7 @@ with Pipeline(model, example_args=(torch.zeros(2, 4),)) as pipe:
     ],
     ids=["thread", "exit", "source", "script", "input"],
 )
-def test_a_script_s_processes_end_together(
+def test_the_processes_of_a_script_end_together(
     body: str, message: str, rank: int, tmp_path: Path
 ) -> None:
     clock, script = tmp_path / "clock", tmp_path / "script.py"
@@ -199,7 +201,7 @@ def failing_source() -> Iterator[torch.Tensor]:
     ],
     ids=["source", "script", "input"],
 )
-def test_a_pipeline_in_a_script(
+def test_a_pipeline_in_a_script_with_threads_as_ranks(
     body: Callable[[Pipeline], object], message: str, rank: int
 ) -> None:
     def work(world: World) -> None:
@@ -214,7 +216,7 @@ def test_a_pipeline_in_a_script(
     assert f"### pipepar: rank {rank} of 2 on " in str(ended.value)
 
 
-def test_a_problem_before_the_start_is_told_once(rows: Path, tmp_path: Path) -> None:
+def test_an_error_before_the_start_is_reported_once(rows: Path, tmp_path: Path) -> None:
     ended, _ = job("one_layer", rows, tmp_path)
     assert ended.status not in (0, -signal.SIGTERM), ended.output
     assert ended.output.count("### pipepar: rank") == 1
@@ -222,16 +224,19 @@ def test_a_problem_before_the_start_is_told_once(rows: Path, tmp_path: Path) -> 
     assert "Traceback" not in ended.output
 
 
-def test_only_the_last_rank_sees_the_missing_output_folder(rows: Path, tmp_path: Path) -> None:
-    block = told("mlp", rows, tmp_path, output="no/such/out.npy")
+def test_the_last_rank_reports_a_missing_output_folder(rows: Path, tmp_path: Path) -> None:
+    block = block_of("mlp", rows, tmp_path, output="no/such/out.npy")
     assert "### pipepar: rank 1 of 2" in block
     assert "does not exist" in block
 
 
 def test_an_empty_input_of_several_ranks(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.zeros((0, 4), np.float32))
-    named = Job(MLP, tmp_path / "rows.npy", tmp_path / "out.npy")
-    assert [found.samples for found in in_threads(2, lambda world: run_job(world, named))] == [0, 0]
+    new_job = Job(MLP, tmp_path / "rows.npy", tmp_path / "out.npy")
+    assert [found.samples for found in in_threads(2, lambda world: run_job(world, new_job))] == [
+        0,
+        0,
+    ]
     assert len(np.load(tmp_path / "out.npy")) == 0
 
 
@@ -243,15 +248,15 @@ def test_an_empty_input_of_several_processes(tmp_path: Path) -> None:
     assert len(np.load(tmp_path / "out.npy")) == 0
 
 
-def test_several_ranks_write_what_one_writes(tmp_path: Path) -> None:
+def test_the_output_does_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
     given = tmp_path / "rows.npy"
     np.save(given, np.random.default_rng(1).random((41, 4), np.float32))
     results = []
     for ranks in (1, 2, 3):
-        named = Job(MLP, given, tmp_path / f"{ranks}.npy", micro_batch=2)
-        found = in_threads(ranks, partial(run_job, job=named))
+        new_job = Job(MLP, given, tmp_path / f"{ranks}.npy", micro_batch=2)
+        found = in_threads(ranks, partial(run_job, job=new_job))
         assert [each.samples for each in found] == [41] * ranks
-        results.append(named.output.read_bytes())
+        results.append(new_job.output.read_bytes())
     ended, _ = job("mlp", given, tmp_path, ranks=3)
     assert ended.status == 0, ended.output
     assert "41 samples in" in ended.output
@@ -261,7 +266,7 @@ def test_several_ranks_write_what_one_writes(tmp_path: Path) -> None:
 
 @pytest.fixture
 def at_a_terminal() -> Iterator[None]:
-    """What a shell starts in the background ignores Ctrl-C, and so do all that it starts."""
+    """Restore SIGINT: a shell makes background processes and their children ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

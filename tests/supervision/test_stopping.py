@@ -1,4 +1,4 @@
-"""Jobs of several ranks that are killed or told to stop, then gone on with."""
+"""Jobs of several ranks that are killed or stopped by a signal, and then resumed."""
 
 import os
 import random
@@ -40,7 +40,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(source: Path) -> Path:
-    """The output of an undisturbed run."""
+    """Return the output of an uninterrupted run."""
     path = source.parent / "whole.npy"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIPEPAR_TEST_PAUSE", "0")
@@ -54,7 +54,7 @@ def job(source: Path, output: Path, *options: str) -> list[str]:
 
 
 def begin(ranks: int, command: list[str], output: Path) -> subprocess.Popen[str]:
-    """A job at work: it has written some results."""
+    """Start a job and wait until it has written the first results."""
     alone = [sys.executable, *command]
     running = start(alone if ranks == 1 else [*mpirun(ranks), *alone])
     until(running, journal_of(output).exists)
@@ -62,7 +62,7 @@ def begin(ranks: int, command: list[str], output: Path) -> subprocess.Popen[str]
 
 
 def ranks_of(running: subprocess.Popen[str]) -> list[int]:
-    """The processes of a job's ranks, by rank."""
+    """Return the process ids of a job's ranks, by rank."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -73,12 +73,12 @@ def ranks_of(running: subprocess.Popen[str]) -> list[int]:
                 if b"pipepar" in command and os.getpgid(int(folder.name)) != running.pid:
                     found[int(rank.partition(b"=")[2])] = int(folder.name)
         except (OSError, StopIteration):
-            continue  # gone meanwhile, or no rank
+            continue  # the process has ended, or is not a rank
     return [found[rank] for rank in sorted(found)]
 
 
-def go_on(ranks: int, source: Path, output: Path, whole: Path) -> list[str]:
-    """Finish a job with so many ranks that are threads; the notes of rank 0."""
+def resume(ranks: int, source: Path, output: Path, whole: Path) -> list[str]:
+    """Resume a job to its end, with threads as ranks; return the notes of rank 0."""
     notes: list[str] = []
     display = Display(silent, silent, notes.append)
     resumed = Job(SLOW, source, output, resume=True)
@@ -90,8 +90,8 @@ def go_on(ranks: int, source: Path, output: Path, whole: Path) -> list[str]:
     return notes
 
 
-def go_on_in_processes(ranks: int, source: Path, output: Path, whole: Path) -> str:
-    """Finish a job under mpirun; what it prints."""
+def resume_in_processes(ranks: int, source: Path, output: Path, whole: Path) -> str:
+    """Resume a job to its end under mpirun; return what it prints."""
     ended = run_ranks(ranks, job(source, output, "--resume"), PATIENCE, {"PIPEPAR_TEST_PAUSE": "0"})
     assert ended.status == 0, ended.output
     assert output.read_bytes() == whole.read_bytes()
@@ -111,12 +111,12 @@ def test_killed_at_any_moment(ranks: int, source: Path, whole: Path, tmp_path: P
     assert not output.exists()
     done = sum(len(record.samples) for record in read_journal(output)[1])
     assert 0 < done < SAMPLES
-    notes = go_on(4 - ranks, source, output, whole)
+    notes = resume(4 - ranks, source, output, whole)
     assert f"resuming: {done} of {SAMPLES} samples are done already" in notes
 
 
 def test_a_signal_to_the_job(source: Path, whole: Path, tmp_path: Path) -> None:
-    """What mpirun forwards; it takes SIGTERM for itself."""
+    """mpirun forwards SIGUSR1, but handles SIGTERM itself."""
     number = signal.SIGUSR1
     output = tmp_path / "out.npy"
     running = begin(2, job(source, output), output)
@@ -126,8 +126,8 @@ def test_a_signal_to_the_job(source: Path, whole: Path, tmp_path: Path) -> None:
     assert ended.output.count(f"stopped by {number.name} after ") == 1, ended.output
     assert f" of {SAMPLES} samples; continue with --resume" in ended.output
     assert "### pipepar" not in ended.output
-    said = go_on_in_processes(2, source, output, whole)
-    assert f" of {SAMPLES} samples are done already" in said
+    printed = resume_in_processes(2, source, output, whole)
+    assert f" of {SAMPLES} samples are done already" in printed
 
 
 @pytest.mark.parametrize(
@@ -143,22 +143,22 @@ def test_a_signal_to_one_rank(
     ended = finish(running, PATIENCE)
     assert ended.status == 75, ended.output
     assert ended.output.count(f"stopped by {number.name} after ") == 1, ended.output
-    go_on(1, source, output, whole)
+    resume(1, source, output, whole)
 
 
-def test_mpirun_is_told_to_end(source: Path, whole: Path, tmp_path: Path) -> None:
-    """It gives its ranks a quarter of a second, which may not be enough to stop in order."""
+def test_sigterm_to_mpirun(source: Path, whole: Path, tmp_path: Path) -> None:
+    """mpirun gives its ranks a quarter of a second, which may be too short for an orderly stop."""
     output = tmp_path / "out.npy"
     running = begin(2, job(source, output), output)
     ranks = ranks_of(running)
     running.send_signal(signal.SIGTERM)
     assert finish(running, PATIENCE).status != 0
     assert waiting.until(lambda: all(map(has_ended, ranks)), PATIENCE)
-    go_on(2, source, output, whole)
+    resume(2, source, output, whole)
 
 
 def has_ended(process: int) -> bool:
-    """Whether a process has closed its files, and so let go of the lock on its output."""
+    """Return whether a process has closed its files, and so released the lock on its output."""
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2]
     except OSError:
@@ -167,9 +167,9 @@ def has_ended(process: int) -> bool:
 
 
 def test_a_signal_at_the_very_start(source: Path, tmp_path: Path) -> None:
-    """Before anything listens for it, it waits."""
+    """The signal stays pending until the job listens for signals."""
     running = start([sys.executable, *job(source, tmp_path / "out.npy")])
-    until(running, lambda: holds_back(running.pid, signal.SIGUSR1))
+    until(running, lambda: blocks(running.pid, signal.SIGUSR1))
     running.send_signal(signal.SIGUSR1)
     ended = finish(running, PATIENCE)
     assert ended.status == 75, ended.output
@@ -177,7 +177,7 @@ def test_a_signal_at_the_very_start(source: Path, tmp_path: Path) -> None:
 
 
 def test_signals_at_the_very_end(source: Path, whole: Path, tmp_path: Path) -> None:
-    """They come too late to make a failure of a job that is done."""
+    """They do not change the exit status of a job that is done."""
     output = tmp_path / "out.npy"
     running = start([sys.executable, *job(source, output)], {"PIPEPAR_TEST_PAUSE": "0"})
     until(running, output.exists)
@@ -188,16 +188,17 @@ def test_signals_at_the_very_end(source: Path, whole: Path, tmp_path: Path) -> N
     assert output.read_bytes() == whole.read_bytes()
 
 
-def until(running: subprocess.Popen[str], true: Callable[[], bool]) -> None:
-    """Wait for something that becomes true while a job runs."""
+def until(running: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """Wait until a condition is true while a job runs."""
     deadline = time.monotonic() + PATIENCE
-    while not true():
+    while not condition():
         assert running.poll() is None, finish(running, PATIENCE).output
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
 
-def holds_back(process: int, number: int) -> bool:
+def blocks(process: int, number: int) -> bool:
+    """Return whether a process blocks a signal."""
     status = Path(f"/proc/{process}/status").read_text()
     (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
     return bool(int(mask, 16) >> (number - 1) & 1)
@@ -211,7 +212,7 @@ def test_a_second_signal_ends_at_once(
     command[3] = "tests.helpers.factories:stays"
     monkeypatch.setenv("PIPEPAR_TEST_CLOCK", str(clock))
     running = begin(1, command, output)
-    until(running, clock.exists)  # it is at work that does not end
+    until(running, clock.exists)  # the stage computes and does not end
     first = time.monotonic()
     running.send_signal(signal.SIGTERM)
     time.sleep(0.2)
@@ -230,7 +231,7 @@ def test_a_second_signal_ends_at_once(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
+    """Mount a file system of 64 KiB."""
     folder = tmp_path / "small"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
@@ -248,15 +249,15 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, suffix: str) -> None:
     def job(path: Path, *options: object) -> tuple[int, str]:
         return command(*map(str, ("run", MLP, tmp_path / "in.npy", path, *options)))
 
-    status, words = job(whole, "--micro-batch", 8)
-    assert status == 0, words
-    status, words = job(output, "--micro-batch", 8)
+    status, printed = job(whole, "--micro-batch", 8)
+    assert status == 0, printed
+    status, printed = job(output, "--micro-batch", 8)
     assert status == 1
-    assert "No space left on device" in words
+    assert "No space left on device" in printed
     assert not output.exists()
     remount = ["mount", "-o", "remount,size=8m", str(small_disk)]
     subprocess.run(remount, check=True)
-    status, words = job(output, "--resume")
-    assert status == 0, words
-    assert "resuming: " in words
+    status, printed = job(output, "--resume")
+    assert status == 0, printed
+    assert "resuming: " in printed
     assert output.read_bytes() == whole.read_bytes()

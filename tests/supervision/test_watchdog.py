@@ -1,7 +1,7 @@
-"""Ranks that are killed, stopped or stuck: the job ends, and the right one is named, once.
+"""The watchdog in whole jobs under mpirun: a killed, stopped or stalled rank ends the job.
 
-These are whole jobs under mpirun, each for one way to get into trouble. Which rank of how many is
-found, and what may take its time, is tested without MPI in tests/comm/liveness.
+Each test has one kind of failure, and the failed rank is reported once. The detection itself, with
+other numbers of ranks and without MPI, is tested in tests/comm/liveness.
 """
 
 import os
@@ -27,15 +27,15 @@ from tests.helpers.jobs.command import pipepar
 pytestmark = pytest.mark.long(80)
 
 SECONDS = 2.0
-"""The limit of silence, and of a stage that does not get on."""
+"""The timeout for silence and for stalls."""
 SLACK = 8.0
-"""How long the end may take beyond that, on a busy machine."""
+"""Seconds that the end of a job may take after the timeout, on a busy host."""
 PATIENCE = 60.0
 ROOT = str(Path(__file__).parents[2])
 
 
 class Watched:
-    """A job in a folder of its own, with short limits."""
+    """A job in its own folder, with short timeouts."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Watched:
         self.job = start(whole, env | {"PYTHONPATH": ROOT})
 
     def wait(self) -> Finished:
-        """Its end, which must be that of all its ranks."""
+        """Wait for the end of the job and of all its ranks."""
         ended = finish(self.job, PATIENCE)
         deadline = time.monotonic() + 2
         while self.ranks() and time.monotonic() < deadline:
@@ -65,11 +65,11 @@ class Watched:
         return ended
 
     def seconds(self) -> float:
-        """How long ago the trap sprang."""
+        """Return the seconds since the trap of the model was triggered."""
         return time.time() - float(self.clock.read_text())
 
     def ranks(self) -> list[int]:
-        """Ids of its ranks that are still there."""
+        """Return the process ids of its ranks that are still running."""
         mark = f"PIPEPAR_TEST_CLOCK={self.clock}".encode()
         found = []
         for process in filter(str.isdigit, os.listdir("/proc")):
@@ -80,22 +80,22 @@ class Watched:
         return found
 
     def stacks(self) -> str:
-        """What all ranks wrote."""
+        """Return the stacks that all ranks have written."""
         (path,) = self.folder.glob("pipepar-stacks-*.txt")
         return path.read_text()
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows, and a plan for each number of ranks: traps are for the pipeline, not for measuring."""
+    """Write rows and plans: with a plan, ranks measure nothing, so only the pipeline runs."""
     folder = tmp_path_factory.mktemp("inputs")
     np.save(folder / "rows.npy", np.arange(40, dtype=np.float32)[:, None] * np.ones(4, np.float32))
     for ranks in (2, 3):
-        status, said = pipepar(
+        status, printed = pipepar(
             *("plan", "tests.helpers.factories:trapped", "--shape", "2x4", "--stages", ranks),
             *("-o", folder / f"plan{ranks}.json"),
         )
-        assert status == 0, said
+        assert status == 0, printed
     return folder
 
 
@@ -107,14 +107,14 @@ def job(
     return Watched(tmp_path, [*command, *options], ranks, trap, **limits)
 
 
-def told_once(ended: Finished, rank: int, ranks: int, what: str) -> None:
+def assert_reported_once(ended: Finished, rank: int, ranks: int, text: str) -> None:
     assert ended.status not in (0, -signal.SIGTERM), ended.output
     assert ended.output.count("### pipepar: rank") == 1, ended.output
     assert f"### pipepar: rank {rank} of {ranks} on " in ended.output, ended.output
-    assert what in ended.output, ended.output
+    assert text in ended.output, ended.output
 
 
-# A rank of so many; the longer jobs show the same at other places.
+# Number of ranks, and the failing rank.
 PLACES = [(2, 0), (2, 1), *(pytest.param(3, k, marks=pytest.mark.full) for k in range(3))]
 
 
@@ -132,15 +132,15 @@ def test_a_stopped_rank(ranks: int, rank: int, inputs: Path, tmp_path: Path) -> 
     watched = job(inputs, tmp_path, ranks, f"stop {rank}")
     ended = watched.wait()
     assert watched.seconds() < SECONDS + SLACK
-    told_once(ended, rank, ranks, "fell silent")
+    assert_reported_once(ended, rank, ranks, "sends no heartbeat")
     assert f"stage {rank} was computing micro-batch 4 (samples 8 to 9)." in ended.output
-    assert "in _stop" in watched.stacks()  # it was woken to say where it is
+    assert "in _stop" in watched.stacks()  # it was continued to write its stacks
     for other in range(ranks):
         assert f"=== rank {other} of {ranks}" in watched.stacks()
 
 
 @pytest.mark.parametrize(
-    ("what", "ranks", "rank"),
+    ("trap", "ranks", "rank"),
     [
         ("stay", 2, 1),
         ("hold", 2, 0),
@@ -150,16 +150,15 @@ def test_a_stopped_rank(ranks: int, rank: int, inputs: Path, tmp_path: Path) -> 
         ),
     ],
 )
-def test_a_stage_that_does_not_get_on(
-    what: str, ranks: int, rank: int, inputs: Path, tmp_path: Path
-) -> None:
-    watched = job(inputs, tmp_path, ranks, f"{what} {rank}")
+def test_a_stalled_stage(trap: str, ranks: int, rank: int, inputs: Path, tmp_path: Path) -> None:
+    watched = job(inputs, tmp_path, ranks, f"{trap} {rank}")
     ended = watched.wait()
     assert watched.seconds() < SECONDS + SLACK
-    told_once(ended, rank, ranks, f"stage {rank} has been computing micro-batch 4 (samples 8 to 9)")
-    assert f"in _{what}" in watched.stacks()
-    if what == "stay":  # a rank that holds the GIL can neither journal nor look for a journal
-        assert ended.output.count("what is done is kept: run again with --resume") == 1
+    text = f"stage {rank} has been computing micro-batch 4 (samples 8 to 9)"
+    assert_reported_once(ended, rank, ranks, text)
+    assert f"in _{trap}" in watched.stacks()
+    if trap == "stay":  # a rank that holds the GIL can neither write a journal nor check for one
+        assert ended.output.count("finished samples are saved: run again with --resume") == 1
 
 
 def test_a_source_that_hangs(inputs: Path, tmp_path: Path) -> None:
@@ -167,7 +166,7 @@ def test_a_source_that_hangs(inputs: Path, tmp_path: Path) -> None:
     watched = job(inputs, tmp_path, 2, "stay -1", *options)
     ended = watched.wait()
     assert watched.seconds() < SECONDS + SLACK
-    told_once(ended, 0, 2, "stage 0 has been reading micro-batch 3")
+    assert_reported_once(ended, 0, 2, "stage 0 has been reading micro-batch 3")
     assert "in hangs_at_6" in watched.stacks()
 
 
@@ -175,14 +174,14 @@ def test_a_rank_that_hangs_while_it_loads(inputs: Path, tmp_path: Path) -> None:
     watched = job(inputs, tmp_path, 2, "load 1", ceiling=3 * SECONDS)
     ended = watched.wait()
     assert watched.seconds() < 3 * SECONDS + SLACK
-    told_once(ended, 1, 2, "stage 1 has been at work outside of micro-batches")
+    assert_reported_once(ended, 1, 2, "stage 1 has been working outside of micro-batches")
     assert "rank 0 on " in ended.output
     assert ": waiting for another rank for " in ended.output
     assert "set PIPEPAR_STALL_CEILING_SECONDS to more" in ended.output
     assert "in trapped" in watched.stacks()
 
 
-def test_a_launcher_that_is_killed(inputs: Path, tmp_path: Path) -> None:
+def test_a_killed_launcher(inputs: Path, tmp_path: Path) -> None:
     watched = job(inputs, tmp_path, 2, "stay 1", stall=PATIENCE)
     while not watched.clock.exists():
         assert watched.job.poll() is None
@@ -201,10 +200,11 @@ def test_a_launcher_that_is_killed(inputs: Path, tmp_path: Path) -> None:
 
 
 def mapped(process: int) -> list[str]:
+    """Return the words of a process's table of memory mappings."""
     return Path(f"/proc/{process}/maps").read_text().split()
 
 
-def test_a_pause_and_a_slow_micro_batch_are_forgiven(inputs: Path, tmp_path: Path) -> None:
+def test_a_pause_and_a_slow_micro_batch_end_nothing(inputs: Path, tmp_path: Path) -> None:
     ended = job(inputs, tmp_path, 2, "pause 1", stall=2 * SECONDS).wait()
     assert ended.status == 0, ended.output
     assert not list(tmp_path.glob("pipepar-stacks-*"))
@@ -237,7 +237,7 @@ def script(tmp_path: Path, **words: object) -> Watched:
     return Watched(tmp_path, [str(path)], 2)
 
 
-def test_a_caller_may_take_its_time(tmp_path: Path) -> None:
+def test_a_slow_caller_ends_nothing(tmp_path: Path) -> None:
     ended = script(tmp_path, pause=1.3 * SECONDS, end="").wait()
     assert ended.status == 0, ended.output
 
@@ -245,11 +245,11 @@ def test_a_caller_may_take_its_time(tmp_path: Path) -> None:
 def test_a_script_that_stops(tmp_path: Path) -> None:
     end = "import os; pipe.rank or os.kill(os.getpid(), 19); pipe(torch.zeros(2, 4))"
     ended = script(tmp_path, pause=0, end=end).wait()
-    told_once(ended, 0, 2, "in its caller's hands")
+    assert_reported_once(ended, 0, 2, "waiting for its caller")
 
 
-@pytest.mark.full  # without the launcher it is shown below
-def test_a_limit_that_is_none(tmp_path: Path) -> None:
+@pytest.mark.full  # without mpirun: test_invalid_timeouts_are_refused
+def test_an_invalid_timeout_under_mpirun(tmp_path: Path) -> None:
     env = {"PIPEPAR_SILENCE_SECONDS": "soon", "PYTHONPATH": ROOT}
     path = tmp_path / "script.py"
     path.write_text(SCRIPT.format(pause=0, end=""))
@@ -261,8 +261,8 @@ def test_a_limit_that_is_none(tmp_path: Path) -> None:
 NAMES = ("SILENCE", "STALL", "STALL_CEILING")
 
 
-def agreed(monkeypatch: pytest.MonkeyPatch, **given: str) -> Any:
-    """The limits that hold where a user has set some of them: silence, floor, ceiling."""
+def limits_for(monkeypatch: pytest.MonkeyPatch, **given: str) -> Any:
+    """Return the timeouts (silence, floor, ceiling) with some of the variables set."""
     monkeypatch.setattr(_pulse, "Limits", lambda *limits: limits)
     for name in NAMES:
         monkeypatch.delenv(f"PIPEPAR_{name}_SECONDS", raising=False)
@@ -271,27 +271,29 @@ def agreed(monkeypatch: pytest.MonkeyPatch, **given: str) -> Any:
     return agree_on_limits(World.start())
 
 
-def test_limits_that_nobody_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert agreed(monkeypatch) == (10, 60, 1800)
-    assert agreed(monkeypatch, SILENCE="", STALL="") == (10, 60, 1800)
+def test_default_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert limits_for(monkeypatch) == (10, 60, 1800)
+    assert limits_for(monkeypatch, SILENCE="", STALL="") == (10, 60, 1800)
 
 
-def test_limits_that_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert agreed(monkeypatch, SILENCE="3") == (3, 60, 1800)
-    assert agreed(monkeypatch, STALL="0.5", STALL_CEILING="inf") == (10, 0.5, float("inf"))
+def test_timeouts_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert limits_for(monkeypatch, SILENCE="3") == (3, 60, 1800)
+    assert limits_for(monkeypatch, STALL="0.5", STALL_CEILING="inf") == (10, 0.5, float("inf"))
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("given", ["soon", "0", "-1", "nan"])
-def test_a_limit_must_be_one(name: str, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_timeouts_are_refused(
+    name: str, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     message = f"PIPEPAR_{name}_SECONDS is '{given}', expected seconds above 0, or inf for no limit"
     with pytest.raises(InputError, match=message):
-        agreed(monkeypatch, **{name: given})
+        limits_for(monkeypatch, **{name: given})
 
 
-def test_the_deadline_is_learned() -> None:
+def test_the_deadline_grows_with_the_longest_micro_batch() -> None:
     limits = Limits(10, 60, 1800)
-    assert limits.deadline(0) == 1800  # nothing known yet
+    assert limits.deadline(0) == 1800  # no micro-batch so far
     assert limits.deadline(0.001) == 60
     assert limits.deadline(1.9) == 60
     assert limits.deadline(4) == 120

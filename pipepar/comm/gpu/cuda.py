@@ -1,10 +1,10 @@
-"""A GPU as channels see it: CUDA streams, events, memory and copies.
+"""The operations of a GPU that channels use: CUDA streams, events, memory and copies.
 
-Nothing in here waits for the device. What must happen before what is said by events, each recorded
-on one stream and waited for by another, so that a host may run ahead of its device.
+Only `CudaGpu`'s constructor and `wait_for_event` wait for the device. Events order operations on
+different CUDA streams, so a host can run ahead of its GPU.
 
-The contract is torch's own, as narrow as channels need it, so that tests can put a GPU in its place
-that checks the order of things.
+The protocols are the part of torch's interface that channels need. Tests implement them with a
+simulated GPU that checks the order of memory accesses.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 
 from pipepar.errors import PipeparError
 
-# Between two looks at an event; a wait is for a whole micro-batch, so this costs it nothing.
-_LOOK_SECONDS: Final = 50e-6
+# Interval of queries of an event: short compared with the time of a micro-batch.
+_POLL_SECONDS: Final = 50e-6
 
 
 class Event(Protocol):
@@ -27,16 +27,16 @@ class Event(Protocol):
 
     @property
     def cuda_event(self) -> int:
-        """Its handle; there is none before it has been recorded."""
+        """The CUDA handle; 0 before the event is recorded."""
 
     def record(self, stream: Any) -> None:
-        """Be the point that the stream has been told to come to so far."""
+        """Mark the current end of a stream's queue."""
 
     def query(self) -> bool:
-        """Whether the stream has come there; True where it was never recorded."""
+        """Return whether the event has completed; True if it was never recorded."""
 
     def elapsed_time(self, end_event: Any) -> float:
-        """Milliseconds from here to a later event, both timed and both come to."""
+        """Return the milliseconds from this event to a later one; both timed and completed."""
 
 
 class Stream(Protocol):
@@ -44,71 +44,77 @@ class Stream(Protocol):
 
     @property
     def cuda_stream(self) -> int:
-        """Its handle."""
+        """The CUDA handle."""
 
     def wait_event(self, event: Any) -> None:
-        """Go on only after the event, as last recorded; the host goes on at once."""
+        """Delay later work of this stream until the event, as last recorded, has completed.
+
+        Does not block the host.
+        """
 
 
 class Gpu(Protocol):
-    """One rank's GPU."""
+    """The GPU of one rank."""
 
     @property
     def device(self) -> torch.device:
-        """Which one, such as cuda:1."""
+        """The device, such as cuda:1."""
 
     @property
     def compute(self) -> Stream:
-        """The CUDA stream that the stage computes on, and that `empty` belongs to."""
+        """The CUDA stream of the stage; `empty` allocates memory for it."""
 
     @property
     def event_query(self) -> int:
-        """Address of the function that tells whether an event has come; see `Engine.lane`."""
+        """Address of a function that queries an event; see `Engine.lane`."""
 
     @property
     def entry(self) -> tuple[int, int]:
-        """What a thread that is not Python's calls before it asks; see `Engine.enter`."""
+        """Addresses of a function and its argument, which a native thread calls before it queries
+        events; see `Engine.enter`."""
 
     def holds(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor lies in its memory."""
+        """Return whether a tensor is in this GPU's memory."""
 
     def stream(self) -> Stream:
-        """Another CUDA stream, for what is to overlap with computing."""
+        """Create a CUDA stream that runs next to `compute`."""
 
     def event(self, timed: bool = False) -> Event:
-        """An event that has not been recorded yet."""
+        """Create an event."""
 
     def empty(self, nbytes: int) -> torch.Tensor:
-        """Memory of the GPU, uint8 [nbytes].
+        """Allocate device memory, uint8 [nbytes].
 
-        What is freed on the host may be given out again at once: it is what `compute` did with it
-        last that comes before what `compute` does with it next. Another stream has to wait for an
-        event on `compute`, and `compute` for the other stream before the memory is let go.
+        Memory freed on the host is reused at once. Only uses on `compute` are ordered: another
+        stream must first wait for an event on `compute`, and `compute` must wait for the other
+        stream before the memory is freed.
         """
 
     def pinned(self, nbytes: int) -> torch.Tensor:
-        """Page-locked memory of the host, uint8 [nbytes].
+        """Allocate pinned host memory, uint8 [nbytes].
 
-        It is not given out again before copies from or to it are done.
+        Freed memory is not reused before the copies from and to it are done.
         """
 
     def copy(self, target: torch.Tensor, source: torch.Tensor, stream: Stream) -> None:
-        """Copy on a stream, between tensors of one shape and dtype; memory of the host is pinned.
-        Both must live until the copy is done, or be of `empty` or `pinned`."""
+        """Copy on a stream, between tensors of the same shape and dtype; host memory is pinned.
+
+        Both must live until the copy is done, unless they are from `empty` or `pinned`.
+        """
 
     def range(self, name: str) -> AbstractContextManager[None]:
-        """Show what the host does inside under that name in a profiler."""
+        """Label the body as a named range for profilers."""
 
 
 class CudaGpu:
-    """A GPU that torch drives.
+    """A real GPU, used through torch; see `Gpu`.
 
     Args:
-        device: which one, such as cuda:1; it becomes the current device of this thread.
+        device: the device, such as cuda:1; becomes the current device of the calling thread.
 
     Raises:
-        RuntimeError: torch has no CUDA, or there is no such device.
-        PipeparError: the driver is not to be found.
+        RuntimeError: torch has no CUDA, or the device does not exist.
+        PipeparError: the driver is missing.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -116,8 +122,9 @@ class CudaGpu:
         torch.cuda.set_device(device)
         self.device = device
         self.compute: Stream = torch.cuda.current_stream(device)
-        torch.cuda.synchronize(device)  # now it has a context
-        # Not the runtime's functions: a thread without a context would make one, on the first GPU.
+        torch.cuda.synchronize(device)  # creates the context
+        # Functions of the driver: those of the runtime would create a context on the first GPU
+        # in a thread that has none.
         self.event_query = _address(driver.cuEventQuery)
         self.entry = (_address(driver.cuCtxSetCurrent), _current_context(driver))
 
@@ -126,7 +133,7 @@ class CudaGpu:
         return tensor.device == self.device
 
     def stream(self) -> Stream:
-        """See `Gpu.stream`; what it does comes before what waits for a place on `compute`."""
+        """See `Gpu.stream`; its kernels have priority over those of `compute`."""
         return torch.cuda.Stream(self.device, priority=-1)  # type: ignore[no-untyped-call]
 
     def event(self, timed: bool = False) -> Event:
@@ -155,22 +162,22 @@ class CudaGpu:
 
 
 def wait_for_event(event: Event) -> None:
-    """Wait on the host until an event has come, without a call that synchronises."""
+    """Wait on the host until an event has completed, by polling."""
     while not event.query():
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
 def _driver() -> ctypes.CDLL:
-    """The driver's own functions: there is one driver in a process, and its names never change.
+    """Return the library of NVIDIA's driver.
 
     Raises:
-        PipeparError: there is none.
+        PipeparError: the library is missing.
     """
     try:
         return ctypes.CDLL("libcuda.so.1")
     except OSError as error:
         raise PipeparError(
-            f"NVIDIA's driver is not there ({error}): install it, or run with --device cpu"
+            f"NVIDIA's driver is missing ({error}): install it, or run with --device cpu"
         ) from error
 
 

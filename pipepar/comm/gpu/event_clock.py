@@ -1,4 +1,4 @@
-"""Time as a GPU's compute stream takes it: events between what it does, read long after."""
+"""A clock on the compute stream of a GPU: events that are read after they complete."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pipepar.trace import Mark
 
 
 class GpuClock:
-    """See `trace.Clock`; a stage's times are then those of its GPU, and no host waits to take them.
+    """A `trace.Clock` that measures time on a GPU, without blocking the host.
 
-    So what lies between two marks is what the compute stream did there, or waited for: bytes that
-    had not arrived, room that was not free, or a host that had not told it anything.
+    The time between two marks includes waits of the compute stream: for bytes that have not
+    arrived, for a free slot, or for work from the host.
 
     Args:
-        gpu: whose compute stream; waits once for what it has been told so far.
+        gpu: the GPU. The constructor waits until its compute stream is idle.
     """
 
     def __init__(self, gpu: Gpu) -> None:
@@ -37,7 +37,7 @@ class GpuClock:
         passed = self._last.elapsed_time(mark) / 1e3
         if passed <= 0:
             return self._seconds + passed
-        # From mark to mark: a difference in float32 milliseconds grows coarse over hours.
+        # Add up differences of neighbours: elapsed_time is float32, which is coarse over hours.
         self._seconds += passed
         self._last = mark
         return self._seconds

@@ -1,10 +1,9 @@
-"""NCCL, as little of it as channels need: two ranks, one sends bytes and the other receives them.
+"""A thin binding of NCCL: a communicator of two ranks that sends bytes in one direction.
 
-A thin binding of the libnccl that is in the process already, which is torch's own: a second one
-would take memory of the GPU besides, and be another version. Every answer is checked, and a
-refusal is told in NCCL's own words. Other threads run while a call is in NCCL.
+It uses the libnccl that torch has loaded: a second copy would take device memory and could be
+another version. Every result is checked, and errors quote NCCL. Calls release the GIL.
 
-Importing this module loads nothing and starts nothing.
+Importing this module loads no library.
 """
 
 from __future__ import annotations
@@ -21,25 +20,22 @@ from pipepar.errors import WireError
 
 Version = tuple[int, int, int]
 
-MAX_CTAS: Final = 4
-"""See `Communicator.start`."""
-
 _LIBRARY: Final = "libnccl.so.2"
 
 _NETWORK: Final = "name the network that all ranks share with NCCL_SOCKET_IFNAME"
 _WARNINGS: Final = "run with NCCL_DEBUG=INFO and look for the first warning of any rank"
-_ALIKE: Final = "give every rank the same NCCL and the same NCCL_ variables"
+_EQUAL: Final = "give every rank the same NCCL and the same NCCL_ variables"
 _REMEDIES: Final[Mapping[int, str]] = {
     Result.UNHANDLED_CUDA_ERROR: "look for an earlier CUDA error of this rank, and whether "
     "nvidia-smi shows its GPU and a driver as new as torch's CUDA",
     Result.SYSTEM_ERROR: f"{_NETWORK}, and see that /dev/shm has room",
     Result.INTERNAL_ERROR: f"{_WARNINGS}; {_NETWORK}",
-    Result.INVALID_ARGUMENT: f"{_ALIKE}; where they have them, this is a mistake of pipepar",
-    Result.INVALID_USAGE: f"{_ALIKE}, and a GPU of its own",
+    Result.INVALID_ARGUMENT: f"{_EQUAL}; if they are equal, this is a bug in pipepar",
+    Result.INVALID_USAGE: f"{_EQUAL}, and a GPU of its own",
     Result.REMOTE_ERROR: f"look for the other rank's first error; if it has none, {_NETWORK}",
-    Result.IN_PROGRESS: "unset NCCL_COMM_BLOCKING: pipepar needs calls that come back when done",
+    Result.IN_PROGRESS: "unset NCCL_COMM_BLOCKING: pipepar needs blocking calls",
 }
-# NCCL's words for two ranks on one GPU, before 2.30.3 and since.
+# NCCL's messages for two ranks on one GPU, before 2.30.3 and since.
 _SHARED_GPU: Final = ("Duplicate GPU detected", "using the same GPU")
 _SHARED_GPU_REMEDY: Final = (
     "start one rank a GPU, or, with NCCL 2.30.3 or newer (found {}), set "
@@ -51,10 +47,10 @@ class Nccl:
     """One loaded libnccl.
 
     Args:
-        library: where NCCL's functions are found.
+        library: the loaded shared library.
 
     Attributes:
-        version: what the library says of itself; torch may have been built with another.
+        version: the version of the library; torch may have been built with another one.
     """
 
     def __init__(self, library: CDLL) -> None:
@@ -66,34 +62,29 @@ class Nccl:
         self.version = (code.value // 10_000, code.value // 100 % 100, code.value % 100)
 
     @classmethod
-    def load(cls, path: str | None = None) -> Nccl:
-        """Find the library. Import torch first, so that its library is there.
-
-        Args:
-            path: a library's file; by default the one that the process has loaded already.
+    def load(cls) -> Nccl:
+        """Return the NCCL that the process has loaded, which it does by importing torch.
 
         Raises:
-            WireError: none is loaded, or this one cannot be.
+            WireError: no NCCL is loaded.
         """
-        mode = os.RTLD_NOW if path else os.RTLD_NOW | os.RTLD_NOLOAD
         try:
-            library = CDLL(path or _LIBRARY, mode)
+            library = CDLL(_LIBRARY, os.RTLD_NOW | os.RTLD_NOLOAD)
         except OSError as error:
-            found = f"{path} cannot be loaded, {error}" if path else f"no {_LIBRARY} is loaded"
             raise WireError(
-                f"{found}; GPUs exchange tensors through NCCL: install a torch built for CUDA, "
-                f"which brings it (if yours has it built in, put a {_LIBRARY} into LD_PRELOAD), "
-                "or run with --device cpu"
+                f"no {_LIBRARY} is loaded; GPUs exchange tensors through NCCL: install a torch "
+                f"built for CUDA, which includes it (if NCCL is linked into your torch, add a "
+                f"{_LIBRARY} to LD_PRELOAD), or run with --device cpu"
             ) from error
         return cls(library)
 
     def unique_id(self) -> bytes:
-        """Something new for a communicator's ranks to find each other by; 128 bytes.
+        """Return a new id, 128 bytes, by which the ranks of one communicator connect.
 
-        From now on this process listens for them.
+        This process then listens for their connections.
 
         Raises:
-            WireError: it has no network to listen on.
+            WireError: NCCL finds no network interface.
         """
         unique_id = UniqueId()
         self.call("ncclGetUniqueId", "a new communicator", byref(unique_id))
@@ -101,10 +92,10 @@ class Nccl:
 
     @contextmanager
     def group(self) -> Iterator[None]:
-        """Sends and receives that need each other: they start together, at the end.
+        """Start the sends and receives of the body together, at its end.
 
         Raises:
-            WireError: NCCL refuses them.
+            WireError: NCCL reports an error.
         """
         self.call("ncclGroupStart", "a group of transfers")
         try:
@@ -113,40 +104,40 @@ class Nccl:
             self.call("ncclGroupEnd", "a group of transfers")
 
     def call(self, function: str, name: str, *arguments: object) -> None:
-        """Call one of NCCL's functions.
+        """Call a function of NCCL.
 
         Args:
-            function: its name.
-            name: of the edge or the object that it is for; an error begins with it.
-            arguments: as in nccl.h.
+            function: the name of the function.
+            name: the edge or the object of the call; error messages begin with it.
+            arguments: the arguments, as in nccl.h.
 
         Raises:
-            WireError: it gave anything but ncclSuccess.
+            WireError: the result is not ncclSuccess.
         """
         result = getattr(self._library, function)(*arguments)
         if result == Result.SUCCESS:
             return
-        words = self.words(result)
-        shared = any(sign in words for sign in _SHARED_GPU)
+        description = self.describe(result)
+        shared = any(sign in description for sign in _SHARED_GPU)
         found = ".".join(map(str, self.version))
         remedy = _SHARED_GPU_REMEDY.format(found) if shared else _REMEDIES.get(result, _WARNINGS)
-        raise WireError(f"{name}: {function} gave {result}, {words}; {remedy}")
+        raise WireError(f"{name}: {function} returned {result}, {description}; {remedy}")
 
-    def words(self, result: int) -> str:
-        """NCCL's own words for a result, and what it last warned of, if anything.
+    def describe(self, result: int) -> str:
+        """Return NCCL's text for a result, and its last warning, if any.
 
-        NCCL keeps its last warning for good, and for all threads: it may be an older one.
+        NCCL stores one last warning for all threads and never clears it, so it may be an old one.
         """
-        words: bytes = self._library.ncclGetErrorString(result)
+        text: bytes = self._library.ncclGetErrorString(result)
         warning: bytes | None = self._library.ncclGetLastError(None)
         last = f"; its last warning: {warning.decode(errors='replace')}" if warning else ""
-        return words.decode(errors="replace") + last
+        return text.decode(errors="replace") + last
 
 
 class Communicator:
-    """Two ranks and the one directed edge between them; made by `start`.
+    """A communicator of the two ranks of one directed edge; created by `start`.
 
-    One thread sends, receives and closes; `problem` and `abort` may come from any other.
+    One thread sends, receives and closes. Any thread may call `problem` and `abort`.
     """
 
     def __init__(self, nccl: Nccl, handle: int, peer: int, edge: str) -> None:
@@ -154,97 +145,92 @@ class Communicator:
         self._handle: int | None = handle
         self._peer = peer
         self._edge = edge
-        self._taking = threading.Lock()
+        self._handle_lock = threading.Lock()
 
     @classmethod
-    def start(
-        cls, nccl: Nccl, unique_id: bytes, rank: int, size: int, edge: str, max_ctas: int = MAX_CTAS
-    ) -> Communicator:
-        """Meet the other rank, and wait for it. *Collective* over the two.
+    def start(cls, nccl: Nccl, unique_id: bytes, rank: int, size: int, edge: str) -> Communicator:
+        """Connect the two ranks. *Collective.*
+
+        Uses the current CUDA device of the calling thread. There is no timeout: the call waits for
+        the other rank as long as NCCL does.
 
         Args:
             nccl: the library.
-            unique_id: the same on both ranks, used once.
+            unique_id: an id from `Nccl.unique_id`, the same on both ranks, used once.
             rank: 0 for the producer, 1 for the consumer.
-            size: 2; or 1, for a rank that sends to itself, in a group.
-            edge: its name, such as "edge rank 0 -> rank 1"; every error begins with it.
-            max_ctas: how many of the GPU's multiprocessors a transfer may take. It keeps them for
-                as long as it waits for the other rank, and a GPU has a communicator for each of
-                its edges: without a limit, waiting would take from computing. The environment's
-                NCCL_MAX_CTAS goes before it.
-
-        The calling thread's current CUDA device is the one that this rank uses. There is no
-        giving up: a rank whose other one never comes waits as long as NCCL does.
+            size: 2; or 1 for a rank that sends to itself, in a group.
+            edge: the name of the edge, such as "edge rank 0 -> rank 1"; error messages begin
+                with it.
 
         Raises:
-            WireError: NCCL refuses. What it made so far is left to the end of the process: only
-                aborting could free it, which may hang.
+            WireError: NCCL reports an error. Its partial state is not freed: only ncclCommAbort
+                could free it, which may hang.
         """
         handle = c_void_p()
-        name, config = UniqueId.from_buffer_copy(unique_id), Config.of(max_ctas)
+        name, config = UniqueId.from_buffer_copy(unique_id), Config.default()
         nccl.call("ncclCommInitRankConfig", edge, byref(handle), size, name, rank, byref(config))
         assert handle.value is not None
         return cls(nccl, handle.value, size - 1 - rank, edge)
 
     def send(self, address: int, nbytes: int, stream: int) -> None:
-        """Send to the other rank, which receives as many bytes. Returns at once.
+        """Enqueue a send of bytes to the other rank, which must receive the same number.
 
         Args:
-            address: where they lie on the GPU; to stay as they are until the stream is past this.
-            nbytes: how many.
-            stream: the CUDA stream's handle.
+            address: the address in device memory, which must not change before the send is done.
+            nbytes: the number of bytes.
+            stream: the handle of the CUDA stream.
 
         Raises:
-            WireError: NCCL refuses, or the communicator is closed.
+            WireError: NCCL reports an error, or the communicator is closed.
         """
         self._transfer("ncclSend", address, nbytes, stream)
 
     def receive(self, address: int, nbytes: int, stream: int) -> None:
-        """Receive from the other rank, which sends as many bytes; else as `send`."""
+        """Enqueue a receive of bytes from the other rank; arguments and errors as in `send`."""
         self._transfer("ncclRecv", address, nbytes, stream)
 
     def problem(self) -> str:
-        """What went wrong since, on the network for instance, in NCCL's own words.
+        """Return NCCL's description of an asynchronous error, such as a network failure.
 
         Returns:
-            An empty string where nothing did, or after `close` or `abort`.
+            An empty string if there is no error, and after `close` or `abort`.
 
         Raises:
-            WireError: NCCL cannot tell.
+            WireError: the query itself fails.
         """
         found = c_int()
-        with self._taking:  # what is asked stays until it has answered
+        with self._handle_lock:  # the handle must not be freed during the call
             if self._handle is None:
                 return ""
             self._call("ncclCommGetAsyncError", self._handle, byref(found))
         fine = found.value in (Result.SUCCESS, Result.IN_PROGRESS)
-        return "" if fine else self._nccl.words(found.value)
+        return "" if fine else self._nccl.describe(found.value)
 
     def close(self) -> None:
-        """Wait for what is under way, then free everything. *Collective* over the two.
+        """Wait for transfers under way, then free the communicator. *Collective.*
 
-        May be called twice; after `abort` it does nothing.
+        May be called twice, and does nothing after `abort`.
 
         Raises:
-            WireError: NCCL refuses; `abort` may still be called.
+            WireError: NCCL reports an error; `abort` may still be called.
         """
         if self._handle is None:
             return
         self._call("ncclCommFinalize", self._handle)
-        handle = self._take()
-        if handle is not None:  # else it was aborted meanwhile
+        handle = self._take_handle()
+        if handle is not None:  # None: another thread has aborted it
             self._call("ncclCommDestroy", handle)
 
     def abort(self) -> None:
-        """Give up what is under way, and free everything. May be called twice.
+        """Stop transfers under way and free the communicator. May be called twice.
 
-        Any thread may do so, whatever another one waits for. It may hang: wait for it no longer
-        than you can. Nothing is asked of NCCL afterwards.
+        Any thread may call it, also while another one is blocked in NCCL. It may hang, so callers
+        should bound the wait.
 
         Raises:
-            WireError: NCCL refuses.
+            WireError: NCCL reports an error.
         """
-        handle = self._take()
+        handle = self._take_handle()
         if handle is not None:
             self._call("ncclCommAbort", handle)
 
@@ -257,8 +243,8 @@ class Communicator:
     def _call(self, function: str, *arguments: object) -> None:
         self._nccl.call(function, self._edge, *arguments)
 
-    def _take(self) -> int | None:
-        """The handle, for the one that frees it."""
-        with self._taking:
+    def _take_handle(self) -> int | None:
+        """Return the handle once, to the caller that frees it."""
+        with self._handle_lock:
             handle, self._handle = self._handle, None
         return handle

@@ -1,12 +1,12 @@
-"""The channel between two GPUs: their tensors by NCCL, all else by a channel between their hosts.
+"""The channel between two GPUs: NCCL carries tensors on the GPU, a host channel all other values.
 
-For every micro-batch the hosts' channel carries an announcement: the values that lie on the host,
-as they are, and a text that tells how those on the GPU lie; one that is like the one before takes
-no more than a header. So hosts run ahead of their GPUs: a receiver knows what will come long before
-it does, and posts a receive of exactly that size, one ahead of what the stage computes. More would
-only spin.
+For each micro-batch, the host channel carries an announcement: the values in host memory, and a
+text with the spec of the tensors on the GPU. An unchanged announcement costs only a header. So
+hosts run ahead of their GPUs: the receiver knows the sizes early, and posts receives of exactly
+these sizes, one ahead of the micro-batch that the stage computes. A receive posted earlier would
+only occupy the GPU.
 
-The hosts' channel bounds how far they run ahead, events how far the GPUs do; see `slots`.
+The host channel bounds how far the hosts run ahead, events bound the GPUs; see `slots`.
 """
 
 from __future__ import annotations
@@ -23,29 +23,32 @@ from pipepar.comm.channels.memory import plain
 from pipepar.comm.channels.spec import Spec, describe, pack_spec, tells, unpack_spec
 from pipepar.comm.gpu.cuda import Gpu, Stream, wait_for_event
 from pipepar.comm.gpu.packing import Packing
-from pipepar.comm.gpu.slots import Carry, Inbox, Outbox
+from pipepar.comm.gpu.slots import Inbox, Outbox, Transfer
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, Value
 from pipepar.trace import Kind, Mark
 
 Watch: TypeAlias = Callable[[Kind, int, Mark, Mark], None]
-"""Receives every transfer: send or receive, its micro-batch, and marks of when it went on."""
+"""Receives each transfer: send or receive, the index of the micro-batch, begin and end."""
 
-# What the stage computes, and what travels meanwhile.
+# One micro-batch that the stage computes, and one that is received meanwhile.
 _POSTED: Final = 2
 
 
 class P2PTransport(Protocol):
-    """What moves bytes between two GPUs in the order they are given; see `nccl.Communicator`."""
+    """Transfers bytes between two GPUs, in the order of the calls; see `nccl.Communicator`."""
 
     def send(self, address: int, nbytes: int, stream: int) -> None:
-        """Send from the GPU's memory, as the next thing on a CUDA stream."""
+        """Enqueue a send from device memory on a CUDA stream."""
 
     def receive(self, address: int, nbytes: int, stream: int) -> None:
-        """Receive into the GPU's memory, as the next thing on a CUDA stream."""
+        """Enqueue a receive into device memory on a CUDA stream."""
 
     def close(self) -> None:
-        """Let go; nothing may be under way. May wait for others to do so; may be called twice."""
+        """Free the transport, without transfers under way. May be called twice.
+
+        May wait for other ranks.
+        """
 
 
 class GpuSender:
@@ -53,10 +56,10 @@ class GpuSender:
 
     Args:
         host_channel: the channel between the hosts.
-        transport: what moves the bytes; no other end uses it.
-        gpu: where the tensors lie.
-        slots: micro-batches that may be on their way.
-        watch: receives every transfer; None to take no times of them.
+        transport: the transport of the tensors' bytes, not shared with other channels.
+        gpu: the GPU of the tensors.
+        slots: the number of micro-batches that may be under way on the GPU.
+        watch: receives each transfer; None to measure none.
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class GpuSender:
         self._packing = Packing.of(())
 
     def send(self, microbatch: MicroBatch) -> None:
-        """See `Sender.send`; tensors of the GPU are copied, and may be changed afterwards."""
+        """See `Sender.send`; tensors on the GPU are copied, so they may be overwritten then."""
         values = tuple(map(plain, microbatch.values))
         resident = tuple(map(self._resident, values))
         self._describe(resident)
@@ -86,10 +89,11 @@ class GpuSender:
         )
         with self._gpu.range("send"):
             if self._packing.nbytes:
-                carry = _watched(self._carry, "send", microbatch.index, self._gpu, self._watch)
-                self._outbox.leave(self._packing.parts(values), self._packing.nbytes, carry)
-            # Told last: whoever waits for it then waits for this GPU alone, not for its host too,
-            # which may itself be held up by its GPU, and that by whoever waits.
+                index = microbatch.index
+                transfer = _timed(self._transfer, "send", index, self._gpu, self._watch)
+                self._outbox.leave(self._packing.parts(values), self._packing.nbytes, transfer)
+            # Announce last. The receiving GPU then waits only for this GPU, whose work is already
+            # enqueued. Otherwise it could wait for this host, and this host for that GPU.
             self._host.send(replace(microbatch, values=(self._text, *rest)))
 
     def ready(self) -> bool:
@@ -111,7 +115,7 @@ class GpuSender:
         self._host.abort()
 
     def _resident(self, value: Value) -> torch.Tensor | None:
-        """A tensor of the GPU; None for what goes by the hosts' channel."""
+        """Return a tensor on the GPU unchanged, and None for a value of the host channel."""
         return value if isinstance(value, torch.Tensor) and self._gpu.holds(value) else None
 
     def _describe(self, resident: tuple[torch.Tensor | None, ...]) -> None:
@@ -119,31 +123,31 @@ class GpuSender:
             self._spec = tuple(map(describe, resident))
             self._text, self._packing = _text_of(self._spec), Packing.of(self._spec)
 
-    def _carry(self, memory: torch.Tensor, stream: Stream) -> None:
+    def _transfer(self, memory: torch.Tensor, stream: Stream) -> None:
         self._transport.send(memory.data_ptr(), memory.nbytes, stream.cuda_stream)
 
 
 @dataclass(frozen=True, slots=True)
 class _Posted:
-    """A micro-batch that was announced, and whose bytes will come."""
+    """A micro-batch that was announced, and whose receive is posted."""
 
     announcement: MicroBatch
-    """As the hosts' channel brought it."""
+    """The micro-batch of the host channel."""
     values: list[Value]
-    """Those of the host; None for the others."""
+    """The values in host memory; None for tensors on the GPU."""
     packing: Packing
 
 
 class GpuReceiver:
     """The receiving end; see `channel.Receiver`. Making one is *local*.
 
-    The tensors of a micro-batch hold until the next one is asked for.
+    The tensors of a micro-batch are valid until the next one is requested.
 
     Args:
         host_channel: the channel between the hosts.
-        transport: what moves the bytes; no other end uses it.
-        gpu: where the tensors are to lie.
-        watch: receives every transfer; None to take no times of them.
+        transport: the transport of the tensors' bytes, not shared with other channels.
+        gpu: the GPU that receives the tensors.
+        watch: receives each transfer; None to measure none.
     """
 
     def __init__(
@@ -163,7 +167,7 @@ class GpuReceiver:
         announced = self._host.receive()
         while self._post_ahead(announced):
             posted = self._posted.popleft()
-            yield self._taken(posted)
+            yield self._take(posted)
             if posted.packing.nbytes:
                 self._inbox.release()
 
@@ -182,7 +186,10 @@ class GpuReceiver:
         self._host.abort()
 
     def _post_ahead(self, announced: Iterator[MicroBatch]) -> bool:
-        """Wait for an announcement, and take another if it is there; whether there is any."""
+        """Post the receives of the announcements so far, up to `_POSTED`.
+
+        Waits for an announcement if nothing is posted. Returns False at the end of the stream.
+        """
         while not self._posted or (len(self._posted) < _POSTED and self._host.ready()):
             announcement = next(announced, None)
             if announcement is None:
@@ -195,15 +202,18 @@ class GpuReceiver:
         if text != self._text:
             spec = _spec_of(text)
             if len(spec) != len(values):
-                raise WireError(f"{len(values)} values are announced, {len(spec)} described")
+                raise WireError(
+                    f"a micro-batch is announced with {len(values)} values, but its spec has "
+                    f"{len(spec)}: both ranks must run the same version of pipepar"
+                )
             self._text, self._packing = str(text), Packing.of(spec)
         if self._packing.nbytes:
             index = announcement.index
-            carry = _watched(self._carry, "receive", index, self._gpu, self._watch)
-            self._inbox.post(self._packing.nbytes, carry)
+            transfer = _timed(self._transfer, "receive", index, self._gpu, self._watch)
+            self._inbox.post(self._packing.nbytes, transfer)
         self._posted.append(_Posted(announcement, values, self._packing))
 
-    def _taken(self, posted: _Posted) -> MicroBatch:
+    def _take(self, posted: _Posted) -> MicroBatch:
         values, packing = posted.values, posted.packing
         with self._gpu.range("receive"):
             memory = self._inbox.take() if packing.nbytes else self._gpu.empty(0)
@@ -211,19 +221,19 @@ class GpuReceiver:
                 values[position] = tensor
         return replace(posted.announcement, values=tuple(values))
 
-    def _carry(self, memory: torch.Tensor, stream: Stream) -> None:
+    def _transfer(self, memory: torch.Tensor, stream: Stream) -> None:
         self._transport.receive(memory.data_ptr(), memory.nbytes, stream.cuda_stream)
 
 
-def _watched(carry: Carry, kind: Kind, index: int, gpu: Gpu, watch: Watch | None) -> Carry:
-    """The same, and `watch` receives the transfer."""
+def _timed(transfer: Transfer, kind: Kind, index: int, gpu: Gpu, watch: Watch | None) -> Transfer:
+    """Return the transfer between two timed events, which `watch` receives."""
     if watch is None:
-        return carry
+        return transfer
 
     def timed(memory: torch.Tensor, stream: Stream) -> None:
         begin, end = gpu.event(timed=True), gpu.event(timed=True)
         begin.record(stream)
-        carry(memory, stream)
+        transfer(memory, stream)
         end.record(stream)
         watch(kind, index, begin, end)
 
@@ -231,17 +241,20 @@ def _watched(carry: Carry, kind: Kind, index: int, gpu: Gpu, watch: Watch | None
 
 
 def _text_of(spec: Spec) -> str:
-    """A spec as a value that a channel between hosts takes; each byte is a character."""
+    """Return a spec as a text that the host channel can send, one character per byte."""
     return pack_spec(spec).decode("latin-1")
 
 
 def _spec_of(text: Value) -> Spec:
-    """Undo `_text_of`.
+    """Return the spec of a text from `_text_of`.
 
     Raises:
-        WireError: it is none.
+        WireError: the value is not such a text.
     """
     try:
         return unpack_spec(str(text).encode("latin-1"))
     except UnicodeEncodeError as error:
-        raise WireError(f"a micro-batch is announced by {text!r}, not by a spec") from error
+        raise WireError(
+            f"a micro-batch is announced by {text!r}, expected a spec: both ranks must run the "
+            "same version of pipepar"
+        ) from error

@@ -1,4 +1,4 @@
-"""What pipepar needs of nccl.h: types, values and the functions' arguments, for ctypes."""
+"""The types, constants and function signatures of nccl.h that pipepar uses, for ctypes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,14 @@ UINT8: Final = 1
 
 _UNDEFINED: Final = -(2**31)
 
+# Multiprocessors that a transfer may occupy. It occupies them while it waits for the other rank,
+# and a GPU has a communicator for each of its edges: without a limit, waiting would slow down
+# computing. The environment variable NCCL_MAX_CTAS has precedence.
+_MAX_CTAS: Final = 4
+
 
 class Result(IntEnum):
-    """ncclResult_t, as far as pipepar has something to say to it."""
+    """The values of ncclResult_t for which pipepar has a remedy, and those of success."""
 
     SUCCESS = 0
     UNHANDLED_CUDA_ERROR = 1
@@ -38,16 +43,15 @@ class Result(IntEnum):
 
 
 class UniqueId(Structure):
-    """ncclUniqueId: what the ranks of one communicator find each other by."""
+    """ncclUniqueId: the id by which the ranks of one communicator connect."""
 
     _fields_ = (("internal", c_ubyte * 128),)
 
 
 class Config(Structure):
-    """ncclConfig_t as it was in NCCL 2.17.
+    """ncclConfig_t of NCCL 2.17.
 
-    NCCL adds fields at the end, and reads of an older struct only what that has: newer versions
-    take this one, and choose for themselves what they have added.
+    NCCL only appends fields, and newer versions accept this struct with defaults for the rest.
     """
 
     _fields_ = (
@@ -62,14 +66,14 @@ class Config(Structure):
     )
 
     @classmethod
-    def of(cls, max_ctas: int) -> Config:
-        """Calls that come back when done, at most that many CTAs, and all else left to NCCL."""
-        return cls(sizeof(cls), 0xCAFEBEEF, 21700, 1, _UNDEFINED, 1, max_ctas, None)
+    def default(cls) -> Config:
+        """Return the configuration of every communicator: blocking calls and few CTAs."""
+        return cls(sizeof(cls), 0xCAFEBEEF, 21700, 1, _UNDEFINED, 1, _MAX_CTAS, None)
 
 
-# Address, count, data type, the other rank, communicator, CUDA stream.
+# Address, count, data type, peer, communicator, CUDA stream.
 _TRANSFER: Final = (c_void_p, c_size_t, c_int, c_int, c_void_p, c_void_p)
-_CHECKED: Final[Mapping[str, tuple[Any, ...]]] = {
+_RETURNING_RESULT: Final[Mapping[str, tuple[Any, ...]]] = {
     "ncclGetVersion": (POINTER(c_int),),
     "ncclGetUniqueId": (POINTER(UniqueId),),
     # Communicator, size, id, rank, configuration.
@@ -83,15 +87,15 @@ _CHECKED: Final[Mapping[str, tuple[Any, ...]]] = {
     "ncclGroupStart": (),
     "ncclGroupEnd": (),
 }
-_WORDS: Final[Mapping[str, tuple[Any, ...]]] = {
+_RETURNING_TEXT: Final[Mapping[str, tuple[Any, ...]]] = {
     "ncclGetErrorString": (c_int,),
     "ncclGetLastError": (c_void_p,),
 }
 
 
 def declare(library: CDLL) -> None:
-    """Tell ctypes what the functions take and give."""
-    for functions, restype in ((_CHECKED, c_int), (_WORDS, c_char_p)):
+    """Set the argument and result types of a library's functions."""
+    for functions, restype in ((_RETURNING_RESULT, c_int), (_RETURNING_TEXT, c_char_p)):
         for name, argtypes in functions.items():
             function = getattr(library, name)
             function.argtypes, function.restype = argtypes, restype

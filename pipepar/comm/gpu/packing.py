@@ -1,4 +1,4 @@
-"""The tensors of a micro-batch in one piece of a GPU's memory."""
+"""The layout of a micro-batch's tensors in one buffer of device memory."""
 
 from __future__ import annotations
 
@@ -17,30 +17,35 @@ from pipepar.microbatch import Value
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How the tensors of a micro-batch lie in one piece of the GPU's memory."""
+    """The offsets of a micro-batch's tensors in one buffer."""
 
     tensors: tuple[TensorLayout, ...]
-    """The tensors."""
     begins: tuple[int, ...]
-    """Where each begins, in bytes."""
+    """The offset of each tensor, in bytes."""
     nbytes: int
-    """What they take in all."""
+    """The size of the buffer, in bytes."""
 
     @classmethod
     def of(cls, spec: Spec) -> Packing:
-        """Of the tensors of a spec."""
+        """Return the packing of the tensors of a spec."""
         tensors = tensor_layouts(spec)
         return cls(tensors, *packed(tensors))
 
     def parts(self, values: tuple[Value, ...]) -> list[Part]:
-        """What of these values goes where."""
+        """Return the tensors among these values, each with its offset."""
         return [
             (begin, whole(tensor_layout, values[tensor_layout.position]))  # type: ignore[arg-type]
             for tensor_layout, begin in zip(self.tensors, self.begins, strict=True)
         ]
 
     def unpacked(self, memory: torch.Tensor, gpu: Gpu) -> Iterator[tuple[int, torch.Tensor]]:
-        """The position of each tensor among the values, and the tensor over that memory."""
+        """Yield the position of each tensor among the values, and the tensor in this memory.
+
+        Args:
+            memory: uint8 [nbytes] or more, packed in this way.
+            gpu: the GPU of the memory. Tensors with holes between their elements are copied on
+                its compute stream; the others are views.
+        """
         copy = partial(gpu.copy, stream=gpu.compute)
         for tensor_layout, begin in zip(self.tensors, self.begins, strict=True):
             yield (

@@ -1,14 +1,14 @@
-"""Device memory between a channel and the CUDA stream that computes, a slot for each micro-batch.
+"""Slots: buffers in device memory between a channel and the compute stream.
 
-The order of things is kept by events alone; the host never waits.
+Each slot holds one micro-batch. Events order its use; the host never waits.
 
     Outbox   compute: wait left[slot], copy into it, record done
-             side:    wait done, carry it away, record left[slot]
-    Inbox    side:    wait consumed[slot], fill it, record arrived[slot]
+             side:    wait done, transfer it, record left[slot]
+    Inbox    side:    wait consumed[slot], transfer into it, record arrived[slot]
              compute: wait arrived[slot], read it, record consumed[slot]
 
-So no slot is written again before it was carried away, and none is read before it has arrived. A
-slot that grows lets go of its old memory after the same waits, in the order of `Gpu.empty`.
+So a slot is not overwritten before its content has left or was consumed, and not read before its
+content has arrived. A slot that grows frees its old memory after the same waits; see `Gpu.empty`.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ import torch
 
 from pipepar.comm.gpu.cuda import Event, Gpu, Stream
 
-Carry = Callable[[torch.Tensor, Stream], None]
-"""Moves a slot's memory, uint8 [nbytes], in or out, on a CUDA stream."""
+Transfer = Callable[[torch.Tensor, Stream], None]
+"""Enqueues a transfer from or into a slot's memory, uint8 [nbytes], on a CUDA stream."""
 
 Part = tuple[int, torch.Tensor]
-"""Where in a slot, in bytes, and what of the device's memory goes there: a tensor without holes
-between its elements, of whatever dtype and shape."""
+"""An offset in a slot, in bytes, and the device tensor that belongs there, without holes between
+its elements."""
 
 
 def place_of(part: Part, memory: torch.Tensor) -> torch.Tensor:
-    """Where in a slot's memory a part lies, in its own dtype and shape."""
+    """Return the view of a slot's memory that a part belongs to, in its dtype and shape."""
     begin, tensor = part
     return memory[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
 
 @dataclass(slots=True)
 class _Slot:
-    """Memory for one micro-batch, and when it may be used again."""
+    """A buffer for one micro-batch, and the event after which it may be reused."""
 
     memory: torch.Tensor
     """uint8 [capacity]."""
     free: Event
-    """Its last content is not needed any more."""
+    """Completes when the last content is not needed any more."""
 
 
 class Outbox:
-    """Slots that micro-batches leave from.
+    """Slots for outgoing micro-batches.
 
     Args:
-        gpu: where they lie.
-        slots: how many may be on their way, at least 1.
+        gpu: the GPU whose memory the slots use.
+        slots: the number of micro-batches that may be under way, at least 1.
     """
 
     def __init__(self, gpu: Gpu, slots: int) -> None:
@@ -59,16 +59,16 @@ class Outbox:
         self._slots = [_Slot(gpu.empty(0), gpu.event()) for _ in range(slots)]
         self._next = 0
 
-    def leave(self, parts: Sequence[Part], nbytes: int, carry: Carry) -> Event:
-        """Take a micro-batch along and have it carried away; returns at once.
+    def leave(self, parts: Sequence[Part], nbytes: int, transfer: Transfer) -> Event:
+        """Enqueue the copy of a micro-batch into a slot and its transfer from there.
 
         Args:
-            parts: what to take; free to be written again by `compute`.
-            nbytes: what they take in all.
-            carry: called once, with that many bytes of a slot.
+            parts: the tensors; `compute` may overwrite them afterwards.
+            nbytes: the size of all parts, in bytes.
+            transfer: called once, with the first `nbytes` of a slot.
 
         Returns:
-            The event of it having left, until the slot's next turn.
+            The event of the end of the transfer, valid until the slot is used again.
         """
         gpu, slot = self._gpu, self._slots[self._next]
         self._next = (self._next + 1) % len(self._slots)
@@ -79,22 +79,22 @@ class Outbox:
             gpu.copy(place_of(part, slot.memory), part[1], gpu.compute)
         self._done.record(gpu.compute)
         self._side.wait_event(self._done)
-        carry(slot.memory[:nbytes], self._side)
+        transfer(slot.memory[:nbytes], self._side)
         slot.free.record(self._side)
         return slot.free
 
     @property
     def last(self) -> Event:
-        """The event of everything having left so far."""
+        """The event of the end of the last transfer."""
         return self._slots[self._next - 1].free
 
 
 class Inbox:
-    """Slots that micro-batches arrive in.
+    """Slots for incoming micro-batches.
 
     Args:
-        gpu: where they lie.
-        slots: how many there are, at least 1; one of them is read while the others fill.
+        gpu: the GPU whose memory the slots use.
+        slots: the number of slots, at least 1; one is read while the others are filled.
     """
 
     def __init__(self, gpu: Gpu, slots: int) -> None:
@@ -106,38 +106,41 @@ class Inbox:
         self._taken = 0
         self._released = 0
 
-    def post(self, nbytes: int, carry: Carry) -> None:
-        """Have the next slot filled; returns at once.
+    def post(self, nbytes: int, transfer: Transfer) -> None:
+        """Enqueue a transfer into the next slot.
 
         Args:
-            nbytes: how much will arrive.
-            carry: called once, with that many bytes of a slot.
+            nbytes: the number of bytes that will arrive.
+            transfer: called once, with the first `nbytes` of a slot.
         """
         assert self._posted < self._released + len(self._slots), "no slot is free"
-        gpu, place = self._gpu, self._posted % len(self._slots)
-        slot = self._slots[place]
+        gpu, index = self._gpu, self._posted % len(self._slots)
+        slot = self._slots[index]
         self._posted += 1
         if len(slot.memory) < nbytes:
             slot.memory = gpu.empty(nbytes)
-            slot.free.record(gpu.compute)  # whoever had this memory before, had it on `compute`
+            slot.free.record(gpu.compute)  # earlier uses of this memory were on `compute`
         self._side.wait_event(slot.free)
-        carry(slot.memory[:nbytes], self._side)
-        self._arrived[place].record(self._side)
+        transfer(slot.memory[:nbytes], self._side)
+        self._arrived[index].record(self._side)
 
     @property
     def last(self) -> Event:
-        """The event of everything having arrived that was posted so far."""
+        """The event of the end of the last posted transfer."""
         return self._arrived[(self._posted - 1) % len(self._slots)]
 
     def take(self) -> torch.Tensor:
-        """The oldest slot that was posted, for `compute` to read until `release`; uint8."""
-        place = self._taken % len(self._slots)
+        """Return the memory of the oldest posted slot, uint8 [capacity].
+
+        `compute` may read it until `release`.
+        """
+        index = self._taken % len(self._slots)
         self._taken += 1
-        self._gpu.compute.wait_event(self._arrived[place])
-        return self._slots[place].memory
+        self._gpu.compute.wait_event(self._arrived[index])
+        return self._slots[index].memory
 
     def release(self) -> None:
-        """Let the oldest slot that was taken be filled again, once `compute` has come this far."""
+        """Free the oldest taken slot, once `compute` has done its work so far."""
         assert self._released < self._taken, "no slot is taken"
         self._slots[self._released % len(self._slots)].free.record(self._gpu.compute)
         self._released += 1

@@ -1,11 +1,11 @@
-"""The sending end from a GPU to a host, by way of page-locked memory.
+"""The sending end of a channel from a GPU to a host, through pinned memory.
 
     compute  copy into a slot
-    side     copy the slot to page-locked memory, record copied
-    engine   copied has come: start the MPI sends
+    side     copy the slot to pinned memory, record copied
+    engine   copied has completed: start the MPI sends
 
-No thread waits for any of this. The rank goes on computing, and the progress engine looks at the
-event of the oldest micro-batch that has not been sent.
+No thread waits. The rank continues to compute, and the progress engine polls the event of the
+oldest micro-batch that has not been sent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipepar.comm.gpu.slots import Outbox, Part
 from pipepar.comm.native._progress import Engine
 from pipepar.microbatch import MicroBatch, Value
 
-# A copy into a slot, and one out of it.
+# One for the copy into a slot, one for the copy out of it.
 _SLOTS: Final = 2
 
 
@@ -32,9 +32,9 @@ class StagedSender:
     """The sending end; see `channel.Sender`. Making one is *local*.
 
     Args:
-        endpoint: which channel.
-        engine: what moves it.
-        gpu: where the stage computes.
+        endpoint: the channel.
+        engine: the progress engine that starts and tests its sends.
+        gpu: the GPU of the stage.
     """
 
     def __init__(self, endpoint: MpiEndpoint, engine: Engine, gpu: Gpu) -> None:
@@ -44,10 +44,10 @@ class StagedSender:
         self._copied = deque(gpu.event() for _ in range(endpoint.depth))
 
     def send(self, microbatch: MicroBatch) -> None:
-        """See `Sender.send`; values of the host among those of the GPU go from where they lie."""
+        """See `Sender.send`; values in host memory are sent without a copy."""
         values = tuple(map(plain, entries_of(microbatch)))
         layout = self._sender.layout(values)
-        # First of all: with room for one more, nobody asks about the oldest event any longer.
+        # Before the copy: afterwards the engine no longer queries the event that is reused next.
         self._sender.admit()
         resident = [
             tensor_layout
@@ -69,7 +69,7 @@ class StagedSender:
             else:
                 parts.append((begin, whole(tensor_layout, tensor)))
                 memory.append(pinned[begin:])
-        gate = self._carry(parts, pinned) if nbytes else 0
+        gate = self._copy_to_host(parts, pinned) if nbytes else 0
         self._sender.post(microbatch, layout, memory, gate)
 
     def ready(self) -> bool:
@@ -88,16 +88,16 @@ class StagedSender:
         """See `Sender.abort`."""
         self._sender.abort()
 
-    def _carry(self, parts: list[Part], pinned: torch.Tensor) -> int:
-        """Have the GPU bring these to the host; the event of their being there."""
+    def _copy_to_host(self, parts: list[Part], pinned: torch.Tensor) -> int:
+        """Enqueue the copy of these parts to pinned memory; return the handle of its event."""
         copied = self._copied[0]
         self._copied.rotate(-1)
 
-        def carry(slot: torch.Tensor, stream: Stream) -> None:
+        def transfer(slot: torch.Tensor, stream: Stream) -> None:
             self._gpu.copy(pinned, slot, stream)
             copied.record(stream)
 
-        self._outbox.leave(parts, len(pinned), carry)
+        self._outbox.leave(parts, len(pinned), transfer)
         return copied.cuda_event
 
 

@@ -1,1 +1,1 @@
-"""The heartbeat between ranks, and the end of ranks whose launcher has ended."""
+"""The heartbeat between ranks, and the common end of a launcher and its ranks."""

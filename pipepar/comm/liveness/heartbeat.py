@@ -1,4 +1,4 @@
-"""The heartbeat between ranks, beside MPI: each rank monitors some others once it has begun."""
+"""The heartbeat between ranks: each rank monitors some others, independently of MPI."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,53 +23,53 @@ _LOOPBACK: Final = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class Stacks:
-    """How the stacks of a rank's threads are written in the end."""
+    """Where the stacks of a rank's threads are written when the job is aborted."""
 
     signal: int
-    """Its handler writes them, and takes no GIL."""
+    """A signal whose handler writes the stacks without the GIL."""
     descriptor: int
-    """Of the file that it writes them to."""
+    """The descriptor of the file that the handler writes to."""
     file: str
-    """Where they are added to those of other ranks."""
+    """The path of the file to which all ranks of a host append their stacks."""
     files: str
-    """The path of all of them, as messages show it."""
+    """The paths of these files on all hosts, as messages show them."""
 
 
 class Heartbeat:
-    """What this rank is doing, sent to the others, and what it receives of theirs."""
+    """Sends what this rank is doing to other ranks, and monitors them."""
 
     def __init__(self) -> None:
         self._monitor: _Monitor | None = None
 
     @property
     def kept(self) -> bool:
-        """Whether it has begun and is not closed."""
+        """Whether the heartbeat is running."""
         return self._monitor is not None
 
     def begin(
         self, group: Group, limits: Limits, stacks: Stacks, listen: Callable[[Pulse], None]
     ) -> None:
-        """Begin to watch over the other ranks, as they do over this one. *Collective.*
+        """Start to exchange heartbeats with other ranks. *Collective.*
 
         Args:
             group: all ranks, at least two.
-            limits: how long what may take.
-            stacks: for the end.
-            listen: waits, in a thread, for the pulse to tell that this rank is to end the job.
+            limits: the timeouts.
+            stacks: where stacks are written.
+            listen: called in a thread; waits until the pulse requests that this rank aborts.
         """
         from pipepar.comm.native._pulse import Pulse, addresses
 
         cookie = int(group.broadcast(str(secrets.randbits(64))))
         pulse = Pulse(group.rank, group.hosts, cookie, limits)
-        mine = _Place(*_here(), os.getpid(), pulse.port, addresses())
-        places = [_Place(**json.loads(text)) for text in group.all_gather(json.dumps(asdict(mine)))]
+        own = _Location(*_namespaces(), os.getpid(), pulse.port, addresses())
+        texts = group.all_gather(json.dumps(asdict(own)))
         for rank in _monitored(group):
-            place = places[rank]
-            near = place.network == mine.network
-            process = place.process if place.processes == mine.processes else 0
-            pulse.meet(rank, [_LOOPBACK] if near else place.addresses, place.port, process)
+            other = _Location(**json.loads(texts[rank]))
+            is_local = other.network == own.network
+            process = other.process if other.processes == own.processes else 0
+            pulse.meet(rank, [_LOOPBACK] if is_local else other.addresses, other.port, process)
         pulse.start(stacks.signal, stacks.descriptor, stacks.file, stacks.files)
-        group.all_gather("")  # from here on a rank whose beats stop counts as lost
+        group.all_gather("")  # from now on, a rank that sends no heartbeat counts as lost
         listener = threading.Thread(
             target=listen, args=[pulse], name="pipepar-watchdog", daemon=True
         )
@@ -77,12 +77,12 @@ class Heartbeat:
         self._monitor = _Monitor(pulse, listener)
 
     def tell(self, doing: Doing, microbatch: int, samples: Any = None) -> None:
-        """Let the others know what this rank begins; costs next to nothing.
+        """Note what this rank begins, for its next heartbeats. Costs a few memory writes.
 
         Args:
-            doing: what.
-            microbatch: its index.
-            samples: int64 [b], on the host: numbers of its samples; None where they are not known.
+            doing: the kind of work.
+            microbatch: the index of the micro-batch.
+            samples: int64 [b], in host memory, the numbers of its samples; None if not known.
         """
         monitor = self._monitor
         if monitor is None:
@@ -94,7 +94,7 @@ class Heartbeat:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The body is over only when other ranks have come to the same place."""
+        """Mark the body as a wait for other ranks, such as a collective call."""
         monitor = self._monitor
         if monitor is not None:
             monitor.pulse.waits(True)
@@ -103,16 +103,19 @@ class Heartbeat:
             monitor.pulse.waits(False)
 
     def waited(self) -> None:
-        """Up to now this rank waited for another one."""
+        """Note that this rank has waited for another one until now."""
         if self._monitor is not None:
             self._monitor.pulse.waited()
 
     def close(self) -> None:
-        """Watch no longer; the others must have done their part. May be called twice."""
+        """Stop the heartbeat. May be called twice.
+
+        The other ranks must not need this rank any more.
+        """
         monitor, self._monitor = self._monitor, None
         if monitor is not None:
             monitor.pulse.close()
-            # A thread that comes back from native code while Python ends, ends the process.
+            # A thread that returns from native code during Python's exit would end the process.
             monitor.listener.join()
 
 
@@ -121,41 +124,45 @@ class _Monitor:
     """The two threads of a heartbeat."""
 
     pulse: Pulse
-    """Sends beats, and checks those of the other ranks; native."""
+    """The native thread that sends heartbeats and checks those of other ranks."""
     listener: threading.Thread
-    """Waits for the pulse to report that this rank has to end the job."""
+    """Waits until the pulse requests that this rank aborts the job."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a rank can be reached."""
+class _Location:
+    """Where a rank runs, and how to reach it."""
 
     network: str
-    """Ranks with the same share a loopback."""
+    """The network namespace; ranks in the same one share the loopback interface."""
     processes: str
-    """Ranks with the same can signal each other."""
+    """The process namespace; ranks in the same one can send signals to each other."""
     process: int
-    """Its id there."""
+    """The process id in this namespace."""
     port: int
-    """Of its beats, UDP."""
+    """The UDP port for heartbeats."""
     addresses: list[str]
-    """IPv4, but the loopback's."""
+    """The IPv4 addresses of the host, except those of the loopback interface."""
 
 
-def _here() -> tuple[str, str]:
-    """The network and the processes that this rank sees: names need not tell machines apart."""
-    machine = Path("/proc/sys/kernel/random/boot_id")
-    found = ["", ""]
-    with suppress(OSError):  # no such system: ranks are then strangers, who meet by address
-        boot = machine.read_text(encoding="ascii").strip()
-        found = [f"{boot} {os.readlink(f'/proc/self/ns/{name}')}" for name in ("net", "pid")]
-    return (found[0] or f"{os.getpid()}", found[1] or f"{os.getpid()}")
+def _namespaces() -> tuple[str, str]:
+    """Return ids of the network and process namespaces of this rank, unique among hosts.
+
+    They contain the boot id, since several hosts may have the same name.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        net, pid = (os.readlink(f"/proc/self/ns/{name}") for name in ("net", "pid"))
+    except OSError:  # no such files: treat each rank as alone on its host
+        return (f"{os.getpid()}", f"{os.getpid()}")
+    return (f"{boot} {net}", f"{boot} {pid}")
 
 
 def _monitored(group: Group) -> list[int]:
-    """The ranks that this one exchanges beats with: the root and the neighbours in the ring.
+    """Return the ranks that this one exchanges heartbeats with.
 
-    The root exchanges beats with all ranks, so it can report for all of them.
+    These are the neighbours in the ring and the root. The root exchanges them with all ranks, so
+    it can report for all of them.
     """
     if group.is_root:
         return group.others

@@ -1,4 +1,4 @@
-"""A rank and its launcher end together, whichever ends first, and leave no memory behind."""
+"""A rank ends when its launcher ends, and a job that is aborted ends its launcher."""
 
 from __future__ import annotations
 
@@ -11,42 +11,43 @@ from typing import Final
 
 from pipepar.comm.native import _pulse
 
-# What Open MPI shares between the ranks of a host. The launcher removes it after any other end.
+# Files of shared memory of Open MPI. The launcher removes them, unless it is killed.
 _SHARED: Final = re.compile(r"/dev/shm/(?:sm_segment|vader_segment)\.\S+$")
-# The parents of ranks that are there for one job. Others, as slurmstepd or a shell, are not ours.
-_OF_ONE_JOB: Final = frozenset("prterun prted mpirun mpiexec orterun orted hydra_pmi_proxy".split())
-# The jobs of a `prte` that lasts for many have it in their name.
-_OF_MANY_JOBS: Final = "prte-"
+# Launchers that serve a single job. Other parents, such as slurmstepd or a shell, are not ended.
+_SINGLE_JOB: Final = frozenset("prterun prted mpirun mpiexec orterun orted hydra_pmi_proxy".split())
+# Prefix of the namespaces of jobs of a `prte` daemon, which serves many jobs.
+_SHARED_DAEMON: Final = "prte-"
 
 
 def end_with_launcher(launcher: int) -> None:
-    """Have the kernel end this rank when its launcher ends; call it once MPI has started.
+    """Have the kernel end this rank when its launcher ends. Call it after MPI has started.
 
     Args:
-        launcher: this process's parent, as it was before MPI started.
+        launcher: the process id of this rank's parent, read before MPI started.
     """
-    files, both = _shared_memory(), _is_of_one_job(launcher)
-    _pulse.end_with_launcher(signal.SIGRTMAX - 1, launcher, files, both)
+    files, may_end = _shared_memory(), _serves_single_job(launcher)
+    _pulse.end_with_launcher(signal.SIGRTMAX - 1, launcher, files, may_end)
 
 
 def end_launcher() -> None:
-    """See to it that the launcher ends soon, though it waits for a host that is cut off.
+    """Start a process that ends the launcher, if that is still running after 3 seconds.
 
-    Call it before the job is ended: this rank need not be there any more when it comes to that.
+    A launcher that waits for a host that is cut off would not end by itself. Call it before the
+    job is aborted; the process outlives this rank.
     """
     _pulse.end_launcher()
 
 
-def _is_of_one_job(launcher: int) -> bool:
-    if os.environ.get("PMIX_NAMESPACE", "").startswith(_OF_MANY_JOBS):
+def _serves_single_job(launcher: int) -> bool:
+    if os.environ.get("PMIX_NAMESPACE", "").startswith(_SHARED_DAEMON):
         return False
-    with suppress(OSError):  # hidden, or no such system
+    with suppress(OSError):  # /proc is hidden or missing
         name = Path(f"/proc/{launcher}/comm").read_text(errors="replace").strip()
-        return name in _OF_ONE_JOB
+        return name in _SINGLE_JOB
     return False
 
 
 def _shared_memory() -> list[str]:
-    """Files that this very process shares with the other ranks of its job."""
+    """Return the files of Open MPI's shared memory that this process has mapped."""
     maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
     return sorted({found[0] for line in maps.splitlines() if (found := _SHARED.search(line))})

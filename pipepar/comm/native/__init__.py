@@ -1,1 +1,1 @@
-"""The progress engine, in C++."""
+"""C++ extension modules: the progress engine and the pulse."""

@@ -3,84 +3,90 @@
 from collections.abc import Sequence
 
 class Lane:
-    """A queue of tickets that complete in the order they were pushed; made by `Engine.lane`."""
+    """A queue of tickets, which complete in order; created by `Engine.lane`.
+
+    A ticket is a group of MPI requests that complete together, such as those of one message.
+    """
 
     def push(self, requests: Sequence[int], gate: int = 0) -> None:
-        """Hand over one ticket: the addresses of MPI requests, which the caller keeps alive.
+        """Add a ticket.
 
         Args:
-            requests: active ones in a plain lane. In a lane with a query inactive, persistent ones,
-                which the lane starts: as soon as the gate is open and every ticket before this one
-                is started, complete or not.
-            gate: what the lane's query is asked about, until it says that it is open; 0 is open.
+            requests: addresses of MPI requests, which the caller keeps alive. In a lane without a
+                query they are active. In a lane with a query they are inactive, persistent
+                requests; the lane starts them when the gate is open and all earlier tickets are
+                started.
+            gate: the argument of the lane's query; 0 for a gate that is always open.
 
         Raises:
             ValueError: a gate for a lane without a query.
         """
 
     def wait(self, count: int, timeout: float) -> bool:
-        """Wait, without the GIL, until `count` tickets are complete, one has failed, or so many
-        will never be, since tickets were retracted.
+        """Wait, without the GIL, until `count` tickets since the start are complete.
 
-        Returns False after `timeout` seconds.
+        Also ends when a ticket has failed, or when fewer than `count` tickets remain since some
+        were retracted.
+
+        Returns:
+            False after `timeout` seconds, otherwise True.
         """
 
     def retract(self) -> None:
-        """Forget every ticket that is not complete; its requests are the caller's again."""
+        """Remove all tickets that are not complete; the caller then owns their requests."""
 
     def poll(self) -> bool:
-        """Start what may start and test the oldest tickets once; whether anything has changed."""
+        """Start tickets with open gates and test the oldest; return whether any progressed."""
 
     @property
     def pushed(self) -> int:
-        """Tickets pushed and not retracted, since the lane was made."""
+        """Number of tickets pushed and not retracted since the start."""
 
     @property
     def completed(self) -> int:
-        """Tickets complete, since the lane was made."""
+        """Number of tickets completed since the start."""
 
     @property
     def error(self) -> int:
-        """MPI error code of the first failed request, 0 for none; a failed lane stands still."""
+        """MPI error code of the first failed request, 0 for none. A failed lane stops."""
 
     @property
     def gate_error(self) -> int:
-        """What the query said of a gate that is neither open nor closed, 0 for none; then the lane
-        stands still, too."""
+        """Result of the query if that was an error, 0 for none. A failed lane stops."""
 
 class Engine:
-    """One native thread that tests the requests of every lane."""
+    """A native thread that tests the requests of all lanes."""
 
     def __init__(self, mpi_module: str, period: float) -> None:
         """Start the thread.
 
         Args:
             mpi_module: ``mpi4py.MPI.__file__``.
-            period: seconds between two rounds of tests while something is under way.
+            period: seconds between two rounds of tests while requests are under way.
         """
 
     def lane(self, query: int = 0) -> Lane:
-        """Make a lane that the engine looks after.
+        """Create a lane.
 
         Args:
-            query: address of the function that tells whether a gate is open, ``int query(void *)``
-                as cudaEventQuery: 0 for open, 600 for closed, anything else is an error. It is
-                called from any thread, without the GIL. 0 makes a lane without gates.
+            query: address of a function ``int query(void *gate)``, such as cudaEventQuery. It
+                returns 0 for an open gate and 600 for a closed one; other results are errors. It
+                is called by any thread, without the GIL. 0 creates a lane without gates.
         """
 
     def poll(self) -> None:
-        """Test the oldest tickets of every lane once, in the calling thread."""
+        """Test the oldest tickets of all lanes once, in the calling thread."""
 
     def enter(self, function: int, argument: int) -> int:
-        """Have the engine's thread call a function before it does anything else, and wait for that.
+        """Call a function in the engine's thread, and wait until it returns.
 
         Args:
             function: address of an ``int function(void *)``, such as cuCtxSetCurrent.
-            argument: what it is called with.
+            argument: its argument.
 
         Returns:
-            What it returned.
+            Its result.
         """
 
     def close(self) -> None:
-        """Stop the thread; must come before MPI_Finalize and may be called twice."""
+        """Stop the thread. Must be called before MPI_Finalize; may be called twice."""

@@ -1,102 +1,114 @@
-"""The native pulse; see pulse.hpp for how it works."""
+"""The native pulse, a thread that sends and checks heartbeats; see pulse.hpp."""
 
 from collections.abc import Sequence
 
 def addresses() -> list[str]:
-    """Every IPv4 address of this host, but the loopback's."""
+    """Return all IPv4 addresses of this host, except those of the loopback interface."""
 
 def end_with_launcher(signal: int, launcher: int, files: Sequence[str], both: bool) -> None:
-    """Have this process removed when the launcher ends, and some files with it.
+    """Have the kernel kill this process, and remove files, when the launcher ends.
 
     Args:
-        signal: number of one that nobody else uses.
-        launcher: this process's parent, as it was when it was surely alive.
-        files: what to remove.
-        both: whether `end_launcher` may end it.
+        signal: the number of a signal that is not used otherwise.
+        launcher: the process id of this process's parent, read while that was certainly running.
+        files: paths of the files to remove.
+        both: whether `end_launcher` may end the launcher.
     """
 
 def end_launcher() -> None:
-    """Have another process end the launcher, if that does not end by itself within 3 seconds.
+    """Start a process that ends the launcher, if that is still running after 3 seconds.
 
-    It outlives this one. What the launcher has started besides, ends with it.
+    It outlives this process, and also ends the other processes that the launcher has started.
     """
 
 class Limits:
-    """How long what may take, in seconds; infinity for ever."""
+    """Timeouts in seconds; infinity for none."""
 
     def __init__(self, silence: float, floor: float, ceiling: float) -> None:
-        """Set them.
+        """Set the timeouts.
 
         Args:
-            silence: without a sign of life.
-            floor: for work on one micro-batch, the least.
-            ceiling: the most; and what is done outside of micro-batches.
+            silence: for a rank that sends no heartbeat.
+            floor: the minimum for work on one micro-batch.
+            ceiling: the maximum for work on one micro-batch, and the timeout for other work.
         """
 
     def deadline(self, longest: float) -> float:
-        """For work on one micro-batch, where the longest so far took that many seconds; 0: none."""
-
-class Pulse:
-    """One native thread that beats, listens and judges; it takes no GIL and calls no MPI."""
-
-    def __init__(self, rank: int, hosts: Sequence[str], cookie: int, limits: Limits) -> None:
-        """Open a port.
+        """Return the timeout for work on one micro-batch, in seconds.
 
         Args:
-            rank: this process.
-            hosts: each rank's, by rank.
-            cookie: the job's own number, the same on every rank, of 64 bits.
-            limits: how long what may take.
+            longest: the longest such work so far, in seconds; 0 if there was none.
+        """
+
+class Pulse:
+    """A native thread that sends heartbeats and detects silent and stalled ranks.
+
+    It takes no GIL and calls no MPI.
+    """
+
+    def __init__(self, rank: int, hosts: Sequence[str], cookie: int, limits: Limits) -> None:
+        """Open a UDP port.
+
+        Args:
+            rank: the rank of this process.
+            hosts: the host name of each rank.
+            cookie: a random number of 64 bits that identifies the job, the same on every rank.
+            limits: the timeouts.
         """
 
     @property
     def port(self) -> int:
-        """Where beats are heard, UDP."""
+        """The UDP port for heartbeats."""
 
     def meet(self, rank: int, addresses: Sequence[str], port: int, process: int) -> None:
-        """Exchange beats with a rank, which must do the same; before `start`.
+        """Add a rank to exchange heartbeats with, which must add this one. Call before `start`.
 
         Args:
-            rank: which.
-            addresses: where it may be reached, IPv4; a beat goes to each.
-            port: its own.
-            process: its id, where it can be signalled from here; else 0.
+            rank: the other rank.
+            addresses: its IPv4 addresses; each heartbeat is sent to all of them.
+            port: its UDP port.
+            process: its process id if this process can send it signals, otherwise 0.
         """
 
     def start(self, signal: int, stacks: int, file: str, files: str) -> None:
-        """Begin to beat.
+        """Start the thread.
 
         Args:
-            signal: one whose handler writes all stacks and takes no GIL.
-            stacks: descriptor of the file that it writes them to.
-            file: where this rank's stacks are added in the end.
-            files: what the user is told of where all are.
+            signal: a signal whose handler writes all stacks without the GIL.
+            stacks: the descriptor of the file that the handler writes to.
+            file: the path of the file to append this rank's stacks to.
+            files: the paths of the files of all ranks, for the message to the user.
         """
 
     def enter(self, kind: int, index: int, samples: int = 0, count: int = 0) -> None:
-        """This rank begins something; called by one thread.
+        """Note what this rank begins. Called by one thread only.
 
         Args:
-            kind: one of beat.hpp's.
-            index: the micro-batch.
-            samples: address of the numbers of its samples, int64, read at once; 0 for none.
-            count: how many.
+            kind: a `Kind` of beat.hpp.
+            index: the index of the micro-batch.
+            samples: the address of the numbers of its samples, int64, read before the call
+                returns; 0 for none.
+            count: the number of samples.
         """
 
     def waits(self, begins: bool) -> None:
-        """From here on, or no longer, this rank waits for another one."""
+        """Note that a wait of this rank for another one begins or ends."""
 
     def waited(self) -> None:
-        """Up to now this rank waited for another one."""
+        """Note that this rank has waited for another one until now."""
 
     def wait(self) -> str:
-        """Wait until this rank is to tell the user and end the job; the block to tell.
+        """Wait, without the GIL, until this rank has to print the final report and abort the job.
 
-        Without the GIL. Empty where the pulse was closed.
+        Returns:
+            The text of the report; empty if the pulse was closed.
         """
 
     def claim(self) -> bool:
-        """Whether the caller is to tell it; False where the pulse, tired of waiting, has."""
+        """Return whether the caller has to print the report; False if the pulse has printed it."""
 
     def close(self) -> None:
-        """Tell the others that no more beats will follow, and stop; may be called twice."""
+        """Announce to the other ranks that no more heartbeats follow, and stop the thread.
+
+        May be called twice.
+        """

@@ -1,4 +1,4 @@
-// What ranks tell each other beside MPI: a datagram a beat, which needs neither Python nor MPI.
+// A beat: the UDP datagram that ranks exchange, independently of Python and MPI.
 
 #pragma once
 
@@ -21,44 +21,44 @@
 
 namespace pulse {
 
-// What a rank is doing; the numbers of DOINGS in pipepar/trace.py.
+// What a rank is doing; the values of DOINGS in pipepar/trace.py.
 enum Kind : std::int32_t { kOther, kSource, kReceive, kCompute, kSend, kSink, kCaller };
 
 inline bool is_work(std::int32_t kind) { return kind == kSource || kind == kCompute || kind == kSink; }
 
 struct Doing {
   std::int32_t kind = kOther;
-  std::int32_t waits = 0;    // for another rank
-  std::int64_t index = 0;    // the micro-batch
-  std::int64_t first = -1;   // its samples, -1 where they are not known
+  std::int32_t waits = 0;    // 1 while it waits for another rank
+  std::int64_t index = 0;    // of the micro-batch
+  std::int64_t first = -1;   // first and last sample of the micro-batch, -1 if not known
   std::int64_t last = -1;
-  double seconds = 0;        // for how long already
+  double seconds = 0;        // since it began
 };
 
 enum Cause : std::int32_t { kNone, kStalled, kSilent, kStuck };
 
-// Who is to blame for the end of the job. Final once the rank that tells the user has taken it up.
+// Why the job ends and which rank caused it. Final once a rank has decided to report it to the user.
 struct Verdict {
   std::int32_t cause = kNone;
   std::int32_t rank = 0;
   std::int32_t final = 0;
   std::int32_t reserved = 0;
-  double limit = 0;  // seconds that it was given
+  double limit = 0;  // the timeout that was exceeded, seconds
   Doing doing;
 };
 
 struct Beat {
-  std::uint64_t cookie = 0;  // the job's own; what does not carry it is not ours
+  std::uint64_t cookie = 0;  // identifies the job; other datagrams are ignored
   std::int32_t rank = 0;
-  std::int32_t leaving = 0;  // no more beats will follow, and that is well
-  std::int32_t dumped = 0;   // the stacks are written
+  std::int32_t leaving = 0;  // 1 if the rank ends normally and sends no more beats
+  std::int32_t dumped = 0;   // 1 if the rank has written its stacks
   std::int32_t reserved = 0;
-  double longest = 0;  // seconds of the longest work on one micro-batch known of, 0 for none yet
+  double longest = 0;  // longest known work on one micro-batch, seconds; 0 for none yet
   Doing doing;
   Verdict verdict;
 };
 
-// Every IPv4 address of this host, but the loopback's.
+// All IPv4 addresses of this host, except those of the loopback interface.
 inline std::vector<std::string> addresses() {
   std::vector<std::string> found;
   ifaddrs *first = nullptr;
@@ -74,7 +74,7 @@ inline std::vector<std::string> addresses() {
   return found;
 }
 
-// A UDP socket at a port of the kernel's choice.
+// A UDP socket at a port that the kernel chooses.
 class Post {
  public:
   Post() : socket_(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)) {
@@ -97,18 +97,18 @@ class Post {
     return ntohs(here.sin_port);
   }
 
-  // A beat that is lost is a beat that the other does not hear: that is what it listens for.
+  // Errors are ignored: the peer detects that beats are missing.
   void send(const Beat &beat, const std::vector<sockaddr_in> &places) const {
     for (const sockaddr_in &place : places)
       (void)sendto(socket_, &beat, sizeof beat, 0, reinterpret_cast<const sockaddr *>(&place), sizeof place);
   }
 
-  // The next beat that has come, of any length but a beat's own dropped; false for none.
+  // Reads the next beat; false if there is none. Datagrams of other lengths are dropped.
   bool receive(Beat &beat) const {
     for (;;) {
       const ssize_t size = recv(socket_, &beat, sizeof beat, MSG_TRUNC);
       if (size == static_cast<ssize_t>(sizeof beat)) return true;
-      // An unreachable peer is reported here, too; that is its silence.
+      // Other errors report an unreachable peer, which is detected by its silence.
       if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return false;
     }
   }
@@ -126,13 +126,13 @@ inline sockaddr_in place(const std::string &address, int port) {
   return there;
 }
 
-// A rank that beats are exchanged with.
+// A rank that this one exchanges beats with.
 struct Peer {
   int rank = 0;
   std::vector<sockaddr_in> places;
-  Process process;  // empty where it runs on another machine
+  Process process;  // empty if it runs on another host
   bool heard = false, left = false, dumped = false;
-  double last = 0;  // when it was heard, lived seconds
+  double last = 0;  // time of its last beat, in seconds of Standing::lived
 };
 
 }  // namespace pulse

@@ -1,4 +1,4 @@
-// A lane of the progress engine: a queue of tickets, each a handful of MPI requests.
+// A lane of the progress engine: a queue of tickets, each a group of MPI requests.
 
 #pragma once
 
@@ -29,7 +29,7 @@ struct Mpi {
   int (*start)(void *request);
 };
 
-// Whether a gate is open: 0 says yes, kClosed no, anything else is an error. As cudaEventQuery does.
+// Returns 0 for an open gate and kClosed for a closed one, as cudaEventQuery; others are errors.
 using Query = int (*)(void *gate);
 constexpr int kClosed = 600;  // cudaErrorNotReady
 
@@ -45,12 +45,12 @@ inline Duration seconds(double value) {
 }
 
 inline void sharpen_timers() {
-  // The kernel may round a sleep up by 50 us, as long as the sleep itself.
+  // By default the kernel prolongs a sleep by up to 50 us, which is as long as the sleep itself.
   thread_local const int once = prctl(PR_SET_TIMERSLACK, 1000UL, 0, 0, 0);
   (void)once;
 }
 
-// Wakes the engine where it sleeps because nothing is under way.
+// Wakes the engine, which sleeps while nothing is under way.
 struct Bell {
   std::mutex mutex;
   std::condition_variable rung;
@@ -68,12 +68,12 @@ struct Bell {
   }
 };
 
-// A queue of tickets, each a handful of requests, that complete in the order they were pushed.
+// A queue of tickets, each a group of requests, which complete in the order they were pushed.
 //
-// The requests of a plain lane are active when they are pushed. Those of a lane with a query are
-// inactive, persistent ones, which the lane starts itself: a ticket as soon as its gate is open and
-// all before it are started, complete or not. A lane is one or the other, since what the caller had
-// started would overtake what still waits.
+// In a lane without a query, requests are active when they are pushed. In a lane with a query they
+// are inactive, persistent requests. The lane starts those of a ticket when its gate is open and all
+// earlier tickets are started. The kinds are not mixed, since requests that the caller has started
+// would overtake those that still wait.
 class Lane {
  public:
   Lane(Mpi mpi, Query query, std::shared_ptr<Bell> bell)
@@ -96,12 +96,11 @@ class Lane {
   int gate_error() const { return gate_error_.load(std::memory_order_acquire); }
   bool idle() const { return completed() == pushed() || failed(); }
 
-  // Whether tickets wait to be started: testing other requests does not move them.
+  // Whether tickets wait to be started. Tests of other requests do not start them.
   bool waits_for_gate() { return oldest(waiting_) != nullptr; }
 
-  // Starts what may start, then tests the oldest tickets until one is not complete. Whoever comes
-  // while another thread is at it leaves at once: MPI forbids two tests of one request, and one is
-  // enough.
+  // Starts tickets with open gates, then tests the oldest until one is not complete. Returns at once
+  // if another thread is polling: MPI forbids concurrent tests of one request.
   bool poll() {
     std::unique_lock<std::mutex> polling(polling_, std::try_to_lock);
     if (!polling.owns_lock() || failed()) return false;
@@ -171,10 +170,10 @@ class Lane {
 
   bool failed() const { return error() != 0 || gate_error() != 0; }
 
-  // Whether it makes no sense to wait for so many tickets any longer; they may have been retracted.
+  // Whether to stop waiting for this many tickets: done, failed, or some were retracted.
   bool settled(std::uint64_t count) const { return completed() >= count || failed() || pushed() < count; }
 
-  // The order of starts is the order on the wire, so a closed gate holds up all that come after it.
+  // The order of starts is the order on the wire, so a closed gate delays all later tickets.
   bool start() {
     bool progressed = false;
     while (Ticket *ticket = oldest(waiting_)) {
@@ -207,8 +206,8 @@ class Lane {
   const Mpi mpi_;
   const Query query_;  // null in a plain lane
   const std::shared_ptr<Bell> bell_;
-  std::mutex polling_;      // held while requests are being started or tested, and gates asked
-  std::mutex queue_mutex_;  // held for moments only, so that push never waits for a long test
+  std::mutex polling_;      // held while requests are started or tested and gates are queried
+  std::mutex queue_mutex_;  // held briefly only, so that push never waits for a long test
   Tickets waiting_;         // not started yet
   Tickets started_;
   std::atomic<std::uint64_t> pushed_{0};

@@ -1,5 +1,5 @@
-// A launcher ends with its job. One that waits for its daemon on a host that is cut off would wait for
-// ever, and the user's script with it; so would that daemon.
+// Ends a launcher whose job was aborted. A launcher that waits for its daemon on a host that is cut
+// off would wait for ever, and so would that daemon and the user's script.
 
 #pragma once
 
@@ -19,23 +19,22 @@
 
 namespace pulse {
 
-// Milliseconds that it may take to end: by itself, which is more than a block takes to be told; and when
-// it is asked to.
-constexpr int kByItself = 3000, kWhenAsked = 500;
+// Milliseconds before SIGTERM, longer than the final report takes, and between SIGTERM and SIGKILL.
+constexpr int kBeforeTerminate = 3000, kBeforeKill = 500;
 
 struct Launcher {
   long id = 0;
-  Process process;                  // empty where it is not to be ended
-  std::vector<std::string> shared;  // files that it removes when it ends in order
+  Process process;                  // empty if it must not be ended
+  std::vector<std::string> shared;  // files that it removes if it ends normally
 };
 
-// This process's own; a signal handler gets nothing but the signal's number.
+// The launcher of this process. It is global since a signal handler receives only the number.
 inline Launcher &launcher() {
   static Launcher own;
   return own;
 }
 
-// The parent of a process, by its name in /proc; 0 for none.
+// The parent of a process, given by its name in /proc; 0 for none.
 inline long parent_of(int proc, const char *name) {
   const int folder = openat(proc, name, O_RDONLY | O_DIRECTORY);
   const int file = openat(folder, "stat", O_RDONLY);
@@ -43,12 +42,13 @@ inline long parent_of(int proc, const char *name) {
   const ssize_t size = read(file, text, sizeof text - 1);
   ::close(file);
   ::close(folder);
-  // What stands before the last parenthesis is the process's own choice.
+  // The process chooses its name, which may contain parentheses; the state follows the last one.
   const char *end = size > 0 ? std::strrchr(text, ')') : nullptr;
   return end != nullptr && std::strlen(end) > 4 ? std::strtol(end + 4, nullptr, 10) : 0;
 }
 
-// The children of a process, without the heap: another thread may have held it when we were forked.
+// The children of a process, found without using the heap, which another thread may have locked
+// at the time of the fork.
 class Children {
  public:
   explicit Children(long parent) {
@@ -57,7 +57,7 @@ class Children {
     long size = 0;
     while ((size = syscall(SYS_getdents64, proc, buffer, sizeof buffer)) > 0)
       for (long at = 0; at < size; at += reinterpret_cast<const dirent64 *>(buffer + at)->d_reclen)
-        take(parent, proc, reinterpret_cast<const dirent64 *>(buffer + at)->d_name);
+        add_if_child(parent, proc, reinterpret_cast<const dirent64 *>(buffer + at)->d_name);
     ::close(proc);
   }
 
@@ -66,7 +66,7 @@ class Children {
   }
 
  private:
-  void take(long parent, int proc, const char *name) {
+  void add_if_child(long parent, int proc, const char *name) {
     const long id = std::strtol(name, nullptr, 10);
     if (id <= 0 || count_ == found_.size() || parent_of(proc, name) != parent) return;
     Process child(id);
@@ -77,31 +77,34 @@ class Children {
   std::size_t count_ = 0;
 };
 
-// What a child of this process does, which only calls what a signal handler may call.
-[[noreturn]] inline void outlast(Launcher &launcher) {
+// Runs in a child of this process, and only calls functions that are safe in signal handlers.
+[[noreturn]] inline void end_after_grace(Launcher &launcher) {
   sigset_t all;
   sigfillset(&all);
   sigprocmask(SIG_BLOCK, &all, nullptr);
-  setsid();  // who ends this rank's group spares this process
+  setsid();  // signals to the process group of the rank do not reach this process
   prctl(PR_SET_NAME, "pipepar-end", 0, 0, 0);
-  launcher.process.keep_alone();  // nobody's pipe is held open
-  if (launcher.process.ends_within(kByItself)) _exit(0);
-  const Children children(launcher.id);  // such as the ssh or srun that leads to another host
+  launcher.process.keep_alone();  // readers of inherited pipes must see their end
+  if (launcher.process.ends_within(kBeforeTerminate)) _exit(0);
+  const Children children(launcher.id);  // such as the ssh or srun to another host
   launcher.process.signal(SIGTERM);
-  if (!launcher.process.ends_within(kWhenAsked)) {
+  if (!launcher.process.ends_within(kBeforeKill)) {
     launcher.process.signal(SIGKILL);
     for (const std::string &file : launcher.shared) unlink(file.c_str());
   }
+  // After the launcher: mpirun would report the loss of its daemon and exit with status 0.
   children.signal(SIGTERM);
   _exit(0);
 }
 
-// The job is about to end: sees to it that the launcher ends, too, whatever becomes of this process.
+// Starts a process that ends the launcher if it does not end by itself; it outlives this process.
 inline void end_launcher() {
   static std::atomic_flag begun = ATOMIC_FLAG_INIT;
   if (!launcher().process || begun.test_and_set()) return;
-  // A fork that tells nobody: what libraries do before and after one may wait for a thread that hangs.
-  if (syscall(SYS_clone, 0, nullptr, nullptr, nullptr, nullptr) == 0) outlast(launcher());
+  // The system call instead of fork(): handlers of libraries (pthread_atfork) may wait for a thread
+  // that hangs.
+  if (syscall(SYS_clone, 0, nullptr, nullptr, nullptr, nullptr) == 0)
+    end_after_grace(launcher());
 }
 
 }  // namespace pulse

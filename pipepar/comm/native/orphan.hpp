@@ -1,4 +1,4 @@
-// A rank does not outlive its launcher, however that was ended, nor does its shared memory.
+// Ends a rank and removes its shared memory when its launcher ends, even if that is killed.
 
 #pragma once
 
@@ -19,15 +19,15 @@ inline void end_orphan(int) {
   kill(getpid(), SIGKILL);
 }
 
-// Has the kernel send a signal when the launcher ends, and then removes files and dies. No thread of
-// Python takes part, nor one of MPI.
+// Has the kernel send a signal when the launcher ends; its handler removes the files and kills this
+// process. No thread of Python or MPI is involved.
 inline void end_with_launcher(int signal, long id, std::vector<std::string> files, bool both) {
   launcher() = {id, both ? Process(id) : Process(), std::move(files)};
   struct sigaction action {};
   action.sa_handler = end_orphan;
   sigaction(signal, &action, nullptr);
   prctl(PR_SET_PDEATHSIG, static_cast<unsigned long>(signal), 0, 0, 0);
-  if (getppid() != id) end_orphan(signal);  // it was faster
+  if (getppid() != id) end_orphan(signal);  // the launcher has ended before the prctl
 }
 
 }  // namespace pulse

@@ -1,4 +1,4 @@
-// Another process, held by a handle: a number may come to mean another one, a handle may not.
+// A handle (pidfd) of another process. Unlike a process id, it is never reused for another process.
 
 #pragma once
 
@@ -16,7 +16,7 @@ constexpr long kPidfdSendSignal = 424, kPidfdOpen = 434, kCloseRange = 436;
 class Process {
  public:
   Process() = default;
-  // Empty where there is no such process, or the kernel has no handles.
+  // Empty if there is no such process, or if the kernel does not support handles.
   explicit Process(long id) : handle_(static_cast<int>(syscall(kPidfdOpen, id, 0))) {}
   Process(Process &&other) noexcept : handle_(std::exchange(other.handle_, -1)) {}
   Process &operator=(Process &&other) noexcept {
@@ -31,13 +31,13 @@ class Process {
 
   void signal(int number) const { (void)syscall(kPidfdSendSignal, handle_, number, nullptr, 0); }
 
-  // Whether it ends within so many milliseconds.
+  // Waits up to this long; returns whether the process has ended.
   bool ends_within(int milliseconds) const {
     pollfd end = {handle_, POLLIN, 0};
     return ::poll(&end, 1, milliseconds) > 0;
   }
 
-  // Closes whatever this process has open but the handle.
+  // Closes all file descriptors of this process except the handle.
   void keep_alone() {
     constexpr int kMany = 1 << 16;
     handle_ = dup2(handle_, 0);

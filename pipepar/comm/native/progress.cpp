@@ -1,16 +1,16 @@
-// The progress engine: MPI requests move on while the rank computes.
+// The progress engine: MPI requests progress while the rank computes.
 //
-// MPI moves a message only inside MPI calls, and a rank that multiplies matrices makes none. One
-// native thread therefore calls MPI_Test on the requests under way, every few milliseconds, and never
-// takes the GIL. A Python thread that waits polls for itself, and the engine stays out of its way.
-// Where nothing is under way the engine sleeps until something is.
+// MPI moves a message only inside MPI calls, and a rank that computes makes none. So one native
+// thread calls MPI_Test on the requests under way, every few milliseconds, without the GIL. A Python
+// thread that waits polls for itself, and the engine does not poll meanwhile. The engine sleeps while
+// nothing is under way.
 //
-// The engine is linked to no MPI. mpi4py makes the requests; the engine gets their addresses and
-// resolves MPI_Test from the library mpi4py has loaded, so one build serves every MPI. Handles and
-// statuses are never looked into: their sizes differ between implementations.
+// The engine is not linked to an MPI library. mpi4py creates the requests; the engine receives their
+// addresses and resolves MPI_Test from the library that mpi4py has loaded, so one build serves every
+// MPI. It never reads handles or statuses, whose sizes differ between implementations.
 //
-// What a GPU still has to deliver is sent from here too: a ticket may wait behind a gate, a CUDA event
-// say, and its persistent requests are started when the gate has opened, whatever Python is doing.
+// The engine also sends data that a GPU has yet to produce. A ticket may wait for a gate, such as a
+// CUDA event; its persistent requests are started when the gate is open, whatever Python is doing.
 
 #include <dlfcn.h>
 #include <nanobind/nanobind.h>
@@ -37,11 +37,11 @@ namespace nb = nanobind;
 namespace progress {
 namespace {
 
-// A message that waits for a gate is not even on its way: no network's buffers bridge the gap.
+// Shorter than the usual period: a message that waits for a gate is in no buffer of the network yet.
 constexpr Duration kGatePeriod = 200us;
 
 Mpi resolve_mpi(const std::string &mpi_module) {
-  // mpi4py loads libmpi RTLD_LOCAL; its own extension module's handle still finds the symbols.
+  // mpi4py loads libmpi with RTLD_LOCAL; the handle of its extension module finds the symbols.
   void *handle = dlopen(mpi_module.c_str(), RTLD_NOW | RTLD_NOLOAD);
   if (handle == nullptr)
     throw std::runtime_error("mpi4py is not loaded from " + mpi_module + "; import mpi4py.MPI first");
@@ -76,7 +76,7 @@ class Engine {
     for (const auto &lane : live_lanes()) lane->poll();
   }
 
-  // Has the engine's thread call a function, and waits until it has.
+  // Calls a function in the engine's thread, and waits until it returns.
   int enter(std::uintptr_t function, std::uintptr_t argument) {
     std::unique_lock<std::mutex> lock(bell_->mutex);
     entry_ = {reinterpret_cast<Entry>(function), reinterpret_cast<void *>(argument), 0};
@@ -102,7 +102,7 @@ class Engine {
         sleep_until_rung();
       } else {
         nap(gate_is_awaited() ? kGatePeriod : period_);
-        // A caller's own tests move every message that is started, but it asks no other lane's gates.
+        // A caller that waits moves all messages that are started, but queries only its lane's gates.
         const bool awaited = bell_->waiters.load(std::memory_order_relaxed) > 0;
         for (const auto &lane : live_lanes())
           if (!awaited || lane->waits_for_gate()) lane->poll();
@@ -110,7 +110,7 @@ class Engine {
     }
   }
 
-  // A lane that only the engine still holds can get no new ticket.
+  // Removes lanes that are idle and that only the engine still owns: they get no new tickets.
   std::vector<std::shared_ptr<Lane>> live_lanes() {
     std::lock_guard<std::mutex> guard(lanes_mutex_);
     lanes_.erase(std::remove_if(lanes_.begin(), lanes_.end(),
@@ -144,8 +144,8 @@ class Engine {
 
   void sleep_until_rung() {
     std::unique_lock<std::mutex> lock(bell_->mutex);
-    // `asleep` is raised before the last look, and a push is counted before it looks at `asleep`:
-    // one of the two sees the other.
+    // The engine sets `asleep` before it checks for tickets, and `push` adds its ticket before it
+    // checks `asleep`. So either the engine sees the ticket, or `push` wakes the engine.
     bell_->asleep.store(true, std::memory_order_seq_cst);
     bell_->rung.wait(lock, [this] { return bell_->stop.load() || entry_.function || !nothing_under_way(); });
     bell_->asleep.store(false, std::memory_order_seq_cst);

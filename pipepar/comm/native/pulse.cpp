@@ -1,4 +1,4 @@
-// The module of the pulse; see pulse.hpp for how it works.
+// The extension module of the pulse; see pulse.hpp for how it works.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
@@ -12,7 +12,7 @@ namespace nb = nanobind;
 NB_MODULE(_pulse, module) {
   using pulse::Limits;
   using pulse::Pulse;
-  nb::set_leak_warnings(false);  // a thread that waits may still hold the pulse when Python ends
+  nb::set_leak_warnings(false);  // a waiting thread may still own the pulse when Python exits
   const auto free = nb::call_guard<nb::gil_scoped_release>();
   module.def("addresses", &pulse::addresses);
   module.def("end_with_launcher", &pulse::end_with_launcher, nb::arg("signal"), nb::arg("launcher"),

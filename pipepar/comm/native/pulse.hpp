@@ -1,12 +1,12 @@
-// The pulse: every rank tells its neighbours that it lives and what it is at, and listens for theirs.
+// The pulse: a native thread of each rank that sends beats and detects silent and stalled ranks.
 //
-// One native thread sends a beat every fraction of a second, and judges: a rank that is at its own work
-// for too long says so of itself, since only it knows; of one that is silent, who listens for it says so.
-// The thread takes no GIL and calls no MPI, so a rank that is stuck in either beats on. Beats go round the
-// ring and to rank 0, which therefore sees all and tells the user; where rank 0 is the one, its neighbour.
+// Each rank sends a beat to its neighbours in the ring and to rank 0, several times in a second. A rank
+// whose own work exceeds the timeout reports itself. A silent rank is reported by the ranks that no
+// longer receive its beats. The thread takes no GIL and calls no MPI, so it also runs while Python or MPI
+// hangs. Rank 0 receives all beats, so it prints the final report; if rank 0 is silent, rank 1 does.
 //
-// Time is what this thread lives through: while the whole process, or the machine, stands still, nobody
-// grows older, and nobody is taken for silent because we were.
+// Times are in seconds that this thread has run. So while the process or the host is suspended, no
+// timeout expires.
 
 #pragma once
 
@@ -34,18 +34,18 @@ namespace pulse {
 
 using Clock = std::chrono::steady_clock;
 
-// The rank that reports; as in comm/group/launcher.py.
+// The rank that prints the final report, as in comm/group/launcher.py, and the one that replaces it.
 constexpr int kRoot = 0;
-constexpr int kHeirOfRoot = kRoot + 1;
+constexpr int kDeputy = kRoot + 1;
 
 // Seconds.
-constexpr double kGather = 1.2;      // for the others' stacks
-constexpr double kCutOff = 0.5;      // for those of who is silent and cannot be woken from here
-constexpr double kHeir = 0.5;        // until another one speaks where rank 0 cannot
-constexpr double kAnybody = 1.5;     // until anybody does
-constexpr double kPython = 1.0;      // for Python to take the block
-constexpr double kAbort = 4.0;       // for the job to be ended in order, after that
-constexpr double kBystander = 4.0;   // until a rank that was told ends by itself
+constexpr double kGather = 1.2;        // to wait for the stacks of other ranks
+constexpr double kGatherSilent = 0.5;  // to wait for those of a silent rank on another host
+constexpr double kDeputyDelay = 0.5;   // until the deputy reports because rank 0 is silent
+constexpr double kOthersDelay = 1.5;   // until any other rank reports
+constexpr double kPython = 1.0;        // for Python to print the report
+constexpr double kAbort = 4.0;         // for Python to abort the job after that
+constexpr double kExit = 4.0;          // until a rank exits after another one has reported
 
 class Pulse {
  public:
@@ -59,7 +59,7 @@ class Pulse {
 
   int port() const { return post_.port(); }
 
-  // Exchange beats with a rank; process is its id where it runs on this machine, else 0.
+  // Adds a rank to exchange beats with; process is its id if it runs on this host, otherwise 0.
   void meet(int rank, const std::vector<std::string> &addresses, int port, int process) {
     Peer peer;
     peer.rank = rank;
@@ -70,7 +70,7 @@ class Pulse {
 
   void start(int signal, int descriptor, std::string file, std::string files) {
     stacks_ = Stacks(signal, descriptor, std::move(file), std::move(files));
-    beat();  // who has been heard once is missed from then on
+    beat();  // only a rank whose first beat has arrived can become silent
     thread_ = std::thread([this] { run(); });
   }
 
@@ -81,24 +81,24 @@ class Pulse {
   void waits(bool begins) { standing_.waits(begins); }
   void waited() { standing_.waited(); }
 
-  // The block, once this rank is to tell the user; empty when the pulse is closed first.
+  // Waits until this rank has to report; returns the text, or nothing if the pulse is closed first.
   std::string wait() {
     std::unique_lock<std::mutex> lock(mutex_);
-    told_.wait(lock, [this] { return stop_.load() || !block_.empty(); });
+    ready_.wait(lock, [this] { return stop_.load() || !block_.empty(); });
     return block_;
   }
 
-  // Whether the caller, who has come as far as this, is the one to tell it.
+  // Whether the caller has to print the report; false if the pulse has printed it.
   bool claim() {
     std::lock_guard<std::mutex> guard(mutex_);
     return !std::exchange(claimed_, true);
   }
 
   void close() {
-    while (ending_.load()) std::this_thread::sleep_for(std::chrono::milliseconds(100));  // no way back
+    while (ending_.load()) std::this_thread::sleep_for(std::chrono::milliseconds(100));  // until _exit
     stop_.store(true);
     { std::lock_guard<std::mutex> guard(mutex_); }
-    told_.notify_all();
+    ready_.notify_all();
     const std::uint64_t one = 1;
     (void)!write(bell_, &one, sizeof one);
     if (thread_.joinable()) thread_.join();
@@ -115,16 +115,16 @@ class Pulse {
     pthread_sigmask(SIG_BLOCK, &signals, nullptr);
     auto last = Clock::now();
     while (!stop_.load()) {
-      pollfd ears[] = {{post_.descriptor(), POLLIN, 0}, {bell_, POLLIN, 0}};
+      pollfd inputs[] = {{post_.descriptor(), POLLIN, 0}, {bell_, POLLIN, 0}};
       const double rest = std::max(0.0, limits_.beat() - since(last));
-      (void)poll(ears, 2, static_cast<int>(rest * 1e3) + 1);
+      (void)poll(inputs, 2, static_cast<int>(rest * 1e3) + 1);
       listen();
       if (since(last) < limits_.beat()) continue;
       standing_.live(std::min(since(last), 2 * limits_.beat()));
       last = Clock::now();
       doing_ = standing_.look(limits_.beat());
-      if (verdict_.cause == kNone) accuse(find());
-      if (verdict_.cause != kNone && !ending_ && since(accused_) >= patience()) end(true);
+      if (verdict_.cause == kNone) accuse(detect());
+      if (verdict_.cause != kNone && !ending_ && since(accused_) >= report_delay()) end(true);
       beat();
       finish();
     }
@@ -160,16 +160,16 @@ class Pulse {
     verdict_ = verdict;
     accused_ = Clock::now();
     beat();
-    if (patience() == 0) end(true);
+    if (report_delay() == 0) end(true);
   }
 
-  // Rank 0 speaks. Where it is silent, rank 1 does; where a cut leaves that one on the other side, too,
-  // the first one on this side, by the order of the ring.
-  double patience() const {
-    const bool headless = verdict_.cause == kSilent && verdict_.rank == kRoot;
-    if (rank_ == kRoot && !headless) return 0;
-    const bool heir = (rank_ == kHeirOfRoot && headless) || (silent(kRoot) && silent(rank_ - 1));
-    return heir ? kHeir : kAnybody;
+  // Seconds until this rank reports, unless another rank does so before. Rank 0 reports at once. If
+  // rank 0 is silent, rank 1 reports; if both are cut off, the first rank of the ring on this side does.
+  double report_delay() const {
+    const bool root_is_silent = verdict_.cause == kSilent && verdict_.rank == kRoot;
+    if (rank_ == kRoot && !root_is_silent) return 0;
+    const bool deputy = (rank_ == kDeputy && root_is_silent) || (silent(kRoot) && silent(rank_ - 1));
+    return deputy ? kDeputyDelay : kOthersDelay;
   }
 
   double silence(const Peer &peer) const { return peer.heard && !peer.left ? standing_.lived() - peer.last : 0; }
@@ -179,12 +179,12 @@ class Pulse {
                        [&](const Peer &p) { return p.rank == rank && silence(p) > limits_.silence; });
   }
 
-  Verdict find() const {
+  Verdict detect() const {
     Verdict verdict;
     const double deadline = limits_.deadline(standing_.longest());
-    const double given = doing_.kind == kOther ? limits_.ceiling : deadline;
-    if (doing_.waits == 0 && doing_.kind != kCaller && doing_.seconds > given) {
-      verdict.cause = kStalled, verdict.rank = rank_, verdict.doing = doing_, verdict.limit = given;
+    const double limit = doing_.kind == kOther ? limits_.ceiling : deadline;
+    if (doing_.waits == 0 && doing_.kind != kCaller && doing_.seconds > limit) {
+      verdict.cause = kStalled, verdict.rank = rank_, verdict.doing = doing_, verdict.limit = limit;
       return verdict;
     }
     for (const Peer &peer : peers_) {
@@ -203,9 +203,9 @@ class Pulse {
   }
 
   bool no_rank_moves(double deadline) const {
-    const auto stands = [&](const Doing &doing) { return doing.waits != 0 && doing.seconds > deadline; };
-    return stands(doing_) && std::all_of(peers_.begin(), peers_.end(), [&](const Peer &peer) {
-      return peer.heard && !peer.left && stands(ranks_[peer.rank].doing);
+    const auto blocked = [&](const Doing &doing) { return doing.waits != 0 && doing.seconds > deadline; };
+    return blocked(doing_) && std::all_of(peers_.begin(), peers_.end(), [&](const Peer &peer) {
+      return peer.heard && !peer.left && blocked(ranks_[peer.rank].doing);
     });
   }
 
@@ -217,13 +217,14 @@ class Pulse {
     for (const Peer &peer : peers_) post_.send(beat, peer.places);
   }
 
-  // The job is to end: everybody writes its stacks; who speaks waits for these.
-  void end(bool speaks) {
-    speaks_ = speaks, ended_ = Clock::now(), ending_ = true;
+  // Begins to abort the job: writes the stacks of this rank. If this rank reports, `finish` then waits
+  // for those of the others.
+  void end(bool reports) {
+    reports_ = reports, ended_ = Clock::now(), ending_ = true;
     verdict_.final = 1;
     beat();
     end_launcher();
-    wake_accused();
+    continue_silent_rank();
     doing_ = standing_.look(limits_.beat());
     stacks_.write(text("=== rank %d of %d on %s: %s for %.1f s\n", rank_, size(), hosts_[rank_].c_str(),
                        words(doing_).c_str(), doing_.seconds));
@@ -231,37 +232,37 @@ class Pulse {
     beat();
   }
 
-  // Who was only stopped can say where, and ends as the others do.
-  void wake_accused() const {
+  // A rank that was only stopped (SIGSTOP) can then write its stacks and end.
+  void continue_silent_rank() const {
     for (const Peer &peer : peers_)
       if (verdict_.cause == kSilent && peer.rank == verdict_.rank && peer.process) peer.process.signal(SIGCONT);
   }
 
-  // Ends this rank, whatever becomes of the orderly way.
+  // Passes the report to Python, and ends this rank if Python does not do so in time.
   void finish() {
     if (!ending_) return;
     const double passed = since(ended_);
-    if (!speaks_) {
-      if (passed > kBystander) _exit(1);
+    if (!reports_) {
+      if (passed > kExit) _exit(1);
       return;
     }
     const bool all = std::all_of(peers_.begin(), peers_.end(), [&](const Peer &p) {
-      return p.dumped || p.left || passed > (silent(p.rank) && !p.process ? kCutOff : kGather);
+      return p.dumped || p.left || passed > (silent(p.rank) && !p.process ? kGatherSilent : kGather);
     });
     std::unique_lock<std::mutex> lock(mutex_);
     if (block_.empty() && all) {
       block_ = block(verdict_, ranks_, hosts_, stacks_.files(), limits_.ceiling);
-      handed_ = Clock::now();
-      told_.notify_all();
+      ready_since_ = Clock::now();
+      ready_.notify_all();
     }
     if (block_.empty()) return;
-    if (!claimed_ && since(handed_) > kPython) {
+    if (!claimed_ && since(ready_since_) > kPython) {
       claimed_ = true;
-      const std::string said = "\n" + block_ + "\n";
-      (void)!write(STDERR_FILENO, said.data(), said.size());
-      ended_by_us_ = true;
+      const std::string output = "\n" + block_ + "\n";
+      (void)!write(STDERR_FILENO, output.data(), output.size());
+      printed_ = true;
     }
-    if (since(handed_) > (ended_by_us_ ? kPython + 0.2 : kAbort)) _exit(1);
+    if (since(ready_since_) > (printed_ ? kPython + 0.2 : kAbort)) _exit(1);
   }
 
   const int rank_;
@@ -274,13 +275,13 @@ class Pulse {
   std::vector<Last> ranks_;
   Doing doing_;
   Verdict verdict_;
-  Clock::time_point accused_, ended_, handed_;
+  Clock::time_point accused_, ended_, ready_since_;
   std::atomic<bool> ending_{false};
-  bool speaks_ = false, dumped_ = false, ended_by_us_ = false;
+  bool reports_ = false, dumped_ = false, printed_ = false;
   Stacks stacks_;
   const int bell_;
-  std::mutex mutex_;  // guards what follows
-  std::condition_variable told_;
+  std::mutex mutex_;  // guards the members below
+  std::condition_variable ready_;
   std::string block_;
   bool claimed_ = false;
   std::atomic<bool> stop_{false};

@@ -1,4 +1,4 @@
-// The stacks of all threads of this process, as Python's own handler of a signal writes them, without GIL.
+// Writes the stacks of all threads of this process, by Python's faulthandler, without the GIL.
 
 #pragma once
 
@@ -16,14 +16,14 @@ namespace pulse {
 class Stacks {
  public:
   Stacks() = default;
-  // A signal, the descriptor of the file that its handler writes to, the file where they are added to
-  // those of other ranks, and what the user is told of where all are.
+  // The signal of the handler, the descriptor of the file that the handler writes to, the path of the
+  // file to append the stacks to, and the paths of all such files for the message to the user.
   Stacks(int signal, int descriptor, std::string file, std::string files)
       : signal_(signal), descriptor_(descriptor), file_(std::move(file)), files_(std::move(files)) {}
 
   const std::string &files() const { return files_; }
 
-  // Writes them below a heading; by a thread that blocks all signals.
+  // Appends the stacks below a heading. Call it in a thread that blocks all signals.
   void write(std::string heading) const {
     if (lseek(descriptor_, 0, SEEK_SET) != 0 || ftruncate(descriptor_, 0) != 0) return;
     sigset_t only;
@@ -36,7 +36,7 @@ class Stacks {
     const ssize_t length = pread(descriptor_, stacks.data(), stacks.size(), 0);
     if (length > 0) heading.append(stacks.data(), static_cast<std::size_t>(length));
     heading += "\n";
-    // In one write, so that several ranks can share a file.
+    // One write, so that the texts of ranks that share the file do not mix.
     const int file = open(file_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     (void)!::write(file < 0 ? STDERR_FILENO : file, heading.data(), heading.size());
     if (file >= 0) ::close(file);

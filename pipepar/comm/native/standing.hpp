@@ -1,4 +1,4 @@
-// What a rank is at and for how long: written by its main thread in a few words, read by the pulse's.
+// What a rank is doing and since when: written by its main thread, read by the pulse, without locks.
 
 #pragma once
 
@@ -10,14 +10,14 @@
 
 namespace pulse {
 
-// How long what may take, seconds; infinity for ever.
+// Timeouts in seconds; infinity for none.
 struct Limits {
   Limits(double silence, double floor, double ceiling) : silence(silence), floor(floor), ceiling(ceiling) {}
 
-  // Between two beats.
+  // Seconds between two beats.
   double beat() const { return std::clamp(silence / 20, 0.05, 0.5); }
 
-  // For work on one micro-batch, given the longest that is known of; 0 for none.
+  // The timeout for work on one micro-batch, given the longest known so far; 0 for none.
   double deadline(double longest) const {
     constexpr double kTimes = 30;
     return longest > 0 ? std::min(ceiling, std::max(floor, kTimes * longest)) : ceiling;
@@ -28,13 +28,13 @@ struct Limits {
 
 class Standing {
  public:
-  // The main thread's side: no lock, no system call.
+  // For the main thread; no lock, no system call.
   void enter(int kind, std::int64_t index, std::int64_t first, std::int64_t last) {
     const double now = lived();
     const int before = kind_.load(std::memory_order_relaxed);
     if (is_work(before)) {
-      own_ = std::max({own_, now - began_.load(std::memory_order_relaxed), kLeast});
-      if (before == kCompute) learn(own_);
+      own_longest_ = std::max({own_longest_, now - began_.load(std::memory_order_relaxed), kShortest});
+      if (before == kCompute) learn(own_longest_);
     }
     const bool same = first < 0 && index == index_.load(std::memory_order_relaxed);
     const std::uint64_t version = version_.load(std::memory_order_relaxed);
@@ -50,17 +50,17 @@ class Standing {
     version_.store(version + 2, std::memory_order_release);
   }
 
-  // Around what is over only when another rank has done its part.
+  // Called before and after a wait for other ranks, such as a collective call.
   void waits(bool begins) {
     waiting_.store(begins, std::memory_order_relaxed);
     waited();
     if (begins) waiting_since_.store(lived(), std::memory_order_relaxed);
   }
 
-  // Up to now this rank waited for another one.
+  // This rank has waited for another one until now.
   void waited() { waited_.store(lived(), std::memory_order_relaxed); }
 
-  // Either side's.
+  // For both threads. `lived` is the time that the pulse's thread has run.
   double lived() const { return lived_.load(std::memory_order_relaxed); }
   double longest() const { return longest_.load(std::memory_order_relaxed); }
 
@@ -70,10 +70,10 @@ class Standing {
     }
   }
 
-  // The pulse's side.
+  // For the pulse's thread.
   void live(double seconds) { lived_.store(lived() + seconds, std::memory_order_relaxed); }
 
-  // What the rank is at; `lately` is how long ago a wait may have been to count as one that lasts.
+  // What the rank is doing. A wait that ended at most `2 * lately` seconds ago counts as still under way.
   Doing look(double lately) {
     Doing doing;
     const std::uint64_t version = version_.load(std::memory_order_acquire);
@@ -84,38 +84,38 @@ class Standing {
     const double now = lived(), began = began_.load(std::memory_order_relaxed);
     std::atomic_thread_fence(std::memory_order_acquire);
     if (version % 2 != 0 || version != version_.load(std::memory_order_relaxed)) {
-      seen_.seconds = 0;  // just on its way from one thing to the next
-      return seen_;
+      last_read_.seconds = 0;  // the main thread is changing the values
+      return last_read_;
     }
     const double waited = waited_.load(std::memory_order_relaxed);
     const bool blocked = waiting_.load(std::memory_order_relaxed);
     const bool waits = doing.kind == kReceive || doing.kind == kSend || blocked ||
                        (waited > began && now - waited <= 2 * lately);
-    if (!waits || seen_.waits == 0) stands_ = now;
+    if (!waits || last_read_.waits == 0) waits_since_ = now;
     doing.waits = waits;
     if (waits) {
-      const double since = blocked ? waiting_since_.load(std::memory_order_relaxed) : stands_;
+      const double since = blocked ? waiting_since_.load(std::memory_order_relaxed) : waits_since_;
       doing.seconds = now - std::max(began, since);
     } else {
       doing.seconds = now - std::max(began, waited);
     }
-    return seen_ = doing;
+    return last_read_ = doing;
   }
 
  private:
-  static constexpr double kLeast = 1e-6;  // what is learned is never nothing
+  static constexpr double kShortest = 1e-6;  // 0 would mean that nothing is known
 
-  std::atomic<double> lived_{0};    // seconds, of the pulse's thread
-  std::atomic<double> longest_{0};  // seconds, of any rank
-  std::atomic<std::uint64_t> version_{0};  // odd while what follows is being written
+  std::atomic<double> lived_{0};    // seconds
+  std::atomic<double> longest_{0};  // of any rank, seconds
+  std::atomic<std::uint64_t> version_{0};  // odd while the main thread writes the next five values
   std::atomic<std::int32_t> kind_{kOther};
   std::atomic<std::int64_t> index_{0}, first_{-1}, last_{-1};
   std::atomic<double> began_{0};
   std::atomic<bool> waiting_{false};
   std::atomic<double> waiting_since_{0}, waited_{0};
-  double own_ = 0;     // the main thread's
-  double stands_ = 0;  // the pulse's: since when it has seen nothing but waiting
-  Doing seen_;
+  double own_longest_ = 0;  // used by the main thread only
+  double waits_since_ = 0;  // used by the pulse only: since when every read has shown a wait
+  Doing last_read_;         // used by the pulse only
 };
 
 }  // namespace pulse

@@ -1,4 +1,4 @@
-"""A stage's times are those of its GPU's compute stream, whenever its host comes to read them."""
+"""The clock of a stage is its compute stream, independently of when the host reads it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipepar.engine.loop import Outlet, Program, arrivals, run
 from pipepar.microbatch import MicroBatch, Step, Value
 from pipepar.trace import Span, Tracer
 from tests.helpers.gpu.exchange import POLICIES
-from tests.helpers.gpu.stages import Edge, computed, drive, when
+from tests.helpers.gpu.stages import Edge, computed, host, run_hosts
 from tests.helpers.seeds import seeds
 from tests.helpers.simulated.gpu import SimulatedGpu
 from tests.helpers.simulated.link import link
@@ -24,7 +24,7 @@ COUNT = 8
 
 
 def zero_of(gpu: SimulatedGpu, clock: GpuClock) -> float:
-    """What the clock says where the simulated time is 0."""
+    """Return the clock's seconds at simulated time 0."""
     mark = gpu.event(timed=True)
     mark.record(gpu.compute)
     gpu.scheduler.drain()
@@ -59,11 +59,11 @@ def test_marks_resolve_in_order_and_nothing_waits() -> None:
     times = [zero + mark.mark.time / 1e3 for mark in (early, *late)]
     assert found == pytest.approx(times, abs=1e-9)
     assert times == sorted(set(times))
-    # An earlier one can still be asked about.
+    # An earlier mark can still be read.
     assert clock.seconds(early) == pytest.approx(times[0], abs=1e-9)
 
 
-def test_it_begins_when_the_gpu_is_done_with_what_it_was_told() -> None:
+def test_the_constructor_waits_until_the_gpu_is_idle() -> None:
     scheduler = Scheduler(eagerness=0)
     gpu = SimulatedGpu(scheduler, "a")
     done: list[bool] = []
@@ -73,11 +73,11 @@ def test_it_begins_when_the_gpu_is_done_with_what_it_was_told() -> None:
 
 
 Work = tuple[int, float]
-"""A micro-batch, and when on the simulated clock the GPU computed on it."""
+"""The index of a micro-batch, and a simulated time in seconds at which the GPU computed on it."""
 
 
 def programs_of(gpu: SimulatedGpu, work: list[Work]) -> list[Program]:
-    """A stage of three operations for each micro-batch."""
+    """Return the program of a stage with three operations for each micro-batch."""
     count = 0
 
     def note(index: int) -> Callable[..., None]:
@@ -95,8 +95,8 @@ def programs_of(gpu: SimulatedGpu, work: list[Work]) -> list[Program]:
     return [Program((0,), compute)]
 
 
-def assert_told(spans: list[Span], work: list[Work], zero: float, stage: int) -> None:
-    """Each operation lies in the span of its micro-batch, and spans follow one another."""
+def assert_spans(spans: list[Span], work: list[Work], zero: float, stage: int) -> None:
+    """Each operation is in the span of its micro-batch, and spans do not overlap."""
     assert all(span.end >= span.begin for span in spans)
     assert all(one.end <= two.begin + 1e-9 for one, two in pairwise(spans))
     kinds = (["receive"] if stage else []) + ["compute"] + (["send"] if stage < 2 else [])
@@ -110,7 +110,7 @@ def assert_told(spans: list[Span], work: list[Work], zero: float, stage: int) ->
 
 
 @pytest.mark.parametrize("seed", seeds(20))
-def test_spans_take_the_compute_streams_time_apart(seed: int) -> None:
+def test_spans_divide_the_time_of_the_compute_stream(seed: int) -> None:
     random = Random(seed)
     scheduler = Scheduler(seed, POLICIES[seed % len(POLICIES)], random.choice([0.0, 0.3, 0.8]))
     gpus = [SimulatedGpu(scheduler, name) for name in "abc"]
@@ -126,22 +126,22 @@ def test_spans_take_the_compute_streams_time_apart(seed: int) -> None:
 
     def stage(k: int) -> Iterator[bool]:
         before, after = edges[k - 1] if k else None, edges[k] if k < 2 else None
-        coming = arrivals([before.receiver], tracers[k]) if before else source()
+        arriving = arrivals([before.receiver], tracers[k]) if before else source()
         outlets = [Outlet(("x",), (1,), after.sender)] if after else []
-        results = run(programs_of(gpus[k], work[k]), coming, outlets, tracers[k])
+        results = run(programs_of(gpus[k], work[k]), arriving, outlets, tracers[k])
 
-        def may_go() -> bool:
+        def is_ready() -> bool:
             return (before is None or before.is_ready()) and (
-                after is None or after.told.has_room()
+                after is None or after.host_channel.has_room()
             )
 
-        return when(may_go, results)
+        return host(is_ready, results)
 
-    drive(random, [stage(k) for k in range(3)])
+    run_hosts(random, [stage(k) for k in range(3)])
     for tracer in tracers:
         tracer.finish()
     for k, tracer in enumerate(tracers):
-        assert_told(tracer.spans, work[k], zeros[k], k)
+        assert_spans(tracer.spans, work[k], zeros[k], k)
         own = sum(each.seconds for each in tracer.totals.values()) + tracer.gaps
         own += sum(b.begin - a.end for a, b in pairwise(tracer.spans) if b.microbatch == 0)
         assert own == pytest.approx(tracer.spans[-1].end - tracer.spans[0].begin)
@@ -149,7 +149,7 @@ def test_spans_take_the_compute_streams_time_apart(seed: int) -> None:
     scheduler.assert_ordered()
 
 
-def test_transfers_are_told_beside_what_a_stage_does() -> None:
+def test_transfers_are_recorded_next_to_the_spans_of_a_stage() -> None:
     scheduler = Scheduler(1)
     a, b = SimulatedGpu(scheduler, "a"), SimulatedGpu(scheduler, "b")
     clocks = GpuClock(a), GpuClock(b)
@@ -163,7 +163,7 @@ def test_transfers_are_told_beside_what_a_stage_does() -> None:
     outlets = [Outlet(("x",), (1,), edge.sender)]
     first = run(programs_of(a, []), source(), outlets, tracers[0])
     second = run(programs_of(b, []), arrivals([edge.receiver], tracers[1]), [], tracers[1])
-    drive(Random(0), [when(edge.told.has_room, first), when(edge.is_ready, second)])
+    run_hosts(Random(0), [host(edge.host_channel.has_room, first), host(edge.is_ready, second)])
     for tracer, kind in zip(tracers, ("send", "receive"), strict=True):
         tracer.finish()
         beside = [span for span in tracer.spans if span.beside]

@@ -1,6 +1,6 @@
-"""The binding of NCCL: what it tells NCCL, and what it makes of the answers.
+"""The binding of NCCL: the arguments of its calls, and the handling of results.
 
-NCCL itself is not needed: a library stands in for it. See test_nccl_library.py.
+A fake library takes the place of NCCL. See test_nccl_library.py for NCCL itself.
 """
 
 import shutil
@@ -14,13 +14,13 @@ import pytest
 from pipepar.comm.gpu.nccl import Communicator
 from pipepar.comm.gpu.nccl_h import Result
 from pipepar.errors import WireError
-from tests.helpers.gpu.fake_nccl import EDGE, HANDLE, SOURCE, UNIQUE_ID, Fake, compiled
+from tests.helpers.gpu.fake_nccl import EDGE, HANDLE, SOURCE, UNIQUE_ID, Fake, run_compiler
 
 
 @pytest.fixture(scope="session")
 def fake_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("nccl") / "libfake.so"
-    compiled("-shared", "-fPIC", "-o", str(path), str(SOURCE))
+    run_compiler("-shared", "-fPIC", "-o", str(path), str(SOURCE))
     return path
 
 
@@ -29,15 +29,15 @@ def fake(fake_library: Path, tmp_path: Path) -> Fake:
     return Fake(Path(shutil.copy(fake_library, tmp_path)))
 
 
-# --- What NCCL is told.
+# --- Arguments.
 
 
-def test_an_id_is_what_nccl_made(fake: Fake) -> None:
+def test_unique_id_returns_the_bytes_of_nccl(fake: Fake) -> None:
     assert fake.nccl.unique_id() == bytes(range(255, 127, -1))
 
 
 @pytest.mark.parametrize(("rank", "size"), [(0, 2), (1, 2), (0, 1)])
-def test_a_communicator_is_started_as_asked(fake: Fake, rank: int, size: int) -> None:
+def test_start_passes_rank_size_id_and_config(fake: Fake, rank: int, size: int) -> None:
     Communicator.start(fake.nccl, UNIQUE_ID, rank, size, EDGE)
     assert fake.calls() == [
         f"ncclCommInitRankConfig {size} {rank} size=40 magic=cafebeef version=21700 "
@@ -46,15 +46,12 @@ def test_a_communicator_is_started_as_asked(fake: Fake, rank: int, size: int) ->
     assert fake.text("joined").raw == UNIQUE_ID
 
 
-def test_a_transfer_takes_no_more_of_the_gpu_than_allowed(fake: Fake) -> None:
-    Communicator.start(fake.nccl, UNIQUE_ID, 0, 2, EDGE, max_ctas=9)
-    assert "ctas=1-9" in fake.calls()[0]
-
-
 @pytest.mark.parametrize(("rank", "size", "peer"), [(0, 2, 1), (1, 2, 0), (0, 1, 0)])
-def test_bytes_go_to_the_other_rank(fake: Fake, rank: int, size: int, peer: int) -> None:
+def test_transfers_pass_the_peer_and_64_bit_values(
+    fake: Fake, rank: int, size: int, peer: int
+) -> None:
     communicator = fake.start(rank, size)
-    # Wider than 32 bits, all of them, and the default stream.
+    # Values of more than 32 bits, and the default stream.
     communicator.send(0x7F0123456789, 2**33 + 1, 0x7E0123456789)
     communicator.receive(0x7D0123456789, 0, 0)
     assert fake.calls() == [
@@ -63,7 +60,7 @@ def test_bytes_go_to_the_other_rank(fake: Fake, rank: int, size: int, peer: int)
     ]
 
 
-def test_a_group_ends_also_after_an_error(fake: Fake) -> None:
+def test_a_group_also_ends_after_an_error(fake: Fake) -> None:
     communicator = fake.start()
     with fake.nccl.group():
         communicator.send(1, 1, 1)
@@ -77,7 +74,7 @@ def test_a_group_ends_also_after_an_error(fake: Fake) -> None:
     assert fake.calls() == ["ncclGroupStart", "ncclGroupEnd"]
 
 
-# --- What becomes of its answers.
+# --- Results.
 
 
 def grouped(fake: Fake) -> None:
@@ -85,7 +82,7 @@ def grouped(fake: Fake) -> None:
         pass
 
 
-USES: dict[str, Callable[[Fake, Communicator], object]] = {
+CALLS: dict[str, Callable[[Fake, Communicator], object]] = {
     "ncclGetUniqueId": lambda fake, _: fake.nccl.unique_id(),
     "ncclCommInitRankConfig": lambda fake, _: fake.start(),
     "ncclSend": lambda _, communicator: communicator.send(1, 1, 1),
@@ -99,16 +96,18 @@ USES: dict[str, Callable[[Fake, Communicator], object]] = {
 }
 
 
-@pytest.mark.parametrize("function", USES)
-def test_every_answer_is_checked(fake: Fake, function: str) -> None:
+@pytest.mark.parametrize("function", CALLS)
+def test_every_result_is_checked(fake: Fake, function: str) -> None:
     communicator = fake.start()
     fake.fail(function, Result.INTERNAL_ERROR, "the cable is out")
     with pytest.raises(WireError) as found:
-        USES[function](fake, communicator)
-    what = EDGE if "Comm" in function or function in ("ncclSend", "ncclRecv") else "a "
-    assert str(found.value).startswith(what)
-    said = f": {function} gave 3, words for 3; its last warning: the cable is out; run with NCCL_"
-    assert said in str(found.value)
+        CALLS[function](fake, communicator)
+    name = EDGE if "Comm" in function or function in ("ncclSend", "ncclRecv") else "a "
+    assert str(found.value).startswith(name)
+    facts = (
+        f": {function} returned 3, text of 3; its last warning: the cable is out; run with NCCL_"
+    )
+    assert facts in str(found.value)
 
 
 @pytest.mark.parametrize(
@@ -117,19 +116,19 @@ def test_every_answer_is_checked(fake: Fake, function: str) -> None:
         (Result.UNHANDLED_CUDA_ERROR, "nvidia-smi"),
         (Result.SYSTEM_ERROR, "NCCL_SOCKET_IFNAME"),
         (Result.INTERNAL_ERROR, "NCCL_DEBUG=INFO"),
-        (Result.INVALID_ARGUMENT, "mistake of pipepar"),
+        (Result.INVALID_ARGUMENT, "bug in pipepar"),
         (Result.INVALID_USAGE, "a GPU of its own"),
         (Result.REMOTE_ERROR, "the other rank's first error"),
         (Result.IN_PROGRESS, "unset NCCL_COMM_BLOCKING"),
         (8, "NCCL_DEBUG=INFO"),
     ],
 )
-def test_an_error_says_what_to_do(fake: Fake, result: int, remedy: str) -> None:
+def test_errors_contain_a_remedy(fake: Fake, result: int, remedy: str) -> None:
     communicator = fake.start()
     fake.fail("ncclSend", result)
     with pytest.raises(WireError, match=remedy) as found:
         communicator.send(1, 1, 1)
-    assert str(found.value).startswith(f"{EDGE}: ncclSend gave {result}, words for {result}; ")
+    assert str(found.value).startswith(f"{EDGE}: ncclSend returned {result}, text of {result}; ")
     assert "last warning" not in str(found.value)
 
 
@@ -140,27 +139,27 @@ def test_an_error_says_what_to_do(fake: Fake, result: int, remedy: str) -> None:
         "Multiple Ranks are using the same GPU/Partition. Set NCCL_MULTI_RANK_GPU_ENABLE=1",
     ],
 )
-def test_ranks_that_may_not_share_a_gpu(fake: Fake, warning: str) -> None:
+def test_ranks_that_share_a_gpu_get_the_remedy_for_that(fake: Fake, warning: str) -> None:
     fake.fail("ncclCommInitRankConfig", Result.INVALID_USAGE, warning)
     with pytest.raises(WireError, match=r"one rank a GPU, or, with NCCL 2\.30\.3 or newer"):
         fake.start()
 
 
-def test_a_problem_is_told_in_nccls_words(fake: Fake) -> None:
+def test_problem_returns_the_text_of_nccl(fake: Fake) -> None:
     communicator = fake.start()
     for fine in (Result.SUCCESS, Result.IN_PROGRESS):
-        fake.number("trouble").value = fine
+        fake.number("async_error").value = fine
         assert communicator.problem() == ""
-    fake.number("trouble").value = Result.REMOTE_ERROR
-    assert communicator.problem() == "words for 6"
+    fake.number("async_error").value = Result.REMOTE_ERROR
+    assert communicator.problem() == "text of 6"
     fake.text("warning").value = b"peer \xff is gone"
-    assert communicator.problem() == "words for 6; its last warning: peer \ufffd is gone"
+    assert communicator.problem() == "text of 6; its last warning: peer \ufffd is gone"
 
 
-# --- The end.
+# --- Close and abort.
 
 
-def test_it_is_closed_once(fake: Fake) -> None:
+def test_close_twice_frees_once(fake: Fake) -> None:
     communicator = fake.start()
     for _ in range(2):
         communicator.close()
@@ -171,7 +170,7 @@ def test_it_is_closed_once(fake: Fake) -> None:
         communicator.send(1, 1, 1)
 
 
-def test_what_cannot_be_closed_can_be_aborted_and_is_left_alone_then(fake: Fake) -> None:
+def test_abort_after_a_failed_close(fake: Fake) -> None:
     communicator = fake.start()
     fake.fail("ncclCommFinalize", Result.REMOTE_ERROR)
     with pytest.raises(WireError, match="ncclCommFinalize"):
@@ -185,21 +184,21 @@ def test_what_cannot_be_closed_can_be_aborted_and_is_left_alone_then(fake: Fake)
 
 
 @pytest.mark.parametrize("function", ["ncclRecv", "ncclCommFinalize"])
-def test_another_thread_runs_meanwhile_and_may_abort(fake: Fake, function: str) -> None:
+def test_another_thread_may_abort_a_blocked_call(fake: Fake, function: str) -> None:
     communicator = fake.start()
-    fake.text("stuck").value = function.encode()
+    fake.text("blocking").value = function.encode()
     problems: list[BaseException] = []
 
     def use() -> None:
         try:
-            USES[function](fake, communicator)
+            CALLS[function](fake, communicator)
         except WireError as problem:
             problems.append(problem)
 
     thread = threading.Thread(target=use)
     thread.start()
-    # A call that kept Python to itself would give up by itself, with an error.
-    while thread.is_alive() and not fake.number("waiting").value:
+    # A call that holds the GIL would end with an error after ten seconds.
+    while thread.is_alive() and not fake.number("blocked").value:
         time.sleep(0.001)
     assert communicator.problem() == ""
     communicator.abort()

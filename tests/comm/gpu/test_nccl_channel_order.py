@@ -1,4 +1,4 @@
-"""Who waits for whom in the channel between two GPUs, and what its transfers are timed by."""
+"""The channel between two GPUs: waits of hosts and GPUs, and the times of transfers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch
 from pipepar.trace import Kind, Mark
 from tests.helpers.gpu.exchange import POLICIES
-from tests.helpers.gpu.stages import Edge, Item, Seen, computed, feed, items
+from tests.helpers.gpu.stages import Edge, Item, Results, computed, feed, items
 from tests.helpers.seeds import seeds
 from tests.helpers.simulated.gpu import SimulatedGpu
 from tests.helpers.simulated.link import link
@@ -31,7 +31,7 @@ def pair(scheduler: Scheduler) -> tuple[SimulatedGpu, SimulatedGpu]:
 
 
 def send(edge: Edge, gpu: SimulatedGpu, count: int) -> None:
-    """A stream of micro-batches, as far as the hosts go."""
+    """Send micro-batches without the end of the stream."""
     for index in range(count):
         edge.sender.send(MicroBatch(index, (computed(gpu, torch.full((SIZE,), index)),)))
 
@@ -41,9 +41,9 @@ def stream(edge: Edge, gpu: SimulatedGpu, count: int) -> None:
     edge.sender.end()
 
 
-def receive(edge: Edge, gpu: SimulatedGpu, seen: Seen) -> None:
+def receive(edge: Edge, gpu: SimulatedGpu, results: Results) -> None:
     for microbatch in edge.receiver.receive():
-        seen.look(gpu, microbatch.index, microbatch.values)
+        results.read(gpu, microbatch.index, microbatch.values)
 
 
 def expected(count: int) -> list[list[Item]]:
@@ -51,135 +51,134 @@ def expected(count: int) -> list[list[Item]]:
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
-def test_a_slow_consumer_holds_the_producers_gpu_and_no_host(slots: int) -> None:
+def test_a_slow_consumer_blocks_the_gpu_of_the_producer_but_no_host(slots: int) -> None:
     scheduler = Scheduler(eagerness=0)
     a, b = pair(scheduler)
-    edge, seen = Edge.between(a, b, depth=100, slots=slots), Seen()
-    for count in (4, 12):  # with the first stream, every slot gets its memory
+    edge, results = Edge.between(a, b, depth=100, slots=slots), Results()
+    for count in (4, 12):  # the first stream allocates the memory of all slots
         stream(edge, a, count)
-        seen = Seen()
-        receive(edge, b, seen)
+        results = Results()
+        receive(edge, b, results)
         assert not scheduler.polled
         waiting = sum(operation.label == "compute" for operation in a.compute.waiting)
         assert waiting == count
         if count == 12:
             scheduler.run(held=[b.compute])
             left = sum(operation.label == "compute" for operation in a.compute.waiting)
-            # What is read and what travels, what is to leave, and one computed that has no place.
+            # In two slots of the receiver, in the slots of the sender, and one without a slot.
             assert waiting - left == 2 + slots + 1
-            assert seen.values[0] == [None]
+            assert results.values[0] == [None]
         scheduler.drain()
     scheduler.assert_ordered()
-    seen.assert_equal(expected(12))
+    results.assert_equal(expected(12))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
-def test_the_producers_host_is_held_by_the_hosts_channel_alone(depth: int) -> None:
+def test_only_the_host_channel_blocks_the_host_of_the_producer(depth: int) -> None:
     scheduler = Scheduler(eagerness=0)
     a, b = pair(scheduler)
     edge = Edge.between(a, b, depth, slots=1)
     send(edge, a, depth)
-    assert not edge.told.has_room()
+    assert not edge.host_channel.has_room()
     assert not scheduler.executed
     scheduler.run()
-    # Nobody has asked for anything: one is in the slot, and one is computed that has no place.
+    # The receiver has requested none: one is in the slot, and one is computed without a slot.
     left = sum(operation.label == "compute" for operation in a.compute.waiting)
     assert depth - left == min(depth, 2)
-    # Asking for one takes its room, and posts the next one that has been announced.
-    coming = edge.receiver.receive()
-    next(coming)
-    assert depth - len(edge.told._queue) == min(depth, 2)
+    # A request frees the place of one in the host channel, and posts the next announced one.
+    arriving = edge.receiver.receive()
+    next(arriving)
+    assert depth - len(edge.host_channel._queue) == min(depth, 2)
     assert not scheduler.polled
 
 
-def test_one_is_received_while_another_is_computed_and_no_more() -> None:
+def test_one_receive_is_posted_ahead_of_the_computed_micro_batch() -> None:
     scheduler = Scheduler(eagerness=0)
     a, b = pair(scheduler)
     edge = Edge.between(a, b, depth=100)
     stream(edge, a, 6)
-    coming, received = edge.receiver.receive(), edge.transports[1].transfers
+    arriving, received = edge.receiver.receive(), edge.transports[1].transfers
     for index in range(6):
-        assert next(coming).index == index
+        assert next(arriving).index == index
         assert len(received) == min(index + 2, 6)
-    assert next(coming, None) is None
+    assert next(arriving, None) is None
 
 
-def test_what_is_announced_late_is_posted_when_it_is_asked_for() -> None:
+def test_a_late_announcement_is_posted_on_request() -> None:
     a, b = pair(Scheduler(eagerness=0))
     edge = Edge.between(a, b)
-    coming, received = edge.receiver.receive(), edge.transports[1].transfers
+    arriving, received = edge.receiver.receive(), edge.transports[1].transfers
     for index in range(4):
         assert not edge.receiver.ready()
         edge.sender.send(MicroBatch(index, (computed(a, torch.zeros(9)),)))
         assert edge.receiver.ready()
-        assert next(coming).index == index
+        assert next(arriving).index == index
         assert len(received) == index + 1
 
 
-def test_ready_also_with_what_was_taken_ahead() -> None:
+def test_ready_counts_posted_micro_batches() -> None:
     a, b = pair(Scheduler())
     edge = Edge.between(a, b, depth=100)
     send(edge, a, 2)
-    coming = edge.receiver.receive()
+    arriving = edge.receiver.receive()
     assert edge.receiver.ready()
-    next(coming)
-    assert not edge.told.receiver.ready()
+    next(arriving)
+    assert not edge.host_channel.receiver.ready()
     assert edge.receiver.ready()
-    next(coming)
+    next(arriving)
     assert not edge.receiver.ready()
 
 
-def test_values_hold_until_the_next_is_asked_for() -> None:
-    """A stage that reads them later reads what it should not, and is told so."""
+def test_reading_values_after_the_next_request_is_a_race() -> None:
     scheduler = Scheduler(eagerness=0)
     a, b = pair(scheduler)
-    edge, seen = Edge.between(a, b, depth=100), Seen()
+    edge, results = Edge.between(a, b, depth=100), Results()
     stream(edge, a, 6)
     kept: list[MicroBatch] = []
     for microbatch in edge.receiver.receive():
         kept.append(microbatch)
         if len(kept) > 1:
-            seen.look(b, 0, kept[-2].values)
+            results.read(b, 0, kept[-2].values)
     scheduler.drain()
-    assert any("receive" in fault and "look" in fault for fault in scheduler.faults)
+    assert any("receive" in fault and "store result" in fault for fault in scheduler.faults)
 
 
 @pytest.mark.parametrize("seed", seeds(20))
-def test_what_was_sent_may_be_changed(seed: int) -> None:
+def test_a_sent_tensor_may_be_overwritten(seed: int) -> None:
     scheduler = Scheduler(seed, POLICIES[seed % 5], 0.3)
     a, b = pair(scheduler)
-    edge, seen = Edge.between(a, b, depth=100), Seen()
+    edge, results = Edge.between(a, b, depth=100), Results()
     value = computed(a, torch.zeros(SIZE, dtype=torch.int64))
     for index in range(6):
         a.launch(a.compute, lambda x, k=index: x.fill_(k), writes=[value])
         edge.sender.send(MicroBatch(index, (value,)))
     edge.sender.end()
-    receive(edge, b, seen)
+    receive(edge, b, results)
     scheduler.drain()
     scheduler.assert_ordered()
-    seen.assert_equal(expected(6))
+    results.assert_equal(expected(6))
 
 
 @pytest.mark.parametrize("policy", range(5))
-def test_closing_waits_for_what_is_under_way(policy: int) -> None:
+def test_close_waits_for_transfers_under_way(policy: int) -> None:
     scheduler = Scheduler(policy, POLICIES[policy], eagerness=0)
     a, b = pair(scheduler)
-    edge, seen = Edge.between(a, b, depth=100), Seen()
+    edge, results = Edge.between(a, b, depth=100), Results()
     stream(edge, a, 5)
-    receive(edge, b, seen)
+    receive(edge, b, results)
     assert not scheduler.executed
-    edge.sender.close()  # the transport refuses while anything is under way
+    edge.sender.close()  # the transport raises an error while transfers are under way
     assert edge.transports[0].closed
     edge.receiver.close()
     assert edge.transports[1].closed
     del edge
     scheduler.drain()
     scheduler.assert_ordered()
-    seen.assert_equal(expected(5))
+    results.assert_equal(expected(5))
 
 
 @pytest.mark.parametrize("eager", [0, 1 << 20])
-def test_a_receiver_that_closes_waits_for_what_was_posted(eager: int) -> None:
+def test_a_closing_receiver_waits_for_posted_receives(eager: int) -> None:
     scheduler = Scheduler(eagerness=0)
     a, b = pair(scheduler)
     edge = Edge.between(a, b, depth=100, eager=eager)
@@ -193,19 +192,19 @@ def test_a_receiver_that_closes_waits_for_what_was_posted(eager: int) -> None:
 def test_marks_enclose_a_transfer(seed: int) -> None:
     scheduler = Scheduler(seed, POLICIES[seed % 5], 0.3)
     a, b = pair(scheduler)
-    told: dict[Kind, list[tuple[int, Any, Any]]] = {"send": [], "receive": []}
+    recorded: dict[Kind, list[tuple[int, Any, Any]]] = {"send": [], "receive": []}
 
     def watch(kind: Kind, index: int, begin: Mark, end: Mark) -> None:
-        told[kind].append((index, begin, end))
+        recorded[kind].append((index, begin, end))
 
     edge = Edge.between(a, b, depth=100, watches=(watch, watch))
     sent = [items(Random(seed), 2, resident=k % 2) for k in range(6)]
     for each in feed(a, sent):
         edge.sender.send(each)
     edge.sender.end()
-    receive(edge, b, Seen())
+    receive(edge, b, Results())
     scheduler.drain()
-    for marks, transport in zip(told.values(), edge.transports, strict=True):
+    for marks, transport in zip(recorded.values(), edge.transports, strict=True):
         assert [index for index, _, _ in marks] == sorted(index for index, _, _ in marks)
         assert len(marks) == len(transport.transfers) <= 3
         for (_, begin, end), transfer in zip(marks, transport.transfers, strict=True):
@@ -217,14 +216,14 @@ def test_marks_enclose_a_transfer(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", seeds(6))
-def test_hosts_in_threads_of_their_own(seed: int) -> None:
+def test_hosts_in_separate_threads(seed: int) -> None:
     scheduler = Scheduler(seed, POLICIES[seed % 5])
     a, b = pair(scheduler)
-    told, (left, right) = InprocChannel(2), link(a, b)
-    sender, receiver, seen = (
-        GpuSender(told.sender, left, a, 2),
-        GpuReceiver(told.receiver, right, b),
-        Seen(),
+    host_channel, (left, right) = InprocChannel(2), link(a, b)
+    sender, receiver, results = (
+        GpuSender(host_channel.sender, left, a, 2),
+        GpuReceiver(host_channel.receiver, right, b),
+        Results(),
     )
     random = Random(seed)
     sent = [items(random, 3) for _ in range(20)]
@@ -237,14 +236,14 @@ def test_hosts_in_threads_of_their_own(seed: int) -> None:
 
     def consume() -> None:
         for microbatch in receiver.receive():
-            seen.look(b, microbatch.index, microbatch.values)
+            results.read(b, microbatch.index, microbatch.values)
         receiver.close()
 
     def guarded(host: Callable[[], None]) -> None:
         try:
             host()
         except BaseException:
-            told.abort()
+            host_channel.abort()
             raise
 
     with ThreadPoolExecutor() as threads:
@@ -252,31 +251,34 @@ def test_hosts_in_threads_of_their_own(seed: int) -> None:
             done.result()
     scheduler.drain()
     scheduler.assert_ordered()
-    seen.assert_equal(sent)
+    results.assert_equal(sent)
 
 
 def released(wait: Callable[[], object], abort: Callable[[], None]) -> bool:
-    """Whether a host that waits is released when another one gives up."""
-    told: list[WireError] = []
+    """Return whether a blocked host is released by an abort of the other one."""
+    raised: list[WireError] = []
 
-    def host() -> None:
+    def block() -> None:
         try:
             wait()
         except WireError as error:
-            told.append(error)
+            raised.append(error)
 
-    thread = threading.Thread(target=host, daemon=True)
+    thread = threading.Thread(target=block, daemon=True)
     thread.start()
     abort()
     thread.join(5)
-    return bool(told)
+    return bool(raised)
 
 
 @pytest.mark.parametrize("sends", [False, True])
-def test_whoever_is_blocked_is_released_by_abort(sends: bool) -> None:
+def test_abort_releases_a_blocked_host(sends: bool) -> None:
     a, b = pair(Scheduler())
-    told, (left, right) = InprocChannel(1), link(a, b)
-    sender, receiver = GpuSender(told.sender, left, a, 2), GpuReceiver(told.receiver, right, b)
+    host_channel, (left, right) = InprocChannel(1), link(a, b)
+    sender, receiver = (
+        GpuSender(host_channel.sender, left, a, 2),
+        GpuReceiver(host_channel.receiver, right, b),
+    )
     if sends:
         sender.send(MicroBatch(0, ()))
         assert released(lambda: sender.send(MicroBatch(1, ())), receiver.abort)

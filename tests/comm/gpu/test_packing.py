@@ -1,4 +1,4 @@
-"""The tensors of a micro-batch in one piece of memory, each laid out from it as it lay."""
+"""Packing of tensors in one buffer, and unpacking with their strides."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def assert_laid_out(found: Value, sent: torch.Tensor) -> None:
     assert torch.equal(found, sent)
 
 
-def test_tensors_are_laid_out_from_one_piece_of_memory() -> None:
+def test_tensors_are_laid_out_from_one_buffer() -> None:
     sent, copied = tensors(), list[torch.Tensor]()
     layouts = tensor_layouts(tuple(map(TensorSpec.of, sent)))
     begins, nbytes = packed(layouts)
     memory, reach = torch.empty(nbytes, dtype=torch.uint8), 0
     for tensor_layout, begin, tensor in zip(layouts, begins, sent, strict=True):
         raw = flat(whole(tensor_layout, tensor).contiguous() if tensor_layout.has_holes else tensor)
-        assert begin % 512 == 0  # as torch's allocator would begin it
+        assert begin % 512 == 0  # the alignment of torch's allocator
         assert reach <= begin < reach + 512
         assert len(raw) == tensor_layout.nbytes
         memory[begin : begin + tensor_layout.nbytes] = raw
@@ -72,7 +72,7 @@ def test_tensors_are_laid_out_from_one_piece_of_memory() -> None:
 
 
 def test_values_are_packed_and_unpacked_at_their_positions() -> None:
-    """Values that are no tensors stand among them, and take no room."""
+    """Values other than tensors take no space in the buffer."""
     scheduler = Scheduler(eagerness=0)
     gpu = SimulatedGpu(scheduler, "a")
     sent: list[Value] = [None, *tensors(), "text", torch.arange(7), 1.5]
@@ -90,7 +90,7 @@ def test_values_are_packed_and_unpacked_at_their_positions() -> None:
     found: list[Value] = list(sent)
     for position, tensor in packing.unpacked(memory, gpu):
         found[position] = tensor
-        # Copies are what the stage computes on next to; another stream would have to be waited for.
+    # Copies run on the compute stream, so the stage needs no event for them.
     assert all(not stream.waiting for stream in scheduler.streams if stream is not gpu.compute)
     scheduler.drain()
     scheduler.assert_ordered()
@@ -105,7 +105,7 @@ def test_values_are_packed_and_unpacked_at_their_positions() -> None:
 
 
 def resident(gpu: SimulatedGpu, value: torch.Tensor) -> torch.Tensor:
-    """A tensor on the GPU that lies as this one does."""
+    """Return a copy of a tensor on the GPU, with the same strides and offset."""
     memory = gpu.empty(value.untyped_storage().nbytes()).view(value.dtype)
     gpu.launch(
         gpu.compute,

@@ -1,4 +1,4 @@
-"""Slots between a channel and the compute stream: no schedule that their events allow is wrong."""
+"""Slots: every order of execution that their events allow is correct, and each event is needed."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from tests.helpers.simulated.scheduler import Deadlock, Scheduler
 
 
 @pytest.mark.parametrize("seed", seeds(200))
-def test_values_arrive_as_they_left(seed: int) -> None:
+def test_values_arrive_unchanged(seed: int) -> None:
     sent, found, scheduler = exchange(case(seed))
     scheduler.assert_ordered()
     assert same(sent, found), case(seed)
-    assert not scheduler.polled, "no host has to look at an event"
+    assert not scheduler.polled, "no host polls an event"
 
 
 @pytest.mark.parametrize("seed", seeds(100))
-def test_values_arrive_through_pinned_memory(seed: int) -> None:
+def test_values_arrive_unchanged_through_pinned_memory(seed: int) -> None:
     sent, found, scheduler = exchange(replace(case(seed), staged=True))
     scheduler.assert_ordered()
     assert same(sent, found), case(seed)
 
 
 def sized(count: int, *sizes: int) -> list[Batch]:
-    """Micro-batches of one tensor, of these sizes in turn."""
+    """Return micro-batches of one tensor, with these sizes repeated."""
     return [[torch.full((sizes[i % len(sizes)],), i, dtype=torch.int64)] for i in range(count)]
 
 
 class Hop:
-    """Two simulated GPUs and a channel between them, whose hosts enqueue all that they can."""
+    """Two simulated GPUs with slots and a link between them."""
 
     def __init__(self, out_slots: int, in_slots: int, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
@@ -57,10 +57,11 @@ class Hop:
         return produce(self.a, self.outbox, self.link, sent)
 
     def receiver(self, sent: list[Batch]) -> Iterator[None]:
-        coming = arrive(self.b, self.inbox, self.link, sent, self.ahead)
-        return consume(self.b, coming, self.found)
+        arriving = arrive(self.b, self.inbox, self.link, sent, self.ahead)
+        return consume(self.b, arriving, self.found)
 
     def enqueue(self, sent: list[Batch]) -> None:
+        """Enqueue all work of both hosts."""
         for host in (self.sender(sent), self.receiver(sent)):
             for _ in host:
                 pass
@@ -68,10 +69,12 @@ class Hop:
 
 @pytest.mark.parametrize("out_slots", [1, 2, 3])
 @pytest.mark.parametrize("in_slots", [1, 2, 3])
-def test_a_slow_consumer_holds_the_producers_gpu_and_no_host(out_slots: int, in_slots: int) -> None:
+def test_a_slow_consumer_blocks_the_gpu_of_the_producer_but_no_host(
+    out_slots: int, in_slots: int
+) -> None:
     hop = Hop(out_slots, in_slots, Scheduler(eagerness=0))
     hop.enqueue(sized(in_slots, 100))
-    hop.scheduler.drain()  # every slot has its memory now
+    hop.scheduler.drain()  # all slots have allocated their memory
     hop.found.clear()
     sent = sized(10, 100)
     hop.enqueue(sent)
@@ -79,7 +82,7 @@ def test_a_slow_consumer_holds_the_producers_gpu_and_no_host(out_slots: int, in_
     assert waiting == len(sent)
     hop.scheduler.run(held=[hop.b.compute])
     left = sum(operation.label == "compute" for operation in hop.a.compute.waiting)
-    # The slots of both sides are full, and the next micro-batch is computed and has no place.
+    # The slots of both sides are full, and the next micro-batch is computed without a slot.
     assert waiting - left == in_slots + out_slots + 1
     assert not hop.found
     hop.scheduler.drain()
@@ -88,7 +91,7 @@ def test_a_slow_consumer_holds_the_producers_gpu_and_no_host(out_slots: int, in_
     assert not hop.scheduler.polled
 
 
-def test_a_slot_keeps_its_memory_until_that_is_too_small() -> None:
+def test_a_slot_reallocates_only_to_grow() -> None:
     inbox = Inbox(SimulatedGpu(Scheduler(), "a"), 1)
     places: list[tuple[int, int]] = []
     for nbytes in (10, 500, 0, 40, 500, 600):
@@ -101,7 +104,7 @@ def test_a_slot_keeps_its_memory_until_that_is_too_small() -> None:
     assert len({*addresses} - {0}) == 3
 
 
-def test_several_slots_may_be_taken_the_oldest_first() -> None:
+def test_slots_are_taken_and_released_in_order() -> None:
     inbox = Inbox(SimulatedGpu(Scheduler(), "a"), 2)
     posted: list[int] = []
     for _ in range(2):
@@ -113,7 +116,7 @@ def test_several_slots_may_be_taken_the_oldest_first() -> None:
 
 
 @pytest.mark.parametrize("seed", seeds(8))
-def test_hosts_in_threads_of_their_own(seed: int) -> None:
+def test_hosts_in_separate_threads(seed: int) -> None:
     hop = Hop(2, 2, Scheduler(seed))
     sent = sized(20, 10, 700, 30)
 
@@ -129,8 +132,8 @@ def test_hosts_in_threads_of_their_own(seed: int) -> None:
     assert same(sent, hop.found)
 
 
-def is_order(node: ast.stmt) -> bool:
-    """Whether a statement is there for the order of things alone."""
+def is_ordering(node: ast.stmt) -> bool:
+    """Return whether a statement is a wait or a record of an event."""
     return (
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Call)
@@ -139,12 +142,12 @@ def is_order(node: ast.stmt) -> bool:
     )
 
 
-def statements(tree: ast.Module) -> list[ast.stmt]:
-    return [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and is_order(node)]
+def ordering_statements(tree: ast.Module) -> list[ast.stmt]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and is_ordering(node)]
 
 
 class Without(ast.NodeTransformer):
-    """Takes a statement out of a program."""
+    """Removes a statement from a program."""
 
     def __init__(self, statement: ast.stmt) -> None:
         self._statement = statement
@@ -154,24 +157,26 @@ class Without(ast.NodeTransformer):
 
 
 SOURCE = Path(slots.__file__).read_text()
-ORDER = [f"{node.lineno}: {ast.unparse(node)}" for node in statements(ast.parse(SOURCE))]
+STATEMENTS = [
+    f"{node.lineno}: {ast.unparse(node)}" for node in ordering_statements(ast.parse(SOURCE))
+]
 
 
-def test_every_wait_and_every_record_is_tried() -> None:
-    assert len(ORDER) == SOURCE.count(".wait_event(") + SOURCE.count(".record(") == 9
+def test_all_waits_and_records_are_found() -> None:
+    assert len(STATEMENTS) == SOURCE.count(".wait_event(") + SOURCE.count(".record(") == 9
 
 
 @pytest.mark.parametrize(
     "least", [10, pytest.param(30, marks=pytest.mark.full)], ids="{} seeds".format
 )
 @pytest.mark.parametrize("staged", [False, True], ids=["link", "pinned"])
-@pytest.mark.parametrize("index", range(len(ORDER)), ids=ORDER)
-def test_without_any_wait_or_record_something_is_wrong(
+@pytest.mark.parametrize("index", range(len(STATEMENTS)), ids=STATEMENTS)
+def test_removing_one_wait_or_record_causes_races_and_wrong_values(
     index: int, staged: bool, least: int
 ) -> None:
     tree = ast.parse(SOURCE)
     names: dict[str, Any] = {"__name__": slots.__name__}
-    program = Without(statements(tree)[index]).visit(tree)
+    program = Without(ordering_statements(tree)[index]).visit(tree)
     exec(compile(program, slots.__file__, "exec"), names)
     without = SimpleNamespace(**names)
     races, changes, tried = 0, 0, 0
@@ -185,5 +190,5 @@ def test_without_any_wait_or_record_something_is_wrong(
             continue
         races += any(fault.startswith("race") for fault in scheduler.faults)
         changes += not same(sent, found)
-    assert races > tried / 2, "the checker does not see it"
-    assert changes, "no schedule is nasty enough to show it"
+    assert races > tried / 2, "the checker misses the race"
+    assert changes, "no order of execution has changed a value"

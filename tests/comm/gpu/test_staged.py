@@ -1,6 +1,6 @@
-"""The sending end from a GPU to a host: what is sent has come, however late the GPU is.
+"""The sending end from a GPU to a host: no value is sent before its copy is done.
 
-That MPI sends it is for tests of ranks; here a stand-in asks as the progress engine would.
+A stand-in for the MPI sender queries events as the progress engine does. tests/ranks sends by MPI.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipepar.comm.channels.spec import describe
 from pipepar.comm.gpu import staged
 from pipepar.microbatch import MicroBatch, Value
 from tests.helpers.gpu.exchange import POLICIES
-from tests.helpers.gpu.stages import Item, Seen, computed, disturb, feed, items
+from tests.helpers.gpu.stages import Item, Results, computed, disturb, feed, items
 from tests.helpers.seeds import seeds
 from tests.helpers.simulated.gpu import SimulatedGpu
 from tests.helpers.simulated.link import link
@@ -37,24 +37,24 @@ class _Posted:
     gate: int
 
 
-class Asking:
-    """In the place of `MpiSender`: sends what was posted when its gate is open, oldest first."""
+class GatedSender:
+    """Takes the place of `MpiSender`: sends posted micro-batches in order, when gates are open."""
 
     def __init__(self, edge: Any, gpu: SimulatedGpu, query: int) -> None:
         self._depth: int = edge.depth
         self._gpu = gpu
-        self._has_not_come = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t)(query)
+        self._query = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t)(query)
         self._random = Random(edge.depth)
         self._under_way: deque[_Posted] = deque()
-        self.seen = Seen()
+        self.results = Results()
 
     def layout(self, values: tuple[Value, ...]) -> Layout:
         return Layout.of(tuple(map(describe, values)))
 
     def admit(self) -> None:
-        self._go_on(self._random.randrange(3))
+        self._progress(self._random.randrange(3))
         while len(self._under_way) >= self._depth:
-            self._go_on(1)
+            self._progress(1)
 
     def post(
         self,
@@ -63,23 +63,23 @@ class Asking:
         memory: Sequence[torch.Tensor],
         gate: int = 0,
     ) -> None:
-        assert len(self._under_way) < self._depth, "it was not admitted"
+        assert len(self._under_way) < self._depth, "posted without admit"
         self._under_way.append(_Posted(microbatch.index, layout, memory, gate))
-        self._go_on(1)
+        self._progress(1)
 
     def end(self) -> None:
         self.admit()
 
     def close(self) -> None:
         while self._under_way:
-            self._go_on(1)
+            self._progress(1)
 
-    def _go_on(self, looks: int) -> None:
-        for _ in range(looks):
+    def _progress(self, rounds: int) -> None:
+        for _ in range(rounds):
             if not self._under_way:
                 return
             gate = self._under_way[0].gate
-            if gate and self._has_not_come(gate):
+            if gate and self._query(gate):
                 continue
             self._send(self._under_way.popleft())
 
@@ -92,18 +92,18 @@ class Asking:
                 self._gpu.touch(reads=[raw])
             values[tensor_layout.position] = laid_out(tensor_layout, raw.clone())
         arrived = microbatch_of(posted.index, 0, tuple(values))
-        self.seen.look(self._gpu, arrived.index, arrived.values)
+        self.results.read(self._gpu, arrived.index, arrived.values)
 
 
 def sent_by(
     monkeypatch: pytest.MonkeyPatch, gpu: SimulatedGpu, depth: int
-) -> tuple[staged.StagedSender, Asking]:
-    monkeypatch.setattr(staged, "MpiSender", lambda edge, _, query: Asking(edge, gpu, query))
+) -> tuple[staged.StagedSender, GatedSender]:
+    monkeypatch.setattr(staged, "MpiSender", lambda edge, _, query: GatedSender(edge, gpu, query))
     edge: Any = SimpleNamespace(depth=depth)
     engine: Any = None
     sender = staged.StagedSender(edge, engine, gpu)
-    asking: Any = sender._sender
-    return sender, asking
+    mpi_sender: Any = sender._sender
+    return sender, mpi_sender
 
 
 def scheduler_of(seed: int) -> Scheduler:
@@ -115,20 +115,20 @@ def send(
     seed: int, sent: Sequence[Sequence[Item]], depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = SimulatedGpu(scheduler_of(seed), "a")
-    sender, asking = sent_by(monkeypatch, gpu, depth)
+    sender, mpi_sender = sent_by(monkeypatch, gpu, depth)
     for each in feed(gpu, sent):
         sender.send(each)
         disturb(gpu, Random(each.index))
-        del each  # memory is let go of as soon as the channel allows it
+        del each  # free its memory as early as the channel allows
     sender.end()
     sender.close()
     gpu.scheduler.drain()
     gpu.scheduler.assert_ordered()
-    asking.seen.assert_equal(sent)
+    mpi_sender.results.assert_equal(sent)
 
 
 @pytest.mark.parametrize("seed", seeds(120))
-def test_values_leave_as_they_lay(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_and_strides_are_sent_unchanged(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     random = Random(seed)
     torch.manual_seed(seed)
     sent = [items(random, random.randrange(4)) for _ in range(8)]
@@ -143,42 +143,42 @@ def test_sizes_that_grow_and_shrink(depth: int, seed: int, monkeypatch: pytest.M
     send(seed, sent, depth, monkeypatch)
 
 
-def test_sending_looks_at_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine does; the host that sends goes on."""
+def test_sending_queries_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the engine queries events."""
     gpu = SimulatedGpu(Scheduler(eagerness=0), "a")
-    sender, asking = sent_by(monkeypatch, gpu, 5)
-    monkeypatch.setattr(asking, "_go_on", lambda looks: None)
+    sender, mpi_sender = sent_by(monkeypatch, gpu, 5)
+    monkeypatch.setattr(mpi_sender, "_progress", lambda rounds: None)
     for index in range(4):
         sender.send(MicroBatch(index, (computed(gpu, torch.full((9,), index)),)))
     assert not gpu.scheduler.polled
     assert not gpu.scheduler.executed
 
 
-def test_the_next_is_computed_while_one_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_micro_batch_is_computed_during_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = SimulatedGpu(Scheduler(eagerness=0), "a")
     sender, _ = sent_by(monkeypatch, gpu, 9)
     side = gpu.scheduler.streams[-1]
-    monkeypatch.setattr(Asking, "_go_on", lambda *_: None)
+    monkeypatch.setattr(GatedSender, "_progress", lambda *_: None)
     for index in range(6):
         sender.send(MicroBatch(index, (computed(gpu, torch.full((9,), index)),)))
     gpu.scheduler.run(held=[side])
-    # Two slots are full, and a third micro-batch is computed that has no place.
+    # Two slots are full, and a third micro-batch is computed without a slot.
     assert sum(each.label == "compute" for each in gpu.compute.waiting) == 3
     gpu.scheduler.drain()
     gpu.scheduler.assert_ordered()
 
 
-def test_what_has_come_leaves_whatever_was_sent_since(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_copy_is_sent_while_later_ones_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = Scheduler(eagerness=0)
     gpu, other = SimulatedGpu(scheduler, "a"), SimulatedGpu(scheduler, "b")
-    sender, asking = sent_by(monkeypatch, gpu, 3)
-    gate, go_on = gpu.empty(8), asking._go_on
-    monkeypatch.setattr(asking, "_go_on", lambda looks: None)
+    sender, mpi_sender = sent_by(monkeypatch, gpu, 3)
+    gate, progress = gpu.empty(8), mpi_sender._progress
+    monkeypatch.setattr(mpi_sender, "_progress", lambda rounds: None)
     for index in range(3):
         sender.send(MicroBatch(index, (computed(gpu, torch.full((9,), index)),)))
-        if index == 0:  # what nobody sends
+        if index == 0:  # a receive without a send blocks later work
             left, _ = link(gpu, other)
             left.receive(gate.data_ptr(), 8, gpu.compute.cuda_stream)
     scheduler.run()
-    go_on(20)
-    assert asking.seen.indices == [0]
+    progress(20)
+    assert mpi_sender.results.indices == [0]

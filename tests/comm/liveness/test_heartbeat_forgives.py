@@ -1,4 +1,4 @@
-"""Ranks watch over one another: what may take its time does, and the job goes on.
+"""The watchdog reports nothing while ranks wait, work within their timeouts, or are suspended.
 
 The ranks are forks of this process, see tests/helpers/cluster/forked.py.
 """
@@ -28,35 +28,35 @@ def compute(world: Forked, seconds: float, microbatch: int = 4) -> None:
     time.sleep(seconds)
 
 
-def all_well(ended: Job) -> None:
+def assert_succeeds(ended: Job) -> None:
     ended.wait(PATIENCE)
-    said = {rank: ended.said(rank) for rank in range(len(ended.processes))}
-    assert set(ended.status.values()) == {0}, (ended.status, said)
-    assert not any(said.values()), said
+    printed = {rank: ended.stderr(rank) for rank in range(len(ended.processes))}
+    assert set(ended.status.values()) == {0}, (ended.status, printed)
+    assert not any(printed.values()), printed
     assert not ended.stacks()
 
 
 def leave(world: Forked) -> None:
-    """The others are not told by a meeting."""
+    """End normally, without a collective call."""
     world.heartbeat.close()
     world.heartbeat.close()
     os._exit(0)
 
 
-def a_rank_that_is_done_early(world: Forked) -> None:
+def end_early(world: Forked) -> None:
     if world.rank != 1:
         world.heartbeat.tell("caller", 0)
         time.sleep(LONG)
     leave(world)
 
 
-def beside(what: Part) -> Part:
-    """Rank 0 does that; rank 1 gets on, but not with what rank 0 waits for."""
+def on_rank_0(work: Part) -> Part:
+    """Return a function that does some work on rank 0, while rank 1 computes micro-batches."""
 
     def part(world: Forked) -> None:
         compute(world, 0.01)
         if world.rank == 0:
-            what(world)
+            work(world)
         else:
             for index in range(int(LONG / 0.1)):
                 compute(world, 0.1, index)
@@ -64,18 +64,18 @@ def beside(what: Part) -> Part:
     return part
 
 
-def a_meeting(world: Forked) -> None:
+def wait_in_collective(world: Forked) -> None:
     world.heartbeat.tell("other", 0)
     with world.heartbeat.waiting():
         time.sleep(LONG)
 
 
-def a_caller(world: Forked) -> None:
+def wait_in_caller(world: Forked) -> None:
     world.heartbeat.tell("caller", 0)
     time.sleep(LONG)
 
 
-def a_channel(doing: Doing) -> Part:
+def wait_in_channel(doing: Doing) -> Part:
     def part(world: Forked) -> None:
         world.heartbeat.tell(doing, 4)
         for _ in range(int(LONG / 0.05)):
@@ -85,46 +85,46 @@ def a_channel(doing: Doing) -> Part:
     return part
 
 
-def work_that_waits_within(world: Forked) -> None:
-    """Such as loading weights that another rank sends: it is timed from a wait's end."""
+def work_with_waits(world: Forked) -> None:
+    """Receive weights, for example: the time of the work starts again after each wait."""
     world.heartbeat.tell("other", 0)
     for _ in range(4):
         time.sleep(0.6 * LIMIT)
         world.heartbeat.waited()
 
 
-def a_pause(world: Forked) -> None:
+def compute_twice(world: Forked) -> None:
     compute(world, 0.7 * LIMIT)
     compute(world, 0.7 * LIMIT, 5)
 
 
-def test_what_may_take_its_time(tmp_path: Path) -> None:
-    waits: list[Part] = [a_meeting, a_caller, work_that_waits_within, a_pause]
-    cases = {part.__name__: Case(2, beside(part), LIMITS) for part in waits}
+def test_waits_and_slow_work_end_no_job(tmp_path: Path) -> None:
+    waits: list[Part] = [wait_in_collective, wait_in_caller, work_with_waits, compute_twice]
+    cases = {part.__name__: Case(2, on_rank_0(part), LIMITS) for part in waits}
     doing: Doing
     for doing in ("receive", "send"):
-        cases[doing] = Case(2, beside(a_channel(doing)), LIMITS)
-    cases["early"] = Case(3, a_rank_that_is_done_early, LIMITS)
-    cases["slow"] = Case(2, a_slow_rank, LIMITS | {"STALL_CEILING": 60.0})
-    cases["strangers"] = Case(2, a_post_from_strangers, LIMITS)
+        cases[doing] = Case(2, on_rank_0(wait_in_channel(doing)), LIMITS)
+    cases["early"] = Case(3, end_early, LIMITS)
+    cases["slow"] = Case(2, compute_slowly, LIMITS | {"STALL_CEILING": 60.0})
+    cases["foreign"] = Case(2, receive_foreign_datagrams, LIMITS)
     with jobs(tmp_path, cases) as started:
         for ended in started.values():
-            all_well(ended)
+            assert_succeeds(ended)
 
 
-def a_slow_rank(world: Forked) -> None:
-    """A limit follows the slowest micro-batch of any rank, 30 times as long."""
+def compute_slowly(world: Forked) -> None:
+    """The timeout is 30 times the longest micro-batch of any rank."""
     if world.rank == 0:
         compute(world, 0.2)
     world.heartbeat.tell("other", 0)
-    time.sleep(0.5)  # rank 1 hears of it
+    time.sleep(0.5)  # rank 1 receives the longest time
     if world.rank == 1:
         compute(world, 0.01)
         compute(world, LONG, 5)
 
 
-def a_post_from_strangers(world: Forked) -> None:
-    """A beat of another job, which says that a rank is to blame, and what is no beat."""
+def receive_foreign_datagrams(world: Forked) -> None:
+    """Receive a beat of another job, with a verdict, and datagrams that are not beats."""
     monitor = world.heartbeat._monitor
     assert monitor is not None
     pulse = monitor.pulse
@@ -136,8 +136,8 @@ def a_post_from_strangers(world: Forked) -> None:
     time.sleep(0.5)
 
 
-def test_a_job_that_stood_still_as_a_whole_goes_on(tmp_path: Path) -> None:
-    """As in a machine that was asleep, or under a debugger: no rank grew older."""
+def test_a_suspended_job_continues(tmp_path: Path) -> None:
+    """Suspended time does not count, as on a host that sleeps or under a debugger."""
 
     def part(world: Forked) -> None:
         compute(world, 0.01)
@@ -155,25 +155,25 @@ def test_a_job_that_stood_still_as_a_whole_goes_on(tmp_path: Path) -> None:
         time.sleep(1.5 * LIMIT)
         for process in ended.processes:
             os.kill(process, signal.SIGCONT)
-        all_well(ended)
+        assert_succeeds(ended)
 
 
-def tasks() -> int:
-    """Threads of this process, those of native code as well."""
+def count_threads() -> int:
+    """Return the number of threads of this process, including those of native code."""
     return len(os.listdir("/proc/self/task"))
 
 
-def test_the_end_leaves_no_thread_behind(tmp_path: Path) -> None:
+def test_close_ends_all_threads(tmp_path: Path) -> None:
     def part(world: Forked) -> None:
-        before = tasks()
+        before = count_threads()
         world.close()
-        # The pulse and its listener; the kernel removes them a moment after they were joined.
-        assert until(lambda: tasks() == before - 2, PATIENCE)
+        # The pulse and its listener; the kernel removes them shortly after they were joined.
+        assert until(lambda: count_threads() == before - 2, PATIENCE)
         assert threading.active_count() == 1
         assert not world.heartbeat.kept
-        world.heartbeat.tell("compute", 0)  # of no effect, and no error
+        world.heartbeat.tell("compute", 0)  # has no effect and raises no error
         world.heartbeat.waited()
         os._exit(0)
 
     with job(tmp_path, Case(2, part, LIMITS)) as ended:
-        all_well(ended)
+        assert_succeeds(ended)

@@ -1,4 +1,4 @@
-"""A launcher that does not end with its job is ended; nothing that is not of one job is touched."""
+"""The common end of ranks and launchers, with scripts as launchers."""
 
 import os
 import select
@@ -20,12 +20,13 @@ ROOT = str(Path(__file__).parents[3])
 MARK = "PIPEPAR_TEST_MARK"
 PATIENCE = 30.0
 
-# Like mpirun it has a rank, and a process that leads to another host.
+# Like mpirun, it starts a rank, whose output it reads to the end, and an agent, which would be the
+# ssh to another host.
 LAUNCHER = """#!{python}
 import signal, subprocess, sys, time
 agent = subprocess.Popen(["sleep", "600"])
 signal.signal(signal.SIGTERM, signal.{terminated})
-subprocess.run([sys.executable, "-c", '''{rank}'''], check=True)
+subprocess.check_output([sys.executable, "-c", '''{rank}'''])
 print(agent.pid, flush=True)
 {then}
 """
@@ -40,7 +41,7 @@ STAY = "time.sleep(600)"
 
 
 class Launched:
-    """A launcher whose rank has come to the end of the job."""
+    """A launcher whose rank has ended the job."""
 
     def __init__(
         self, folder: Path, name: str, terminated: str = "SIG_DFL", then: str = STAY, **env: str
@@ -56,11 +57,11 @@ class Launched:
         self.agent = int(self.process.stdout.readline())
 
     def others(self) -> set[int]:
-        """Its processes that are neither itself nor what it has started."""
+        """Return its processes except the launcher and the agent."""
         return self.all() - {self.process.pid, self.agent}
 
     def all(self) -> set[int]:
-        """Its processes."""
+        """Return its processes."""
         found = set()
         for process in filter(str.isdigit, os.listdir("/proc")):
             with suppress(OSError):
@@ -69,7 +70,7 @@ class Launched:
         return found
 
     def wait(self) -> int:
-        """Its exit status, once nobody holds what it prints to and nobody watches it any more."""
+        """Wait until its output is closed and its other processes have ended; return its status."""
         self.process.communicate(timeout=PATIENCE)
         deadline = time.monotonic() + PATIENCE
         while self.others() and time.monotonic() < deadline:
@@ -93,19 +94,19 @@ def launched(folder: Path, name: str, **words: str) -> Iterator[Launched]:
     ("name", "terminated", "status"),
     [("prterun", "SIG_IGN", signal.SIGKILL), ("hydra_pmi_proxy", "SIG_DFL", signal.SIGTERM)],
 )
-def test_a_launcher_that_hangs_is_ended(
+def test_a_hanging_launcher_is_ended(
     name: str, terminated: str, status: int, tmp_path: Path
 ) -> None:
     with launched(tmp_path, name, terminated=terminated) as job:
         assert len(job.others()) == 1
         assert job.wait() == -status
-        assert not job.all()  # its agent is none that anybody would end otherwise
+        assert not job.all()  # the agent was ended, too
 
 
-def test_a_launcher_that_ends_is_left_alone(tmp_path: Path) -> None:
+def test_a_launcher_that_ends_by_itself_keeps_its_status(tmp_path: Path) -> None:
     with launched(tmp_path, "prted", then="sys.exit(3)") as job:
         job.process.wait(PATIENCE)
-        os.kill(job.agent, signal.SIGKILL)  # which is still there
+        os.kill(job.agent, signal.SIGKILL)  # it would keep the output open
         assert job.wait() == 3
 
 
@@ -113,13 +114,13 @@ def test_a_launcher_that_ends_is_left_alone(tmp_path: Path) -> None:
     ("name", "namespace"),
     [("slurmstepd", "slurm.pmix.7.0"), ("wrapper.sh", ""), ("prted", "prte-here-7@3")],
 )
-def test_what_is_not_of_one_job_is_left_alone(name: str, namespace: str, tmp_path: Path) -> None:
+def test_other_parents_are_not_ended(name: str, namespace: str, tmp_path: Path) -> None:
     with launched(tmp_path, name, PMIX_NAMESPACE=namespace) as job:
         assert not job.others()
 
 
-# A rank that shares memory as Open MPI's do, and has other files mapped besides. Where its launcher
-# hangs, it ends before that one.
+# A rank that maps files of shared memory of Open MPI, and other files. It ends before a launcher
+# that hangs.
 SHARING = """
 import mmap, os, sys, time
 from pathlib import Path
@@ -146,7 +147,7 @@ time.sleep(600)
 
 @pytest.fixture
 def shared() -> Iterator[list[Path]]:
-    """Files of this test alone: those that the launcher would remove, and others."""
+    """Return paths of this test: two that a launcher would remove, and two others."""
     mark = f"pipepar-test-{os.getpid()}"
     names = [f"sm_segment.{mark}.0", f"vader_segment.{mark}.0", f"{mark}.sm_segment.0", mark]
     paths = [Path("/dev/shm", name) for name in names]
@@ -155,12 +156,12 @@ def shared() -> Iterator[list[Path]]:
         path.unlink(missing_ok=True)
 
 
-def left(paths: list[Path]) -> list[bool]:
+def exist(paths: list[Path]) -> list[bool]:
     return [path.exists() for path in paths]
 
 
 @pytest.mark.parametrize("ends", ["hangs", "is killed"])
-def test_memory_that_a_launcher_does_not_remove_is_removed(
+def test_shared_memory_of_a_killed_launcher_is_removed(
     ends: str, shared: list[Path], tmp_path: Path
 ) -> None:
     launcher = tmp_path / "prterun"
@@ -171,23 +172,23 @@ def test_memory_that_a_launcher_does_not_remove_is_removed(
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE) as process:
         assert process.stdout
         rank = int(process.stdout.readline())
-        assert left(shared) == [True] * 4
+        assert exist(shared) == [True] * 4
         if ends == "is killed":
             handle = os.pidfd_open(rank)
             process.kill()
             assert select.select([handle], [], [], PATIENCE)[0], "the rank outlives its launcher"
             os.close(handle)
-        else:  # it is asked to end, does not, and is killed
+        else:  # the launcher ignores SIGTERM and is killed
             assert process.wait(PATIENCE) == -signal.SIGKILL
     deadline = time.monotonic() + PATIENCE
-    while any(left(shared[:2])) and time.monotonic() < deadline:
+    while any(exist(shared[:2])) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert left(shared) == [False, False, True, True]
+    assert exist(shared) == [False, False, True, True]
 
 
-def test_a_rank_whose_launcher_has_ended_before_ends_at_once(shared: list[Path]) -> None:
-    """The kernel tells only of an end that is yet to come."""
-    command = [sys.executable, "-c", SHARING, "was faster", "another", *map(str, shared)]
+def test_a_rank_whose_launcher_has_already_ended_ends_at_once(shared: list[Path]) -> None:
+    """The kernel sends no signal for a parent that has ended before."""
+    command = [sys.executable, "-c", SHARING, "stays", "another", *map(str, shared)]
     ended = subprocess.run(command, env=environment({"PYTHONPATH": ROOT}), timeout=PATIENCE)
     assert ended.returncode == -signal.SIGKILL
-    assert left(shared) == [False, False, True, True]
+    assert exist(shared) == [False, False, True, True]

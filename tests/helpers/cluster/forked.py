@@ -1,7 +1,6 @@
-"""Ranks that are forks of this process: they beat as a job's do, but need no MPI and no launcher.
+"""Ranks that are forks of this process: they exchange heartbeats without MPI and a launcher.
 
-What they tell one another in the beginning goes by files. As a launcher does, `Job.wait` ends the
-others when one ends the job.
+Collective calls exchange files. `Job.wait` waits until a rank aborts the job, as a launcher does.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from pipepar.comm.world import World
 from pipepar.supervision.watchdog import keep_watch
 
 Part: TypeAlias = Callable[["Forked"], None]
-"""What a rank does once all watch over one another."""
+"""The function of a rank, called when all watchdogs are running."""
 
-_LOOK_SECONDS = 0.002
+_POLL_SECONDS = 0.002
 
 
 class Forked(Group):
-    """In the place of `World`, as far as the watchdog needs one."""
+    """The part of `World` that the watchdog uses."""
 
     def __init__(self, rank: int, size: int, folder: Path) -> None:
         self.rank = rank
@@ -39,17 +38,17 @@ class Forked(Group):
         self.hosts = [self.host] * size
         self.heartbeat = Heartbeat()
         self._folder = folder
-        self._meetings = itertools.count()
+        self._calls = itertools.count()
 
     def all_gather(self, text: str) -> list[str]:
-        meeting = next(self._meetings)
-        paths = [self._folder / f"meeting-{meeting}-{rank}" for rank in range(self.size)]
+        call = next(self._calls)
+        paths = [self._folder / f"all-gather-{call}-{rank}" for rank in range(self.size)]
         hidden = paths[self.rank].with_suffix(".part")
         hidden.write_text(text)
         hidden.rename(paths[self.rank])
         with self.heartbeat.waiting():
             while not all(path.exists() for path in paths):
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
         return [path.read_text() for path in paths]
 
     def broadcast(self, text: str) -> str:
@@ -65,47 +64,47 @@ class Forked(Group):
         os._exit(1)
 
     def mark(self, name: str) -> None:
-        """Tell the test that this rank has come so far."""
+        """Write the time at which this rank has reached a point, for the test."""
         (self._folder / f"{name}-{self.rank}").write_text(f"{time.monotonic()}")
 
     def close(self) -> None:
-        """As a world is closed."""
+        """Do what `World.close` does with the heartbeat."""
         self.all_gather("")
         self.heartbeat.close()
 
 
 class Job:
-    """Ranks that were started; see `jobs`."""
+    """The processes of a job; see `jobs`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes: list[int] = []
         self.status: dict[int, int] = {}
-        """By rank, as `os.waitstatus_to_exitcode` tells it, of those that have ended."""
+        """The exit codes of the ranks that have ended, as of `os.waitstatus_to_exitcode`."""
 
-    def said(self, rank: int) -> str:
-        """What a rank has written to its standard error."""
-        return (self.folder / f"said-{rank}").read_text(errors="replace")
+    def stderr(self, rank: int) -> str:
+        """Return what a rank has written to its standard error."""
+        return (self.folder / f"stderr-{rank}").read_text(errors="replace")
 
-    def tellers(self) -> list[int]:
-        """Ranks that told the user of the end."""
-        return [k for k in range(len(self.processes)) if "### pipepar" in self.said(k)]
+    def reporters(self) -> list[int]:
+        """Return the ranks that have printed a final report."""
+        return [k for k in range(len(self.processes)) if "### pipepar" in self.stderr(k)]
 
     def stacks(self) -> str:
-        """What all ranks wrote."""
+        """Return the stacks that all ranks have written."""
         return "".join(path.read_text() for path in sorted(self.folder.glob("pipepar-stacks-*")))
 
     def seconds_from(self, name: str, rank: int) -> float:
-        """How long ago a rank came as far as `Forked.mark` says; it waits for that."""
+        """Wait until a rank has called `Forked.mark`; return the seconds since then."""
         path = self.folder / f"{name}-{rank}"
         while not path.exists() or not (text := path.read_text()):
-            assert rank not in self.status, f"rank {rank} has ended: {self.said(rank)}"
-            self.look()
-            time.sleep(_LOOK_SECONDS)
+            assert rank not in self.status, f"rank {rank} has ended: {self.stderr(rank)}"
+            self.poll()
+            time.sleep(_POLL_SECONDS)
         return time.monotonic() - float(text)
 
-    def look(self) -> None:
-        """See which ranks have ended."""
+    def poll(self) -> None:
+        """Note the exit codes of the ranks that have ended."""
         for rank, process in enumerate(self.processes):
             if rank not in self.status:
                 ended, status = os.waitpid(process, os.WNOHANG)
@@ -113,20 +112,20 @@ class Job:
                     self.status[rank] = os.waitstatus_to_exitcode(status)
 
     def wait(self, seconds: float) -> None:
-        """Wait until a rank ends the job, or all have ended."""
+        """Wait until a rank aborts the job, or all ranks have ended."""
         self._until(lambda: 1 in self.status.values(), seconds)
 
     def wait_for(self, ranks: Iterable[int], seconds: float) -> None:
-        """Wait until these have ended."""
+        """Wait until these ranks have ended."""
         self._until(lambda: set(ranks) <= set(self.status), seconds)
 
-    def _until(self, come: Callable[[], bool], seconds: float) -> None:
+    def _until(self, condition: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while not come() and len(self.status) < len(self.processes):
-            said = {rank: self.said(rank) for rank in range(len(self.processes))}
-            assert time.monotonic() < deadline, f"ended: {self.status}, said: {said}"
-            time.sleep(_LOOK_SECONDS)
-            self.look()
+        while not condition() and len(self.status) < len(self.processes):
+            printed = {rank: self.stderr(rank) for rank in range(len(self.processes))}
+            assert time.monotonic() < deadline, f"ended: {self.status}, printed: {printed}"
+            time.sleep(_POLL_SECONDS)
+            self.poll()
 
     def kill(self) -> None:
         for rank, process in enumerate(self.processes):
@@ -141,18 +140,22 @@ class Case:
     """A job of several ranks."""
 
     size: int
-    """How many."""
+    """The number of ranks."""
     part: Part
-    """What each does; then it waits for the others, and ends."""
+    """The function of each rank; afterwards the rank waits for the others, and ends."""
     limits: Mapping[str, float]
-    """By the middle of the variable's name, such as SILENCE, in seconds."""
+    """Timeouts in seconds, by the middle of the variable's name, such as SILENCE."""
     complete: Callable[[str], str] = lambda block: block
     """See `keep_watch`."""
 
 
 @contextmanager
 def jobs(folder: Path, cases: Mapping[str, Case]) -> Iterator[dict[str, Job]]:
-    """Jobs that run at the same time, a folder for each; they are gone when the body is over."""
+    """Start jobs, each in its own folder; kill those that still run after the body.
+
+    Yields:
+        The jobs by name.
+    """
     started: dict[str, Job] = {}
     try:
         for name, case in cases.items():
@@ -166,7 +169,7 @@ def jobs(folder: Path, cases: Mapping[str, Case]) -> Iterator[dict[str, Job]]:
 
 @contextmanager
 def job(folder: Path, case: Case) -> Iterator[Job]:
-    """A job by itself; see `jobs`."""
+    """Start one job; see `jobs`."""
     with jobs(folder, {"job": case}) as started:
         yield started["job"]
 
@@ -174,17 +177,17 @@ def job(folder: Path, case: Case) -> Iterator[Job]:
 def _start(started: Job, case: Case) -> None:
     started.folder.mkdir()
     for rank in range(case.size):
-        (started.folder / f"said-{rank}").touch()
+        (started.folder / f"stderr-{rank}").touch()
         process = os.fork()
         if process == 0:
-            _be(Forked(rank, case.size, started.folder), started.folder, case)
+            _run_rank(Forked(rank, case.size, started.folder), started.folder, case)
         started.processes.append(process)
 
 
-def _be(world: Forked, folder: Path, case: Case) -> NoReturn:
+def _run_rank(world: Forked, folder: Path, case: Case) -> NoReturn:
     status = 70
     try:
-        os.dup2(os.open(folder / f"said-{world.rank}", os.O_WRONLY | os.O_APPEND), 2)
+        os.dup2(os.open(folder / f"stderr-{world.rank}", os.O_WRONLY | os.O_APPEND), 2)
         os.chdir(folder)
         for name, seconds in case.limits.items():
             os.environ[f"PIPEPAR_{name}_SECONDS"] = str(seconds)

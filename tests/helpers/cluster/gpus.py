@@ -1,4 +1,4 @@
-"""Where ranks go among this machine's GPUs: one each if they suffice, else several on one."""
+"""Placement of ranks on the GPUs of one host: one rank per GPU, or several if there are too few."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipepar.errors import WireError
 from pipepar.host.devices import SHARING
 
 _SHARES: Final[Version] = (2, 30, 3)
-# Where ranks share a GPU, waiting kernels of one keep others off it: few blocks each.
+# For ranks that share a GPU: few blocks for each, since waiting kernels of a rank block others.
 _SHARED: Final[Mapping[str, str]] = {
     SHARING: "1",
     "NCCL_NVLS_ENABLE": "0",
@@ -24,21 +24,21 @@ NO_GPU: Final = "torch sees no CUDA device"
 
 
 class NoPlace(Exception):
-    """That many ranks have no place on this machine's GPUs; says why."""
+    """The ranks cannot be placed on the GPUs of this host; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
-    """What this process sees."""
+    """The GPUs and the NCCL of this process."""
 
     count: int
-    """GPUs."""
+    """The number of GPUs."""
     nccl: Version | None
-    """What the libnccl in the process says of itself; None where there is none."""
+    """The version of the loaded libnccl; None if there is none."""
 
     @staticmethod
     def seen() -> Gpus:
-        """Look; starts CUDA on none of them."""
+        """Return those of this process; does not start CUDA."""
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         try:
             return Gpus(count, Nccl.load().version)
@@ -48,25 +48,25 @@ class Gpus:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How ranks are placed on one machine."""
+    """A placement of ranks on the GPUs of one host."""
 
     words: str
-    """For a reader of figures."""
+    """A description for the output of benchmarks."""
     shared: bool
-    """Whether several ranks are on one GPU."""
+    """Whether several ranks share a GPU."""
     env: Mapping[str, str]
-    """What their environment needs for it."""
+    """The environment variables that the ranks need."""
 
 
 def place(ranks: int, gpus: Gpus) -> Placement:
-    """Choose.
+    """Return a placement of ranks on GPUs.
 
     Args:
-        ranks: how many, all of which compute on a GPU.
-        gpus: what there is.
+        ranks: the number of ranks, all of which compute on a GPU.
+        gpus: the GPUs of this host.
 
     Raises:
-        NoPlace: there is no GPU, or too few and a NCCL that lets nobody share one.
+        NoPlace: there is no GPU, or there are too few and NCCL does not support sharing.
     """
     if gpus.count == 0:
         raise NoPlace(NO_GPU)

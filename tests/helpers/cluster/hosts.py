@@ -1,7 +1,7 @@
-"""Hosts on one machine: network namespaces, joined by a switch over links of a chosen shape.
+"""Simulated hosts: network namespaces on one host, connected by a switch over shaped links.
 
-Each has an address, a host name and an interface of its own and nothing but its link to the switch;
-the machine's own network is not touched. Needs root, and Linux's `ip` and `tc`.
+Each has its own address, host name and network interface, which leads only to the switch. The
+network of the real host does not change. Requires root, and `ip` and `tc` of Linux.
 """
 
 from __future__ import annotations
@@ -23,60 +23,60 @@ from typing import Final
 from tests.helpers.cluster.mpirun import mpirun
 
 INTERFACE: Final = "eth0"
-"""The link's end on each host."""
+"""The network interface of each host."""
 _PREFIX: Final = "pipepar-host"
 _SWITCH: Final = "switch"
 
 
 class HostsError(RuntimeError):
-    """Hosts cannot be had here; the message says what is missing."""
+    """Hosts cannot be created; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """Hosts that are up."""
+    """Running hosts."""
 
     names: Sequence[str]
-    """Their namespaces, which are their host names too."""
+    """Their namespaces, which are also their host names."""
     addresses: Sequence[str]
-    """Theirs on the switch."""
+    """Their IP addresses."""
     agent: Path
-    """What mpirun starts its daemons with, instead of ssh."""
+    """The script by which mpirun starts its daemons, instead of ssh."""
 
     def mpirun(self, command: Sequence[str], ranks: Sequence[int] = ()) -> list[str]:
-        """The command that starts ranks of a command on each host, over TCP.
+        """Return the command that starts ranks on all hosts, with MPI over TCP.
 
         Args:
-            command: of one rank.
-            ranks: how many on each host; one if left out.
+            command: the command of each rank.
+            ranks: the number of ranks on each host; one each if empty.
         """
         counts = ranks or [1] * len(self.names)
         counted = zip(self.addresses, counts, strict=True)
         places = ",".join(f"{address}:{count}" for address, count in counted)
-        # In mpirun's own words, not its defaults: no shared memory, and only this one link.
+        # Without shared memory, and over this interface only.
         options = ["--prtemca", "plm_ssh_agent", str(self.agent), "--host", places]
         options += ["--mca", "pml", "ob1", "--mca", "btl", "self,tcp"]
         options += ["--mca", "btl_tcp_if_include", INTERFACE, "-x", "PATH"]
         return self.on(0, [*mpirun(sum(counts), *options), *command])
 
     def on(self, host: int, command: Sequence[str]) -> list[str]:
-        """The command that runs a command on one host, its Python first on PATH."""
+        """Return the command that runs a command on one host, with this Python first on PATH."""
         name = self.names[host]
         path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
         script = f'{_moved_in(self.agent.parent, name)}; exec "$@"'
-        # What a rank leaves in its session's folder goes with the hosts.
+        # Session files that ranks leave behind are removed with the hosts.
         places = [f"PATH={path}", f"TMPDIR={self.agent.parent}"]
         shell = ["sh", "-c", script, "sh", "env", *places, *command]
         return ["ip", "netns", "exec", name, "unshare", "--uts", *shell]
 
     def dropped(self) -> int:
-        """How many packets the links have lost so far."""
+        """Return the number of packets that the links have dropped so far."""
         shown = [_call("tc", "-n", name, "-s", "-j", "qdisc", "show") for name in self.names]
         return sum(qdisc.get("drops", 0) for text in shown for qdisc in json.loads(text))
 
 
 def obstacle() -> str | None:
-    """Why hosts cannot be had here, else None."""
+    """Return why hosts cannot be created, or None if they can."""
     if os.geteuid() != 0:
         return "network namespaces need root: run this as root"
     missing = [tool for tool in ("ip", "tc", "unshare") if shutil.which(tool) is None]
@@ -86,28 +86,31 @@ def obstacle() -> str | None:
 
 
 def two_hosts(mbit: int) -> contextlib.AbstractContextManager[Hosts]:
-    """Two `hosts` joined by a link of that speed, Mbit/s, each way."""
+    """Start two `hosts` connected by a link with a speed in Mbit/s in each direction."""
     return hosts([f"tbf rate {mbit}mbit burst 512kb latency 50ms"] * 2)
 
 
 def set_link(host: str, state: str) -> None:
-    """Have a host's end of the link "up" or "down"."""
+    """Set the network interface of a host "up" or "down"."""
     _call("ip", "-n", host, "link", "set", INTERFACE, state)
 
 
 @contextlib.contextmanager
 def hosts(shapes: Sequence[str]) -> Iterator[Hosts]:
-    """Hosts joined by a switch; gone again afterwards, with all that still runs there.
+    """Start hosts connected by a switch; remove them and their processes after the body.
 
-    A signal must end the process by an exception for that, see `signals_unwind` of the benchmarks.
-    What a killed run left behind is removed by the next.
+    For that, signals must raise exceptions, as in `signals_unwind` of the benchmarks. The next call
+    removes the hosts of a killed process.
 
     Args:
-        shapes: for each host, the queueing discipline of what it sends, in tc's words; empty for a
-            link as fast as the machine.
+        shapes: for each host, the queueing discipline of its output, in the syntax of tc; empty
+            for an unlimited link.
+
+    Yields:
+        The running hosts.
 
     Raises:
-        HostsError: not root, a tool is missing, or the kernel refuses.
+        HostsError: the user is not root, a tool is missing, or the kernel refuses.
     """
     reason = obstacle()
     if reason:
@@ -148,15 +151,15 @@ def _add(name: str, address: str, switch: str) -> None:
 
 
 def _moved_in(folder: Path, name: str) -> str:
-    """What a shell does first on a host; `ip netns exec` gave it mounts of its own."""
+    """Return the shell commands that set up a process on a host; its mounts are private."""
     return f"hostname {name} && mount --bind {folder}/hosts /etc/hosts"
 
 
 def _write_agent(agent: Path, names: dict[str, str]) -> None:
-    """A stand-in for ssh: agent ADDRESS COMMAND... runs the command on the host of the address."""
+    """Write a replacement of ssh: agent ADDRESS COMMAND... runs the command on that host."""
     begin = _moved_in(agent.parent, "$name")
     cases = "\n".join(f"{address}) name={name} ;;" for address, name in names.items())
-    # mpirun puts options before the address as it would for ssh; the rest is for a shell.
+    # As for ssh, mpirun puts options before the address, and a shell command after it.
     agent.write_text(
         "#!/bin/sh\n"
         'while [ "${1#-}" != "$1" ]; do shift; done\n'
@@ -180,7 +183,7 @@ def _remove_stale() -> None:
 
 
 def _remove(name: str) -> None:
-    """End what still runs on a host, which can only be ours, and remove it, if it exists."""
+    """End the processes of a host and remove it, if it exists."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         found = subprocess.run(
             ["ip", "netns", "pids", name], check=False, capture_output=True, text=True

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Install Debian's Slurm for the tests, where that disturbs nobody: as root, in a container or
-# another machine without a running systemd, which would start the packages' daemons.
+# Install Debian's Slurm for the tests. Requires root, and a container or host without a running
+# systemd, which would start the daemons of the packages.
 set -euo pipefail
 packages=(slurmctld slurmd slurm-client munge libpmix-dev)
 
@@ -17,5 +17,5 @@ install() {
     timeout 90 apt-get -qq -y --no-install-recommends -o DPkg::Lock::Timeout=60 \
         install "${packages[@]}" >/dev/null
 }
-# The list of packages is often missing in a container, or too old.
+# In a container the list of packages is often missing or too old.
 install 2>/dev/null || { timeout 60 apt-get -qq update && install; } || refuse "apt-get failed"

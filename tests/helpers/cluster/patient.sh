@@ -1,6 +1,6 @@
 #!/bin/bash
-# Stands in for pipepar where a launch script is tested: it works until USR1 stops it, with status 75,
-# and has nothing left to do when it is resumed.
+# Takes the place of pipepar in tests of launch scripts: it runs until SIGUSR1 stops it with status
+# 75, and exits with status 0 when it is resumed.
 echo "given:$(printf ' [%s]' "$@")"
 case " $* " in *" --resume "*) exit 0 ;; esac
 trap 'exit 75' USR1

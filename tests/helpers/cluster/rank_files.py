@@ -1,4 +1,4 @@
-"""Runs test files on several ranks, all of them under one mpirun."""
+"""Runs test files whose tests need several ranks, all of them under one mpirun."""
 
 import re
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.helpers.cluster.mpirun import Finished, finish, mpirun, start
 
 NOTHING = 5
-"""Exit status of pytest if no test was selected."""
+"""The exit status of pytest if no test is selected."""
 
 
 def run_files(
@@ -21,33 +21,32 @@ def run_files(
 ) -> Finished:
     """Run test files under one mpirun, and return its status and output.
 
-    A hang ends after a timeout, with the stacks of every rank. With `-m mpi4py`, a rank that fails
-    ends the others, which would wait for it.
+    A hang ends with the stacks of all ranks. With `-m mpi4py`, a rank that fails ends the others,
+    which would otherwise wait for it.
 
     Args:
-        files: the test files; only tests that are marked `mpi` run.
+        files: the files, with tests marked `mpi`.
         ranks: the number of ranks.
-        tmp_path: each rank gets a temporary folder in it.
-        seconds: the time limit.
+        tmp_path: the folder for the temporary folder of each rank.
+        seconds: the time limit for all files.
         options: options of pytest, such as `-k` and `-m`.
-        env: further environment variables.
+        env: additional environment variables.
     """
-    # Captured output would be lost if a test ends the process.
+    # No capture: the captured output of a rank that aborts the job would be lost.
     usual = ["--only-mpi", "-x", "-v", "-rs", "--color=no", "--capture=no"]
     usual += ["-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={tmp_path}/rank"]
     usual += ["-o", f"faulthandler_timeout={seconds - 20}"]
     python = [sys.executable, "-m", "mpi4py", "-m", "pytest", *map(str, files), *usual, *options]
-    # mpirun tags each line with its rank.
+    # mpirun tags each line with the rank.
     return finish(start([*mpirun(ranks, "--output", "tag"), *python], env), seconds)
 
 
 def failures(
     files: Sequence[Path], ranks: int, tmp_path: Path, seconds: float, marks: str | None = None
 ) -> str:
-    """Run test files together, and return a report of the failures, empty if there are none.
+    """Run all files together; return a report of the failures, empty if there are none.
 
-    After a failure each file runs by itself, so the report has every file that fails, not only the
-    first.
+    After a failure each file is run alone, so that the report has all files that fail.
     """
     options = [] if marks is None else ["-m", marks]
     together = run_files(files, ranks, tmp_path, seconds, options)
@@ -63,5 +62,5 @@ def failures(
 
 
 def passed(ended: Finished) -> int:
-    """Return the number of tests that passed, on the rank where most did."""
+    """Return the number of passed tests, the maximum over the ranks."""
     return max(map(int, re.findall(r"(\d+) passed", ended.output)), default=0)

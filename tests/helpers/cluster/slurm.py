@@ -1,4 +1,4 @@
-"""A real Slurm for tests: two hosts on one machine, their daemons, and jobs on them."""
+"""A real Slurm for tests, with two simulated hosts."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tests.helpers.cluster import hosts
 from tests.helpers.cluster.mpirun import Finished, finish, start
 
 INSTALL: Final = "PIPEPAR_INSTALL_SLURM"
-"""At 1, Debian's packages are installed where they are missing and that disturbs nobody."""
+"""Variable that is 1 to install missing packages of Debian, if that is safe; see install.sh."""
 _ROOT: Final = Path(__file__).parents[3]
 _PROGRAMS: Final = ("munged", "slurmctld", "slurmd", "srun", "sbatch")
-# srun --mpi=pmix opens the name without a number, which only the -dev package has.
+# srun --mpi=pmix opens the library name without a version, which only the -dev package contains.
 _PMIX: Final = "usr/lib/*/pmix2/lib/libpmix.so"
 _OVER: Final = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A Slurm that is up, and one of its hosts to give orders on."""
+    """A running Slurm; its commands run on the first host."""
 
     hosts: hosts.Hosts
     folder: Path
@@ -36,25 +36,25 @@ class Cluster:
     def run(
         self, *command: object, seconds: float = 120, env: Mapping[str, str] | None = None
     ) -> Finished:
-        """Run a command on the first host to its end, bounded in time."""
+        """Run a command on the first host to its end, with a time limit."""
         words = self.hosts.on(0, [str(word) for word in command])
         place = {"SLURM_CONF": str(self.folder / "slurm.conf"), "COLUMNS": "200"}
         return finish(start(words, place | dict(env or {})), seconds)
 
     def sbatch(self, *words: object, env: Mapping[str, str] | None = None) -> str:
-        """Submit a job that works in the checkout and writes to job-ID.out; return its number."""
+        """Submit a job in the checkout, with output in job-ID.out; return its id."""
         output = f"--output={self.folder}/job-%j.out"
-        asked = self.run("sbatch", "--parsable", f"--chdir={_ROOT}", output, *words, env=env)
-        assert asked.status == 0, asked.output
-        return asked.output.split()[-1]
+        done = self.run("sbatch", "--parsable", f"--chdir={_ROOT}", output, *words, env=env)
+        assert done.status == 0, done.output
+        return done.output.split()[-1]
 
     def show(self, job: str) -> dict[str, str]:
-        """What Slurm says about a job."""
+        """Return the fields of a job, as of `scontrol show job`."""
         shown = self.run("scontrol", "--oneliner", "show", "job", job).output
         return dict(re.findall(r"(\w+)=(\S*)", shown))
 
     def wait(self, job: str, *states: str, seconds: float = 150) -> dict[str, str]:
-        """Wait until a job is in one of some states, else over, and return what Slurm says."""
+        """Wait until a job is in one of some states, by default a final one; return its fields."""
         end = time.monotonic() + seconds
         while (found := self.show(job)).get("JobState") not in (states or _OVER):
             assert time.monotonic() < end, f"{found}\n{self.output(job)}"
@@ -62,13 +62,13 @@ class Cluster:
         return found
 
     def output(self, job: str) -> str:
-        """What a job has written so far."""
+        """Return what a job has written so far."""
         path = self.folder / f"job-{job}.out"
         return path.read_text(errors="replace") if path.exists() else ""
 
 
 def obstacle() -> str | None:
-    """Why there can be no Slurm here, else None; installs the packages if that is wanted."""
+    """Return why Slurm cannot run, or None if it can; installs packages if `INSTALL` is set."""
     reason = hosts.obstacle()
     if reason is None and _missing() and os.environ.get(INSTALL) == "1":
         done = subprocess.run(
@@ -87,8 +87,8 @@ def obstacle() -> str | None:
 
 @contextlib.contextmanager
 def cluster() -> Iterator[Cluster]:
-    """A Slurm of two nodes; gone again afterwards, with its jobs."""
-    # Sockets lie below it, and their paths are bounded.
+    """Start a Slurm of two nodes; stop it and its jobs after the body."""
+    # A short path, since it contains sockets.
     with (
         tempfile.TemporaryDirectory(prefix="pp-", dir="/tmp") as folder,
         hosts.hosts(["", ""]) as up,
@@ -103,23 +103,23 @@ def cluster() -> Iterator[Cluster]:
             _call(up, 0, *script, "ready")
             yield Cluster(up, Path(folder))
         finally:
-            # In order where it can be; what is left ends with the hosts.
+            # Remaining processes are ended with the hosts.
             finish(start(up.on(0, [*script, "stop"])), 20)
 
 
 def _call(up: hosts.Hosts, host: int, *command: str) -> None:
-    # Daemons keep what they inherit: a pipe would stay open.
-    with tempfile.TemporaryFile("w+") as said:
+    # A file, since daemons would keep an inherited pipe open.
+    with tempfile.TemporaryFile("w+") as output:
         done = subprocess.run(
             up.on(host, command),
             check=False,
             stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
+            stdout=output,
+            stderr=output,
             timeout=60,
         )
-        said.seek(0)
-        assert done.returncode == 0, said.read()
+        output.seek(0)
+        assert done.returncode == 0, output.read()
 
 
 def _missing() -> list[str]:

@@ -1,15 +1,15 @@
 #!/bin/bash
-# A Slurm cluster of a test: daemons of Debian's packages as plain processes, without systemd,
-# cgroups or accounting. Every host it has is a network namespace that somebody else made.
+# A Slurm cluster for tests: daemons of Debian's packages as plain processes, without systemd,
+# cgroups or accounting. Its hosts are network namespaces that exist already.
 #
-#   cluster.sh DIR configure NAME=ADDRESS...   write the configuration; the first host controls
-#   cluster.sh DIR controller                  on the first host: start munged and slurmctld
-#   cluster.sh DIR node                        on every host: start slurmd
-#   cluster.sh DIR ready                       on the first host: wait until jobs can start
-#   cluster.sh DIR stop                        on the first host: end every job and daemon
+#   slurm.sh DIR configure NAME=ADDRESS...   write the configuration; the first host controls
+#   slurm.sh DIR controller                  on the first host: start munged and slurmctld
+#   slurm.sh DIR node                        on each host: start slurmd
+#   slurm.sh DIR ready                       on the first host: wait until jobs can start
+#   slurm.sh DIR stop                        on the first host: end all jobs and daemons
 #
-# DIR is absolute and short, since sockets lie below it; SLURM_CONF=DIR/slurm.conf leads srun,
-# sbatch and the others there.
+# DIR is an absolute path and short, since it contains sockets. Clients such as srun and sbatch need
+# SLURM_CONF=DIR/slurm.conf.
 set -euo pipefail
 dir=$1 verb=$2
 shift 2
@@ -23,11 +23,11 @@ SlurmctldHost=${controller%%=*}(${controller##*=})
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# A requeued job waits until its credentials have expired: 2 minutes, unless told otherwise.
+# A requeued job waits until its credentials have expired, by default for 2 minutes.
 AuthInfo=socket=$dir/munge.socket,cred_expire=5
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool.%n
-# PMIx puts a socket below it, under a name that every host would use.
+# PMIx creates a socket in it, with the same name on each host.
 TmpFS=$dir/tmp.%n
 SlurmctldPidFile=$dir/slurmctld.pid
 SlurmdPidFile=$dir/slurmd.%n.pid
@@ -53,7 +53,8 @@ END
         mkdir -p "$dir/spool.${place%%=*}" "$dir/tmp.${place%%=*}"
     done
     echo "PartitionName=main Nodes=$(IFS=,; echo "${names[*]}") Default=YES" >>"$SLURM_CONF"
-    # Even unused it is set up: v2 would want systemd, and autodetection a mounted tree.
+    # Slurm initializes cgroups even if they are not used: v2 requires systemd, and autodetection
+    # requires mounted cgroups.
     echo "CgroupPlugin=cgroup/v1" >"$dir/cgroup.conf"
     mkdir -p "$dir/state"
     (umask 077 && head -c 1024 /dev/urandom >"$dir/munge.key")
@@ -65,7 +66,7 @@ controller() {
     slurmctld -c
 }
 
-# sinfo calls nodes idle before they can be reached, so what counts is that a job has run.
+# sinfo reports nodes as idle before they can be reached, so run a job.
 ready() {
     local nodes
     nodes=$(grep -c ^NodeName= "$SLURM_CONF")

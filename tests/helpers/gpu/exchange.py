@@ -1,7 +1,7 @@
 """Micro-batches that go through slots, from a simulated GPU over a second one to a third.
 
-The hosts of all three are generators in one thread, which go on in a seeded order, so that whatever
-goes wrong goes wrong again.
+The three hosts are generators that take turns in one thread. The seeded order of turns makes
+failures reproducible.
 """
 
 from __future__ import annotations
@@ -18,28 +18,35 @@ from pipepar.comm.gpu import slots
 from pipepar.comm.gpu.cuda import Stream
 from tests.helpers.simulated.gpu import SimulatedGpu
 from tests.helpers.simulated.link import link
-from tests.helpers.simulated.scheduler import Policy, Scheduler, anyone, newest, oldest, starving
+from tests.helpers.simulated.scheduler import (
+    Policy,
+    Scheduler,
+    any_stream,
+    newest,
+    oldest,
+    starving,
+)
 
 Batch: TypeAlias = list[torch.Tensor]
 
-# Three GPUs compute on a stream each, and four ends of channels have one each.
-POLICIES: list[Policy] = [anyone, newest, oldest, *(starving(actor) for actor in range(7))]
+# There are seven streams: one for each of three GPUs, and one for each of four ends of channels.
+POLICIES: list[Policy] = [any_stream, newest, oldest, *(starving(actor) for actor in range(7))]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way for micro-batches to go from a GPU over a second one to a third."""
+    """The parameters of an exchange."""
 
     seed: int
     out_slots: int
     in_slots: int
     ahead: int
-    """Slots that are posted before the first is taken."""
+    """The number of slots that are posted before the first is taken."""
     eagerness: float
     eager: int
-    """Bytes of which the link holds a copy."""
+    """See `link`."""
     staged: bool = False
-    """Whether they go through pinned memory instead of over a link."""
+    """Whether to transfer through pinned memory instead of over a link."""
 
     @property
     def policy(self) -> Policy:
@@ -47,7 +54,7 @@ class Case:
 
 
 def case(seed: int) -> Case:
-    """Any case."""
+    """Return a random case."""
     random = Random(seed)
     in_slots = random.choice([1, 2, 3])
     return Case(
@@ -61,7 +68,7 @@ def case(seed: int) -> Case:
 
 
 class Linked:
-    """Moves slots over a link."""
+    """Transfers slots over a link."""
 
     def __init__(self, a: SimulatedGpu, b: SimulatedGpu, eager: int) -> None:
         self._left, self._right = link(a, b, eager)
@@ -77,7 +84,7 @@ class Linked:
 
 
 class Staged:
-    """Moves slots through the hosts' pinned memory."""
+    """Transfers slots through the pinned memory of the hosts."""
 
     def __init__(self, a: SimulatedGpu, b: SimulatedGpu) -> None:
         self._a, self._b = a, b
@@ -101,7 +108,7 @@ class Staged:
 
 
 def batches(random: Random, count: int = 7) -> list[Batch]:
-    """Micro-batches of several tensors, ragged, some of them 0-d or empty."""
+    """Return micro-batches of several tensors of different sizes, some of them 0-d or empty."""
     shapes = [(), (0, 3), (5,), (3, 7), (40, 9), (31, 33)]
     dtypes = [torch.float32, torch.int64, torch.bfloat16, torch.bool]
     return [
@@ -114,11 +121,11 @@ def batches(random: Random, count: int = 7) -> list[Batch]:
 
 
 def begins(batch: Batch) -> list[int]:
-    """Where in a slot each tensor begins, and where the last one ends."""
-    places = [0]
+    """Return the offset of each tensor in a slot, and the end of the last one."""
+    offsets = [0]
     for value in batch:
-        places.append(places[-1] + -(-value.nbytes // 16) * 16)
-    return places
+        offsets.append(offsets[-1] + -(-value.nbytes // 16) * 16)
+    return offsets
 
 
 def laid_out(memory: torch.Tensor, batch: Batch) -> Batch:
@@ -128,16 +135,16 @@ def laid_out(memory: torch.Tensor, batch: Batch) -> Batch:
     ]
 
 
-def made(gpu: SimulatedGpu, values: Batch, batch: Batch) -> Batch:
-    """What a stage computes from a micro-batch: the same values, in other memory."""
-    results = [gpu.empty(v.nbytes).view(v.dtype).view(v.shape) for v in batch]
+def copied(gpu: SimulatedGpu, values: Batch) -> Batch:
+    """Return the results of a stage: copies of the values, made by kernels."""
+    results = [gpu.empty(v.nbytes).view(v.dtype).view(v.shape) for v in values]
     for old, new in zip(values, results, strict=True):
         gpu.launch(gpu.compute, lambda old, new: new.copy_(old), [old], [new], "compute")
     return results
 
 
 def disturb(gpu: SimulatedGpu, random: Random) -> None:
-    """Compute something else, in memory that is let go of at once."""
+    """Launch other kernels, in memory that is freed at once."""
     for _ in range(random.randrange(3)):
         scratch = gpu.empty(random.choice([64, 700, 5000]))
         gpu.launch(
@@ -148,6 +155,7 @@ def disturb(gpu: SimulatedGpu, random: Random) -> None:
 def produce(
     gpu: SimulatedGpu, outbox: Any, wire: Linked | Staged, sent: list[Batch]
 ) -> Iterator[None]:
+    """Compute and send micro-batches, one in each turn."""
     random = Random(len(sent))
     for batch in sent:
         disturb(gpu, random)
@@ -166,7 +174,11 @@ def produce(
 def arrive(
     gpu: SimulatedGpu, inbox: Any, wire: Linked | Staged, sent: list[Batch], ahead: int
 ) -> Iterator[Batch | None]:
-    """Yields each micro-batch, to be used before the next; None while there is none."""
+    """Receive micro-batches.
+
+    Yields:
+        A micro-batch, valid until the next one; None in a turn without one.
+    """
     posted = 0
     for index, batch in enumerate(sent):
         while posted < min(index + ahead, len(sent)):
@@ -181,14 +193,14 @@ def arrive(
 
 
 def relay(
-    gpu: SimulatedGpu, outbox: Any, wire: Linked | Staged, coming: Iterator[Batch | None]
+    gpu: SimulatedGpu, outbox: Any, wire: Linked | Staged, arriving: Iterator[Batch | None]
 ) -> Iterator[None]:
-    """A stage in the middle; every other micro-batch it passes on as it came."""
+    """Run a middle stage, which copies every second micro-batch and forwards the others."""
     count = 0
-    for values in coming:
+    for values in arriving:
         if values is not None:
             count += 1
-            results = made(gpu, values, values) if count % 2 else values
+            results = copied(gpu, values) if count % 2 else values
             parts = list(zip(begins(results), results, strict=False))
             outbox.leave(parts, begins(results)[-1], wire.out)
             del results, parts
@@ -197,22 +209,31 @@ def relay(
 
 
 def consume(
-    gpu: SimulatedGpu, coming: Iterator[Batch | None], found: list[Batch]
+    gpu: SimulatedGpu, arriving: Iterator[Batch | None], found: list[Batch]
 ) -> Iterator[None]:
-    for values in coming:
+    """Append the received micro-batches to `found`, by a kernel."""
+    for values in arriving:
         if values is not None:
             gpu.launch(
                 gpu.compute,
                 lambda *values: found.append([value.clone() for value in values]),
                 reads=values,
-                label="look",
+                label="store result",
             )
         del values
         yield
 
 
 def exchange(case: Case, ends: Any = slots) -> tuple[list[Batch], list[Batch], Scheduler]:
-    """Micro-batches from a GPU over a second one to a third; what was sent, and what was found."""
+    """Send micro-batches from a GPU over a second one to a third.
+
+    Args:
+        case: the parameters.
+        ends: a module with `Outbox` and `Inbox`.
+
+    Returns:
+        The micro-batches sent, those received, and the scheduler.
+    """
     random = Random(case.seed)
     torch.manual_seed(case.seed)
     scheduler = Scheduler(case.seed, case.policy, case.eagerness)

@@ -1,5 +1,5 @@
-// NCCL's functions without NCCL: they note how they were called, and answer as they are told.
-// Compiled behind nccl.h, this also proves that they are declared as NCCL's own.
+// A fake NCCL: its functions record their calls and return the results that a test sets.
+// Compiled after nccl.h, this also checks that they are declared as in NCCL.
 
 #include <atomic>
 #include <cstdarg>
@@ -24,16 +24,16 @@ typedef struct {
 
 extern "C" {
 
-// What the test sets ...
+// Set by the test.
 char failing[64];             // the function that fails,
 int failure;                  // and its result
-char stuck[64];               // the function that does not come back before ncclCommAbort
-int trouble;                  // what ncclCommGetAsyncError finds
-char warning[128];            // what ncclGetLastError tells
-// ... and what it reads.
-char calls[4096];             // one line a call, with its arguments
+char blocking[64];            // the function that blocks until ncclCommAbort
+int async_error;              // the result of ncclCommGetAsyncError
+char warning[128];            // the result of ncclGetLastError
+// Read by the test.
+char calls[4096];             // one line for each call, with its arguments
 char joined[128];             // the id of the last communicator
-std::atomic<int> waiting;     // `stuck` has been entered
+std::atomic<int> blocked;     // `blocking` was called
 
 static std::atomic<int> aborted;
 
@@ -44,10 +44,10 @@ static ncclResult_t called(const char* function, const char* format = "", ...) {
     vsnprintf(line, sizeof line, format, arguments);
     va_end(arguments);
     strcat(strcat(strcat(calls, function), line), "\n");
-    if (!strcmp(function, stuck)) {
-        waiting = 1;
-        for (int look = 0; !aborted; ++look) {
-            if (look == 10000) return ncclInternalError;  // ten seconds: nobody could
+    if (!strcmp(function, blocking)) {
+        blocked = 1;
+        for (int round = 0; !aborted; ++round) {
+            if (round == 10000) return ncclInternalError;  // no thread has aborted for ten seconds
             usleep(1000);
         }
     }
@@ -90,7 +90,7 @@ ncclResult_t ncclCommAbort(ncclComm_t comm) {
 }
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* found) {
-    *found = static_cast<ncclResult_t>(trouble);
+    *found = static_cast<ncclResult_t>(async_error);
     return called("ncclCommGetAsyncError", " %p", static_cast<void*>(comm));
 }
 
@@ -111,9 +111,9 @@ ncclResult_t ncclGroupStart() { return called("ncclGroupStart"); }
 ncclResult_t ncclGroupEnd() { return called("ncclGroupEnd"); }
 
 const char* ncclGetErrorString(ncclResult_t result) {
-    static char words[32];
-    snprintf(words, sizeof words, "words for %d", static_cast<int>(result));
-    return words;
+    static char text[32];
+    snprintf(text, sizeof text, "text of %d", static_cast<int>(result));
+    return text;
 }
 
 const char* ncclGetLastError(ncclComm_t) { return warning; }

@@ -1,13 +1,13 @@
-"""Gates for the progress engine, in place of CUDA events."""
+"""Gates for the progress engine, which take the place of CUDA events."""
 
 import ctypes
 
-# A gate is the text of a number, so atoi of the C library can take the place of cudaEventQuery.
+# A gate is a string with a number; atoi takes the place of cudaEventQuery and returns the number.
 QUERY = ctypes.cast(ctypes.CDLL(None).atoi, ctypes.c_void_p).value or 0
 
 
 class Gate:
-    """A gate, closed at first. Writing one byte changes its state, so the change is atomic."""
+    """A gate, closed at first. Changing one byte opens it, so other threads see no other state."""
 
     def __init__(self) -> None:
         self._text = ctypes.create_string_buffer(b"600")

@@ -1,7 +1,7 @@
-"""Stages on simulated GPUs, whose hosts are generators that go on in a seeded order in one thread.
+"""Stages on simulated GPUs; their hosts are generators that take turns in one thread.
 
-So whatever goes wrong goes wrong again. No host ever waits for another: each goes on only when what
-it asks for is there.
+The seeded order of turns makes failures reproducible. A host takes a turn only if it would not
+block.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tests.helpers.simulated.gpu import SimulatedGpu
 from tests.helpers.simulated.link import SimulatedCommunicator, link
 from tests.helpers.simulated.scheduler import Deadlock
 
-# Turns of all hosts in which none of them goes on, before they never will.
-_PATIENCE: Final = 2000
+# Turns without progress of any host before `Deadlock` is raised.
+_MAX_IDLE_TURNS: Final = 2000
 
 View = Callable[[torch.Tensor], torch.Tensor]
 
@@ -50,7 +50,7 @@ OTHERS: list[Value] = [None, True, 7, -1 << 40, 2.5, 1j, "text", "ein \U0001f600
 
 @dataclass(frozen=True)
 class Item:
-    """A value of a test: on the host, or to be put on a GPU."""
+    """A value of a test, for the host or for a GPU."""
 
     base: Value
     view: View
@@ -61,36 +61,35 @@ class Item:
         return plain(self.view(self.base)) if isinstance(self.base, torch.Tensor) else self.base
 
     def on(self, gpu: SimulatedGpu) -> Value:
-        """The value as a stage on that GPU has it; computed late."""
+        """Return the value as the result of a stage on a GPU."""
         if not isinstance(self.base, torch.Tensor):
             return self.base
         return self.view(computed(gpu, self.base) if self.resident else self.base)
 
 
 def items(random: Random, count: int, resident: float = 0.7) -> list[Item]:
-    """Values of all kinds."""
+    """Return random values of all kinds; `resident` is the share of tensors on the GPU."""
     made = []
     for _ in range(count):
         dtype = random.choice(DTYPES)
         base = torch.randint(0, 2 if dtype is torch.bool else 99, random.choice(SHAPES))
-        lies = random.random() < resident
-        is_tensor = lies or random.random() < 0.6
-        made.append(
-            Item(base.to(dtype) if is_tensor else random.choice(OTHERS), random.choice(VIEWS), lies)
-        )
+        on_gpu = random.random() < resident
+        is_tensor = on_gpu or random.random() < 0.6
+        value = base.to(dtype) if is_tensor else random.choice(OTHERS)
+        made.append(Item(value, random.choice(VIEWS), on_gpu))
     return made
 
 
 def computed(gpu: SimulatedGpu, value: torch.Tensor) -> torch.Tensor:
-    """That value, computed by the GPU."""
+    """Return a tensor on the GPU into which a kernel copies the value."""
     result = gpu.empty(value.nbytes).view(value.dtype).view(value.shape)
     gpu.launch(gpu.compute, lambda new: new.copy_(value), writes=[result], label="compute")
     return result
 
 
 def passed_on(gpu: SimulatedGpu, value: Value) -> Value:
-    """What a stage computes of a value: the same, in other memory but as it lay."""
-    if not isinstance(value, torch.Tensor) or not gpu.lies(value):
+    """Return a copy of a value with the same strides, made by a kernel if it is on the GPU."""
+    if not isinstance(value, torch.Tensor) or not gpu.has_bytes(value):
         return value
     value = plain(value)
     assert isinstance(value, torch.Tensor)
@@ -108,21 +107,21 @@ def passed_on(gpu: SimulatedGpu, value: Value) -> Value:
 
 
 def disturb(gpu: SimulatedGpu, random: Random) -> None:
-    """Compute something else, in memory that is let go of at once."""
+    """Launch other kernels, in memory that is freed at once."""
     for _ in range(random.randrange(3)):
         scratch = gpu.empty(random.choice([64, 700, 5000]))
         gpu.launch(gpu.compute, lambda x: x.fill_(0xFF), writes=[scratch], label="other")
 
 
-class Seen:
-    """What the last stage found, as its GPU or its host came to look."""
+class Results:
+    """The values that the last stage has received, read by a kernel or by its host."""
 
     def __init__(self) -> None:
         self.indices: list[int] = []
         self.values: list[list[Value]] = []
         self.specs: list[list[TensorSpec | None]] = []
 
-    def look(self, gpu: SimulatedGpu, index: int, values: Sequence[Value]) -> None:
+    def read(self, gpu: SimulatedGpu, index: int, values: Sequence[Value]) -> None:
         found = list(values)
         self.indices.append(index)
         self.values.append(found)
@@ -132,10 +131,17 @@ class Seen:
         for position, value in enumerate(values):
             if isinstance(value, torch.Tensor) and gpu.holds(value):
                 found[position] = None
-                gpu.launch(gpu.compute, _noting(found, position), reads=[value], label="look")
+                gpu.launch(
+                    gpu.compute, _store_in(found, position), reads=[value], label="store result"
+                )
 
     def assert_equal(self, sent: Sequence[Sequence[Item]], starts: Sequence[int] = (0,)) -> None:
-        """Raise unless this is what was sent, in streams that start there."""
+        """Raise AssertionError unless the results equal `sent`.
+
+        Args:
+            sent: the micro-batches of all streams.
+            starts: the positions in `sent` at which a stream begins.
+        """
         assert len(self.values) == len(sent)
         for number, each in enumerate(sent):
             start = max(start for start in starts if start <= number)
@@ -147,11 +153,11 @@ class Seen:
                 assert_same(value, spec, found)
 
 
-def _noting(found: list[Value], position: int) -> Callable[[torch.Tensor], None]:
-    def note(value: torch.Tensor) -> None:
+def _store_in(found: list[Value], position: int) -> Callable[[torch.Tensor], None]:
+    def store(value: torch.Tensor) -> None:
         found[position] = value.clone()
 
-    return note
+    return store
 
 
 def assert_same(expected: Value, spec: TensorSpec | None, found: Value) -> None:
@@ -165,27 +171,28 @@ def assert_same(expected: Value, spec: TensorSpec | None, found: Value) -> None:
         assert found == expected
 
 
-class Told(InprocChannel):
-    """A channel between hosts that counts what goes over the wire beside headers and tensors."""
+class HostChannel(InprocChannel):
+    """A channel between hosts that counts micro-batches and specs, and refuses to block."""
 
     def __init__(self, depth: int) -> None:
         super().__init__(depth)
         self.specs: list[Spec] = []
-        """Every one that differs from the one before."""
+        """The specs that differ from the one before; only these would be sent."""
         self.sent = 0
+        """The number of micro-batches sent."""
         self.ends = 0
-        """Taken so far."""
+        """The number of ends of streams received."""
 
     def put(self, item: MicroBatch | None) -> None:
         if item is not None:
-            assert self.has_room(), "a host would wait"
+            assert self.has_room(), "the sending host would block"
             if not self.specs or not tells(self.specs[-1], item.values):
                 self.specs.append(tuple(map(describe, item.values)))
             self.sent += 1
         super().put(item)
 
     def take(self) -> MicroBatch | None:
-        assert not self.is_empty(), "a host would wait"
+        assert not self.is_empty(), "the receiving host would block"
         item = super().take()
         self.ends += item is None
         return item
@@ -195,12 +202,12 @@ class Told(InprocChannel):
 class Edge:
     """A channel between two simulated GPUs, with both of its ends."""
 
-    told: Told
+    host_channel: HostChannel
     transports: tuple[SimulatedCommunicator, SimulatedCommunicator]
     sender: gpu_channel.GpuSender
     receiver: gpu_channel.GpuReceiver
     streams: int = 0
-    """That the receiving host is done with."""
+    """The number of streams that the receiving host has finished."""
 
     @staticmethod
     def between(
@@ -211,16 +218,16 @@ class Edge:
         watches: Sequence[gpu_channel.Watch | None] = (None, None),
         slots: int | None = None,
     ) -> Edge:
-        told, (left, right) = Told(depth), link(a, b, eager)
-        sender = gpu_channel.GpuSender(told.sender, left, a, slots or depth, watches[0])
-        receiver = gpu_channel.GpuReceiver(told.receiver, right, b, watches[1])
-        return Edge(told, (left, right), sender, receiver)
+        host_channel, (left, right) = HostChannel(depth), link(a, b, eager)
+        sender = gpu_channel.GpuSender(host_channel.sender, left, a, slots or depth, watches[0])
+        receiver = gpu_channel.GpuReceiver(host_channel.receiver, right, b, watches[1])
+        return Edge(host_channel, (left, right), sender, receiver)
 
     def is_ready(self) -> bool:
-        return self.receiver.ready() or self.told.ends > self.streams
+        return self.receiver.ready() or self.host_channel.ends > self.streams
 
     def received(self) -> Iterator[MicroBatch]:
-        """One stream."""
+        """Yield the micro-batches of one stream."""
         yield from self.receiver.receive()
         self.streams += 1
 
@@ -229,32 +236,36 @@ class Edge:
         self.receiver.close()
 
 
-def when(may_go: Callable[[], bool], work: Iterator[object]) -> Iterator[bool]:
-    """A host that does some work whenever it may; yields whether it did."""
+def host(is_ready: Callable[[], bool], work: Iterator[object]) -> Iterator[bool]:
+    """Return a host for `run_hosts`: each turn does one step of the work if that is ready.
+
+    Yields:
+        Whether the turn has done a step.
+    """
     done = object()
     while True:
-        while not may_go():
+        while not is_ready():
             yield False
         if next(work, done) is done:
             return
         yield True
 
 
-def drive(random: Random, hosts: Sequence[Iterator[bool]]) -> None:
-    """Let hosts go on in any order until all are done."""
-    going, idle = list(hosts), 0
-    while going:
-        host = random.choice(going)
-        went = next(host, None)
-        if went is None:
-            going.remove(host)
-        idle = idle + 1 if went is False else 0
-        if idle > _PATIENCE:
+def run_hosts(random: Random, hosts: Sequence[Iterator[bool]]) -> None:
+    """Give hosts turns in random order until all are done."""
+    running, idle = list(hosts), 0
+    while running:
+        turn = random.choice(running)
+        progressed = next(turn, None)
+        if progressed is None:
+            running.remove(turn)
+        idle = idle + 1 if progressed is False else 0
+        if idle > _MAX_IDLE_TURNS:
             raise Deadlock("every host waits for another")
 
 
 def feed(gpu: SimulatedGpu, sent: Sequence[Sequence[Item]]) -> Iterator[MicroBatch]:
-    """The micro-batches of one stream."""
+    """Yield the micro-batches of one stream."""
     random = Random(len(sent))
     for index, each in enumerate(sent):
         disturb(gpu, random)

@@ -1,7 +1,7 @@
-"""A GPU that is not there: its tensors are of a class of their own, and all is done at once.
+"""A stand-in for a GPU: its tensors have their own class, and its work is done at once.
 
-For whole pipelines across real ranks, where what counts is which tensor lies where. That the order
-of things holds when a GPU takes its time is checked with tests/helpers/simulated.
+It is for whole pipelines on real ranks, to check on which device each tensor is. The order of
+asynchronous work is checked with tests/helpers/simulated.
 """
 
 import time
@@ -21,11 +21,11 @@ from tests.helpers.gpu.gates import QUERY
 
 
 class OnGpu(torch.Tensor):
-    """A tensor that lies on the GPU; what is computed of one lies there too."""
+    """A tensor on the GPU; results of operations on it are on the GPU, too."""
 
 
-class Now:
-    """A stream and an event: all it was told is done."""
+class Completed:
+    """A stream and an event whose work is always done."""
 
     cuda_stream = 0
     cuda_event = 0
@@ -54,7 +54,7 @@ class StandIn:
     entry = (0, 0)
 
     def __init__(self) -> None:
-        self.compute: Stream = Now()
+        self.compute: Stream = Completed()
         self.ranges: list[str] = []
         self.copied = 0
 
@@ -62,10 +62,10 @@ class StandIn:
         return isinstance(tensor, OnGpu)
 
     def stream(self) -> Stream:
-        return Now()
+        return Completed()
 
     def event(self, timed: bool = False) -> Event:
-        return Now()
+        return Completed()
 
     def empty(self, nbytes: int) -> torch.Tensor:
         return torch.full((nbytes,), 0xA5, dtype=torch.uint8).as_subclass(OnGpu)
@@ -84,7 +84,7 @@ class StandIn:
 
 
 class OverMpi:
-    """Moves bytes as a communicator of NCCL's does, but by MPI; a receive waits for them."""
+    """A `P2PTransport` over MPI; a receive blocks until the bytes have arrived."""
 
     def __init__(self, comm: MPI.Intracomm, peer: int) -> None:
         self._comm = comm
@@ -110,19 +110,19 @@ class OverMpi:
 
 
 class CommunicatorsOverMpi(dict[int, OverMpi]):
-    """In the place of `Communicators`: a communicator for each channel, as NCCL has one."""
+    """Takes the place of `Communicators`: an MPI communicator for each channel."""
 
     @classmethod
     def start(
         cls, world: World, pairs: Mapping[int, Pair], gpu: Gpu | None, abort: Abort
     ) -> Mapping[int, OverMpi]:
-        made = cls()
+        started = cls()
         for channel, pair in pairs.items():
             comm = MPI.COMM_WORLD.Dup()
             if world.rank in pair:
                 assert gpu is not None
-                made[channel] = OverMpi(comm, pair[1 - pair.index(world.rank)])
-        return made
+                started[channel] = OverMpi(comm, pair[1 - pair.index(world.rank)])
+        return started
 
     def close(self) -> None:
         pass
@@ -132,7 +132,7 @@ class CommunicatorsOverMpi(dict[int, OverMpi]):
 
 
 def context_for(world: World, kinds: Sequence[str]) -> DeviceContext:
-    """A context of the kind that the pattern names for this rank, "cpu" or "cuda"."""
+    """Return the device context of this rank; `kinds`, "cpu" or "cuda", repeat over the ranks."""
     by_rank = tuple(kinds[rank % len(kinds)] for rank in range(world.size))
     gpu = StandIn() if by_rank[world.rank] == "cuda" else None
     return DeviceContext(Devices(by_rank, torch.device("cpu"), "a stand-in", 1, ""), gpu)

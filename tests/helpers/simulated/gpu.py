@@ -1,7 +1,7 @@
-"""A GPU for tests: a `Gpu` on CPU tensors, with work that is done late and checked.
+"""A simulated GPU: a `Gpu` on CPU tensors that executes its work late and checks its order.
 
-Memory let go of in Python is given out again although operations on it are still to come, as on a
-GPU. So an order that is wrong shows twice: the checker names the two operations, and values change.
+As on a GPU, memory freed in Python is allocated again while operations on it are pending. So a
+wrong order has two effects: the checker reports the two operations, and values change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.helpers.simulated.resident import Resident
 from tests.helpers.simulated.scheduler import Scheduler
 from tests.helpers.simulated.streams import Operation, SimulatedEvent, SimulatedStream
 
-_NOT_READY: Final = 600  # CUDA's own
+_NOT_READY: Final = 600  # cudaErrorNotReady
 
 
 class SimulatedGpu:
@@ -28,21 +28,21 @@ class SimulatedGpu:
 
     Args:
         scheduler: shared by the GPUs of a test.
-        name: what it is called in messages.
+        name: the name in messages.
     """
 
     def __init__(self, scheduler: Scheduler, name: str) -> None:
         self.scheduler = scheduler
         self.name = name
         self.device = torch.device("cpu")
-        self._memory = Pool(name, again=True)
-        self._pinned = Pool(f"{name}'s pinned memory", again=False)
+        self._memory = Pool(name, reuses=True)
+        self._pinned = Pool(f"{name}'s pinned memory", reuses=False)
         self._streams: dict[int, SimulatedStream] = {}
         self._events: dict[int, SimulatedEvent] = {}
         self._handles = itertools.count(0x9000, 16)
         self._kind = type("Resident", (Resident,), {"gpu": self})
-        # The function that a progress engine calls; it lives as long as this does.
-        self._query = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t)(self._has_not_come)
+        # Kept alive, since a progress engine calls it by its address.
+        self._query = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t)(self._query_event)
         self.event_query = ctypes.cast(self._query, ctypes.c_void_p).value or 0
         self.entry = (0, 0)
         self.compute = self._stream("compute")
@@ -56,15 +56,15 @@ class SimulatedGpu:
         return self._events[handle]
 
     def holds(self, tensor: torch.Tensor) -> bool:
-        return isinstance(tensor, self._kind) or self.lies(tensor)
+        return isinstance(tensor, self._kind) or self.has_bytes(tensor)
 
-    def lies(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor's bytes are of this GPU's memory; none are nowhere."""
+    def has_bytes(self, tensor: torch.Tensor) -> bool:
+        """Return whether the bytes of a tensor are in this GPU's memory; False for no bytes."""
         with self.scheduler.lock:
             return self._memory.holds(tensor)
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor's bytes are of this GPU's pinned memory; none are nowhere."""
+        """Return whether the bytes of a tensor are in the pinned memory; False for no bytes."""
         with self.scheduler.lock:
             return self._pinned.holds(tensor)
 
@@ -73,21 +73,21 @@ class SimulatedGpu:
 
     def empty(self, nbytes: int) -> torch.Tensor:
         with self.scheduler.lock:
-            return self._memory.give(nbytes).as_subclass(self._kind)
+            return self._memory.allocate(nbytes).as_subclass(self._kind)
 
     def pinned(self, nbytes: int) -> torch.Tensor:
         with self.scheduler.lock:
-            return self._pinned.give(nbytes)
+            return self._pinned.allocate(nbytes)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor, stream: Any) -> None:
         if target.shape != source.shape or target.dtype != source.dtype:
             raise ValueError(
-                f"a {source.dtype} {list(source.shape)} is copied to a "
+                f"copy from {source.dtype} {list(source.shape)} to "
                 f"{target.dtype} {list(target.shape)}"
             )
-        is_one_piece = target.is_contiguous() and source.is_contiguous()
-        if not is_one_piece and self.lies(target) != self.lies(source):
-            raise ValueError("torch packs what is not contiguous first, and waits for that")
+        contiguous = target.is_contiguous() and source.is_contiguous()
+        if not contiguous and self.has_bytes(target) != self.has_bytes(source):
+            raise ValueError("torch would make the tensor contiguous first, and block the host")
         self.launch(
             stream, lambda old, new: new.copy_(old), reads=[source], writes=[target], label="copy"
         )
@@ -100,15 +100,15 @@ class SimulatedGpu:
         writes: Sequence[torch.Tensor] = (),
         label: str = "kernel",
     ) -> None:
-        """Have a stream compute something; returns at once.
+        """Enqueue a kernel on a stream.
 
         Args:
-            stream: one of this GPU's.
-            function: called later with the tensors read and those written, over the same bytes; it
-                must not know them otherwise, or they would not be let go of.
-            reads: tensors of this GPU or its pinned memory.
-            writes: the same.
-            label: what it is called in messages.
+            stream: a stream of this GPU.
+            function: called later with aliases of the tensors in `reads` and `writes`. It must not
+                refer to these tensors itself, which would keep their memory allocated.
+            reads: tensors in device or pinned memory that the kernel reads.
+            writes: tensors in device or pinned memory that the kernel writes.
+            label: the name in messages.
         """
         read, written = [self._region(t) for t in reads], [self._region(t) for t in writes]
         tensors = [
@@ -128,17 +128,17 @@ class SimulatedGpu:
     def touch(
         self, reads: Sequence[torch.Tensor] = (), writes: Sequence[torch.Tensor] = ()
     ) -> None:
-        """The host says that it reads and writes pinned memory now."""
+        """Note that the host reads and writes pinned memory now."""
         with self.scheduler.lock:
             read, written = ([self._pinned.region(t) for t in ts] for ts in (reads, writes))
             self.scheduler.touch([r for r in read if r], [r for r in written if r])
 
     def stream_of(self, handle: int) -> SimulatedStream:
-        """The stream with a handle; KeyError where it is another GPU's."""
+        """Return the stream with a handle; KeyError if it belongs to another GPU."""
         return self._streams[handle]
 
     def find(self, address: int, nbytes: int) -> Region | None:
-        """This GPU's memory at an address; None where there are no bytes."""
+        """Return this GPU's memory at an address; None for 0 bytes."""
         with self.scheduler.lock:
             return self._memory.find(address, nbytes) if nbytes else None
 
@@ -147,7 +147,7 @@ class SimulatedGpu:
         self._streams[stream.cuda_stream] = stream
         return stream
 
-    def _has_not_come(self, handle: int) -> int:
+    def _query_event(self, handle: int) -> int:
         return 0 if self._events[handle].query() else _NOT_READY
 
     def _region(self, tensor: torch.Tensor) -> Region | None:

@@ -1,4 +1,4 @@
-"""Two simulated GPUs that send to one another, as over a NCCL communicator of two ranks."""
+"""Transfers between two simulated GPUs, as by an NCCL communicator of two ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.helpers.simulated.streams import Operation, SimulatedStream
 
 
 class _Transfer(Operation):
-    """One side of a transfer; the other side's is the one of the same turn."""
+    """One side of a transfer; the other side is the operation of the same turn."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class _Transfer(Operation):
         self.region = region
         self.nbytes = region.end - region.begin if region else 0
         self.left = False
-        """Whether it has left before the other side was there to take it."""
+        """Whether it was sent before the receive was ready."""
         self.payload: torch.Tensor | None = None
         regions = [region] if region else []
         super().__init__(
@@ -54,7 +54,7 @@ class _Transfer(Operation):
         if other is None or not (other.left or other.is_next):
             return False
         if self.sends == other.sends or self.nbytes != other.nbytes:
-            self.end.blame(f"{self} of {self.nbytes} bytes meets {other} of {other.nbytes} bytes")
+            self.end.fail(f"{self} of {self.nbytes} bytes meets {other} of {other.nbytes} bytes")
             return False
         return True
 
@@ -82,10 +82,10 @@ class _Transfer(Operation):
 
 
 class SimulatedCommunicator:
-    """One end; made by `link`. What is enqueued on it goes in that order, whatever the stream.
+    """One end; created by `link`. It transfers in the order of the calls, whatever the stream.
 
     Args:
-        gpu: whose end it is.
+        gpu: the GPU of this end.
         eager: see `link`.
     """
 
@@ -101,29 +101,29 @@ class SimulatedCommunicator:
         self._problem = ""
 
     def send(self, address: int, nbytes: int, stream: int) -> None:
-        """Send so many bytes of this GPU's memory, in the order of a stream; returns at once."""
+        """Enqueue a send from this GPU's memory on a stream."""
         self._enqueue(True, address, nbytes, stream)
 
     def receive(self, address: int, nbytes: int, stream: int) -> None:
-        """Receive exactly so many bytes into it, in the order of a stream; returns at once."""
+        """Enqueue a receive into this GPU's memory on a stream."""
         self._enqueue(False, address, nbytes, stream)
 
     def problem(self) -> str:
-        """What went wrong, or nothing."""
+        """Return the error of the communicator; empty if there is none."""
         return self._problem
 
     def close(self) -> None:
-        """Let go; RuntimeError while transfers are under way. May be called twice."""
+        """Close this end; RuntimeError while transfers are under way. May be called twice."""
         if not self.aborted and self.turn < len(self.transfers):
             raise RuntimeError(f"closed while {self.transfers[self.turn]} is under way")
         self.closed = True
 
     def abort(self) -> None:
-        """What is enqueued on this end does nothing any more; the other end is left waiting."""
+        """Make all transfers of this end do nothing; the other end waits for ever."""
         self.aborted = self.closed = True
 
-    def blame(self, problem: str) -> None:
-        """Note, once, why this transfer will never be."""
+    def fail(self, problem: str) -> None:
+        """Note the first error, after which the transfer never completes."""
         if not self._problem:
             self._problem = self.peer._problem = problem
             self.gpu.scheduler.faults.append(problem)
@@ -141,13 +141,13 @@ class SimulatedCommunicator:
 def link(
     a: SimulatedGpu, b: SimulatedGpu, eager: int = 0
 ) -> tuple[SimulatedCommunicator, SimulatedCommunicator]:
-    """The two ends of a communicator.
+    """Return the two ends of a communicator.
 
     Args:
         a: a GPU.
-        b: another one, of the same scheduler.
-        eager: bytes up to which a send does not wait for the receive, as those that NCCL's buffers
-            hold; a larger one is a rendezvous, and each side goes on after all that the other did.
+        b: another GPU of the same scheduler.
+        eager: the size in bytes up to which a send does not wait for the receive, as with NCCL's
+            buffers. A larger send is a rendezvous: both sides complete together.
     """
     ends = SimulatedCommunicator(a, eager), SimulatedCommunicator(b, eager)
     ends[0].peer, ends[1].peer = ends[1], ends[0]

@@ -1,8 +1,8 @@
-"""What happens before what: vector clocks, and accesses to memory that nothing orders.
+"""Vector clocks, and the detection of unordered accesses to memory (races).
 
-Every CUDA stream and every thread of a host is an actor that counts what it did. A clock says how
-far of each actor is known to be done. One access comes before another only if the other's clock
-includes it, in whatever order the two happened to be executed.
+Each CUDA stream and each host thread is an actor that counts its operations. A clock has, for each
+actor, the number of operations known to be done. An access precedes another one only if the clock
+of the other includes it, independently of the order of their execution.
 """
 
 from __future__ import annotations
@@ -14,70 +14,70 @@ from typing import TypeAlias
 import torch
 
 Clock: TypeAlias = dict[int, int]
-"""How far of each actor is done; never changed once made."""
+"""The number of operations that are done, by actor; never modified."""
 
 
 def joined(*clocks: Clock) -> Clock:
-    """What is done by any of these clocks."""
-    everything: Clock = {}
+    """Return the maximum of clocks, by actor."""
+    maximum: Clock = {}
     for clock in clocks:
         for actor, tick in clock.items():
-            everything[actor] = max(tick, everything.get(actor, 0))
-    return everything
+            maximum[actor] = max(tick, maximum.get(actor, 0))
+    return maximum
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """One operation's use of a range of a block."""
+    """The access of one operation to a range of a block."""
 
     actor: int
     tick: int
     begin: int
     end: int
     writes: bool
-    who: str
+    label: str
 
-    def comes_before(self, clock: Clock) -> bool:
+    def precedes(self, clock: Clock) -> bool:
         return self.tick <= clock.get(self.actor, 0)
 
-    def meets(self, other: Access) -> bool:
+    def conflicts_with(self, other: Access) -> bool:
         overlap = self.begin < other.end and other.begin < self.end
         return overlap and (self.writes or other.writes)
 
-    def stands_for(self, other: Access) -> bool:
-        """Whether whatever meets the other and comes after it is held up by this one as well."""
+    def replaces(self, other: Access) -> bool:
+        """Return whether each access that conflicts with the other also conflicts with this."""
         covers = self.begin <= other.begin and other.end <= self.end
         return covers and (self.writes or not other.writes)
 
     def __str__(self) -> str:
-        return f"{self.who} {'writes' if self.writes else 'reads'} [{self.begin}, {self.end})"
+        return f"{self.label} {'writes' if self.writes else 'reads'} [{self.begin}, {self.end})"
 
 
 @dataclass(eq=False, slots=True)
 class Block:
-    """Memory that is given out again and again, and stays the same memory for the checker."""
+    """Memory that may be allocated several times; the checker treats it as the same memory."""
 
     name: str
     root: torch.Tensor
-    """uint8 [capacity]; keeps the bytes alive for operations that come later than their tensor."""
-    given_out: bool = True
+    """uint8 [capacity]; keeps the bytes alive for operations that outlive their tensor."""
+    in_use: bool = True
     accesses: list[Access] = field(default_factory=list)
 
     def access(self, access: Access, clock: Clock) -> Iterator[str]:
-        """Note an access that comes after all that the clock includes; yields the races."""
-        kept = []
+        """Add an access with a clock of what precedes it; yield descriptions of its races."""
+        remaining = []
         for earlier in self.accesses:
-            ordered = earlier.comes_before(clock)
-            if not ordered and earlier.meets(access):
+            ordered = earlier.precedes(clock)
+            if not ordered and earlier.conflicts_with(access):
                 yield f"race on {self.name}: {earlier}; {access}; nothing orders them"
-            if not (ordered and access.stands_for(earlier)):
-                kept.append(earlier)
-        self.accesses = [*kept, access]
+            if not (ordered and access.replaces(earlier)):
+                remaining.append(earlier)
+        self.accesses = [*remaining, access]
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Bytes of a block; what operations hold on to, since tensors are let go of."""
+    """A range of bytes of a block. Operations refer to regions, since tensors may be freed."""
 
     block: Block
     begin: int

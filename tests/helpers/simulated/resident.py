@@ -1,4 +1,4 @@
-"""Tensors over a simulated GPU's memory: what torch would do to them at once is done later."""
+"""Tensors in the memory of a simulated GPU, which torch must not compute on directly."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Resident(torch.Tensor):
-    """A tensor of a simulated GPU; each GPU has a class of its own.
+    """A tensor in the memory of a simulated GPU; each GPU has its own subclass.
 
-    What torch makes of it lies on the GPU too: new memory comes from there, and what resolves a
-    lazy conjugation or negation is launched on `compute`. Whatever else computes or writes at once
-    is an error, since a GPU would do it later.
+    Views and new tensors are of the same class. Resolving a lazy conjugation or negation is
+    launched on `compute`. All other computing and writing raises TypeError, since it would happen
+    at once, while a GPU does it later.
     """
 
     gpu: ClassVar[SimulatedGpu]
@@ -31,13 +31,13 @@ class Resident(torch.Tensor):
         if lazy or (name == "resolve_neg" and args[0].is_neg()):
             return cls._resolved(args[0], torch.conj if lazy else torch.neg)
         if name.endswith("_") and not name.endswith("__") and name != "set_":
-            raise TypeError(f"{name} writes to {cls.gpu.name}'s memory at once: launch it")
+            raise TypeError(f"{name} writes to {cls.gpu.name}'s memory at once: use launch")
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
             if not isinstance(result, torch.Tensor):
                 return result
             if result.numel() and _storage(result) != _storage(args[0]):
-                raise TypeError(f"{name} computes on {cls.gpu.name} at once: launch it")
+                raise TypeError(f"{name} computes on {cls.gpu.name} at once: use launch")
             return result.as_subclass(cls)
 
     @classmethod
@@ -51,7 +51,7 @@ class Resident(torch.Tensor):
     def _resolved(cls, lazy: torch.Tensor, function: Any) -> torch.Tensor:
         gpu = cls.gpu
         plain = gpu.empty(lazy.nbytes).view(lazy.dtype).view(lazy.shape)
-        # An operation sees the bytes as they lie, without what is to be done to them.
+        # An alias has the bytes without the lazy conjugation or negation.
         gpu.launch(
             gpu.compute,
             lambda old, new: new.copy_(function(old)),

@@ -1,8 +1,8 @@
-"""What simulated CUDA streams are told is done later, in the least helpful order allowed.
+"""Executes the operations of simulated CUDA streams late, in any order that CUDA allows.
 
-A scheduler holds the streams of all GPUs. Whoever enqueues or polls has it execute some operations,
-each the head of a stream that is not waiting; which one, a seeded policy says. So a test of one
-thread can be repeated exactly.
+A scheduler has the streams of all GPUs. Each call that enqueues or polls executes some operations,
+each from the head of a stream. A seeded policy chooses the stream, so a test with one thread is
+reproducible.
 """
 
 from __future__ import annotations
@@ -19,30 +19,34 @@ from tests.helpers.simulated.streams import Operation, SimulatedStream
 
 
 class Deadlock(RuntimeError):
-    """Operations wait for what never comes."""
+    """Operations or hosts wait for events that never occur."""
 
 
 Policy: TypeAlias = Callable[[Random, Sequence[SimulatedStream]], SimulatedStream]
-"""Picks one of the streams that could go on."""
+"""Chooses one of the streams whose head can be executed."""
 
 
-def anyone(random: Random, streams: Sequence[SimulatedStream]) -> SimulatedStream:
-    """Whichever."""
+def any_stream(random: Random, streams: Sequence[SimulatedStream]) -> SimulatedStream:
+    """Choose at random."""
     return random.choice(streams)
 
 
 def newest(random: Random, streams: Sequence[SimulatedStream]) -> SimulatedStream:
-    """What was enqueued last goes first."""
+    """Choose the operation that was enqueued last."""
     return max(streams, key=lambda stream: stream.waiting[0].number)
 
 
 def oldest(random: Random, streams: Sequence[SimulatedStream]) -> SimulatedStream:
-    """As far as possible in the order enqueued."""
+    """Choose the operation that was enqueued first."""
     return min(streams, key=lambda stream: stream.waiting[0].number)
 
 
 def starving(actor: int) -> Policy:
-    """One stream only goes on when no other can; they count from 0 in the order made."""
+    """Return a policy that executes one stream only if no other can continue.
+
+    Args:
+        actor: the number of the stream, from 0 in the order of creation.
+    """
 
     def pick(random: Random, streams: Sequence[SimulatedStream]) -> SimulatedStream:
         others = [stream for stream in streams if stream.actor != actor]
@@ -52,20 +56,20 @@ def starving(actor: int) -> Policy:
 
 
 class Scheduler:
-    """Executes what simulated streams were told, in an order of its own.
+    """Executes the operations of simulated streams, in an order of its own.
 
     Args:
-        seed: of all that it chooses.
-        policy: which stream goes on.
-        eagerness: from 0, where nothing is executed before somebody polls or drains, to below 1,
-            where the GPUs are hardly ever behind their hosts.
-        patience: seconds in which a host may poll while nothing moves, before it is a deadlock.
+        seed: the seed of all choices.
+        policy: chooses the stream of the next operation.
+        eagerness: from 0, where nothing is executed before a call of `poll`, `run` or `drain`, to
+            below 1, where the GPUs are almost never behind their hosts.
+        patience: seconds that a host may poll without progress before `Deadlock` is raised.
     """
 
     def __init__(
         self,
         seed: int = 0,
-        policy: Policy = anyone,
+        policy: Policy = any_stream,
         eagerness: float = 0.5,
         patience: float = 10.0,
     ) -> None:
@@ -75,12 +79,12 @@ class Scheduler:
         self.polled = 0
         self.milliseconds = 0.0
         self.faults: list[str] = []
-        """What was found wrong: races, and transfers that do not fit."""
+        """The errors found: races, and transfers of different sizes."""
         self._random = Random(seed)
         self._policy = policy
         self._eagerness = eagerness
         self._patience = patience
-        self._moved = time.monotonic()
+        self._last_progress = time.monotonic()
         self._actors = itertools.count()
         self._numbers = itertools.count()
         self._host = threading.local()
@@ -95,61 +99,66 @@ class Scheduler:
             operation.number = next(self._numbers)
             operation.before = self.seen()
             operation.stream.waiting.append(operation)
-            self._moved = time.monotonic()
+            self._last_progress = time.monotonic()
             while self._random.random() < self._eagerness and self._step(()):
                 pass
 
     def poll(self, mark: Operation) -> bool:
-        """Whether an operation is done, which this thread of the host then has seen."""
+        """Return whether an operation is done; if so, it precedes later work of this thread."""
         with self.lock:
             self.polled += 1
             for _ in range(self._random.randrange(4)):
                 self._step(())
             if mark.after is not None:
-                self.hear(mark.after)
+                self.learn(mark.after)
                 return True
-            if time.monotonic() - self._moved > self._patience:
-                raise Deadlock(f"a host polls for {mark}, but nothing moves\n{self._stuck()}")
+            if time.monotonic() - self._last_progress > self._patience:
+                raise Deadlock(f"a host polls {mark} without progress\n{self._blocked()}")
             return False
 
     def run(self, held: Collection[SimulatedStream] = ()) -> None:
-        """Execute all that can be, but nothing at the head of the streams held."""
+        """Execute all operations that can run, except those of the streams held."""
         with self.lock:
             while self._step(held):
                 pass
 
     def drain(self) -> None:
-        """Execute everything; raises `Deadlock` where that cannot be."""
+        """Execute all operations; raise `Deadlock` if that is impossible."""
         with self.lock:
             self.run()
             if any(stream.waiting for stream in self.streams):
-                raise Deadlock(f"nothing can go on\n{self._stuck()}")
+                raise Deadlock(f"no operation can run\n{self._blocked()}")
 
     def assert_ordered(self) -> None:
-        """Raise if anything was found wrong so far."""
+        """Raise AssertionError if errors were found so far."""
         assert not self.faults, "\n".join(self.faults)
 
     def seen(self) -> Clock:
-        """What this thread of the host has seen done, to be told to another thread."""
+        """Return the clock of this host thread: the operations that it has seen complete."""
         return getattr(self._host, "clock", {})
 
-    def hear(self, clock: Clock) -> None:
-        """This thread of the host learns what has been done."""
+    def learn(self, clock: Clock) -> None:
+        """Add a clock to the clock of this host thread."""
         self._host.clock = joined(self.seen(), clock)
 
     def touch(self, reads: Sequence[Region], writes: Sequence[Region]) -> None:
-        """This thread of the host reads and writes memory itself, at once."""
+        """Note that this host thread reads and writes memory now."""
         with self.lock:
             if not hasattr(self._host, "actor"):
                 self._host.actor = next(self._actors)
             actor = self._host.actor
             tick = self.seen().get(actor, 0) + 1
-            self.hear({actor: tick})
+            self.learn({actor: tick})
             self._note("the host", actor, self.seen(), reads, writes)
 
-    def complete(self, operations: Sequence[Operation], *learnt: Clock) -> None:
-        """Operations, heads of their streams, were done together, after what clocks include."""
-        clock = joined(*learnt, *(op.before for op in operations))
+    def complete(self, operations: Sequence[Operation], *before: Clock) -> None:
+        """Note that operations, heads of their streams, were executed together.
+
+        Args:
+            operations: the operations.
+            before: clocks of what precedes them.
+        """
+        clock = joined(*before, *(op.before for op in operations))
         clock = joined(clock, *(op.stream.clock for op in operations))
         for op in operations:
             clock[op.stream.actor] = clock.get(op.stream.actor, 0) + 1
@@ -157,17 +166,22 @@ class Scheduler:
             self._note(str(op), op.stream.actor, clock, op.reads, op.writes)
             op.after = op.stream.clock = clock
             op.stream.waiting.popleft()
-            op.action = None  # it may hold on to memory
+            op.action = None  # it may refer to memory
         self.executed += len(operations)
         self.milliseconds += self._random.random()
-        self._moved = time.monotonic()
+        self._last_progress = time.monotonic()
 
     def _note(
-        self, who: str, actor: int, clock: Clock, reads: Sequence[Region], writes: Sequence[Region]
+        self,
+        label: str,
+        actor: int,
+        clock: Clock,
+        reads: Sequence[Region],
+        writes: Sequence[Region],
     ) -> None:
         for regions, is_write in ((reads, False), (writes, True)):
             for region in regions:
-                access = Access(actor, clock[actor], region.begin, region.end, is_write, who)
+                access = Access(actor, clock[actor], region.begin, region.end, is_write, label)
                 self.faults += region.block.access(access, clock)
 
     def _step(self, held: Collection[SimulatedStream]) -> bool:
@@ -180,7 +194,7 @@ class Scheduler:
             self._policy(self._random, ready).waiting[0].execute()
         return bool(ready)
 
-    def _stuck(self) -> str:
+    def _blocked(self) -> str:
         return "\n".join(
             [
                 f"{stream.waiting[0]}; {len(stream.waiting) - 1} behind it"

@@ -1,4 +1,4 @@
-"""Simulated CUDA streams and events, and what streams are told to do."""
+"""Simulated CUDA streams and events, and the operations of streams."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class Operation:
-    """Something that a stream has been told to do.
+    """An operation that is enqueued on a stream.
 
     Args:
-        stream: which one.
-        label: what it is called in messages.
-        action: what it does to the bytes.
-        reads: bytes that it reads.
-        writes: bytes that it writes.
+        stream: the stream.
+        label: the name in messages.
+        action: the change of the bytes.
+        reads: the bytes that it reads.
+        writes: the bytes that it writes.
     """
 
     def __init__(
@@ -37,18 +37,18 @@ class Operation:
         self.reads = reads
         self.writes = writes
         self.number = -1
-        """How many the hosts had enqueued before, on all streams."""
+        """The number of operations enqueued before, on all streams."""
         self.before: Clock = {}
-        """What the host had seen done when it enqueued this."""
+        """The clock of the host thread when it enqueued this."""
         self.after: Clock | None = None
-        """What is done once this is."""
+        """The clock after this operation; None while it is not done."""
 
     @property
     def is_head(self) -> bool:
         return bool(self.stream.waiting) and self.stream.waiting[0] is self
 
     def may_run(self) -> bool:
-        """Whether it could be executed now; asked of the head of a stream."""
+        """Return whether it can be executed now, given that it is the head of its stream."""
         return True
 
     def execute(self) -> None:
@@ -61,7 +61,7 @@ class Operation:
 
 
 class _Mark(Operation):
-    """A place on a stream that an event was recorded at."""
+    """The position in a stream at which an event was recorded."""
 
     time = 0.0
 
@@ -71,7 +71,7 @@ class _Mark(Operation):
 
 
 class _Wait(Operation):
-    """A stream's wait for a mark."""
+    """A wait of a stream for a mark."""
 
     def __init__(self, stream: SimulatedStream, mark: _Mark) -> None:
         super().__init__(stream, f"wait for {mark}")
@@ -85,7 +85,7 @@ class _Wait(Operation):
 
 
 class SimulatedStream:
-    """See `Stream`; made by `Scheduler.stream`."""
+    """See `Stream`; created by `Scheduler.stream`."""
 
     def __init__(self, scheduler: Scheduler, name: str, actor: int) -> None:
         self.scheduler = scheduler
@@ -108,7 +108,7 @@ class SimulatedEvent:
         self._handle = handle
         self._timed = timed
         self.mark: _Mark | None = None
-        """Where it was recorded last."""
+        """The position of the last record; None before the first."""
 
     @property
     def cuda_event(self) -> int:
@@ -125,7 +125,7 @@ class SimulatedEvent:
     def elapsed_time(self, end_event: SimulatedEvent) -> float:
         first, last = self.mark, end_event.mark
         if not (self._timed and end_event._timed):
-            raise ValueError("both events must have been made with timed=True")
+            raise ValueError("both events must have been created with timed=True")
         if first is None or last is None or first.after is None or last.after is None:
-            raise ValueError("both events must have been recorded and come to")
+            raise ValueError("both events must have been recorded and completed")
         return last.time - first.time
