@@ -93,7 +93,7 @@ def require_writable(option: str, path: Path) -> None:
         )
 
 
-def require_apart(written: Mapping[str, Path], read: Mapping[str, Path]) -> None:
+def require_distinct(written: Mapping[str, Path], read: Mapping[str, Path]) -> None:
     """Raise an error if an output would replace an input or another output.
 
     Args:

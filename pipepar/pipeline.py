@@ -26,9 +26,9 @@ from pipepar.engine.script.stream_calls import Call, OpenStream, as_call, from_c
 from pipepar.engine.wiring import admission
 from pipepar.errors import PipeparError, WireError
 from pipepar.host.device_context import open_device_context
-from pipepar.host.devices import Wanted
+from pipepar.host.devices import DeviceChoice
 from pipepar.host.run_context import RunContext
-from pipepar.host.threads import crowded
+from pipepar.host.threads import shared_cores_warning
 from pipepar.microbatch import MicroBatch
 from pipepar.model.capture.containers import flatten
 from pipepar.plan.placement import Ends
@@ -90,7 +90,7 @@ class Pipeline:
         example_kwargs: Mapping[str, Any] | None = None,
         micro_batch: int | None = None,
         depth: int | None = None,
-        device: Wanted = "auto",
+        device: DeviceChoice = "auto",
     ) -> None:
         self._world = World.start()
         self._together = FailTogether(self._world)
@@ -117,7 +117,9 @@ class Pipeline:
             if isinstance(error, WireError) or not isinstance(error, PipeparError):
                 self._together.fail(error)
             raise
-        if (warning := crowded(self._world)) and self._world.rank == min(self._world.cores):
+        if (warning := shared_cores_warning(self._world)) and self._world.rank == min(
+            self._world.cores
+        ):
             warnings.warn(warning, stacklevel=2)
         limitation = graph.limitation(shared.source.name)
         if limitation and self._world.is_root:

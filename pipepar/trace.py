@@ -15,10 +15,10 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, get_args
 from pipepar.files import write_whole
 
 Kind = Literal["source", "receive", "compute", "send", "sink"]
-Doing: TypeAlias = Kind | Literal["other", "caller"]
+Activity: TypeAlias = Kind | Literal["other", "caller"]
 """The activity of a rank: a step of a micro-batch, "other" work, or "caller", the user's script."""
 
-DOINGS: Final[dict[Doing, int]] = {
+ACTIVITY_NUMBERS: Final[dict[Activity, int]] = {
     "other": 0,
     "source": 1,
     "receive": 2,
@@ -172,7 +172,7 @@ class Tracer:
         self._pending.append((kind, microbatch, begin, end))
         self._settle()
 
-    def record_beside(self, kind: Kind, microbatch: int, begin: Mark, end: Mark) -> None:
+    def record_overlapping(self, kind: Kind, microbatch: int, begin: Mark, end: Mark) -> None:
         """Record a span that overlaps the stage's own, such as a transfer; totals exclude it."""
         self._beside.append((kind, microbatch, begin, end))
         self._settle()

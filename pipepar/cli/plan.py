@@ -13,7 +13,7 @@ from pipepar.cli.arguments import Device, DeviceKind, Dtype, Model, Preprocess
 if TYPE_CHECKING:
     from pipepar.comm.world import World
     from pipepar.jobs.planned_job import Planned
-    from pipepar.planner.plan_offline import Planning
+    from pipepar.planner.plan_offline import OfflinePlan
     from pipepar.planner.plan_request import PlanRequest
 
 
@@ -141,7 +141,7 @@ def plan(  # noqa: PLR0913 - the options of a command
     """
     from pipepar.comm.world import World
     from pipepar.errors import PipeparError
-    from pipepar.host.threads import crowded
+    from pipepar.host.threads import shared_cores_warning
     from pipepar.jobs.planned_job import Planned
     from pipepar.planner.plan_request import PlanRequest
     from pipepar.supervision.failure import FailTogether
@@ -152,7 +152,7 @@ def plan(  # noqa: PLR0913 - the options of a command
     try:
         world = World.start()
         with FailTogether(world):
-            warning = crowded(world)
+            warning = shared_cores_warning(world)
             if warning and world.rank == min(world.cores):
                 _note(warning)
             _check(planned, options, world)
@@ -183,7 +183,7 @@ class _Options:
 def _check(planned: Planned, options: _Options, world: World) -> None:
     """Check all options first, since the capture of the model may take minutes."""
     from pipepar.errors import InputError
-    from pipepar.jobs.planned_job import check_planned
+    from pipepar.jobs.planned_job import check_planned_job
 
     no_plan = options.stages is None and options.cluster is None and world.size == 1
     if no_plan and (options.output is not None or options.profile or not options.show_cuts):
@@ -203,7 +203,7 @@ def _check(planned: Planned, options: _Options, world: World) -> None:
         )
     if options.cluster is None:
         _check_useful(options, measured=options.profile or world.size > 1)
-    check_planned(planned)
+    check_planned_job(planned)
     if world.is_root:
         _check_written(planned, options)
 
@@ -231,7 +231,7 @@ def _check_useful(options: _Options, measured: bool) -> None:
 
 
 def _check_written(planned: Planned, options: _Options) -> None:
-    from pipepar.files import require_apart, require_writable
+    from pipepar.files import require_distinct, require_writable
     from pipepar.model.source.import_path import source_file
     from pipepar.model.source.open_source import is_factory
 
@@ -241,10 +241,10 @@ def _check_written(planned: Planned, options: _Options) -> None:
     outputs = {option: path for option, path in written.items() if path is not None}
     for option, path in outputs.items():
         require_writable(option, path)
-    require_apart(outputs, {name: path for name, path in read.items() if path is not None})
+    require_distinct(outputs, {name: path for name, path in read.items() if path is not None})
 
 
-def _planning(planned: Planned, options: _Options, world: World) -> Planning | None:
+def _planning(planned: Planned, options: _Options, world: World) -> OfflinePlan | None:
     """Return the plan on the root, None on other ranks. *Collective.*"""
     from pipepar.jobs.plan_on_ranks import plan_measured
     from pipepar.jobs.planned_job import example_for, planned_model
@@ -266,7 +266,7 @@ def _note(sentence: str) -> None:
     typer.echo(f"note: {sentence}", err=True)
 
 
-def _write(planning: Planning, options: _Options) -> None:
+def _write(planning: OfflinePlan, options: _Options) -> None:
     from pipepar.files import write_whole
     from pipepar.trace import write_chrome_trace
 
@@ -276,7 +276,7 @@ def _write(planning: Planning, options: _Options) -> None:
         write_chrome_trace(options.trace, planning.choice.prediction.timeline.spans)
 
 
-def _print(planning: Planning, options: _Options) -> None:
+def _print(planning: OfflinePlan, options: _Options) -> None:
     from pipepar.cli.show_cuts import print_cuts
     from pipepar.cli.show_plan import print_prediction, print_shares
     from pipepar.cli.terminal import UNBOUNDED, open_console

@@ -172,7 +172,7 @@ def run(  # noqa: PLR0913 - the options of a command
     from pipepar.cli.terminal import loading, open_console, progress
     from pipepar.comm.world import World
     from pipepar.errors import PipeparError
-    from pipepar.host.threads import crowded
+    from pipepar.host.threads import shared_cores_warning
     from pipepar.jobs.output.quarantine import errors_of
     from pipepar.jobs.run import Job, run_job
     from pipepar.progress import Display
@@ -219,7 +219,7 @@ def run(  # noqa: PLR0913 - the options of a command
     together = FailTogether(world, output_path)
     try:
         with together, listening(world, note, leave) as stop:
-            warning = crowded(world)
+            warning = shared_cores_warning(world)
             if warning and world.rank == min(world.cores):
                 console.print(f"[yellow]warning:[/] {warning}")
             if world.is_root:

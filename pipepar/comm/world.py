@@ -173,7 +173,7 @@ class World(Group):
 
         Every channel must be closed before. May be called twice.
         """
-        if self.heartbeat.kept:
+        if self.heartbeat.is_running:
             self.all_gather("")  # a barrier: until then other ranks expect beats of this one
             self.heartbeat.close()
         for communicators in self._communicators:

@@ -22,7 +22,7 @@ from pipepar.model.capture.capture import capture
 from pipepar.model.capture.graph import Graph
 from pipepar.plan.placement import Ends, Placement
 from pipepar.plan.plan import Plan
-from pipepar.planner.plan_job import Agreed
+from pipepar.planner.plan_job import AgreedPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Assembly:
     """World, device and display of the run; its tracer records the times of this stage."""
     graph: Graph
     """The whole model, without its weights."""
-    agreed: Agreed
+    agreed: AgreedPlan
     """The plan, micro-batch and depth, the same on every rank."""
     placement: Placement
     """The rank of each stage, of the source and of the sink."""
@@ -87,7 +87,7 @@ def capture_together(
 
 
 def assemble(
-    run: RunContext, shared: SharedSource, graph: Graph, agreed: Agreed, ends: Ends
+    run: RunContext, shared: SharedSource, graph: Graph, agreed: AgreedPlan, ends: Ends
 ) -> Assembly:
     """Load this rank's stage and connect it to the other ranks. *Collective.*
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipepar.comm.channels.memory import laid_out, plain
+from pipepar.comm.channels.memory import plain, tensor_from_buffer
 from pipepar.comm.channels.spec import describe
 from pipepar.comm.gpu.cuda import Event, Gpu, Stream, wait_for_event
 from pipepar.comm.gpu.packing import Packing
@@ -36,7 +36,7 @@ class _Copy:
         values = list(self.microbatch.values)
         for layout, begin in zip(self.packing.tensors, self.packing.begins, strict=True):
             data = self.memory[begin : begin + layout.nbytes]
-            values[layout.position] = laid_out(layout, data)
+            values[layout.position] = tensor_from_buffer(layout, data)
         return self.microbatch.with_values(tuple(values))
 
 

@@ -14,13 +14,13 @@ from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import cut_table
 from pipepar.plan.placement import Placement
 from pipepar.plan.plan import StagePlan
-from pipepar.planner.plan_job import Agreed
+from pipepar.planner.plan_job import AgreedPlan
 from pipepar.planner.prediction import model_cost, stage_memory
 
 
 @contextmanager
 def oom_explained(
-    run: RunContext, graph: Graph, agreed: Agreed, placement: Placement
+    run: RunContext, graph: Graph, agreed: AgreedPlan, placement: Placement
 ) -> Iterator[None]:
     """Convert torch's OutOfMemoryError in the ``with`` body into an error with a remedy.
 
@@ -45,7 +45,7 @@ def oom_explained(
 
 
 def _message(
-    run: RunContext, graph: Graph, agreed: Agreed, stage: StagePlan, error: Exception
+    run: RunContext, graph: Graph, agreed: AgreedPlan, stage: StagePlan, error: Exception
 ) -> str:
     world, context = run.world, run.device_context
     cost = model_cost(graph, cut_table(graph), agreed.micro_batch)
@@ -63,7 +63,7 @@ def _message(
     )
 
 
-def _remedy(graph: Graph, agreed: Agreed) -> str:
+def _remedy(graph: Graph, agreed: AgreedPlan) -> str:
     """Return the changes that would need less memory, as a sentence."""
     ways = ["start more ranks"]
     if agreed.micro_batch > 1:

@@ -124,7 +124,7 @@ def wire_up(run: RunContext, plan: Plan, placement: Placement, depth: int) -> Wi
         depth: micro-batches that each end of a channel between neighbours may hold.
     """
     world, context = run.world, run.device_context
-    watch = run.tracer.record_beside if run.tracer.keeps_spans else None
+    watch = run.tracer.record_overlapping if run.tracer.keeps_spans else None
     edges = edges_of(plan, placement, depth)
     links = [_link(edge, placement, context) for edge in edges]
     receivers, senders = world.connect(links, context.gpu, watch)

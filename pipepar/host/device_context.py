@@ -12,7 +12,7 @@ from pipepar.comm.gpu.cuda import CudaGpu, Gpu
 from pipepar.comm.gpu.event_clock import GpuClock
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PipeparError
-from pipepar.host.devices import Devices, Wanted, choose_devices
+from pipepar.host.devices import DeviceChoice, Devices, choose_devices
 from pipepar.host.machine import free_memory
 from pipepar.microbatch import Value
 from pipepar.trace import Clock, HostClock
@@ -90,7 +90,9 @@ class DeviceContext:
         return HostClock() if self.gpu is None else GpuClock(self.gpu)
 
 
-def open_device_context(world: World, wanted: Wanted, note: Callable[[str], None]) -> DeviceContext:
+def open_device_context(
+    world: World, wanted: DeviceChoice, note: Callable[[str], None]
+) -> DeviceContext:
     """Choose the device of this rank, and initialise it. *Collective.*
 
     Args:

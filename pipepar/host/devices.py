@@ -20,7 +20,7 @@ from pipepar.format import named
 from pipepar.host.machine import processor
 from pipepar.host.threads import cores_behind
 
-Wanted: TypeAlias = Literal["auto", "cpu", "cuda"]
+DeviceChoice: TypeAlias = Literal["auto", "cpu", "cuda"]
 """The requested kind of device; auto: a GPU for each rank, as far as there are any."""
 
 SHARING: Final = "NCCL_MULTI_RANK_GPU_ENABLE"
@@ -33,7 +33,7 @@ _PCI_DEVICES: Final = Path("/sys/bus/pci/devices")
 
 
 @dataclass(frozen=True, slots=True)
-class Visible:
+class VisibleGpu:
     """A CUDA device that is visible to this process."""
 
     index: int
@@ -78,7 +78,7 @@ class Claim:
     """The UUIDs of the GPUs that are visible to it, in its order."""
 
 
-def visible_gpus() -> list[Visible]:
+def visible_gpus() -> list[VisibleGpu]:
     """Return the visible CUDA devices; CUDA is initialised only if there is one.
 
     Raises:
@@ -90,7 +90,9 @@ def visible_gpus() -> list[Visible]:
     return [_visible(index) for index in range(count)]
 
 
-def choose_devices(world: World, wanted: Wanted, seen: Sequence[Visible] | None = None) -> Devices:
+def choose_devices(
+    world: World, wanted: DeviceChoice, seen: Sequence[VisibleGpu] | None = None
+) -> Devices:
     """Assign a device to every rank, and bind ranks with a GPU to cores near it. *Collective.*
 
     Args:
@@ -177,9 +179,9 @@ def cpus_of(text: str) -> frozenset[int]:
     return frozenset(cpus)
 
 
-def _candidates(wanted: str, seen: Sequence[Visible] | None) -> Sequence[Visible]:
+def _candidates(wanted: str, seen: Sequence[VisibleGpu] | None) -> Sequence[VisibleGpu]:
     """Return the GPUs that this rank may get; refuse an unknown kind of device."""
-    if wanted not in get_args(Wanted):
+    if wanted not in get_args(DeviceChoice):
         raise InputError(
             f"found device {wanted!r}, expected auto, cpu or cuda; to select GPUs, set "
             "CUDA_VISIBLE_DEVICES"
@@ -189,9 +191,9 @@ def _candidates(wanted: str, seen: Sequence[Visible] | None) -> Sequence[Visible
     return visible_gpus() if seen is None else seen
 
 
-def _visible(index: int) -> Visible:
+def _visible(index: int) -> VisibleGpu:
     found: Any = torch.cuda.get_device_properties(index)
-    return Visible(index, str(found.uuid), found.name, found.total_memory, _near(found))
+    return VisibleGpu(index, str(found.uuid), found.name, found.total_memory, _near(found))
 
 
 def _near(found: Any) -> frozenset[int]:
@@ -268,7 +270,7 @@ def _cpu_notes(hosts: Sequence[str], claims: Sequence[Claim], by_rank: Sequence[
     return notes
 
 
-def _bind_near(world: World, gpu: Visible | None) -> list[str]:
+def _bind_near(world: World, gpu: VisibleGpu | None) -> list[str]:
     """Bind this rank to cores near its GPU, and return a note for each host where that fails.
 
     A rank stays within the cores from its launcher, and every rank must keep a core of its own.

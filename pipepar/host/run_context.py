@@ -26,7 +26,7 @@ class RunContext:
     """Records the times of this stage."""
     display: Display
     """Displays the notes and the progress of this rank."""
-    asked_to_stop: Callable[[], str]
+    stop_requested: Callable[[], str]
     """Returns on rank 0 the cause of a requested stop; empty if there is none."""
 
     @classmethod
@@ -35,7 +35,7 @@ class RunContext:
         world: World,
         device_context: DeviceContext,
         display: Display = NO_DISPLAY,
-        asked_to_stop: Callable[[], str] = lambda: "",
+        stop_requested: Callable[[], str] = lambda: "",
         keeps_spans: bool = False,
     ) -> RunContext:
         """Claim the threads of this rank, and begin to record its times.
@@ -44,13 +44,13 @@ class RunContext:
             world: all ranks.
             device_context: the device of this rank.
             display: displays the notes and the progress of this rank.
-            asked_to_stop: returns on rank 0 the cause of a requested stop; empty if there is none.
+            stop_requested: returns on rank 0 the cause of a requested stop; empty if there is none.
             keeps_spans: whether to store every span, for a timeline.
         """
         threads = claim_threads(world)
         clock = device_context.clock()
-        tracer = Tracer(world.rank, keeps_spans, clock, world.heartbeat.tell)
-        return cls(world, device_context, threads, tracer, display, asked_to_stop)
+        tracer = Tracer(world.rank, keeps_spans, clock, world.heartbeat.set_activity)
+        return cls(world, device_context, threads, tracer, display, stop_requested)
 
     def on_stage(self, stage: int | None) -> RunContext:
         """Return a copy that records the times of a stage.

@@ -24,7 +24,7 @@ def claim_threads(world: World) -> int:
     return torch.get_num_threads()
 
 
-def crowded(world: World) -> str | None:
+def shared_cores_warning(world: World) -> str | None:
     """Return a warning if ranks of this host share a core, else None."""
     found = overloaded({rank: cores_behind(cpus) for rank, cpus in world.cores.items()})
     if found is None:

@@ -148,7 +148,7 @@ def _microbatch(index: int, feed: Feed, graph: Graph, lenient: bool) -> MicroBat
         if not (lenient and depends_on_samples(problem)):
             raise
         error = Fault.of(SOURCE, problem)
-    return MicroBatch(index, values, feed.samples, feed.extras, error)
+    return MicroBatch(index, values, feed.samples, feed.columns, error)
 
 
 def _open(job: Job) -> Reader:
@@ -177,7 +177,7 @@ def _open_text(job: Job, folder: ModelFolder) -> Reader:
     options = TokenizedOptions(
         job.max_length,
         pad_to_limit=job.padding == "max_length",
-        tell_tokens=job.reads_tokens,
+        token_columns=job.reads_tokens,
         rules=TextRules(required_text(folder) if required_text else "", job.lenient),
     )
     return open_tokenized(job.input, folder.tokenizer(), options)

@@ -11,7 +11,7 @@ import torch
 from pipepar.data.readers.registry import kind_by_name
 from pipepar.data.writers.registry import answer_suffixes, holds_answers
 from pipepar.errors import InputError
-from pipepar.host.devices import Wanted
+from pipepar.host.devices import DeviceChoice
 from pipepar.model.source.open_source import is_factory
 from pipepar.tasks.model_folder import ModelFolder
 from pipepar.tasks.registry import find_task, task_names
@@ -38,7 +38,7 @@ class Job:
     """Checkpoint for the model of a factory; None for the values that the factory made."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Torch's name of the dtype to compute in; "auto" for that of the checkpoint or the factory."""
-    device: Wanted = "auto"
+    device: DeviceChoice = "auto"
     """The kind of device to compute on; "auto" for a GPU if the rank has one."""
     max_length: int | None = None
     """Largest number of tokens of a text; None for the tokenizer's own limit."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pipepar.comm.world import World
 from pipepar.errors import InputError
 from pipepar.host.device_context import open_device_context
-from pipepar.host.devices import Wanted
+from pipepar.host.devices import DeviceChoice
 from pipepar.host.run_context import RunContext
 from pipepar.jobs.planned_job import Planned, example_for, planned_model
 from pipepar.model.capture.capture import capture
@@ -16,7 +16,7 @@ from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import cut_table
 from pipepar.planner.advice import advice
 from pipepar.planner.plan_job import measured_choice
-from pipepar.planner.plan_offline import Planning
+from pipepar.planner.plan_offline import OfflinePlan
 from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.static_shapes import fixed_batch
 from pipepar.progress import NO_DISPLAY
@@ -28,13 +28,13 @@ def plan_measured(
     request: PlanRequest,
     stages: int | None,
     note: Callable[[str], None],
-    device: Wanted,
-) -> Planning | None:
+    device: DeviceChoice,
+) -> OfflinePlan | None:
     """Measure a model on the ranks of this job, and plan for them. *Collective.*
 
     Args:
         world: all ranks; each sees the model, and the input if there is one.
-        planned: the job to plan for, checked by `check_planned`.
+        planned: the job to plan for, checked by `check_planned_job`.
         request: the requirements of the plan; the number of samples is that of the input.
         stages: number of stages, equal to the number of ranks; a single rank represents any number
             of ranks of its speed.
@@ -62,7 +62,7 @@ def plan_measured(
     if choice is None:
         return None
     devices = choice.prediction.target.hardware.devices
-    return Planning(table, choice.plan, choice, advice(choice, devices))
+    return OfflinePlan(table, choice.plan, choice, advice(choice, devices))
 
 
 def _check(world: World, stages: int | None) -> None:

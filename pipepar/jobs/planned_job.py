@@ -53,7 +53,7 @@ class Planned:
         )
 
 
-def check_planned(planned: Planned) -> None:
+def check_planned_job(planned: Planned) -> None:
     """Refuse options that are unknown or contradict each other.
 
     Raises:
@@ -90,7 +90,7 @@ def example_for(
     """Return arguments to capture a model with, as a run of the job would.
 
     Args:
-        planned: the job to plan for, checked by `check_planned`.
+        planned: the job to plan for, checked by `check_planned_job`.
         module: its model.
         request: the requirements of the plan.
 

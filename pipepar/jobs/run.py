@@ -15,7 +15,7 @@ from pipepar.data.writers.journal import Fields
 from pipepar.engine.assembly import Assembly, assemble, capture_together
 from pipepar.engine.shared_source import SharedSource
 from pipepar.errors import InputError, PlanError
-from pipepar.files import require_apart, require_writable
+from pipepar.files import require_distinct, require_writable
 from pipepar.host.device_context import open_device_context
 from pipepar.host.run_context import RunContext
 from pipepar.jobs.inputs import agree_on_input, open_input
@@ -41,13 +41,23 @@ from pipepar.progress import NO_DISPLAY, Display
 from pipepar.report.gather_record import Findings, gather_record, stage_record
 from pipepar.report.run_record import RunRecord
 from pipepar.report.timeline import write_timeline
-from pipepar.supervision.stopping import Asked, Halt, Stopped, halt_if_asked, never_stopped, reached
+from pipepar.supervision.stopping import (
+    Halt,
+    Stopped,
+    StopRequest,
+    halt_if_requested,
+    never_stopped,
+    reached,
+)
 
 __all__ = ["Job", "run_job"]
 
 
 def run_job(
-    world: World, job: Job, display: Display = NO_DISPLAY, asked_to_stop: Asked = never_stopped
+    world: World,
+    job: Job,
+    display: Display = NO_DISPLAY,
+    stop_requested: StopRequest = never_stopped,
 ) -> RunRecord:
     """Run a job on every rank of the world. *Collective.*
 
@@ -58,7 +68,7 @@ def run_job(
         world: all ranks.
         job: the options of the job.
         display: shows the progress on rank 0.
-        asked_to_stop: returns, on rank 0, the name of the signal that stops the job, or "".
+        stop_requested: returns, on rank 0, the name of the signal that stops the job, or "".
 
     Returns:
         The record of the run, the same on every rank.
@@ -69,12 +79,12 @@ def run_job(
     world.together(lambda: _preflight(world, job))
     display = display if world.is_root else NO_DISPLAY
     try:
-        return _run_job(world, job, display, asked_to_stop)
+        return _run_job(world, job, display, stop_requested)
     except Halt as halt:
         return RunRecord(0, 0.0, (), stopped=Stopped(halt.by))
 
 
-def _run_job(world: World, job: Job, display: Display, asked_to_stop: Asked) -> RunRecord:
+def _run_job(world: World, job: Job, display: Display, stop_requested: StopRequest) -> RunRecord:
     with ExitStack() as held:
         with _local_model(world, job) as local:
             claim = world.together(lambda: _claim(world, local, held))
@@ -83,7 +93,7 @@ def _run_job(world: World, job: Job, display: Display, asked_to_stop: Asked) -> 
             opened = _open(world, local, claim, resuming)
             shared = world.together(lambda: _source(world, local))
         context = open_device_context(world, job.device, display.note)
-        run = RunContext.begin(world, context, display, asked_to_stop, job.trace is not None)
+        run = RunContext.begin(world, context, display, stop_requested, job.trace is not None)
         identity, assembly = _assemble(run, job, opened, shared)
         del shared  # frees the whole model of a factory; the stage has its own part
         return _run(job, opened, identity, assembly)
@@ -135,7 +145,7 @@ def _assemble(
     run: RunContext, job: Job, opened: _OpenFiles, shared: SharedSource
 ) -> tuple[Fields, Assembly]:
     """Return the identity of the job, and this rank's stage, ready to run. *Collective.*"""
-    stop_if_asked = partial(halt_if_asked, run.world, run.asked_to_stop)
+    stop_if_asked = partial(halt_if_requested, run.world, run.stop_requested)
     stop_if_asked()
     graph = capture_together(run, shared, *opened.example)
     identity = run.world.together(lambda: _check(graph, run, job, opened, shared))
@@ -178,7 +188,7 @@ def _run(job: Job, opened: _OpenFiles, identity: Fields, assembly: Assembly) -> 
     written = sink.finish() if sink else 0
     seconds = time.perf_counter() - begin
     assembly.wiring.close()
-    by = run.asked_to_stop() if world.is_root else ""
+    by = run.stop_requested() if world.is_root else ""
     stopped = reached(world, assembly.placement.ends.sink, by, written, count)
     choice = assembly.agreed.choice
     findings = Findings(
@@ -207,7 +217,7 @@ def _preflight(world: World, job: Job) -> None:
         "--labels": job.labels,
         "model": source_file(job.model) if job.is_factory else Path(job.model),
     }
-    require_apart(written, {name: path for name, path in named.items() if path is not None})
+    require_distinct(written, {name: path for name, path in named.items() if path is not None})
 
 
 def _check(

@@ -60,7 +60,7 @@ class Work:
         left = SampleSet(count, json.loads(run.world.all_gather(text)[sink]))
         if not left.missing:
             return
-        if self.reader is not None and not run.asked_to_stop():
+        if self.reader is not None and not run.stop_requested():
             run.display.note(
                 f"{left.missing:,} samples were in micro-batches that failed; each is tried alone"
             )
@@ -99,7 +99,7 @@ class Work:
         run, graph = self.assembly.run, self.assembly.graph
         feed = feed_all(reader, micro_batch, graph, tracer, done, self.lenient)
         with run.display.samples(done.missing) as advance:
-            for microbatch in takewhile(lambda _: not run.asked_to_stop(), feed):
+            for microbatch in takewhile(lambda _: not run.stop_requested(), feed):
                 yield microbatch
                 advance(len(samples_of(microbatch)))
 

@@ -10,7 +10,7 @@ from pipepar.comm.world import World
 from pipepar.host.run_context import RunContext
 from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import CutTable, cut_table
-from pipepar.model.split.operations import example_rows, takes_rows
+from pipepar.model.split.operations import accepts_rows, example_rows
 from pipepar.plan.costs import LinkCost
 from pipepar.plan.hardware import Cluster, Neighbours, several_kinds
 from pipepar.plan.plan import Plan
@@ -20,14 +20,14 @@ from pipepar.planner.plan_from_cuts import plan_of
 from pipepar.planner.plan_offline import make_plan
 from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.prediction import ModelCost, model_cost
-from pipepar.planner.profile import take_profile
+from pipepar.planner.profile import measure_profile
 from pipepar.planner.static_shapes import fixed_batch
 
 Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Agreed:
+class AgreedPlan:
     """The plan that all ranks agreed on."""
 
     plan: Plan
@@ -40,7 +40,9 @@ class Agreed:
     """The plan with its prediction, on rank 0; None if the plan was not made from measurements."""
 
 
-def agree_on_plan(run: RunContext, graph: Graph, request: PlanRequest, held: float = 0.0) -> Agreed:
+def agree_on_plan(
+    run: RunContext, graph: Graph, request: PlanRequest, held: float = 0.0
+) -> AgreedPlan:
     """Use the plan of the user, or measure the ranks and make one. *Collective.*
 
     Args:
@@ -74,7 +76,7 @@ def agree_on_plan(run: RunContext, graph: Graph, request: PlanRequest, held: flo
     world.agree("plans", plan.digest)
     assert plan.micro_batch is not None  # every case above sets both
     assert plan.depth is not None
-    return Agreed(plan, plan.micro_batch, plan.depth, choice)
+    return AgreedPlan(plan, plan.micro_batch, plan.depth, choice)
 
 
 def measured_choice(
@@ -104,7 +106,7 @@ def measured_choice(
     """
     world = run.world
     sizes = _sizes(world, graph, request)
-    profile = take_profile(run, graph, table, sizes, held, request.fresh)
+    profile = measure_profile(run, graph, table, sizes, held, request.fresh)
     hardware = profile.hardware if stages is None else _repeated(profile.hardware, stages)
 
     def costs(size: int) -> ModelCost:
@@ -132,9 +134,9 @@ def _sizes(world: World, graph: Graph, request: PlanRequest) -> list[int]:
         if not world.is_root or fixed is not None or request.micro_batch is not None:
             return request.sizes(fixed)
         known = example_rows(graph)
-        if not takes_rows(graph, known):  # rows and samples differ: keep the size of the example
+        if not accepts_rows(graph, known):  # rows and samples differ: keep the size of the example
             return [known]
-        return [size for size in request.sizes(None) if takes_rows(graph, size)] or [known]
+        return [size for size in request.sizes(None) if accepts_rows(graph, size)] or [known]
 
     sizes: list[int] = json.loads(world.broadcast(json.dumps(world.together(own))))
     return sizes

@@ -25,7 +25,7 @@ from pipepar.planner.prediction import model_cost
 
 
 @dataclass(frozen=True, slots=True)
-class Planning:
+class OfflinePlan:
     """The legal cuts of a model, and optionally a plan with its prediction."""
 
     table: CutTable
@@ -45,7 +45,7 @@ def plan_model(
     stages: int | None,
     cluster: Cluster | None = None,
     request: PlanRequest | None = None,
-) -> Planning:
+) -> OfflinePlan:
     """Capture a model, and plan its stages.
 
     Args:
@@ -70,8 +70,8 @@ def plan_model(
     table = cut_table(graph)
     if hardware is not None:
         choice = _choice(graph, table, hardware, request or PlanRequest())
-        return Planning(table, choice.plan, choice, advice(choice, hardware.devices))
-    return Planning(table, None if stages is None else _equal_stages(graph, table, stages))
+        return OfflinePlan(table, choice.plan, choice, advice(choice, hardware.devices))
+    return OfflinePlan(table, None if stages is None else _equal_stages(graph, table, stages))
 
 
 def make_plan(graph: Graph, stages: int) -> Plan:

@@ -51,7 +51,7 @@ class Profile:
     """The times by size of micro-batch, ascending; at least one."""
 
 
-def take_profile(
+def measure_profile(
     run: RunContext,
     graph: Graph,
     table: CutTable,

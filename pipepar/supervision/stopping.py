@@ -24,7 +24,7 @@ STOPPED: Final = 75
 # The launcher and the batch system may both send a signal: within this time it counts once.
 _SAME_SIGNAL_SECONDS: Final = 1.0
 
-Asked: TypeAlias = Callable[[], str]
+StopRequest: TypeAlias = Callable[[], str]
 """Returns on the root the name of the signal that requests a stop; empty if there is none."""
 
 
@@ -57,7 +57,7 @@ class Halt(Exception):
         self.by = by
 
 
-def halt_if_asked(world: World, asked: Asked) -> None:
+def halt_if_requested(world: World, asked: StopRequest) -> None:
     """Raise `Halt` on all ranks if a stop is requested. *Collective.*
 
     Args:
@@ -73,7 +73,7 @@ def halt_if_asked(world: World, asked: Asked) -> None:
 
 
 def never_stopped() -> str:
-    """Return the empty string: the `Asked` of a job without signals."""
+    """Return the empty string: the `StopRequest` of a job without signals."""
     return ""
 
 

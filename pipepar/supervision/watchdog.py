@@ -46,7 +46,7 @@ def keep_watch(world: World, complete: Callable[[str], str]) -> None:
     Raises:
         InputError: an environment variable of the root is not a valid timeout.
     """
-    if world.size == 1 or world.heartbeat.kept:
+    if world.size == 1 or world.heartbeat.is_running:
         return
     limits = agree_on_limits(world)
     stack_file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the thread of `listen`

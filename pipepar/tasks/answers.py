@@ -10,22 +10,22 @@ from torch.utils import _pytree as pytree
 
 from pipepar.errors import InputError
 
-Extras: TypeAlias = Mapping[str, torch.Tensor]
-"""What the reader sent along, see `Feed.extras`."""
+Columns: TypeAlias = Mapping[str, torch.Tensor]
+"""What the reader sent along, see `Feed.columns`."""
 
 Rows: TypeAlias = Mapping[str, torch.Tensor] | list[Any]
 """For a writer: tensors [B, ...] by name, or a list of one JSON value a sample."""
 
-Answer: TypeAlias = Callable[[Any, Extras], Rows]
-"""Given the model's own output for a micro-batch and the extras, returns the rows."""
+Answer: TypeAlias = Callable[[Any, Columns], Rows]
+"""Given the model's own output for a micro-batch and the columns, returns the rows."""
 
 
-def as_tensors(output: Any, extras: Extras) -> Rows:
+def as_tensors(output: Any, columns: Columns) -> Rows:
     """Take the tensors of a model's output as they are.
 
     Args:
         output: what the model returned.
-        extras: not looked at.
+        columns: not looked at.
     """
     return tensors_by_name(output)
 
@@ -93,7 +93,7 @@ def answered_by(function: Callable[[Any], Any], name: str) -> Answer:
         An answer; it raises InputError for anything else that the function returns.
     """
 
-    def answer(output: Any, extras: Extras) -> Rows:
+    def answer(output: Any, columns: Columns) -> Rows:
         made = function(output)
         if isinstance(made, torch.Tensor):
             return {"output": made}

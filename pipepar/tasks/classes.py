@@ -9,7 +9,7 @@ import torch
 
 from pipepar.data.packed_strings import unpack_strings
 from pipepar.errors import InputError
-from pipepar.tasks.answers import Extras, Rows, full_precision, logits_of
+from pipepar.tasks.answers import Columns, Rows, full_precision, logits_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,12 @@ class Classes:
             return logits.sigmoid()
         return logits.softmax(-1)
 
-    def answer(self, output: Any, extras: Extras) -> Rows:
+    def answer(self, output: Any, columns: Columns) -> Rows:
         """Name the best class of each sample; an `Answer`.
 
         Args:
             output: the model's own; its logits are [B, classes].
-            extras: the "file" of each sample is told too, if there is one.
+            columns: the "file" of each sample is told too, if there is one.
 
         Returns:
             For each sample ``{"label": ..., "score": ...}``.
@@ -54,9 +54,9 @@ class Classes:
         best = self.scores(full_precision(class_logits(output))).max(-1)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         answers = [{"label": self.label(number), "score": score} for number, score in pairs]
-        if "file" not in extras:
+        if "file" not in columns:
             return answers
-        files = unpack_strings(extras["file"])
+        files = unpack_strings(columns["file"])
         return [{"file": f, **answer} for f, answer in zip(files, answers, strict=True)]
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from pipepar.errors import InputError
-from pipepar.tasks.answers import Extras, logits_of
+from pipepar.tasks.answers import Columns, logits_of
 
 
 class Vocabulary(Protocol):
@@ -24,20 +24,20 @@ class Vocabulary(Protocol):
         """Return the text of some ids."""
 
 
-def tokens_of(extras: Extras, at: int) -> dict[str, torch.Tensor]:
+def tokens_of(columns: Columns, at: int) -> dict[str, torch.Tensor]:
     """What is known of one sample's tokens, padding left out."""
-    real = extras["real"][at] == 1
+    real = columns["real"][at] == 1
     known = ("input_ids", "special_tokens_mask", "offset_mapping")
-    found = {name: extras[name][at][real] for name in known if name in extras}
-    return {**found, "real": extras["real"][at]}
+    found = {name: columns[name][at][real] for name in known if name in columns}
+    return {**found, "real": columns["real"][at]}
 
 
-def token_logits(output: Any, extras: Extras) -> torch.Tensor:
+def token_logits(output: Any, columns: Columns) -> torch.Tensor:
     """Find the scores of tokens in a model's output.
 
     Args:
         output: what the model returned.
-        extras: of a tokenizing reader.
+        columns: of a tokenizing reader.
 
     Returns:
         A tensor [B, S, classes].
@@ -46,7 +46,7 @@ def token_logits(output: Any, extras: Extras) -> torch.Tensor:
         InputError: it has another shape.
     """
     logits = logits_of(output)
-    rows = tuple(extras["real"].shape)
+    rows = tuple(columns["real"].shape)
     if logits.dim() != 3 or tuple(logits.shape[:2]) != rows:
         raise InputError(
             f"the model returns logits of shape {tuple(logits.shape)}; expected scores for each "

@@ -16,7 +16,7 @@ from pipepar.doctor import inspect_rank as preflight
 from pipepar.doctor.facts import RankFacts
 from pipepar.doctor.inspect_rank import inspect_rank, with_devices
 from pipepar.format import named
-from pipepar.host.devices import Visible
+from pipepar.host.devices import VisibleGpu
 from pipepar.supervision.failure import FailTogether
 from tests.helpers.cluster.mpirun import Finished, finish, mpirun, start
 from tests.helpers.jobs.command import pipepar
@@ -89,7 +89,7 @@ def test_facts_of_an_older_version_can_be_read() -> None:
 
 
 def test_the_facts_contain_each_gpu_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = [Visible(index, f"u{index}", "some GPU", 80 * 2**30, frozenset()) for index in (0, 1)]
+    seen = [VisibleGpu(index, f"u{index}", "some GPU", 80 * 2**30, frozenset()) for index in (0, 1)]
     monkeypatch.setattr(preflight, "visible_gpus", lambda: seen)
     monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "1")
     facts = inspect_rank(World.start())

@@ -252,7 +252,7 @@ def test_the_gpu_and_the_watch_are_passed_to_connect() -> None:
     for keeps_spans in (True, False):
         run = run_of(ranks.world(0), context, keeps_spans)
         wire_up(run, plan, Placement(Ends.of_script(), (0,)), 1)
-        assert ranks.given == {0: (gpu, run.tracer.record_beside if keeps_spans else None)}
+        assert ranks.given == {0: (gpu, run.tracer.record_overlapping if keeps_spans else None)}
 
 
 def test_senders_are_closed_before_receivers() -> None:

@@ -18,7 +18,7 @@ from pipepar.model.weights.weight_source import ModuleWeights
 from pipepar.plan.plan import Plan
 from pipepar.planner.plan_offline import make_plan
 from tests.helpers.models import run
-from tests.helpers.zoo import ZOO, Animal, Call
+from tests.helpers.zoo import ZOO, Call, ZooModel
 
 pytestmark = pytest.mark.long(60)
 
@@ -33,7 +33,7 @@ BATCHES = (1, 3)
 class Captured:
     """A model of the zoo and the objects that its tests share."""
 
-    animal: Animal
+    animal: ZooModel
     module: nn.Module
     graph: Graph
     plans: dict[int, Plan]
@@ -45,7 +45,7 @@ class Captured:
         return [Stage.load(self.graph, self.plans[count], i, weights) for i in range(count)]
 
 
-def identify(animal: Animal) -> str:
+def identify(animal: ZooModel) -> str:
     return f"{animal.name}, free: {animal.varies}{', a fallback' * animal.falls_back}"
 
 
@@ -62,7 +62,7 @@ def animals(*later: str) -> list[Any]:
 
 @pytest.fixture(scope="module", params=animals())
 def captured(request: pytest.FixtureRequest) -> Iterator[Captured]:
-    animal: Animal = request.param
+    animal: ZooModel = request.param
     torch.manual_seed(0)
     module = animal.make().eval()
     with params_on_meta():  # as on a rank; buffers that no checkpoint holds still have values
@@ -74,7 +74,7 @@ def captured(request: pytest.FixtureRequest) -> Iterator[Captured]:
     gc.collect()  # a graph contains reference cycles
 
 
-def computed(animal: Animal, module: nn.Module) -> Iterator[tuple[Call, Any]]:
+def computed(animal: ZooModel, module: nn.Module) -> Iterator[tuple[Call, Any]]:
     for batch in BATCHES if animal.varies != "nothing" else (EXAMPLE,):
         for length in animal.lengths:
             args, kwargs = animal.call(batch, length)

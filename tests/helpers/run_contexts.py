@@ -20,5 +20,5 @@ def run_on_hosts(world: World, note: Callable[[str], None] = lambda text: None) 
         threads=torch.get_num_threads(),
         tracer=Tracer(world.rank),
         display=replace(NO_DISPLAY, note=note),
-        asked_to_stop=lambda: "",
+        stop_requested=lambda: "",
     )

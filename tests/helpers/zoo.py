@@ -20,7 +20,7 @@ FULL_PICTURE = 224
 
 
 @dataclass(frozen=True)
-class Animal:
+class ZooModel:
     """One model, its inputs, and the expected properties of its graph."""
 
     name: str
@@ -245,11 +245,11 @@ def rows(batch: int, _: int) -> Call:
 
 
 ZOO = (
-    Animal("mlp", mlp, lambda b, s: ((torch.randn(b, 64),), {}), "all sizes", (0,)),
-    Animal("resnet", small_resnet, picture, "batch", (0,)),
-    Animal("resnet50", resnet, full_picture, "batch", (0,), full=True),
-    Animal("vit", small_vit, picture, "batch", (0,)),
-    Animal(
+    ZooModel("mlp", mlp, lambda b, s: ((torch.randn(b, 64),), {}), "all sizes", (0,)),
+    ZooModel("resnet", small_resnet, picture, "batch", (0,)),
+    ZooModel("resnet50", resnet, full_picture, "batch", (0,), full=True),
+    ZooModel("vit", small_vit, picture, "batch", (0,)),
+    ZooModel(
         "vit-b16",
         lambda: hf.ViTForImageClassification(hf.ViTConfig()),
         full_picture,
@@ -257,37 +257,37 @@ ZOO = (
         (0,),
         full=True,
     ),
-    Animal("bert", lambda: small_bert(4), padded, "batch and length"),
-    Animal(
+    ZooModel("bert", lambda: small_bert(4), padded, "batch and length"),
+    ZooModel(
         "bert-base",
         lambda: hf.BertForMaskedLM(hf.BertConfig()),
         padded,
         "batch and length",
         full=True,
     ),
-    Animal("distilbert", small_distilbert, padded, "batch and length"),
-    Animal(
+    ZooModel("distilbert", small_distilbert, padded, "batch and length"),
+    ZooModel(
         "distilbert-base",
         lambda: hf.DistilBertForMaskedLM(hf.DistilBertConfig()),
         padded,
         "batch and length",
         full=True,
     ),
-    Animal("gpt2", small_gpt2, text, "batch and length"),
-    Animal(
+    ZooModel("gpt2", small_gpt2, text, "batch and length"),
+    ZooModel(
         "gpt2-124m",
         lambda: hf.GPT2LMHeadModel(hf.GPT2Config(use_cache=False)),
         text,
         "batch and length",
         full=True,
     ),
-    Animal("llama", llama, padded_left, "batch and length"),
-    Animal("llama-bf16", lambda: llama(torch.bfloat16), padded_left, "batch and length"),
-    Animal("mixtral", mixtral, text, "batch and length"),
-    Animal("t5", t5, translation, "batch and length"),
-    Animal("unet", DenoisingUNet, noise, "batch", (0,)),
-    Animal("dicts", Dicts, dicts, "batch", (0,)),
-    Animal("mamba", mamba, text, "batch", (5,), falls_back=True),
-    Animal("funnel", funnel, padded, "batch", (9,), falls_back=True),
-    Animal("by row", ByRow, rows, "nothing", (0,), falls_back=True),
+    ZooModel("llama", llama, padded_left, "batch and length"),
+    ZooModel("llama-bf16", lambda: llama(torch.bfloat16), padded_left, "batch and length"),
+    ZooModel("mixtral", mixtral, text, "batch and length"),
+    ZooModel("t5", t5, translation, "batch and length"),
+    ZooModel("unet", DenoisingUNet, noise, "batch", (0,)),
+    ZooModel("dicts", Dicts, dicts, "batch", (0,)),
+    ZooModel("mamba", mamba, text, "batch", (5,), falls_back=True),
+    ZooModel("funnel", funnel, padded, "batch", (9,), falls_back=True),
+    ZooModel("by row", ByRow, rows, "nothing", (0,), falls_back=True),
 )

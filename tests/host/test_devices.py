@@ -13,12 +13,12 @@ import torch
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PipeparError
 from pipepar.host import devices
-from pipepar.host.devices import Claim, Visible, assign_gpus, choose_devices, visible_gpus
+from pipepar.host.devices import Claim, VisibleGpu, assign_gpus, choose_devices, visible_gpus
 from pipepar.host.machine import processor
 
 
-def gpu(index: int, uuid: str, near: frozenset[int] = frozenset()) -> Visible:
-    return Visible(index, uuid, f"GPU {uuid}", 2**30, near)
+def gpu(index: int, uuid: str, near: frozenset[int] = frozenset()) -> VisibleGpu:
+    return VisibleGpu(index, uuid, f"GPU {uuid}", 2**30, near)
 
 
 def claims(
@@ -103,9 +103,9 @@ def test_visible_gpus_have_the_properties_from_torch(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_properties", found.__getitem__)
     assert visible_gpus() == [
-        Visible(0, "u0", "big", 80, frozenset({0, 1, 4})),
-        Visible(1, "u1", "big", 80, frozenset()),
-        Visible(2, "u2", "old", 8, frozenset()),
+        VisibleGpu(0, "u0", "big", 80, frozenset({0, 1, 4})),
+        VisibleGpu(1, "u1", "big", 80, frozenset()),
+        VisibleGpu(2, "u2", "old", 8, frozenset()),
     ]
 
 

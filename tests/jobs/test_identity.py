@@ -62,7 +62,7 @@ def job(rows: Path, tmp_path: Path) -> Job:
 
 
 def run(job: Job, micro_batches: int) -> None:
-    run_job(World.start(), job, asked_to_stop=after(micro_batches))
+    run_job(World.start(), job, stop_requested=after(micro_batches))
 
 
 @pytest.mark.parametrize("changed", ["models.py", "parts.py", "../settings.py"])

@@ -61,7 +61,7 @@ def test_stopped_and_resumed(job: Job, suffix: str, micro_batches: int) -> None:
 def test_stopped_before_the_first_micro_batch(job: Job) -> None:
     assert str(run(job, 0).stopped).startswith("stopped by SIGTERM after 0 of 11")
     assert hidden_files(job.output.parent) == []
-    halted = run_job(World.start(), job, asked_to_stop=lambda: "SIGTERM").stopped
+    halted = run_job(World.start(), job, stop_requested=lambda: "SIGTERM").stopped
     assert str(halted) == "stopped by SIGTERM before it began; continue with --resume"
     assert hidden_files(job.output.parent) == []
     assert resume(job).samples == 11

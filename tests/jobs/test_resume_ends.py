@@ -150,7 +150,7 @@ def test_restoring_rows_sends_heartbeats(job: Job, monkeypatch: pytest.MonkeyPat
         return read_at(file, offset, size)
 
     monkeypatch.setattr("pipepar.data.writers.unfinished.read_at", reads)
-    monkeypatch.setattr(Heartbeat, "tell", lambda *_: steps.append("tell"))
+    monkeypatch.setattr(Heartbeat, "set_activity", lambda *_: steps.append("tell"))
     resume(job)
     first = steps.index("read")
     assert steps[first : first + 8] == ["read", "tell"] * 4

@@ -106,7 +106,7 @@ def test_overlapping_spans_are_stored_as_soon_as_their_marks_are_reached() -> No
     clock = Later()
     tracer = Tracer(0, clock=clock)
     for index in range(4):
-        tracer.record_beside("send", index, index, index + 1)
+        tracer.record_overlapping("send", index, index, index + 1)
         assert [span.microbatch for span in tracer.spans] == list(range(int(clock.reached)))
         clock.reached = index
     clock.reached = 9

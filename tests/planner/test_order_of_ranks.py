@@ -31,7 +31,7 @@ def ranks_of(
     devices = tuple(DeviceCost(1.0, kind=kind) for kind in kinds)
     hardware = Neighbours(devices, (LinkCost(),) * (len(kinds) - 1))
     profile = Profile(hardware, {2: {"even": even, "odd": odd}})
-    monkeypatch.setattr(plan_job, "take_profile", lambda *given: profile)
+    monkeypatch.setattr(plan_job, "measure_profile", lambda *given: profile)
 
     def work(world: World) -> tuple[int, ...] | None:
         agreed = plan_job.agree_on_plan(run_on_hosts(world), graph, request)

@@ -1,4 +1,4 @@
-"""Planning without an input file and without weights."""
+"""OfflinePlan without an input file and without weights."""
 
 import json
 from pathlib import Path

@@ -15,7 +15,7 @@ from pipepar.comm.world import World
 from pipepar.model.capture.capture import capture
 from pipepar.model.capture.graph import Graph
 from pipepar.model.split.crossing import cut_table
-from pipepar.planner.profile import take_profile
+from pipepar.planner.profile import measure_profile
 from pipepar.planner.profile_cache import ProfileCache, Times
 from tests.helpers.run_contexts import run_on_hosts
 
@@ -187,7 +187,7 @@ def profiled(
     graph: Graph, sizes: Iterable[int], note: Callable[[str], None], **options: Any
 ) -> None:
     run = run_on_hosts(World.start(), note)
-    profile = take_profile(run, graph, cut_table(graph), sizes, **options)
+    profile = measure_profile(run, graph, cut_table(graph), sizes, **options)
     assert profile.curve
 
 

@@ -11,7 +11,7 @@ import torch
 
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PeerError, PipeparError
-from pipepar.host.devices import SHARING, Devices, Visible, Wanted, choose_devices
+from pipepar.host.devices import SHARING, DeviceChoice, Devices, VisibleGpu, choose_devices
 from pipepar.host.machine import processor
 from pipepar.host.threads import claim_threads, cores_behind
 from tests.helpers.rank_fixtures import all_equal, set_affinity
@@ -27,10 +27,10 @@ def _restore_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     set_affinity(cores)
 
 
-def gpus(uuids: str, *near: int) -> list[Visible]:
+def gpus(uuids: str, *near: int) -> list[VisibleGpu]:
     """Return the GPUs that a process sees, one for each letter."""
     return [
-        Visible(index, uuid, f"GPU {uuid}", 2**30, frozenset(near))
+        VisibleGpu(index, uuid, f"GPU {uuid}", 2**30, frozenset(near))
         for index, uuid in enumerate(uuids)
     ]
 
@@ -42,7 +42,7 @@ def set_host(world: World, host: str) -> None:
     world.bind(None)
 
 
-def refused(world: World, wanted: Wanted, uuids: str, reporter: int) -> str:
+def refused(world: World, wanted: DeviceChoice, uuids: str, reporter: int) -> str:
     """Check that rank `reporter` raises the error, and return the message that all ranks get."""
     expected = PipeparError if world.rank == reporter else PeerError
     with pytest.raises(expected) as caught:
@@ -54,7 +54,7 @@ def refused(world: World, wanted: Wanted, uuids: str, reporter: int) -> str:
 
 
 def test_all_ranks_see_all_gpus(world: World) -> None:
-    wanted: Wanted
+    wanted: DeviceChoice
     for wanted in ("auto", "cuda"):
         found = choose_devices(world, wanted, gpus("ABCD"))
         assert found == Devices(
@@ -164,7 +164,7 @@ def test_ranks_with_different_device_options_are_refused(world: World) -> None:
 def test_an_error_while_finding_gpus_is_reported(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken() -> list[Visible]:
+    def broken() -> list[VisibleGpu]:
         if world.rank == world.size - 1:
             raise RuntimeError("the driver is too old")
         return []

@@ -16,7 +16,7 @@ from pipepar.model.split.operations import distinct, operations_of
 from pipepar.planner import profile as profiling
 from pipepar.planner.plan_job import measured_choice
 from pipepar.planner.plan_request import PlanRequest
-from pipepar.planner.profile import Profile, take_profile
+from pipepar.planner.profile import Profile, measure_profile
 from pipepar.planner.profile_cache import ProfileCache
 from tests.helpers.rank_fixtures import all_equal, on_ranks
 from tests.helpers.run_contexts import run_on_hosts
@@ -31,7 +31,7 @@ def profiled(
 ) -> tuple[Profile, list[str]]:
     notes: list[str] = []
     run = run_on_hosts(world, notes.append)
-    found = take_profile(run, graph, cut_table(graph), sizes, fresh=fresh)
+    found = measure_profile(run, graph, cut_table(graph), sizes, fresh=fresh)
     return found, notes
 
 

@@ -9,7 +9,7 @@ from mpi4py import MPI
 
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PeerError, PipeparError, PlanError
-from pipepar.host.threads import claim_threads, crowded
+from pipepar.host.threads import claim_threads, shared_cores_warning
 from tests.helpers.rank_fixtures import set_affinity
 
 pytestmark = pytest.mark.mpi
@@ -113,6 +113,6 @@ def test_unbound_ranks_divide_the_cores_of_the_host(
     try:
         cores = len(world.cores[world.rank])
         assert claim_threads(world) == max(1, cores // world.size)
-        assert (crowded(world) is None) == (world.size <= cores)
+        assert (shared_cores_warning(world) is None) == (world.size <= cores)
     finally:
         torch.set_num_threads(before)

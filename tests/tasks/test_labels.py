@@ -82,7 +82,7 @@ def test_labels_follow_their_samples(rows: Path) -> None:
     labels = torch.arange(11) * 2
     reader = LabelledReader(open_arrays(rows), labels, Path("y.npy"))
     for feed in reader.feeds(4):
-        assert torch.equal(feed.extras["label"], feed.samples * 2)
+        assert torch.equal(feed.columns["label"], feed.samples * 2)
     assert torch.equal(reader.example().args[0], next(reader.feeds(2)).args[0])
     reader.require(21)
     with pytest.raises(InputError, match=r"y\.npy: sample 10 has the label 20, .* 20 classes"):

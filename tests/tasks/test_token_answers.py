@@ -34,7 +34,7 @@ def tokenizer(folder: Path, request: pytest.FixtureRequest) -> Any:
 def feed(path: Path, texts: list[str], tokenizer: Any, max_length: int | None) -> Feed:
     """One micro-batch of all texts, the longest first."""
     path.write_text("".join(f"{text}\n" for text in texts))
-    options = TokenizedOptions(max_length, tell_tokens=True)
+    options = TokenizedOptions(max_length, token_columns=True)
     (found,) = open_tokenized(path, tokenizer, options).feeds(len(texts))
     assert found.samples.tolist() == list(range(len(texts)))
     return found
@@ -48,7 +48,7 @@ def scores(feed: Feed, classes: int, best: int) -> torch.Tensor:
 
 
 def answers(answer: Answer, logits: torch.Tensor, feed: Feed) -> list[Any]:
-    rows = answer(logits, feed.extras)
+    rows = answer(logits, feed.columns)
     assert isinstance(rows, list)
     return rows
 
@@ -106,4 +106,4 @@ def test_scores_of_other_tokens_are_refused(tmp_path: Path, tokenizer: Any) -> N
     found = feed(tmp_path / "x.txt", ["the fox", "a"], tokenizer, None)
     for shape in ((2, 4), (2, 3, 3), (1, 4, 3)):
         with pytest.raises(InputError, match=r"expected scores for each token, \(2, 4, 'classes'"):
-            entities(tokenizer, NAMES)(torch.zeros(shape), found.extras)
+            entities(tokenizer, NAMES)(torch.zeros(shape), found.columns)

@@ -156,7 +156,7 @@ def dense(tensor_layout: TensorLayout, tensor: torch.Tensor) -> torch.Tensor:
     return core(tensor).contiguous() if tensor_layout.has_holes else tensor
 
 
-def laid_out(
+def tensor_from_buffer(
     tensor_layout: TensorLayout,
     buffer: torch.Tensor,
     copy: Callable[[torch.Tensor, torch.Tensor], object] = torch.Tensor.copy_,

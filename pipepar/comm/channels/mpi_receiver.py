@@ -13,7 +13,7 @@ from mpi4py import MPI
 
 from pipepar.comm.channels.entries import microbatch_of
 from pipepar.comm.channels.header import HEADER_BYTES, Header, Kind
-from pipepar.comm.channels.memory import Layout, Sizes, fits, grow, laid_out
+from pipepar.comm.channels.memory import Layout, Sizes, fits, grow, tensor_from_buffer
 from pipepar.comm.channels.mpi_endpoint import MpiEndpoint, cancel, leak, messages_of, wait_for
 from pipepar.comm.channels.spec import unpack_spec
 from pipepar.comm.native._progress import Engine
@@ -172,7 +172,7 @@ class MpiReceiver:
     def _take_values(self) -> tuple[Value, ...]:
         values: list[Value] = list(self._layout.spec)  # type: ignore[arg-type]
         for tensor_layout, buffer in zip(self._layout.tensors, self._take_buffers(), strict=True):
-            values[tensor_layout.position] = laid_out(tensor_layout, buffer)
+            values[tensor_layout.position] = tensor_from_buffer(tensor_layout, buffer)
         return tuple(values)
 
     def _microbatch(self, header: Header, entries: tuple[Value, ...]) -> MicroBatch:

@@ -22,7 +22,7 @@ from pipepar.comm.channels.entries import entries_of
 from pipepar.comm.channels.header import Header, Kind
 from pipepar.comm.channels.memory import Layout, Sizes, dense, fits, grow, plain
 from pipepar.comm.channels.mpi_endpoint import Message, MpiEndpoint, SendQueue, messages_of
-from pipepar.comm.channels.spec import describe, pack_spec, tells
+from pipepar.comm.channels.spec import describe, matches_spec, pack_spec
 from pipepar.comm.native._progress import Engine
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, Value
@@ -65,7 +65,7 @@ class MpiSender:
         Raises:
             WireError: a value has a type that no channel sends.
         """
-        if self._layout is not None and tells(self._layout.spec, values):
+        if self._layout is not None and matches_spec(self._layout.spec, values):
             return self._layout
         return Layout.of(tuple(map(describe, values)))
 

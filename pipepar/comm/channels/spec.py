@@ -70,7 +70,7 @@ def describe(value: Value) -> Entry:
     )
 
 
-def tells(spec: Spec, values: Sequence[Value]) -> bool:
+def matches_spec(spec: Spec, values: Sequence[Value]) -> bool:
     """Return whether `spec` consists of the entries that `describe` returns for `values`.
 
     Unlike ``==``, it distinguishes True from 1 and 0.0 from -0.0, and NaN equals NaN. It runs for

@@ -20,7 +20,7 @@ import torch
 
 from pipepar.comm.channels.channel import Receiver, Sender
 from pipepar.comm.channels.memory import plain
-from pipepar.comm.channels.spec import Spec, describe, pack_spec, tells, unpack_spec
+from pipepar.comm.channels.spec import Spec, describe, matches_spec, pack_spec, unpack_spec
 from pipepar.comm.gpu.cuda import Gpu, Stream, wait_for_event
 from pipepar.comm.gpu.packing import Packing
 from pipepar.comm.gpu.slots import Inbox, Outbox, Transfer
@@ -119,7 +119,7 @@ class GpuSender:
         return value if isinstance(value, torch.Tensor) and self._gpu.holds(value) else None
 
     def _describe(self, resident: tuple[torch.Tensor | None, ...]) -> None:
-        if not tells(self._spec, resident):
+        if not matches_spec(self._spec, resident):
             self._spec = tuple(map(describe, resident))
             self._text, self._packing = _text_of(self._spec), Packing.of(self._spec)
 

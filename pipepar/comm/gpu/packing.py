@@ -8,7 +8,13 @@ from functools import partial
 
 import torch
 
-from pipepar.comm.channels.memory import TensorLayout, laid_out, packed, tensor_layouts, whole
+from pipepar.comm.channels.memory import (
+    TensorLayout,
+    packed,
+    tensor_from_buffer,
+    tensor_layouts,
+    whole,
+)
 from pipepar.comm.channels.spec import Spec
 from pipepar.comm.gpu.cuda import Gpu
 from pipepar.comm.gpu.slots import Part
@@ -50,5 +56,7 @@ class Packing:
         for tensor_layout, begin in zip(self.tensors, self.begins, strict=True):
             yield (
                 tensor_layout.position,
-                laid_out(tensor_layout, memory[begin : begin + tensor_layout.nbytes], copy),
+                tensor_from_buffer(
+                    tensor_layout, memory[begin : begin + tensor_layout.nbytes], copy
+                ),
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pipepar.comm.group.group import Group
-from pipepar.trace import DOINGS, Doing
+from pipepar.trace import ACTIVITY_NUMBERS, Activity
 
 if TYPE_CHECKING:
     from pipepar.comm.native._pulse import Limits, Pulse
@@ -42,7 +42,7 @@ class Heartbeat:
         self._monitor: _Monitor | None = None
 
     @property
-    def kept(self) -> bool:
+    def is_running(self) -> bool:
         """Whether the heartbeat is running."""
         return self._monitor is not None
 
@@ -76,7 +76,7 @@ class Heartbeat:
         listener.start()
         self._monitor = _Monitor(pulse, listener)
 
-    def tell(self, doing: Doing, microbatch: int, samples: Any = None) -> None:
+    def set_activity(self, doing: Activity, microbatch: int, samples: Any = None) -> None:
         """Note what this rank begins, for its next heartbeats. Costs a few memory writes.
 
         Args:
@@ -88,9 +88,11 @@ class Heartbeat:
         if monitor is None:
             return
         if samples is None:
-            monitor.pulse.enter(DOINGS[doing], microbatch)
+            monitor.pulse.enter(ACTIVITY_NUMBERS[doing], microbatch)
         else:
-            monitor.pulse.enter(DOINGS[doing], microbatch, samples.data_ptr(), len(samples))
+            monitor.pulse.enter(
+                ACTIVITY_NUMBERS[doing], microbatch, samples.data_ptr(), len(samples)
+            )
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -112,7 +112,7 @@ class LabelledReader:
 
     def _labelled(self, feed: Feed) -> Feed:
         labels = self._labels[feed.samples]
-        return dataclasses.replace(feed, extras={**feed.extras, "label": labels})
+        return dataclasses.replace(feed, columns={**feed.columns, "label": labels})
 
 
 def _number(value: object, names: Sequence[str], numbers: Mapping[str, int], where: str) -> int:

@@ -28,8 +28,8 @@ class Batch:
     """Number of samples, B."""
     content: Any
     """A list with one value per sample, a tensor [B, ...], or tensors [B, ...] by name."""
-    extras: dict[str, torch.Tensor] = field(default_factory=dict)
-    """The columns of the samples; see `Feed.extras`."""
+    columns: dict[str, torch.Tensor] = field(default_factory=dict)
+    """The columns of the samples; see `Feed.columns`."""
     fault: PipeparError | None = None
     """The error of samples that cannot be read; the content is then not used."""
 
@@ -85,8 +85,8 @@ class PreparedReader:
         try:
             args, kwargs = self._prepared(batch, samples)
         except PipeparError as error:
-            return Feed(samples, (), {}, batch.extras, error)
-        return Feed(samples, args, kwargs, batch.extras)
+            return Feed(samples, (), {}, batch.columns, error)
+        return Feed(samples, args, kwargs, batch.columns)
 
     def _prepared(
         self, batch: Batch, samples: torch.Tensor

@@ -25,7 +25,7 @@ class Feed:
     kwargs: dict[str, torch.Tensor]
     """Keyword arguments, each of shape [B, ...]."""
 
-    extras: dict[str, torch.Tensor] = field(default_factory=dict)
+    columns: dict[str, torch.Tensor] = field(default_factory=dict)
     """The columns of the micro-batch by name: tensors of any shape that the results need in
     addition to the model's output. Every feed of a reader has the same names."""
 

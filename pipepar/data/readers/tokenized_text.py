@@ -59,7 +59,7 @@ class TokenizedOptions:
     limit, if it has one."""
     pad_to_limit: bool = False
     """Whether every sample is padded to the largest number of tokens."""
-    tell_tokens: bool = False
+    token_columns: bool = False
     """Whether feeds have columns that describe the tokens: "input_ids", "special_tokens_mask" and
     "real" (0 for padding, else 1), int64 [B, S]; with a fast tokenizer also "offset_mapping", int64
     [B, S, 2]; and "text", packed strings."""
@@ -113,9 +113,9 @@ class _TokenizedReader:
         # At least 1, since few models support 0 tokens, and empty texts may have none.
         self._width = limit if options.pad_to_limit and limit else 1
         self._window = options.window
-        self._token_columns = options.tell_tokens
+        self._token_columns = options.token_columns
         self._options = {"padding": False, "truncation": limit is not None, "max_length": limit}
-        if options.tell_tokens:
+        if options.token_columns:
             self._options |= {
                 "return_special_tokens_mask": True,
                 "return_offsets_mapping": tokenizer.is_fast,
@@ -202,15 +202,15 @@ class _TokenizedReader:
             return_tensors="pt",
         )
         kwargs = {name: padded[name].to(torch.int64) for name in padded}
-        extras = self._extras(texts, rows, width) if self._token_columns else {}
-        return Feed(samples, (), kwargs, extras)
+        columns = self._extras(texts, rows, width) if self._token_columns else {}
+        return Feed(samples, (), kwargs, columns)
 
     def _extras(self, texts: list[str], rows: list[Row], width: int) -> dict[str, torch.Tensor]:
         left = self._tokenizer.padding_side == "left"
         lists = {name: [row[name] for row in rows] for name in _TOKEN_COLUMNS if name in rows[0]}
         lists["real"] = [[1] * _length(row) for row in rows]
-        extras = {name: _padded(values, width, left) for name, values in lists.items()}
-        return {**extras, "text": pack_strings(texts)}
+        columns = {name: _padded(values, width, left) for name, values in lists.items()}
+        return {**columns, "text": pack_strings(texts)}
 
 
 def _padded(values: list[list[Any]], width: int, left: bool) -> torch.Tensor:

@@ -22,7 +22,7 @@ from pipepar.jobs.output.sink import Sink
 from pipepar.model.capture.graph import Graph
 from pipepar.model.source.open_source import Source
 from pipepar.plan.placement import Ends
-from pipepar.planner.plan_job import Agreed, Note
+from pipepar.planner.plan_job import AgreedPlan, Note
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Resuming:
         return own
 
     def open_sink(
-        self, claim: OutputClaim | None, own: Fields, agreed: Agreed, count: int
+        self, claim: OutputClaim | None, own: Fields, agreed: AgreedPlan, count: int
     ) -> tuple[Sink | None, SampleSet, SampleSet]:
         """Open the output. *Collective.*
 
@@ -110,7 +110,7 @@ class Resuming:
         world = self.world
         size = min(agreed.micro_batch, count)
         header = json.loads(world.broadcast(json.dumps({**own, "micro_batch": size})))
-        progress = partial(world.heartbeat.tell, "other", 0)
+        progress = partial(world.heartbeat.set_activity, "other", 0)
         sink = world.together(lambda: Sink(claim, count, header, progress) if claim else None)
         ranges = json.dumps(sink.resumed() if sink else None)
         done, alone = json.loads(world.all_gather(ranges)[Ends.of_files(world.size).sink])

@@ -79,7 +79,7 @@ def operations_of(graph: Graph, rows: int) -> dict[fx.Node, Operation]:
     return run.operations
 
 
-def takes_rows(graph: Graph, rows: int) -> bool:
+def accepts_rows(graph: Graph, rows: int) -> bool:
     """Whether micro-batches of `rows` samples can be computed and their results merged.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 
 from pipepar.errors import InputError
 from pipepar.model.source.heads import Head, Logits
-from pipepar.tasks.answers import Answer, Extras, Rows, full_precision
+from pipepar.tasks.answers import Answer, Columns, Rows, full_precision
 from pipepar.tasks.model_folder import ModelFolder
 from pipepar.tasks.task import Task
 from pipepar.tasks.token_answers import Vocabulary, token_logits, tokens_of
@@ -24,24 +24,24 @@ def fillings(vocabulary: Vocabulary) -> Answer:
         vocabulary: the model's tokenizer, which has a mask token.
 
     Returns:
-        An answer that needs the extras that ``TokenizedOptions(tell_tokens=True)`` gives and logits
+        An answer that needs the columns of ``TokenizedOptions(token_columns=True)`` and logits
         [B, S, V]; for a sample with one mask a list of five ``{"score", "token", "token_str",
         "sequence"}``, for one with several a list of such lists, for one whose masks were all cut
         off with the end of its text an empty list.
     """
 
-    def answer(output: Any, extras: Extras) -> Rows:
-        logits = token_logits(output, extras)
-        return [_fillings(row, tokens_of(extras, at), vocabulary) for at, row in enumerate(logits)]
+    def answer(output: Any, columns: Columns) -> Rows:
+        logits = token_logits(output, columns)
+        return [_fillings(row, tokens_of(columns, at), vocabulary) for at, row in enumerate(logits)]
 
     return answer
 
 
-def _fillings(logits: torch.Tensor, extras: Extras, vocabulary: Vocabulary) -> list[Any]:
-    ids = extras["input_ids"]
+def _fillings(logits: torch.Tensor, columns: Columns, vocabulary: Vocabulary) -> list[Any]:
+    ids = columns["input_ids"]
     masks = (ids == vocabulary.mask_token_id).nonzero().flatten()
     # Only the masks' rows: the words of a vocabulary are many.
-    scores = full_precision(logits[extras["real"] == 1][masks]).softmax(-1)
+    scores = full_precision(logits[columns["real"] == 1][masks]).softmax(-1)
     best = scores.topk(min(_BEST, scores.shape[-1]))
     filled = [
         [

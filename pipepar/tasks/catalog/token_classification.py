@@ -9,7 +9,7 @@ import torch
 
 from pipepar.data.packed_strings import unpack_strings
 from pipepar.model.source.heads import Head, Logits
-from pipepar.tasks.answers import Answer, Extras, Rows, full_precision
+from pipepar.tasks.answers import Answer, Columns, Rows, full_precision
 from pipepar.tasks.model_folder import ModelFolder
 from pipepar.tasks.task import Task
 from pipepar.tasks.token_answers import Vocabulary, token_logits, tokens_of
@@ -26,16 +26,16 @@ def entities(vocabulary: Vocabulary, names: Sequence[str]) -> Answer:
         names: of the classes.
 
     Returns:
-        An answer that needs the extras that ``TokenizedOptions(tell_tokens=True)`` gives and logits
+        An answer that needs the columns of ``TokenizedOptions(token_columns=True)`` and logits
         [B, S, classes]; for each sample a list of ``{"entity", "score", "index", "word", "start",
         "end"}``, without special tokens and without the class "O".
     """
 
-    def answer(output: Any, extras: Extras) -> Rows:
-        scores = full_precision(token_logits(output, extras)).softmax(-1)
-        texts = unpack_strings(extras["text"])
+    def answer(output: Any, columns: Columns) -> Rows:
+        scores = full_precision(token_logits(output, columns)).softmax(-1)
+        texts = unpack_strings(columns["text"])
         return [
-            _entities(row, tokens_of(extras, at), text, vocabulary, names)
+            _entities(row, tokens_of(columns, at), text, vocabulary, names)
             for at, (row, text) in enumerate(zip(scores, texts, strict=True))
         ]
 
@@ -43,17 +43,17 @@ def entities(vocabulary: Vocabulary, names: Sequence[str]) -> Answer:
 
 
 def _entities(
-    scores: torch.Tensor, extras: Extras, text: str, vocabulary: Vocabulary, names: Sequence[str]
+    scores: torch.Tensor, columns: Columns, text: str, vocabulary: Vocabulary, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    best = scores[extras["real"] == 1].max(-1)
+    best = scores[columns["real"] == 1].max(-1)
     found = []
     for index, number in enumerate(best.indices.tolist()):
-        if extras["special_tokens_mask"][index] or names[number] == _NO_ENTITY:
+        if columns["special_tokens_mask"][index] or names[number] == _NO_ENTITY:
             continue
-        token = int(extras["input_ids"][index])
+        token = int(columns["input_ids"][index])
         word, start, end = vocabulary.convert_ids_to_tokens(token), None, None
-        if "offset_mapping" in extras:
-            start, end = extras["offset_mapping"][index].tolist()
+        if "offset_mapping" in columns:
+            start, end = columns["offset_mapping"][index].tolist()
             # The vocabulary does not know the word, but the text has it.
             word = text[start:end] if token == vocabulary.unk_token_id else word
         score = float(best.values[index])

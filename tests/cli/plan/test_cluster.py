@@ -14,7 +14,7 @@ from pipepar.model.split.crossing import cut_table
 from pipepar.plan.costs import DeviceCost, LinkCost
 from pipepar.plan.hardware import Cluster
 from pipepar.plan.plan import Plan
-from pipepar.planner.plan_offline import Planning, plan_model
+from pipepar.planner.plan_offline import OfflinePlan, plan_model
 from pipepar.planner.plan_request import PlanRequest
 from pipepar.planner.prediction import Prediction, model_cost
 from tests.helpers.jobs.command import MLP, pipepar
@@ -44,7 +44,9 @@ def cluster(tmp_path: Path) -> Path:
     return path
 
 
-def planned(*devices: DeviceCost, link: LinkCost | None = None, micro_batch: int = 2) -> Planning:
+def planned(
+    *devices: DeviceCost, link: LinkCost | None = None, micro_batch: int = 2
+) -> OfflinePlan:
     """Plan eight equal layers with 80 bytes of weights each and 32 bytes between layers."""
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(8))).eval()
     kinds = {frozenset((one.kind, other.kind)) for one in devices for other in devices}
@@ -53,12 +55,12 @@ def planned(*devices: DeviceCost, link: LinkCost | None = None, micro_batch: int
     return plan_model(model, (torch.zeros(2, 4),), {}, None, described, request)
 
 
-def predicted(planning: Planning) -> Prediction:
+def predicted(planning: OfflinePlan) -> Prediction:
     assert planning.choice is not None
     return planning.choice.prediction
 
 
-def layers_of(planning: Planning) -> list[int]:
+def layers_of(planning: OfflinePlan) -> list[int]:
     assert planning.plan is not None
     return [stage.end - stage.begin for stage in planning.plan.stages]
 

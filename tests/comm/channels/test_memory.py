@@ -10,9 +10,9 @@ from pipepar.comm.channels.memory import (
     core,
     fits,
     grow,
-    laid_out,
     message_ranges,
     pieces,
+    tensor_from_buffer,
     tensor_layouts,
 )
 from pipepar.microbatch import TensorSpec
@@ -34,7 +34,7 @@ def test_a_view_keeps_its_values_and_strides(view: torch.Tensor) -> None:
     count = tensor_layout.nbytes // 4
     raw = memory.as_strided((count,), (1,))  # what MPI reads from its address
     buffer = raw.clone().view(torch.uint8)
-    found = laid_out(tensor_layout, buffer)
+    found = tensor_from_buffer(tensor_layout, buffer)
     assert torch.equal(found, view)
     assert found.stride() == view.stride()
 

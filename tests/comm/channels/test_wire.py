@@ -18,8 +18,8 @@ from pipepar.comm.channels.spec import (
     Spec,
     Tag,
     describe,
+    matches_spec,
     pack_spec,
-    tells,
     unpack_spec,
 )
 from pipepar.errors import WireError
@@ -220,25 +220,25 @@ def test_an_invalid_spec_is_refused_with_the_reason(data: bytes, message: str) -
     ("one", "other"), [(1, True), (0, False), (1, 1.0), (0.0, -0.0), (1.0, 1 + 0j), ("", None)]
 )
 def test_values_that_compare_equal_in_python_are_distinguished(one: object, other: object) -> None:
-    assert not tells((one,), (other,))  # type: ignore[arg-type]
+    assert not matches_spec((one,), (other,))  # type: ignore[arg-type]
 
 
 def test_a_spec_matches_only_its_own_values() -> None:
     tensor = torch.zeros(4, 6)
     spec = (describe(tensor), 1, None, "text")
-    assert tells(spec, (torch.ones(4, 6), 1, None, "text"))
+    assert matches_spec(spec, (torch.ones(4, 6), 1, None, "text"))
     others = [
         *(torch.zeros(6, 4), torch.zeros(6, 4).t(), torch.zeros(4, 6).double(), None, 1),
         *(torch.zeros(4, 6, device="meta"), torch.zeros(4, 6).to_sparse()),
     ]
     for other in others:
-        assert not tells(spec, (other, 1, None, "text"))
-    assert not tells(spec, (tensor, 1, None))
-    assert not tells((None,), (tensor,))
+        assert not matches_spec(spec, (other, 1, None, "text"))
+    assert not matches_spec(spec, (tensor, 1, None))
+    assert not matches_spec((None,), (tensor,))
 
 
 def test_nan_equals_nan_and_is_restored() -> None:
-    assert tells((1, math.nan), (1, float("nan")))
+    assert matches_spec((1, math.nan), (1, float("nan")))
     (found,) = unpack_spec(pack_spec((math.nan,)))
     assert isinstance(found, float)
     assert math.isnan(found)

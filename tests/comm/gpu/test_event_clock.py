@@ -154,7 +154,7 @@ def test_transfers_are_recorded_next_to_the_spans_of_a_stage() -> None:
     a, b = SimulatedGpu(scheduler, "a"), SimulatedGpu(scheduler, "b")
     clocks = GpuClock(a), GpuClock(b)
     tracers = [Tracer(k, keeps_spans=True, clock=clock) for k, clock in enumerate(clocks)]
-    edge = Edge.between(a, b, watches=[tracer.record_beside for tracer in tracers], depth=9)
+    edge = Edge.between(a, b, watches=[tracer.record_overlapping for tracer in tracers], depth=9)
 
     def source() -> Iterator[MicroBatch]:
         for index in range(COUNT):

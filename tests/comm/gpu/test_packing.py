@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from pipepar.comm.channels.memory import flat, laid_out, packed, tensor_layouts, whole
+from pipepar.comm.channels.memory import flat, packed, tensor_from_buffer, tensor_layouts, whole
 from pipepar.comm.channels.spec import describe
 from pipepar.comm.gpu.packing import Packing
 from pipepar.microbatch import TensorSpec, Value
@@ -64,7 +64,7 @@ def test_tensors_are_laid_out_from_one_buffer() -> None:
         copied.append(target.copy_(source))
 
     for tensor_layout, begin, tensor in zip(layouts, begins, sent, strict=True):
-        found = laid_out(tensor_layout, memory[begin:], copy)
+        found = tensor_from_buffer(tensor_layout, memory[begin:], copy)
         assert_laid_out(found, tensor)
         if not tensor_layout.has_holes:
             assert found.untyped_storage().data_ptr() == memory.data_ptr()

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from pipepar.comm.channels.entries import microbatch_of
-from pipepar.comm.channels.memory import Layout, flat, laid_out
+from pipepar.comm.channels.memory import Layout, flat, tensor_from_buffer
 from pipepar.comm.channels.spec import describe
 from pipepar.comm.gpu import staged
 from pipepar.microbatch import MicroBatch, Value
@@ -90,7 +90,7 @@ class GatedSender:
             assert not self._gpu.holds(raw)
             if self._gpu.is_pinned(raw):
                 self._gpu.touch(reads=[raw])
-            values[tensor_layout.position] = laid_out(tensor_layout, raw.clone())
+            values[tensor_layout.position] = tensor_from_buffer(tensor_layout, raw.clone())
         arrived = microbatch_of(posted.index, 0, tuple(values))
         self.results.read(self._gpu, arrived.index, arrived.values)
 

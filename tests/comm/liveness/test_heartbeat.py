@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipepar.trace import Doing
+from pipepar.trace import Activity
 from tests.helpers.cluster.forked import Case, Forked, Job, Part, job, jobs
 
 pytestmark = pytest.mark.long(25)
@@ -30,16 +30,16 @@ SLACK = 6.0
 FOREVER = 600.0
 
 
-def wait_in_channel(world: Forked, doing: Doing = "receive") -> None:
+def wait_in_channel(world: Forked, doing: Activity = "receive") -> None:
     """Wait for other ranks as channels do."""
-    world.heartbeat.tell(doing, 4)
+    world.heartbeat.set_activity(doing, 4)
     while True:
         world.heartbeat.waited()
         time.sleep(0.05)
 
 
 def compute(world: Forked, seconds: float) -> None:
-    world.heartbeat.tell("compute", 4, torch.tensor([8, 9]))
+    world.heartbeat.set_activity("compute", 4, torch.tensor([8, 9]))
     world.mark("failing")
     time.sleep(seconds)
 
@@ -50,7 +50,7 @@ def begin(world: Forked) -> None:
     It ends with the next work. The clock of the pulse advances in steps of 0.05 s: a longer one
     could contain a step, and 30 times that is more than `STALL`.
     """
-    world.heartbeat.tell("compute", 3)
+    world.heartbeat.set_activity("compute", 3)
 
 
 def stop(world: Forked) -> None:
@@ -72,7 +72,7 @@ def stay(world: Forked) -> None:
 
 def hold(world: Forked) -> None:
     begin(world)
-    world.heartbeat.tell("compute", 4, torch.tensor([8, 9]))
+    world.heartbeat.set_activity("compute", 4, torch.tensor([8, 9]))
     world.mark("failing")
     ctypes.PyDLL(None).sleep(60)  # keeps the GIL
 
@@ -164,12 +164,12 @@ def test_rank_0_reports_without_the_gil(tmp_path: Path) -> None:
         assert "in hold" in ended.stacks()
 
 
-def stall_in(doing: Doing) -> Part:
+def stall_in(doing: Activity) -> Part:
     """Return a function that computes a first micro-batch and then never ends its next work."""
 
     def part(world: Forked) -> None:
         begin(world)
-        world.heartbeat.tell(doing, 4)
+        world.heartbeat.set_activity(doing, 4)
         time.sleep(FOREVER)
 
     return part

@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from pipepar.trace import Doing
+from pipepar.trace import Activity
 from tests.helpers.cluster.forked import Case, Forked, Job, Part, job, jobs
 from tests.helpers.cluster.waiting import until
 
@@ -24,7 +24,7 @@ PATIENCE = 30.0
 
 
 def compute(world: Forked, seconds: float, microbatch: int = 4) -> None:
-    world.heartbeat.tell("compute", microbatch)
+    world.heartbeat.set_activity("compute", microbatch)
     time.sleep(seconds)
 
 
@@ -45,7 +45,7 @@ def leave(world: Forked) -> None:
 
 def end_early(world: Forked) -> None:
     if world.rank != 1:
-        world.heartbeat.tell("caller", 0)
+        world.heartbeat.set_activity("caller", 0)
         time.sleep(LONG)
     leave(world)
 
@@ -65,19 +65,19 @@ def on_rank_0(work: Part) -> Part:
 
 
 def wait_in_collective(world: Forked) -> None:
-    world.heartbeat.tell("other", 0)
+    world.heartbeat.set_activity("other", 0)
     with world.heartbeat.waiting():
         time.sleep(LONG)
 
 
 def wait_in_caller(world: Forked) -> None:
-    world.heartbeat.tell("caller", 0)
+    world.heartbeat.set_activity("caller", 0)
     time.sleep(LONG)
 
 
-def wait_in_channel(doing: Doing) -> Part:
+def wait_in_channel(doing: Activity) -> Part:
     def part(world: Forked) -> None:
-        world.heartbeat.tell(doing, 4)
+        world.heartbeat.set_activity(doing, 4)
         for _ in range(int(LONG / 0.05)):
             world.heartbeat.waited()
             time.sleep(0.05)
@@ -87,7 +87,7 @@ def wait_in_channel(doing: Doing) -> Part:
 
 def work_with_waits(world: Forked) -> None:
     """Receive weights, for example: the time of the work starts again after each wait."""
-    world.heartbeat.tell("other", 0)
+    world.heartbeat.set_activity("other", 0)
     for _ in range(4):
         time.sleep(0.6 * LIMIT)
         world.heartbeat.waited()
@@ -101,7 +101,7 @@ def compute_twice(world: Forked) -> None:
 def test_waits_and_slow_work_end_no_job(tmp_path: Path) -> None:
     waits: list[Part] = [wait_in_collective, wait_in_caller, work_with_waits, compute_twice]
     cases = {part.__name__: Case(2, on_rank_0(part), LIMITS) for part in waits}
-    doing: Doing
+    doing: Activity
     for doing in ("receive", "send"):
         cases[doing] = Case(2, on_rank_0(wait_in_channel(doing)), LIMITS)
     cases["early"] = Case(3, end_early, LIMITS)
@@ -116,7 +116,7 @@ def compute_slowly(world: Forked) -> None:
     """The timeout is 30 times the longest micro-batch of any rank."""
     if world.rank == 0:
         compute(world, 0.2)
-    world.heartbeat.tell("other", 0)
+    world.heartbeat.set_activity("other", 0)
     time.sleep(0.5)  # rank 1 receives the longest time
     if world.rank == 1:
         compute(world, 0.01)
@@ -132,7 +132,7 @@ def receive_foreign_datagrams(world: Forked) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as post:
         for data in (beat, beat[:-1], b"", b"x" * 5000):
             post.sendto(data, ("127.0.0.1", pulse.port))
-    world.heartbeat.tell("caller", 0)
+    world.heartbeat.set_activity("caller", 0)
     time.sleep(0.5)
 
 
@@ -141,10 +141,10 @@ def test_a_suspended_job_continues(tmp_path: Path) -> None:
 
     def part(world: Forked) -> None:
         compute(world, 0.01)
-        world.heartbeat.tell("compute", 5)
+        world.heartbeat.set_activity("compute", 5)
         world.mark("computing")
         time.sleep(0.3)
-        world.heartbeat.tell("caller", 0)
+        world.heartbeat.set_activity("caller", 0)
         time.sleep(0.5)
 
     with job(tmp_path, Case(3, part, LIMITS)) as ended:
@@ -170,8 +170,8 @@ def test_close_ends_all_threads(tmp_path: Path) -> None:
         # The pulse and its listener; the kernel removes them shortly after they were joined.
         assert until(lambda: count_threads() == before - 2, PATIENCE)
         assert threading.active_count() == 1
-        assert not world.heartbeat.kept
-        world.heartbeat.tell("compute", 0)  # has no effect and raises no error
+        assert not world.heartbeat.is_running
+        world.heartbeat.set_activity("compute", 0)  # has no effect and raises no error
         world.heartbeat.waited()
         os._exit(0)
 

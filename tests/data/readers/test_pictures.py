@@ -29,7 +29,7 @@ def grey(path: Path, value: int, mode: str = "RGB", **options: Any) -> None:
 
 
 def files(feed: Feed) -> list[str]:
-    return unpack_strings(feed.extras["file"])
+    return unpack_strings(feed.columns["file"])
 
 
 def test_all_pictures_and_no_other_files_in_order_of_names(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def values(feed: Feed) -> list[object]:
-    named = [*feed.kwargs.items(), *feed.extras.items()]
+    named = [*feed.kwargs.items(), *feed.columns.items()]
     tensors = [*feed.args, *(value for _, value in named)]
     return [feed.samples.tolist(), [name for name, _ in named], [t.tolist() for t in tensors]]
 

@@ -128,7 +128,7 @@ def begins(batch: Batch) -> list[int]:
     return offsets
 
 
-def laid_out(memory: torch.Tensor, batch: Batch) -> Batch:
+def tensor_from_buffer(memory: torch.Tensor, batch: Batch) -> Batch:
     return [
         memory[begin : begin + value.nbytes].view(value.dtype).view(value.shape)
         for begin, value in zip(begins(batch), batch, strict=False)
@@ -188,7 +188,7 @@ def arrive(
             inbox.post(begins(sent[posted])[-1], wire.into)
             posted += 1
             yield None
-        yield laid_out(inbox.take(), batch)
+        yield tensor_from_buffer(inbox.take(), batch)
         inbox.release()
 
 

@@ -15,7 +15,7 @@ import torch
 
 from pipepar.comm.channels.inproc import InprocChannel
 from pipepar.comm.channels.memory import core, flat, plain
-from pipepar.comm.channels.spec import Spec, describe, tells
+from pipepar.comm.channels.spec import Spec, describe, matches_spec
 from pipepar.comm.gpu import nccl_channel as gpu_channel
 from pipepar.microbatch import MicroBatch, TensorSpec, Value
 from tests.helpers.simulated.gpu import SimulatedGpu
@@ -186,7 +186,7 @@ class HostChannel(InprocChannel):
     def put(self, item: MicroBatch | None) -> None:
         if item is not None:
             assert self.has_room(), "the sending host would block"
-            if not self.specs or not tells(self.specs[-1], item.values):
+            if not self.specs or not matches_spec(self.specs[-1], item.values):
                 self.specs.append(tuple(map(describe, item.values)))
             self.sent += 1
         super().put(item)

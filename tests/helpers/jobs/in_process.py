@@ -17,7 +17,7 @@ from tests.helpers.jobs.command import after
 
 
 def run(job: Job, micro_batches: int = 10_000) -> RunRecord:
-    return run_job(World.start(), job, asked_to_stop=after(micro_batches))
+    return run_job(World.start(), job, stop_requested=after(micro_batches))
 
 
 def resume(job: Job) -> RunRecord:

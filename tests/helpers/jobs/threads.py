@@ -187,7 +187,7 @@ class _ThreadHeartbeat(Heartbeat):
     """A heartbeat without an orphan check, since threads end with their process."""
 
     @property
-    def kept(self) -> bool:
+    def is_running(self) -> bool:
         return True
 
 

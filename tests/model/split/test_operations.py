@@ -14,14 +14,14 @@ from pipepar.model.source.on_meta import params_on_meta
 from pipepar.model.split.operations import (
     Needed,
     Operation,
+    accepts_rows,
     distinct,
     example_rows,
     operations_of,
-    takes_rows,
 )
 from pipepar.planner.op_benchmark import OpBenchmark
 from tests.helpers.models import InPlace, Mlp, Skips, Tied
-from tests.helpers.zoo import ZOO, Animal, ByRow
+from tests.helpers.zoo import ZOO, ByRow, ZooModel
 
 torch.set_num_threads(1)
 
@@ -226,7 +226,7 @@ def animals() -> list[Any]:
 
 
 @pytest.mark.parametrize("animal", animals())
-def test_operations_of_real_architectures_can_be_timed(animal: Animal) -> None:
+def test_operations_of_real_architectures_can_be_timed(animal: ZooModel) -> None:
     with params_on_meta():
         bare = animal.make().eval()
     args, kwargs = animal.call(2, animal.lengths[0])
@@ -277,4 +277,4 @@ class Sums(nn.Module):
 )
 def test_takes_rows(model: nn.Module, expected: list[int]) -> None:
     graph = captured(model, torch.randn(8, 4))
-    assert [rows for rows in (1, 2, 4, 8) if takes_rows(graph, rows)] == expected
+    assert [rows for rows in (1, 2, 4, 8) if accepts_rows(graph, rows)] == expected

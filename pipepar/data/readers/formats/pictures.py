@@ -48,12 +48,12 @@ class _Pictures:
         return self._read(0, self._names[:2])
 
     def _read(self, start: int, names: list[str]) -> Batch:
-        extras = {"file": pack_strings(names)}
+        columns = {"file": pack_strings(names)}
         try:
             pictures = [_decode(self._folder / name) for name in names]
         except InputError as error:
-            return Batch(start, len(names), [], extras, error)
-        return Batch(start, len(names), pictures, extras)
+            return Batch(start, len(names), [], columns, error)
+        return Batch(start, len(names), pictures, columns)
 
 
 def _files(folder: Path) -> Iterator[str]:
