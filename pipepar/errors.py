@@ -13,23 +13,23 @@ class InputError(PipeparError):
 
 
 class WeightsError(PipeparError):
-    """A checkpoint is damaged, lacks a tensor, or has one of another shape or dtype."""
+    """A checkpoint is damaged, or a tensor is missing or has another shape or dtype."""
 
 
 class CaptureError(PipeparError):
-    """A module cannot be traced into a graph, or the graph cannot be cut as requested."""
+    """A module cannot be traced with its example, or pipepar cannot run its graph."""
 
 
 class PlanError(PipeparError):
-    """A plan cannot be made, or does not match the model or the number of ranks."""
+    """A plan cannot be made, or does not fit the model, the number of ranks or their memory."""
 
 
 class WireError(PipeparError):
-    """Data from another rank violates the protocol."""
+    """Data from another rank violates the protocol, or a channel is closed or has failed."""
 
 
 class StageError(PipeparError):
-    """A stage failed on a micro-batch; its ``__cause__`` is the original exception."""
+    """A stage or a function of the user failed; its ``__cause__`` is the original exception."""
 
 
 class PeerError(PipeparError):

@@ -26,7 +26,8 @@ def write_whole(path: Path, text: str, writer: str = "") -> None:
         writer: a unique part of the temporary name, where several processes may write `path`.
 
     Raises:
-        OSError: the file system refused the write; the file at `path` is unchanged.
+        OSError: the file system refused the write; a file at `path` is unchanged, except a link or
+            a device.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         path.write_text(text, encoding="utf-8")
@@ -69,7 +70,7 @@ def fingerprint(path: Path) -> str:
 
 
 def require_writable(option: str, path: Path) -> None:
-    """Raise an error if a file cannot be written.
+    """Raise an error if a file cannot be created, or replaced with a new one.
 
     Args:
         option: the option or argument that names the file, for the message.

@@ -10,7 +10,7 @@ def bar(share: float, width: int) -> str:
 
     Args:
         share: clamped to 0 to 1.
-        width: columns of the full bar.
+        width: columns of the whole bar; the part beyond the share is dimmed.
     """
     full = round(width * min(max(share, 0.0), 1.0))
     return f"[green]{'█' * full}[/][dim]{'░' * (width - full)}[/]"
@@ -46,7 +46,7 @@ def readable_seconds(seconds: float) -> str:
 
 
 def readable_rate(bandwidth: float) -> str:
-    """Return a bandwidth as text, such as 1.25 GB/s.
+    """Return a bandwidth as text in GB/s, such as 1.25 GB/s.
 
     Args:
         bandwidth: bytes per second.

@@ -25,7 +25,7 @@ class Fault:
     stage: int | str
     """The stage's number; `SOURCE` for reading the input, `SINK` for making rows of results."""
     error: str
-    """The message of the exception."""
+    """The message of the exception, after its type if pipepar did not raise it."""
 
     @classmethod
     def of(cls, stage: int | str, error: Exception) -> Fault:

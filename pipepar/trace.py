@@ -193,7 +193,7 @@ class Tracer:
         self.spans += other.spans
 
     def _settle(self) -> None:
-        """Count the spans whose marks are reached: old marks lose precision and hold an event."""
+        """Count the spans whose marks are reached; older marks lose precision and hold an event."""
         self._take_reached(self._pending, self._count)
         if self._beside:
             self._take_reached(self._beside, self._keep_beside)
@@ -225,7 +225,7 @@ class Tracer:
 
     @contextmanager
     def span(self, kind: Kind, microbatch: int) -> Iterator[None]:
-        """Time the body of a ``with`` statement, also when it raises."""
+        """Enter the activity, and record the time of the ``with`` body, also when it raises."""
         self.enter(kind, microbatch)
         begin = self.clock.now()
         try:

@@ -1,4 +1,4 @@
-"""The command `pipepar`: its verbs and its exit status."""
+"""The command `pipepar`, its subcommands, and the exit after a usage error."""
 
 from __future__ import annotations
 

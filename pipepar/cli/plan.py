@@ -23,7 +23,7 @@ def plan(  # noqa: PLR0913 - the options of a command
         int | None,
         typer.Option(
             help="Number of stages.",
-            show_default="one per rank; with --cluster one per device",
+            show_default="one per rank under mpirun; one per device with --cluster",
             min=1,
         ),
     ] = None,
@@ -115,10 +115,11 @@ def plan(  # noqa: PLR0913 - the options of a command
 ) -> None:
     """Split a model into stages and predict times, without reading its weights.
 
-    With several ranks, their speed, memory and links are measured, as at the start of a run.
+    With several ranks and no --cluster, their speed, memory and links are measured, as at the
+    start of a run.
 
-    In one process, operations are counted, also for a model that this machine cannot hold. A
-    Hugging Face folder then needs only its config.json.
+    In one process, or with --cluster, operations are counted, also for a model that this machine
+    cannot hold. A Hugging Face folder then needs only its config.json.
 
     [bold]Measure four ranks, then run with the plan[/bold]
 
@@ -180,7 +181,7 @@ class _Options:
 
 
 def _check(planned: Planned, options: _Options, world: World) -> None:
-    """Check all options before the model is captured, which may take minutes."""
+    """Check all options first, since the capture of the model may take minutes."""
     from pipepar.errors import InputError
     from pipepar.jobs.planned_job import check_planned_job
 
@@ -208,7 +209,7 @@ def _check(planned: Planned, options: _Options, world: World) -> None:
 
 
 def _check_useful(options: _Options, measured: bool) -> None:
-    """Check that options about devices come with devices: `measured`, or described in a file."""
+    """Refuse options of a cluster, which is not given, and of devices unless `measured`."""
     from pipepar.errors import InputError
 
     request = options.request
@@ -244,7 +245,7 @@ def _check_written(planned: Planned, options: _Options) -> None:
 
 
 def _planning(planned: Planned, options: _Options, world: World) -> OfflinePlan | None:
-    """Return the plan on the root, None on other ranks."""
+    """Return the plan on the root, None on other ranks. *Collective.*"""
     from pipepar.jobs.plan_on_ranks import plan_measured
     from pipepar.jobs.planned_job import example_for, planned_model
     from pipepar.plan.cluster import read_cluster

@@ -88,7 +88,8 @@ def run(  # noqa: PLR0913 - the options of a command
         Literal["disk", "root"],
         typer.Option(
             help="disk: each rank reads the weights of its stage, from a file system that all "
-            "ranks can access. root: rank 0 reads all weights and sends each rank its own.",
+            "ranks can access. root: rank 0 reads all weights and sends each rank those of its "
+            "stage.",
         ),
     ] = "disk",
     dtype: Dtype = "auto",

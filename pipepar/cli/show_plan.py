@@ -26,7 +26,7 @@ _BAR: Final = 20
 _LEAST_BAR: Final = 4
 # Columns of a device name that is not abbreviated.
 _SHORT_NAME: Final = 8
-# Relative difference of speeds up to which ranks count as equally fast.
+# Relative difference of speeds up to which devices count as equally fast.
 _SAME_SPEED: Final = 0.05
 
 
@@ -51,7 +51,8 @@ def print_prediction(choice: Choice, console: Console, *, measured: bool) -> Non
     Args:
         choice: the plan and its prediction.
         console: the output.
-        measured: whether the ranks were measured; their speeds are then relative to the usual.
+        measured: whether the devices were measured; the speed of each is then relative to the
+            usual speed of such a device.
     """
     prediction = choice.prediction
     devices = [stage.device for stage in prediction.stages]
@@ -93,7 +94,7 @@ def _predicted(stages: Sequence[StagePrediction]) -> dict[str, list[str]]:
 
 
 def _of_capacity(used: float, capacity: float) -> str:
-    """Return both numbers of bytes in one unit, such as "18 of 11,000 MiB"."""
+    """Return both numbers of bytes with a unit, such as "18 of 11,000 MiB"."""
     if capacity < 2**24:
         return f"{readable_bytes(round(used))} of {readable_bytes(round(capacity))}"
     if used < 2**30:
@@ -102,7 +103,7 @@ def _of_capacity(used: float, capacity: float) -> str:
 
 
 def _names(devices: Sequence[DeviceCost]) -> Mapping[str, str]:
-    """Return the name of each kind of device in the table: itself if all are short, else a, b."""
+    """Return the name of each kind of device in the table: the kind if all are short, else a, b."""
     kinds = dict.fromkeys(device.kind for device in devices)
     if all(len(kind) <= _SHORT_NAME for kind in kinds):
         return {kind: kind for kind in kinds}
@@ -118,6 +119,7 @@ def _print_names(names: Mapping[str, str], console: Console) -> None:
 
 
 def _differ(devices: Sequence[DeviceCost]) -> bool:
+    """Return whether the measured speeds differ from each other, or one is below the usual."""
     speeds = [device.speed for device in devices]
     return max(speeds) > (1 + _SAME_SPEED) * min(speeds) or min(speeds) < 1 - 2 * _SAME_SPEED
 
@@ -128,7 +130,7 @@ def _table(
     bars: Sequence[tuple[float, float]],
     width: int,
 ) -> Table:
-    """Return a table of text columns and a last column of shares, drawn as bars if they fit.
+    """Return a table of text columns and a last column of percentages, with bars if they fit.
 
     Args:
         columns: the cells of each text column, by its title.
@@ -193,6 +195,6 @@ def _print_whole(prediction: Prediction, console: Console) -> None:
         f"{readable_seconds(prediction.bound)})"
     )
     console.print(
-        f"full after {readable_seconds(timeline.fill)}, drains in "
+        f"pipeline full after {readable_seconds(timeline.fill)}, drains in "
         f"{readable_seconds(timeline.drain)}"
     )

@@ -58,7 +58,7 @@ def copied_to_host(
     outbox = Outbox(gpu, ahead + 1)
     under_way = deque[_Copy]()
     for microbatch in results:
-        under_way.append(_copy(microbatch, gpu, outbox))
+        under_way.append(_start_copy(microbatch, gpu, outbox))
         while under_way and (len(under_way) > ahead or under_way[0].done.query()):
             yield _wait(under_way.popleft(), tracer)
     while under_way:
@@ -73,7 +73,7 @@ def _wait(copy: _Copy, tracer: Tracer) -> MicroBatch:
     return microbatch
 
 
-def _copy(microbatch: MicroBatch, gpu: Gpu, outbox: Outbox) -> _Copy:
+def _start_copy(microbatch: MicroBatch, gpu: Gpu, outbox: Outbox) -> _Copy:
     values = tuple(map(plain, microbatch.values))
     on_gpu = [isinstance(value, torch.Tensor) and gpu.holds(value) for value in values]
     pairs = list(zip(values, on_gpu, strict=True))

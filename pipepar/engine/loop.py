@@ -56,8 +56,9 @@ class Outlet:
         try:
             self.channel.send(self._selected(microbatch))
         except PipeparError as error:
+            sender = f"stage {stage}" if isinstance(stage, int) else f"the {stage}"
             raise StageError(
-                f"stage {stage} could not send micro-batch {microbatch.index} "
+                f"{sender} could not send micro-batch {microbatch.index} "
                 f"({', '.join(self.names)}): {error}"
             ) from error
 
@@ -95,7 +96,7 @@ def arrivals(receivers: Sequence[Receiver], tracer: Tracer) -> Iterator[MicroBat
         Each micro-batch, with the values of all channels.
 
     Raises:
-        WireError: the channels delivered different micro-batches.
+        WireError: the channels delivered different micro-batches, or one ended before another.
     """
     streams = [receiver.receive() for receiver in receivers]
     for expected in itertools.count():
@@ -133,8 +134,8 @@ def run(
         Each micro-batch after it has been sent, with all values known at this stage.
 
     Raises:
-        StageError: the stage failed and `policy` does not skip the micro-batch; the cause is
-            chained.
+        StageError: the stage failed and `policy` does not skip the micro-batch, or a result cannot
+            be sent; the cause is chained.
     """
     now = tracer.clock.now
     for microbatch in schedule:

@@ -25,13 +25,14 @@ def oom_explained(
     """Convert torch's OutOfMemoryError in the ``with`` body into an error with a remedy.
 
     Args:
-        run: all ranks.
+        run: this rank and its device.
         graph: the captured model.
-        agreed: the plan.
+        agreed: the plan, the micro-batch and the depth.
         placement: the rank of each stage.
 
     Raises:
-        PlanError: the stage does not fit.
+        PlanError: the stage of this rank does not fit.
+        torch.OutOfMemoryError: raised unchanged on a rank without a stage.
     """
     try:
         yield
@@ -56,7 +57,8 @@ def _message(
         f"{world.rank} on {world.host}{shared}. It has operations {stage.begin}-{stage.end - 1} "
         f"with {readable_bytes(stage.weight_bytes)} of weights, and with micro-batches of "
         f"{agreed.micro_batch} and depth {agreed.depth} it takes at least "
-        f"{readable_bytes(int(needed))}; {readable_bytes(int(context.room))} are free now. "
+        f"{readable_bytes(int(needed))}; {readable_bytes(int(context.room))}"
+        f"{' per rank' * (others > 0)} are free now. "
         f"{_remedy(graph, agreed)}. CUDA error: {str(error).splitlines()[0]}"
     )
 

@@ -1,4 +1,4 @@
-"""A model source that all ranks use, each by itself or through the root."""
+"""The source of a model for all ranks: each reads its weights, or the root sends them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipepar.model.weights.weight_source import ModuleWeights
 
 @dataclass(frozen=True, slots=True)
 class SharedSource:
-    """The source of a model, and the ranks that can read its weights."""
+    """The source of a model, and the ranks that read its weights."""
 
     source: Source
     """The model and its weights; the same on every rank except for the values of the weights."""
     from_root: bool
-    """Whether only the root can read the weights and sends each rank its own."""
+    """Whether the root alone reads the weights, and sends each rank those of its stage."""
 
     def check(self, is_root: bool) -> None:
         """Check the weights if this rank has to read them.
@@ -32,6 +32,6 @@ class SharedSource:
             self.source.weights.check(())
 
     def held(self, device: torch.device) -> float:
-        """Return how many bytes of the weights are already in the memory of `device`."""
+        """Return the bytes of weights already in the memory of `device`; 0 for weights in files."""
         weights = self.source.weights
         return weights.held(device) if isinstance(weights, ModuleWeights) else 0.0

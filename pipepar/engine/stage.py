@@ -83,7 +83,8 @@ class BareStage:
             The stage, ready to compute.
 
         Raises:
-            WeightsError: a weight is missing or has another shape or dtype, or a file is damaged.
+            WeightsError: a weight is missing or has another shape or dtype, a file is damaged, or
+                another tensor of the stage has no values.
         """
         with closing(weights.read(self.weights)) as values:
             for name, value in values:

@@ -1,4 +1,4 @@
-"""Weights that only the root can read: it sends each rank its own over temporary channels."""
+"""Weights that only the root reads; it sends each rank those of its stage over a channel."""
 
 from __future__ import annotations
 
@@ -46,6 +46,9 @@ class WeightsFromRoot:
     def check(self, specs: Sequence[WeightSpec]) -> None:
         """Check the weights of all stages on the root, and nothing elsewhere.
 
+        Args:
+            specs: not used; the root has the specs of all ranks.
+
         Raises:
             WeightsError: see `Weights.check`.
         """
@@ -56,7 +59,8 @@ class WeightsFromRoot:
     def read(self, specs: Sequence[WeightSpec]) -> Reading:
         """Read this rank's weights; the root first sends those of the other ranks. *Collective.*
 
-        May be called once. An iterator that is not exhausted must be closed; this discards the
+        May be called once. The root sends when its iterator is advanced, so it must advance it even
+        if `specs` is empty. An iterator that is not exhausted must be closed; this discards the
         tensors that are still being received.
 
         Args:
@@ -92,8 +96,8 @@ class WeightsFromRoot:
 def share_buffers(world: World, module: nn.Module) -> None:
     """Copy the root's buffers that no checkpoint holds to all ranks. *Collective.*
 
-    Another rank may have computed other values: from a parameter that has no values there, or from
-    random numbers, of which it has drawn fewer.
+    Another rank may have computed other values: from a parameter that has no values there, or with
+    a random generator in another state.
 
     Args:
         world: all ranks.

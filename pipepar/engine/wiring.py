@@ -19,9 +19,9 @@ Node: TypeAlias = int | Literal["source", "sink"]
 
 
 def admission(stages: int, depth: int) -> int:
-    """Return how many micro-batches a pipeline holds between source and sink.
+    """Return how many micro-batches the stages and the channels between them hold.
 
-    Each end of a channel holds `depth`, and each stage computes one.
+    Each end of a channel between neighbours holds `depth`, and each stage computes one.
 
     Args:
         stages: number of stages, at least 1.
@@ -87,8 +87,8 @@ class Wiring:
     """The ends of all channels of one rank."""
 
     known: tuple[str, ...]
-    """Names of the values known at the stage: those it receives, channel by channel, then its own
-    outputs. Empty for a rank without a stage."""
+    """Names of the values known at the stage: those it receives, channel by channel, or the model's
+    inputs if it has no inlet; then its own outputs. Empty for a rank without a stage."""
     inlets: tuple[Receiver, ...]
     """The channels into the stage."""
     outlets: tuple[Outlet, ...]
@@ -112,7 +112,7 @@ class Wiring:
 
 
 def wire_up(run: RunContext, plan: Plan, placement: Placement, depth: int) -> Wiring:
-    """Connect this rank to the others. *Collective.*
+    """Connect this rank to the others, and return its channels. *Collective.*
 
     NCCL connects stages only, and no cycle: the source and the sink exchange data through hosts.
 
@@ -154,6 +154,7 @@ def wire_up(run: RunContext, plan: Plan, placement: Placement, depth: int) -> Wi
 
 
 def _link(edge: Edge, placement: Placement, context: DeviceContext) -> Link:
+    """Return the ranks and the kinds of memory that a channel connects."""
     ends: Mapping[Node, int] = {
         "source": placement.ends.source,
         "sink": placement.ends.sink,

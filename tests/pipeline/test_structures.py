@@ -114,7 +114,7 @@ REFUSED: dict[str, tuple[Call, str]] = {
     "None for a constant": (call(scale=None), "scale is None, expected 2.0"),
     "a tensor for a constant": (call(scale=torch.tensor(2.0)), "scale is a torch.float32 tensor"),
     "another dtype": (call(x=rows(0).double()), "x has dtype torch.float64"),
-    "another rank": (call(x=rows(0)[:, 0]), r"x has 1 dimensions, \(\d,\), expected 2"),
+    "another rank": (call(x=rows(0)[:, 0]), r"x has 1 dimensions, shape \(\d,\), expected 2"),
     "another number of rows": (call(x=rows(0)[:4]), r"first dimensions differ: \[4, 5, 5, 5, 5, 5"),
     "another width": (call(x=rows(0)[:, :2]), r"is \d, expected"),
 }

@@ -94,7 +94,8 @@ def merge(trees: Sequence[Any], sizes: Sequence[int]) -> Any:
         The same nesting with tensors [B, ...]; the output itself for a single micro-batch.
 
     Raises:
-        InputError: an output does not have one row per sample, or the nesting differs.
+        InputError: an output does not have one row per sample, or a constant or the nesting
+            differs.
     """
     if len(trees) == 1:
         return trees[0]

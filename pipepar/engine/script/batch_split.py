@@ -17,7 +17,7 @@ def rows(leaves: Sequence[Any]) -> int:
         leaves: the flattened inputs of one call; tensors [B, ...], other values are ignored.
 
     Raises:
-        InputError: no tensor has a first dimension, or two of them differ.
+        InputError: no tensor has a first dimension, or the first dimensions differ.
     """
     sizes = [leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()]
     if not sizes:

@@ -28,6 +28,7 @@ ModelArgument: TypeAlias = nn.Module | Sequence[nn.Module] | Path | str
 def values_on_root() -> Iterator[None]:
     """Build modules with values on rank 0 only; on other ranks their parameters are on meta.
 
+    On other ranks, buffers keep their values, and moving a module to a device has no effect.
     Construct the Pipeline after this context; it sends each rank the weights of its stage.
     """
     if is_launched_root():
@@ -81,14 +82,16 @@ def open_shared(
         dtype: the dtype of a model that is named; None for the model's own.
 
     Raises:
-        InputError: `model` is not a model, or cannot be copied.
-        WeightsError: the parameters are on meta on rank 0.
+        InputError: `model` is not a model, does not exist or cannot be copied, or `dtype` is given
+            for a module.
+        WeightsError: parameters are on meta on rank 0, or weights are missing or damaged.
+        PeerError: another rank raised one of these errors.
     """
     source = world.together(lambda: _source(world, model, task, weights, dtype))
     if isinstance(model, str | Path):
         return SharedSource(source, is_factory(str(model)) and weights is None)
-    on_meta = _is_on_meta(model)
-    world.together(lambda: _raise_on_meta(source) if on_meta and world.is_root else None)
+    on_meta = _any_on_meta(model)
+    world.together(lambda: _check_values(source, on_meta and world.is_root))
     anywhere = world.all_gather(json.dumps(on_meta))
     return SharedSource(source, any(map(json.loads, anywhere)))
 
@@ -115,13 +118,14 @@ def _source(
     )
 
 
-def _is_on_meta(model: nn.Module | Sequence[nn.Module]) -> bool:
+def _any_on_meta(model: nn.Module | Sequence[nn.Module]) -> bool:
     modules = [model] if isinstance(model, nn.Module) else model
     return any(parameter.is_meta for module in modules for parameter in module.parameters())
 
 
-def _raise_on_meta(source: Source) -> None:
-    raise WeightsError(
-        f"the parameters of {source.name} are on meta on rank 0, expected values there; build the "
-        f"model inside pipepar.values_on_root(), or on every rank"
-    )
+def _check_values(source: Source, missing: bool) -> None:
+    if missing:
+        raise WeightsError(
+            f"parameters of {source.name} are on meta on rank 0, expected values there; build the "
+            f"model inside pipepar.values_on_root(), or on every rank"
+        )

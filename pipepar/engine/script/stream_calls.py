@@ -52,7 +52,7 @@ def to_caller(results: Iterator[T], tracer: Tracer) -> Iterator[T]:
 
 @dataclass(slots=True)
 class OpenStream:
-    """A stream on the rank of the source whose results are not all received."""
+    """A stream of which the rank of the source has not received all results yet."""
 
     results: Iterator[MicroBatch]
     """The results from the last stage."""
