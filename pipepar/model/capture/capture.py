@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,7 +22,12 @@ from pipepar.model.capture.sequential import capture_sequential, is_sequence
 from pipepar.model.capture.shape_candidates import ShapeCandidate, resized, shape_candidates
 from pipepar.model.capture.shape_probe import restriction
 from pipepar.model.capture.signature import Constant, Signature, TensorInput
-from pipepar.model.compat.torch_internals import FakeTensor, FakeTensorMode, ShapeEnv
+from pipepar.model.compat.torch_internals import (
+    FakeTensor,
+    FakeTensorMode,
+    ShapeEnv,
+    tracing_conditions,
+)
 from pipepar.model.fake_tensors import fake_tensor, faked, quiet
 
 # FlatCall holds the model in this attribute, so export puts it before the model's own names.
@@ -186,16 +190,7 @@ def _conditions(placeholders: list[fx.Node]) -> tuple[Any, ...]:
     modes = [node.meta["val"].fake_mode for node in placeholders]
     if not modes or modes[0].shape_env is None:
         return ()
-    env = modes[0].shape_env
-    guards = dict.fromkeys(guard.expr.xreplace(env.replacements) for guard in env.guards)
-    bounds = [
-        symbol <= bound.upper
-        for symbol, bound in env.var_to_range.items()
-        if symbol not in env.replacements
-        and bound.upper.is_Integer
-        and bound.upper < sys.maxsize - 1
-    ]
-    return tuple(x for x in dict.fromkeys([*guards, *bounds]) if x is not sympy.true)
+    return tracing_conditions(modes[0].shape_env)
 
 
 def _check_device(module: fx.GraphModule, weights: Mapping[str, Any]) -> None:

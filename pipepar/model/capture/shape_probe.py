@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
-
-import sympy  # type: ignore[import-untyped]
 import torch
 
 from pipepar.model.capture.diagnosis import is_tracing_code, reason, source_line
@@ -12,7 +9,7 @@ from pipepar.model.capture.flat_call import FlatCall
 from pipepar.model.capture.graph import Graph
 from pipepar.model.capture.shape_candidates import DYNAMIC_DIMS, resized, unused_sizes
 from pipepar.model.capture.size_limits import Restriction
-from pipepar.model.compat.torch_internals import FakeTensorMode, ShapeEnv
+from pipepar.model.compat.torch_internals import FakeTensorMode, ShapeEnv, sizes_fixed_by_tracing
 from pipepar.model.fake_tensors import fake_tensor, faked, quiet
 
 
@@ -88,13 +85,10 @@ def _fixing_line(graph: Graph, fixed: list[tuple[int, int]]) -> str | None:
 
     Guards are matched by size, not by dimension.
     """
+    sizes = {size for _, size in fixed}
     for node in graph.module.graph.find_nodes(op="placeholder"):
         env = node.meta["val"].fake_mode.shape_env
-        for guard in env.guards if env else ():
-            frame = guard.sloc.framework_loc
-            if isinstance(guard.expr, sympy.Eq) and isinstance(frame, traceback.FrameSummary):
-                symbol, size = guard.expr.args
-                fixes = symbol.is_Symbol and size in {number for _, number in fixed}
-                if fixes and not is_tracing_code(frame.filename):
-                    return f"tracing fixed it at {source_line(frame)}"
+        for size, frame in sizes_fixed_by_tracing(env) if env else ():
+            if size in sizes and not is_tracing_code(frame.filename):
+                return f"tracing fixed it at {source_line(frame)}"
     return None

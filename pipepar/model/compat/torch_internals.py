@@ -8,15 +8,17 @@ Tried on CPUs: torch 2.11.0 and 2.14.1 (CUDA builds) and 2.13.0. To try another 
 Private names that have not changed for years stay where they are used: `torch.utils._pytree`, to
 which the documentation of torch.export refers; `TorchDispatchMode`, which is documented in
 "Extending PyTorch"; the tables of nn.Module (`_parameters`, `_buffers`, `_modules`, hooks); and
-`Tensor._version`. `model/capture` also reads `guards`, `replacements` and `var_to_range` of a
-ShapeEnv, which are undocumented.
+`Tensor._version`.
 """
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
 from torch._export.serde import schema, serialize
@@ -46,7 +48,9 @@ __all__ = [
     "payload_member",
     "schema_arguments",
     "serialized_dtype",
+    "sizes_fixed_by_tracing",
     "storage_number",
+    "tracing_conditions",
 ]
 
 EXPORT_LOGGERS: Final = ("torch._subclasses.fake_tensor", "torch._export.non_strict_utils")
@@ -90,6 +94,33 @@ def deserialize_program(
     loaded = serialize.ExportedProgramDeserializer().deserialize(parsed, state, constants, example)
     module: fx.GraphModule = loaded.module(check_guards=True)
     return module
+
+
+def tracing_conditions(env: ShapeEnv) -> tuple[Any, ...]:
+    """Return the guards of tracing and the upper bounds of dynamic sizes; no lower bounds.
+
+    Returns:
+        Expressions over the symbols of dynamic sizes, each once.
+    """
+    guards = [guard.expr.xreplace(env.replacements) for guard in env.guards]
+    bounds = [
+        symbol <= bound.upper
+        for symbol, bound in env.var_to_range.items()
+        if symbol not in env.replacements
+        and bound.upper.is_Integer
+        and bound.upper < sys.maxsize - 1
+    ]
+    return tuple(x for x in dict.fromkeys([*guards, *bounds]) if x is not sympy.true)
+
+
+def sizes_fixed_by_tracing(env: ShapeEnv) -> Iterator[tuple[int, traceback.FrameSummary]]:
+    """Yield each size that a guard fixes, and the line that required it if torch recorded one."""
+    for guard in env.guards:
+        frame = guard.sloc.framework_loc
+        if isinstance(guard.expr, sympy.Eq) and isinstance(frame, traceback.FrameSummary):
+            symbol, size = guard.expr.args
+            if symbol.is_Symbol:
+                yield size, frame
 
 
 def schema_arguments(node: fx.Node) -> Iterator[tuple[torch.Argument, Any]]:
