@@ -1,4 +1,4 @@
-"""Output of a rank: progress bars on a terminal, lines in a file."""
+"""Output of a rank: progress bars on a terminal, otherwise lines."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from rich.progress import (
 from pipepar.comm.group.launcher import launched
 
 UNBOUNDED: Final = 10_000
-"""Columns of output that is searched or parsed: no line is truncated or wrapped."""
+"""The width, in columns, of output that is searched or parsed, so that no line is wrapped."""
 
 _WIDTH: Final = 100
-# Interval of progress lines, in seconds.
+# Seconds between progress lines.
 _LINE_SECONDS: Final = 5.0
 
 
@@ -57,8 +57,11 @@ def _has_width(stream: TextIO) -> bool:
 
 
 def _launcher_width(number: int) -> int | None:
-    """Return the width of the terminal at a file descriptor of the launcher, None if not one."""
-    # Without O_NONBLOCK, opening a pipe that has lost its reader would block.
+    """Return the width of the terminal that a file descriptor of the launcher refers to.
+
+    None if it is not a terminal, has no width, or cannot be opened.
+    """
+    # Without O_NONBLOCK, opening a pipe without a reader would block.
     options = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK
     try:
         terminal = os.open(f"/proc/{os.getppid()}/fd/{number}", options)
@@ -135,12 +138,12 @@ def loading(console: Console, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _lines(console: Console, total: float, amount: str, speed: str) -> Callable[[float], None]:
-    """Return a function that prints a line every few seconds and one at the end.
+    """Return a function that prints a line at most every few seconds, and one at the end.
 
     Args:
         console: the output.
         total: the amount of all work.
-        amount: format of the work done and `total`.
+        amount: format of the work done and of `total`.
         speed: format of the work done per second.
 
     Returns:

@@ -51,11 +51,11 @@ class Assembly:
 
     @property
     def weight_bytes(self) -> int:
-        """Size of the weights that this rank holds."""
+        """Bytes of the weights of this rank's stage; 0 for a rank without a stage."""
         return 0 if self.stage is None else self.stage.weight_bytes
 
     def oom_explained(self) -> AbstractContextManager[None]:
-        """Return the context `oom_explained` for this rank's stage."""
+        """Return a context that explains an out-of-memory error; see `pipepar.engine.oom`."""
         return oom_explained(self.run, self.graph, self.agreed, self.placement)
 
 
@@ -67,7 +67,8 @@ def capture_together(
     Args:
         run: all ranks.
         shared: the model.
-        args: example positional inputs; only their shapes and dtypes matter.
+        args: example positional inputs: tensors, of which only shapes and dtypes matter, and
+            Python values, nested in any way.
         kwargs: example keyword inputs.
 
     Returns:
@@ -95,7 +96,7 @@ def assemble(
         run: all ranks; its display shows the bytes of weights that this rank has read.
         shared: the source of the weights.
         graph: the captured model.
-        agreed: the plan.
+        agreed: the plan, the micro-batch and the depth.
         ends: the ranks of the source and of the sink.
 
     Raises:
@@ -125,7 +126,7 @@ def _program(
     upload = HostToDevice(gpu)
 
     def compute(values: tuple[Value, ...], step: Step) -> Sequence[Value]:
-        # Not around the loop, which turns every exception of a stage into a StageError.
+        # The context is inside the loop, which converts every exception to a StageError.
         with gpu.range(f"stage {stage.index}"), explained():
             return stage(upload(values))
 

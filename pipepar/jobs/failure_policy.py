@@ -1,4 +1,4 @@
-"""How a file job handles a micro-batch on which a stage fails."""
+"""The policy of a file job for a micro-batch on which a stage fails."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pipepar.microbatch import MicroBatch, Value
 
 
 def failure_policy(lenient: bool) -> FailurePolicy:
-    """Return the policy of a job, whose error messages name the samples that fail.
+    """Return the policy of a job; its error messages name samples.
 
     Args:
-        lenient: whether the job continues without samples that fail. Errors that do not depend on
-            the samples end the job anyway.
+        lenient: whether to skip a micro-batch that fails; the job tries its samples alone later.
+            Errors that do not depend on the samples end the job anyway.
     """
     return FailurePolicy(depends_on_samples if lenient else _never, _failing_samples)
 
@@ -24,9 +24,9 @@ def _never(error: Exception) -> bool:
 def _failing_samples(
     microbatch: MicroBatch, values: tuple[Value, ...], compute: Compute, error: Exception
 ) -> str:
-    """Return a phrase for the samples that fail, with a comma before it.
+    """Return a comma and a phrase for the sample that fails alone, or for all samples.
 
-    It is empty without samples, or if other samples would fail too; see `depends_on_samples`.
+    Empty if the micro-batch has no samples, or if the error does not depend on them.
     """
     if microbatch.samples is None or not depends_on_samples(error):
         return ""

@@ -1,4 +1,7 @@
-"""Meta and fake tensors, to trace a model before its weights are read."""
+"""Meta and fake tensors, to trace a model before its weights are read.
+
+They have the strides of the original, unless it has holes between its elements or is expanded.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def meta_parameter(param: nn.Parameter) -> nn.Parameter:
         param: any parameter.
 
     Returns:
-        The parameter on meta; `param` itself if it is on meta, so that ties are preserved.
+        The parameter on meta; `param` itself if it is on meta, so that tied parameters stay tied.
     """
     if param.is_meta:
         return param
@@ -33,8 +36,9 @@ def meta_parameter(param: nn.Parameter) -> nn.Parameter:
 def faked(module: nn.Module, mode: FakeTensorMode, device: torch.device) -> Iterator[None]:
     """Replace a module's parameters and buffers by fake tensors inside the context.
 
-    With tensors on meta, the graph would create its own tensors on meta too. Tied tensors stay
-    tied. The original tensors are restored at the end, also after an error.
+    Meta tensors would not do: where a model creates a tensor on the device of a weight, the graph
+    would create it on meta. Tied tensors stay tied. The original tensors are restored at the end,
+    also after an error.
 
     Args:
         module: the module; its tensors are replaced in place.
@@ -73,7 +77,7 @@ def fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode, device: torch.device
         device: the device of the fake tensor.
 
     Returns:
-        The fake tensor; a parameter if `tensor` is one.
+        The fake tensor; a parameter without gradient if `tensor` is a parameter.
     """
     fake = FakeTensor(mode, tensor.detach().to("meta"), device)
     return nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
@@ -81,7 +85,7 @@ def fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode, device: torch.device
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress the log lines of torch about sizes that a model refuses or tracing fixes."""
+    """Suppress all log lines of `EXPORT_LOGGERS`, loggers of torch that report input sizes."""
     logs = [logging.getLogger(name) for name in EXPORT_LOGGERS]
     for log in logs:
         log.addFilter(_drop)
@@ -103,7 +107,7 @@ def without_values(tensor: torch.Tensor) -> torch.Tensor:
         tensor: a parameter or a buffer.
 
     Returns:
-        A parameter, or a plain tensor for a buffer.
+        A parameter as by `meta_parameter`, or a plain tensor for a buffer.
     """
     if isinstance(tensor, nn.Parameter):
         return meta_parameter(tensor)

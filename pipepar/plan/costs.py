@@ -14,13 +14,13 @@ class LayerCost:
     work: float | Mapping[str, float]
     """The amount of work: floating-point operations, or measured seconds.
 
-    One number for all devices, or one by `DeviceCost.kind`, since an operation that is slow on one
-    kind may be fast on another. Where work is in seconds, the devices have a speed of about 1.
+    One number for all devices, or one for each `DeviceCost.kind`, since an operation that is slow
+    on one kind may be fast on another. If work is in seconds, devices have a speed of about 1.
     """
     weights: float = 0.0
     """Bytes of the weights that it uses."""
     workspace: float = 0.0
-    """Bytes that it reads and writes while it computes."""
+    """Bytes of the activations that it reads and writes; weights are not included."""
     crossing: float | None = None
     """Bytes that cross between stages if the model is cut before it; None where that is illegal."""
 

@@ -18,7 +18,7 @@ import torch
 
 from pipepar.errors import PipeparError
 
-# Interval of queries of an event: short compared with the time of a micro-batch.
+# Seconds between two queries of an event, short compared with the time of a micro-batch.
 _POLL_SECONDS: Final = 50e-6
 
 
@@ -36,7 +36,7 @@ class Event(Protocol):
         """Return whether the event has completed; True if it was never recorded."""
 
     def elapsed_time(self, end_event: Any) -> float:
-        """Return the milliseconds from this event to a later one; both timed and completed."""
+        """Return the milliseconds to a later event; both must be timed and completed."""
 
 
 class Stream(Protocol):
@@ -70,19 +70,19 @@ class Gpu(Protocol):
 
     @property
     def entry(self) -> tuple[int, int]:
-        """Function and argument that make its CUDA context current in the calling thread.
+        """Address of a function, and its argument, which make the GPU's CUDA context current.
 
-        The engine's thread calls it before it queries events; see `Engine.enter`.
+        The engine's thread calls the function before it queries events; see `Engine.enter`.
         """
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Return whether a tensor is in this GPU's memory."""
 
     def stream(self) -> Stream:
-        """Create a CUDA stream that runs next to `compute`."""
+        """Create a CUDA stream that runs concurrently with `compute`."""
 
     def event(self, timed: bool = False) -> Event:
-        """Create an event."""
+        """Create an event; `Event.elapsed_time` needs timed ones."""
 
     def empty(self, nbytes: int) -> torch.Tensor:
         """Allocate device memory, uint8 [nbytes].
@@ -101,7 +101,8 @@ class Gpu(Protocol):
     def copy(self, target: torch.Tensor, source: torch.Tensor, stream: Stream) -> None:
         """Copy on a stream, between tensors of the same shape and dtype; host memory is pinned.
 
-        Both must live until the copy is done, unless they are from `empty` or `pinned`.
+        Both must live until the copy is done. Memory from `empty` and `pinned` may be freed
+        earlier, by the rules given there.
         """
 
     def range(self, name: str) -> AbstractContextManager[None]:
@@ -112,10 +113,11 @@ class CudaGpu:
     """A real GPU, used through torch; see `Gpu`.
 
     Args:
-        device: the device, such as cuda:1; becomes the current device of the calling thread.
+        device: the device, such as cuda:1; becomes the current device of the calling thread. torch
+            must be built with CUDA.
 
     Raises:
-        RuntimeError: torch has no CUDA, or the device does not exist.
+        RuntimeError: the device does not exist.
         PipeparError: the driver is missing.
     """
 
@@ -125,8 +127,8 @@ class CudaGpu:
         self.device = device
         self.compute: Stream = torch.cuda.current_stream(device)
         torch.cuda.synchronize(device)  # creates the context
-        # Functions of the driver: those of the runtime would create a context on the first GPU
-        # in a thread that has none.
+        # Functions of the driver, because in a thread without a context, those of the runtime
+        # would create one on the first GPU.
         self.event_query = _address(driver.cuEventQuery)
         self.entry = (_address(driver.cuCtxSetCurrent), _current_context(driver))
 

@@ -8,7 +8,8 @@ Each slot holds one micro-batch. Events order its use; the host never waits.
              compute: wait arrived[slot], read it, record consumed[slot]
 
 So a slot is not overwritten before its content has left or was consumed, and not read before its
-content has arrived. A slot that grows frees its old memory after the same waits; see `Gpu.empty`.
+content has arrived. When a slot grows, `compute` already waits for the last transfer from or into
+its old memory, as `Gpu.empty` requires.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ Transfer = Callable[[torch.Tensor, Stream], None]
 """Enqueues a transfer from or into a slot's memory, uint8 [nbytes], on a CUDA stream."""
 
 Part = tuple[int, torch.Tensor]
-"""An offset in a slot, in bytes, and the device tensor that belongs there, without holes between
-its elements."""
+"""An offset in a slot, in bytes, and the tensor to copy there, on the host or the device. The
+tensor may have any strides; in the slot it is contiguous."""
 
 
 def place_of(part: Part, memory: torch.Tensor) -> torch.Tensor:
-    """Return the view of a slot's memory that a part belongs to, in its dtype and shape."""
+    """Return the place of a part in a slot's memory, as a view with the part's dtype and shape."""
     begin, tensor = part
     return memory[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
@@ -41,7 +42,7 @@ class _Slot:
     memory: torch.Tensor
     """uint8 [capacity]."""
     free: Event
-    """Completes when the last content is not needed any more."""
+    """Completes when the last content is no longer needed."""
 
 
 class Outbox:
@@ -49,7 +50,7 @@ class Outbox:
 
     Args:
         gpu: the GPU whose memory the slots use.
-        slots: the number of micro-batches that may be under way, at least 1.
+        slots: the number of micro-batches that may be in transfer at once, at least 1.
     """
 
     def __init__(self, gpu: Gpu, slots: int) -> None:
@@ -63,8 +64,8 @@ class Outbox:
         """Enqueue the copy of a micro-batch into a slot and its transfer from there.
 
         Args:
-            parts: the tensors; `compute` may overwrite them afterwards.
-            nbytes: the size of all parts, in bytes.
+            parts: the tensors on the device; later work on `compute` may overwrite them.
+            nbytes: bytes of the slot that the parts take, with the gaps between them.
             transfer: called once, with the first `nbytes` of a slot.
 
         Returns:
@@ -85,7 +86,7 @@ class Outbox:
 
     @property
     def last(self) -> Event:
-        """The event of the end of the last transfer."""
+        """The event of the end of the last transfer; complete if there was none."""
         return self._slots[self._next - 1].free
 
 
@@ -126,13 +127,13 @@ class Inbox:
 
     @property
     def last(self) -> Event:
-        """The event of the end of the last posted transfer."""
+        """The event of the end of the last posted transfer; complete if there was none."""
         return self._arrived[(self._posted - 1) % len(self._slots)]
 
     def take(self) -> torch.Tensor:
-        """Return the memory of the oldest posted slot, uint8 [capacity].
+        """Return the memory of the oldest posted slot that was not taken, uint8 [capacity].
 
-        `compute` may read it until `release`.
+        `compute` waits for the transfer; work enqueued on it before `release` may read the memory.
         """
         index = self._taken % len(self._slots)
         self._taken += 1
@@ -140,7 +141,7 @@ class Inbox:
         return self._slots[index].memory
 
     def release(self) -> None:
-        """Free the oldest taken slot, once `compute` has done its work so far."""
+        """Free the oldest taken slot after the work that is enqueued on `compute` so far."""
         assert self._released < self._taken, "no slot is taken"
         self._slots[self._released % len(self._slots)].free.record(self._gpu.compute)
         self._released += 1

@@ -19,8 +19,8 @@ _MPI_RANK: Final = ("PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_W
 # Every launcher with MPI support sets at least one of these for each rank.
 _MPI_LAUNCHER: Final = (*_MPI_RANK, "PMI_FD")
 
-# In the next three the variables of batch systems come last, Slurm's after Flux's: where a batch
-# system starts the daemons of mpirun, or Slurm starts Flux, ranks inherit the daemon's variables.
+# In the next three, the variables of batch systems come last, Slurm's after Flux's. If a batch
+# system starts mpirun's daemons, or Slurm starts Flux, ranks inherit the daemons' variables.
 _RANK: Final = (*_MPI_RANK, "PALS_RANKID", "FLUX_TASK_RANK", "SLURM_PROCID")
 _LOCAL_RANK: Final = (
     "OMPI_COMM_WORLD_LOCAL_RANK",
@@ -38,7 +38,8 @@ _SIZE: Final = (
     "FLUX_JOB_SIZE",
     "SLURM_STEP_NUM_TASKS",
 )
-# The srun option for each MPI library, by a part of its version text. Cray MPICH has both names.
+# The srun option for each MPI library, by a part of its version text. The text of Cray MPICH
+# contains CRAY and MPICH, so CRAY comes first.
 _SRUN: Final = {
     "Open MPI": "--mpi=pmix",
     "CRAY": "--mpi=cray_shasta",
@@ -49,27 +50,30 @@ _SRUN: Final = {
 
 
 def launched() -> bool:
-    """Return whether a variable is set that launchers set for each rank of MPI."""
+    """Return whether a launcher with MPI support started this process, from its variables.
+
+    False for torchrun, and for srun with --mpi=none.
+    """
     return any(name in os.environ for name in _MPI_LAUNCHER)
 
 
 def launcher_rank() -> int:
-    """Return the rank that the launcher's variables state, 0 without a launcher.
+    """Return the rank from the launcher's variables; 0 without a launcher.
 
-    torchrun counts as a launcher here, if no other one set a variable. Does not initialise MPI.
+    The rank that torchrun set counts if no other launcher set one. Does not initialise MPI.
     """
     return _first_number((*_RANK, "RANK") if _torch_size() else _RANK) or 0
 
 
 def is_launched_root() -> bool:
-    """Return whether this process is the root by the launcher's variables. Does not start MPI."""
+    """Return whether `launcher_rank` is that of the root; True without a launcher."""
     return launcher_rank() == ROOT
 
 
 def launcher_local_rank() -> int | None:
-    """Return the rank among those of this host by the launcher's variables, None without them.
+    """Return the number of this rank among those of its host, from the launcher's variables.
 
-    torchrun does not count.
+    None without these variables. Those of torchrun do not count.
     """
     return _first_number(_LOCAL_RANK)
 
@@ -97,8 +101,8 @@ def launch_problem(library: str = "") -> str | None:
     if name is None and size > 1:
         return (
             f"torchrun, or a script that sets its variables, started {size} processes "
-            f"(WORLD_SIZE), but pipepar needs MPI: start it with mpirun -n {size} pipepar ..., or "
-            "with srun"
+            f"(WORLD_SIZE), but pipepar needs MPI: start the job with mpirun -n {size} pipepar "
+            "..., or with srun"
         )
     return None
 
@@ -115,28 +119,39 @@ def torchrun_problem() -> str | None:
 
 
 def _remedy(name: str, library: str) -> str:
-    """Return how to start the ranks instead, given the variable with the number of ranks."""
+    """Return how to start ranks that MPI connects.
+
+    Args:
+        name: the variable in which the launcher set the number of ranks.
+        library: the version text of the MPI library, or empty.
+    """
     uses = f"mpi4py uses {library}; " if library else ""
-    if _counted_by("FLUX_JOB_SIZE", name):
-        return f"{uses}start it with flux run -o pmi=pmix for Open MPI, flux run for MPICH"
+    if _is_size_from("FLUX_JOB_SIZE", name):
+        return f"{uses}start the job with flux run -o pmi=pmix for Open MPI, flux run for MPICH"
     # srun --mpi=pmi2 sets PMI_SIZE as mpiexec of MPICH and Intel MPI do, but not MPI_LOCALRANKID.
-    if not _counted_by("SLURM_STEP_NUM_TASKS", name) or "MPI_LOCALRANKID" in os.environ:
+    if not _is_size_from("SLURM_STEP_NUM_TASKS", name) or "MPI_LOCALRANKID" in os.environ:
         return f"{uses}set MPI4PY_LIBMPI to the library of your mpirun"
     option = next((option for part, option in _SRUN.items() if part in library), None)
     if option:
-        return f"{uses}start it with srun {option}"
+        return f"{uses}start the job with srun {option}"
     options = ", ".join(f"{_SRUN[mpi]} for {mpi}" for mpi in ("Open MPI", "MPICH"))
-    return f"start them with srun {options} (srun --mpi=list lists the supported types)"
+    return f"start the job with srun {options} (srun --mpi=list lists the supported types)"
 
 
-def _counted_by(batch_system: str, name: str) -> bool:
-    """Return whether variable `name` holds the number of ranks that a batch system counted."""
-    value = os.environ.get(batch_system)
-    return name == batch_system or (name == "PMI_SIZE" and os.environ[name] == value)
+def _is_size_from(batch_variable: str, name: str) -> bool:
+    """Return whether a batch system may have set the variable `name`.
+
+    Args:
+        batch_variable: the batch system's own variable with the number of ranks. The batch system
+            may set PMI_SIZE too, to the same number.
+        name: the variable in which the launcher set the number of ranks.
+    """
+    value = os.environ.get(batch_variable)
+    return name == batch_variable or (name == "PMI_SIZE" and os.environ[name] == value)
 
 
 def _torch_size() -> int:
-    """Return the number of processes by torchrun's variables, 0 unless all of them are set."""
+    """Return WORLD_SIZE if torchrun's RANK, LOCAL_RANK and WORLD_SIZE are numbers, otherwise 0."""
     numbers = [os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
     return int(numbers[-1]) if all(number.isdecimal() for number in numbers) else 0
 

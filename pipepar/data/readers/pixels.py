@@ -1,4 +1,4 @@
-"""Prepares pictures, or arrays of pixels, as the pixel_values of a Hugging Face model."""
+"""Preparation of pictures or arrays of pixels as the pixel_values of a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def process_pictures(processor: Processor) -> Prepare:
 def process_arrays(processor: Processor) -> Prepare:
     """Return a function for `open_prepared` that applies a processor to an array of pixels.
 
-    The array is the only one of its file, uint8 [B, H, W, 3] or [B, 3, H, W].
+    Its argument is a file's only array, uint8 [B, H, W, 3] or [B, 3, H, W]. It raises InputError
+    for another shape.
 
     Args:
         processor: the model's image processor.

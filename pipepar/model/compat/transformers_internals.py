@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def build_from_config(
     model_class: Any, config: PreTrainedConfig, dtype: torch.dtype | None
 ) -> PreTrainedModel:
-    """Build a model of a class from a configuration, as its `from_pretrained` does.
+    """Return a new model of a class, without the weights of a checkpoint.
 
     Args:
         model_class: a class of transformers.
@@ -43,7 +43,8 @@ def dtypes_by_pattern(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, t
         dtype: the dtype of the model.
 
     Returns:
-        Dtypes by patterns of parameter names, in which * matches any characters.
+        Dtypes by pattern. A pattern matches any part of a parameter's name; * in it matches any
+        characters.
     """
     return model._get_dtype_plan(dtype)
 
@@ -54,7 +55,7 @@ def ignored_patterns(model: PreTrainedModel) -> list[str]:
 
 
 def has_eager_experts(module: nn.Module) -> bool:
-    """Whether a module has experts of transformers in the one implementation without a graph."""
+    """Return whether a module contains transformers' eager experts, which cannot be captured."""
     return any(
         type(part).__name__.endswith("Experts")
         and getattr(getattr(part, "config", None), "_experts_implementation", None) == "eager"
@@ -63,7 +64,7 @@ def has_eager_experts(module: nn.Module) -> bool:
 
 
 class ConversionTable:
-    """How transformers renames, splits and fuses the tensors of a checkpoint for a model.
+    """The rules by which transformers renames, splits and fuses a checkpoint's tensors.
 
     Args:
         model: the model; its parameters may be on meta.
@@ -90,8 +91,9 @@ class ConversionTable:
             name: the name in the checkpoint.
 
         Returns:
-            The first of the model's tensors that it becomes a part of; and the pattern of the
-            conversion that makes them, or None where the tensor is used unchanged.
+            The name; and the pattern of the conversion that the tensor goes into, or None if it is
+            used unchanged. If the conversion makes several tensors, the name is that of the first.
+            The model may have no tensor of this name.
         """
         return self._loading.rename_source_key(
             name, self._renamings, self._converters, self._model.base_model_prefix, self._own
@@ -120,7 +122,7 @@ class ConversionTable:
         Returns:
             The model's tensors by name.
         """
-        converter = copy.deepcopy(self._converter(sources[0][1]))  # it collects tensors
+        converter = copy.deepcopy(self._converter(sources[0][1]))  # it stores the added tensors
         for (name, pattern), value in zip(sources, values, strict=True):
             converter.add_tensor(target, name, pattern, value)
         made = converter.convert(target, model=self._model, config=self._model.config)
