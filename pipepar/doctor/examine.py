@@ -16,7 +16,8 @@ from pipepar.doctor.rank_rules import judge_ranks
 from pipepar.host.device_context import DeviceContext
 from pipepar.host.link_speed import LinkFacts, measure_links
 
-# A rank that cannot gather its facts ends first, so that its error is the one that is reported.
+# Shorter than the other timeout, so that the rank that cannot gather its facts is reported instead
+# of the ranks that wait for it.
 _FACTS_TIMEOUT: Final = 30.0
 _RANKS_TIMEOUT: Final = 60.0
 
@@ -28,9 +29,9 @@ class Checkup:
     ranks: Sequence[RankFacts]
     """The facts of each rank."""
     links: Sequence[LinkFacts]
-    """The links between neighbouring ranks."""
+    """The links between neighbouring ranks, from host memory to host memory; none for one rank."""
     findings: Sequence[Finding]
-    """The findings, by subject."""
+    """The findings, grouped by subject; at least one."""
 
     @property
     def status(self) -> Level:
@@ -50,8 +51,11 @@ class Checkup:
 def examine(world: World) -> Checkup:
     """Gather the facts of every rank, measure every link, and apply all rules. *Collective.*
 
+    Sets the number of threads of the rank, as a run does. Aborts the job if a step takes too long.
+
     Raises:
-        OSError: a directory that a run needs cannot be inspected on this rank.
+        OSError: a directory that a run writes to cannot be inspected on this rank.
+        RuntimeError: CUDA cannot be initialised on this rank, although torch reports a device.
         PeerError: another rank raised an error.
     """
     late = (

@@ -25,14 +25,14 @@ def processor() -> str:
 def free_memory() -> float:
     """Return the bytes of memory that this process could still allocate.
 
-    This is the available memory of the host, or less if a control group limits it, as batch systems
-    do. The processes of the host share it, so its other ranks may allocate the same bytes.
+    This is the available memory of the host, or less if a control group limits the process. Batch
+    systems set such limits. Other ranks of the host may allocate the same bytes.
     """
     return min([_available(), *_left_of_limits()])
 
 
 def _available() -> float:
-    """Return the bytes that the kernel reports as available; else all memory of the host."""
+    """Return the available bytes of the host; all its memory if the kernel does not report them."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -43,7 +43,7 @@ def _available() -> float:
 
 
 def _left_of_limits() -> Iterator[float]:
-    """Yield the free bytes of each control group with a limit that contains this process."""
+    """Yield the free bytes of each control group of this process that has a memory limit."""
     try:
         groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -58,7 +58,15 @@ def _left_of_limits() -> Iterator[float]:
 
 
 def _left(root: Path, path: str, limit: str, usage: str, prefix: str) -> Iterator[float]:
-    """Yield the free bytes of a control group, and of the groups above it, that have a limit."""
+    """Yield the free bytes of a control group and of each group above it, if they have a limit.
+
+    Args:
+        root: the folder of the groups.
+        path: the path of the group below `root`.
+        limit: the name of the file with the limit.
+        usage: the name of the file with the bytes in use.
+        prefix: the prefix of the names in `memory.stat` that count the groups below, too.
+    """
     group = root / path.lstrip("/")
     for place in (group, *group.parents):
         if root in (place, *place.parents):
@@ -79,7 +87,7 @@ def _cached(path: Path, prefix: str) -> float:
 
 
 def _number(path: Path) -> float:
-    """Return the number in a file of the kernel; infinity (no limit) if there is none."""
+    """Return the number in a file of the kernel; infinity if the file has none or is missing."""
     try:
         text = path.read_text(encoding="ascii").strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""A plan from cuts."""
+"""The plan for given cuts."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ def plan_of(
         micro_batch: samples in a micro-batch; None if the run decides.
         depth: micro-batches that may wait on each end of a channel; None if the run decides.
         ranks: the rank of each stage; None for stage k on rank k.
+
+    Raises:
+        PlanError: the cuts are not ascending, or the ranks do not match the stages.
     """
     return Plan(
         model=graph.digest,

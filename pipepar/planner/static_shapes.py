@@ -1,4 +1,4 @@
-"""Checks, before the work, of inputs for a graph that accepts only fixed sizes."""
+"""Checks of the inputs for a graph that accepts only fixed sizes, made before a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def require_batches(graph: Graph, samples: int, micro_batch: int, option: str) -
     Args:
         graph: the captured model; most accept any size.
         samples: number of samples.
-        micro_batch: samples in a micro-batch.
+        micro_batch: the largest number of samples in a micro-batch.
         option: the option that sets the micro-batch, for the message.
 
     Raises:
@@ -21,11 +21,12 @@ def require_batches(graph: Graph, samples: int, micro_batch: int, option: str) -
     size = fixed_batch(graph)
     if size is None or samples == 0:
         return
-    if min(micro_batch, samples) != size:
+    rows = min(micro_batch, samples)
+    if rows != size:
         raise InputError(
             f"the model was captured for micro-batches of {size} samples only, found {samples} "
-            f"samples in micro-batches of {micro_batch}; give {option}={size}, or an example with "
-            f"{micro_batch} samples"
+            f"samples in micro-batches of {micro_batch}; give {option}={size} and at least {size} "
+            f"samples, or an example with {rows}"
         )
     if samples % size:
         fitting = max(n for n in range(1, size + 1) if samples % n == 0)
@@ -37,7 +38,7 @@ def require_batches(graph: Graph, samples: int, micro_batch: int, option: str) -
 
 
 def require_alone(graph: Graph) -> None:
-    """Refuse a model that does not accept micro-batches of one sample, as --on-error skip needs.
+    """Refuse a model that does not accept micro-batches of one sample, which --on-error skip needs.
 
     Args:
         graph: the captured model.
@@ -60,7 +61,7 @@ def fixed_batch(graph: Graph) -> int | None:
 
 
 def require_one_length(graph: Graph) -> None:
-    """Refuse texts of different lengths for a model that accepts only one length.
+    """Refuse a model that accepts texts of one length only; called if lengths may differ.
 
     Args:
         graph: the captured model.
@@ -78,6 +79,6 @@ def require_one_length(graph: Graph) -> None:
 
 
 def _fixed(graph: Graph, dim: int) -> int | None:
-    """Return the size that an input must have in a dimension; None if no input fixes it."""
+    """Return the size of the first input with a fixed size in a dimension; None without one."""
     sizes = (leaf.sizes[dim] for leaf in graph.signature.tensors if leaf.sizes and leaf.rank > dim)
     return next((size for size in sizes if isinstance(size, int)), None)

@@ -1,4 +1,4 @@
-"""The record of a run: the values that the summary and --json show."""
+"""The record of a run: the values that the summary shows."""
 
 from __future__ import annotations
 
@@ -64,13 +64,14 @@ class RunRecord:
     seconds: float
     """Wall time of the run, the longest of all ranks."""
     stages: tuple[StageRecord, ...]
-    """The records of the stages, in the order of the pipeline."""
+    """The records of the stages, in the order of the pipeline; empty if the job was stopped before
+    the first sample."""
     confusion: Confusion | None = None
     """The confusion matrix; None if the correct classes are unknown."""
     predicted: float | None = None
     """Predicted samples per second; None if the plan was not made from measured times."""
     failed: int = 0
-    """Number of samples without results in the output."""
+    """Number of samples that failed when they were tried alone, also in earlier runs of the job."""
     stopped: Stopped | None = None
     """The progress of the job when it stopped on request; None if it was not stopped."""
 
@@ -81,17 +82,17 @@ class RunRecord:
 
     @property
     def efficiency(self) -> float:
-        """The speed as a share of the speed of the perfect pipeline, about 1 at most."""
+        """The speed as a share of the speed of the perfect pipeline, at most about 1."""
         return self.bound / self.seconds if self.seconds else 0.0
 
     @property
     def busiest(self) -> StageRecord:
-        """The stage with the most seconds of work; of equals, the first."""
+        """The stage with the most seconds of work, the first of equals; there must be a stage."""
         return max(self.stages, key=lambda stage: stage.work)
 
     @property
     def idle(self) -> Idle:
-        """The shares of idle time by cause."""
+        """The shares of idle time by cause; there must be a stage."""
         last = self.stages[-1]
         recorded = sum(totals.seconds for totals in last.totals.values())
         return idle_shares(

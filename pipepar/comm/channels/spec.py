@@ -1,4 +1,4 @@
-"""The spec of a micro-batch: what a receiver needs to rebuild its values; sent if it changes."""
+"""The spec of a micro-batch, with which a receiver rebuilds its values; sent only if it changes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def describe(value: Value) -> Entry:
         if value.layout is not torch.strided or value.is_quantized or value.is_meta:
             raise WireError(
                 f"a {value.layout} {value.dtype} tensor on {value.device} cannot be sent between "
-                "stages; only dense, unquantized tensors can: call .to_dense() or .dequantize()"
+                "stages; only dense, unquantized tensors with values can: call .to_dense() or "
+                ".dequantize(), or create it on another device than meta"
             )
         return TensorSpec(value.dtype, tuple(value.shape), value.stride())
     if value is None or isinstance(value, bool | int | float | complex | str):
@@ -202,7 +203,8 @@ def _unpack_tensor(reader: _Reader) -> TensorSpec:
         raise WireError(f"a tensor of {dimensions} dimensions is announced, limit {MAX_DIMENSIONS}")
     numbers = reader.numbers(f"<{2 * dimensions}Q")
     spec = TensorSpec(DTYPES[code], numbers[:dimensions], numbers[dimensions:])
-    # The extent counts, since the receiver allocates a tensor with holes at its full extent.
+    # The extent counts, since the receiver allocates a tensor with holes at its full extent. Each
+    # size and stride also counts alone, since those of an empty tensor do not affect its extent.
     if max(spec.numel, spec.extent, *numbers, 0) * spec.dtype.itemsize > MAX_TENSOR_BYTES:
         raise WireError(
             f"a tensor of shape {list(spec.shape)} and stride {list(spec.stride)} is announced, "

@@ -36,7 +36,7 @@ class Stacks:
 
 
 class Heartbeat:
-    """Sends what this rank is doing to other ranks, and monitors them."""
+    """Sends the activity of this rank to other ranks, and monitors them."""
 
     def __init__(self) -> None:
         self._monitor: _Monitor | None = None
@@ -55,7 +55,11 @@ class Heartbeat:
             group: all ranks, at least two.
             limits: the timeouts.
             stacks: where stacks are written.
-            listen: called in a thread; waits until the pulse requests that this rank aborts.
+            listen: called in a thread. It calls `Pulse.wait`, aborts the job if that returns a
+                report, and returns once the pulse is closed.
+
+        Raises:
+            RuntimeError: no UDP socket can be opened.
         """
         from pipepar.comm.native._pulse import Pulse, addresses
 
@@ -69,7 +73,7 @@ class Heartbeat:
             process = other.process if other.processes == own.processes else 0
             pulse.meet(rank, [_LOOPBACK] if is_local else other.addresses, other.port, process)
         pulse.start(stacks.signal, stacks.descriptor, stacks.file, stacks.files)
-        group.all_gather("")  # from now on, a rank that sends no heartbeat counts as lost
+        group.all_gather("")  # all ranks have sent their first heartbeat
         listener = threading.Thread(
             target=listen, args=[pulse], name="pipepar-watchdog", daemon=True
         )
@@ -77,7 +81,9 @@ class Heartbeat:
         self._monitor = _Monitor(pulse, listener)
 
     def set_activity(self, doing: Activity, microbatch: int, samples: Any = None) -> None:
-        """Note what this rank begins, for its next heartbeats. Costs a few memory writes.
+        """Note what this rank begins, for its next heartbeats, if the heartbeat is running.
+
+        It is cheap: a few memory writes.
 
         Args:
             doing: the kind of work.
@@ -96,7 +102,10 @@ class Heartbeat:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Mark the body as a wait for other ranks, such as a collective call."""
+        """Mark the body as a wait for other ranks, such as a collective call.
+
+        If the body raises, the mark stays.
+        """
         monitor = self._monitor
         if monitor is not None:
             monitor.pulse.waits(True)
@@ -128,7 +137,7 @@ class _Monitor:
     pulse: Pulse
     """The native thread that sends heartbeats and checks those of other ranks."""
     listener: threading.Thread
-    """Waits until the pulse requests that this rank aborts the job."""
+    """Waits until the pulse requests that this rank aborts the job, or is closed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from pipepar.data.sample_names import sample_names, stage_errors
 from pipepar.data.sample_set import SampleSet
 from pipepar.errors import InputError, PipeparError, StageError
 
-_LARGEST_LIMIT = 1_000_000
-"""Tokens. A tokenizer without a limit states 1e30, for which no model has positions."""
+_NO_LIMIT = 1_000_000
+"""In tokens: a limit of this size or more counts as none; tokenizers without one state 1e30."""
 
 _TOKEN_COLUMNS = ("input_ids", "special_tokens_mask", "offset_mapping")
 """Outputs of the tokenizer, one entry per token, that become columns for token tasks."""
@@ -138,7 +138,8 @@ class _TokenizedReader:
         return self._feed(samples, texts, [*rows.values()])
 
     def _feeds(self, micro_batch: int, done: SampleSet) -> Iterator[Feed]:
-        # A multiple of the micro-batch, so that no window ends with a smaller one.
+        # A multiple of the micro-batch. So without faults, only the last window ends with a smaller
+        # one.
         window_size = max(micro_batch, self._window - self._window % micro_batch)
         for window in self._texts.batches(window_size, done):
             yield from self._window_feeds(window.content, window.start, micro_batch, done)
@@ -146,12 +147,12 @@ class _TokenizedReader:
     def _window_feeds(
         self, texts: list[Text], start: int, micro_batch: int, done: SampleSet
     ) -> Iterator[Feed]:
-        """Yield the feeds of a window: those with a fault first, then from long to short texts."""
+        """Yield the feeds of a window: those with a fault first, then the others, longest first."""
         rows, faults = self._rows(texts, start)
         for at, fault in faults.items():
             if start + at not in done:
                 yield Feed(torch.tensor([start + at]), (), {}, {}, fault)
-        # The longest first, so that a lack of memory shows at the first micro-batch.
+        # The longest first, so that a lack of memory shows early in the window.
         order = sorted(rows, key=lambda at: -_length(rows[at]))
         for first in range(0, len(order), micro_batch):
             chosen = order[first : first + micro_batch]
@@ -231,16 +232,16 @@ def _length(row: Row) -> int:
 
 
 def _limit(tokenizer: Tokenizer, max_length: int | None) -> int | None:
-    """Return the largest number of tokens of a sample; None if there is none."""
+    """Return the largest number of tokens of a sample; None for no limit."""
     if max_length is not None:
         return max_length
-    return tokenizer.model_max_length if tokenizer.model_max_length < _LARGEST_LIMIT else None
+    return tokenizer.model_max_length if tokenizer.model_max_length < _NO_LIMIT else None
 
 
 def _require_room(tokenizer: Tokenizer, limit: int | None) -> None:
     """Refuse a limit that leaves room for special tokens only.
 
-    Tokenizers would then truncate nothing or everything.
+    With such a limit, tokenizers truncate nothing, or all of the text.
     """
     count = getattr(tokenizer, "num_special_tokens_to_add", None)
     special = count() if count is not None else 0

@@ -30,7 +30,7 @@ from pipepar.model.compat.torch_internals import (
 )
 from pipepar.model.fake_tensors import fake_tensor, faked, quiet
 
-# FlatCall holds the model in this attribute, so export puts it before the model's own names.
+# FlatCall stores the model in this attribute, so exported names begin with it.
 _WRAPPER = "model."
 
 
@@ -56,8 +56,9 @@ def capture(
 
     Raises:
         CaptureError: the module cannot be traced, or the layers of a sequence do not fit; an
-            argument or the output contains an unsupported object; or an operation writes into a
-            parameter, a buffer or a constant.
+            argument or the output contains an unsupported object; an operation writes into a
+            parameter, a buffer or a constant; a constant has no values; or an operation creates a
+            tensor on meta.
         InputError: the module's forward does not take the example's arguments, or a layer of a
             sequence does not take their dtype or size; or a sequence cannot be copied.
     """
@@ -133,7 +134,7 @@ def _graph(call: FlatCall, program: ExportedProgram, device: torch.device) -> Gr
 def _renamed(old: fx.Graph, names: list[str]) -> tuple[fx.Graph, list[Any]]:
     """Return a copy of a graph, and its results: nodes of the copy, and constants.
 
-    The copy has the names of the example's tensors, and the model's own names of weights.
+    Inputs get the names of the example's tensors, and weights their names in the model.
     """
     new = fx.Graph()
     values: dict[fx.Node, Any] = {}
@@ -154,9 +155,12 @@ def _renamed(old: fx.Graph, names: list[str]) -> tuple[fx.Graph, list[Any]]:
 
 
 def _module(node: fx.Node) -> str:
-    """Return the path of the innermost of the user's modules that the node was traced in."""
+    """Return the path, in the model, of the innermost module that the node was traced in.
+
+    It is empty for the model itself, and for nodes that tracing adds.
+    """
     *_, (path, _) = node.meta.get("nn_module_stack", {}).values() or [("", None)]
-    inside = f"{path}.".startswith(_WRAPPER)  # tracing adds nodes of its own
+    inside = f"{path}.".startswith(_WRAPPER)
     return f"{path}.".removeprefix(_WRAPPER).rstrip(".") if inside else ""
 
 
@@ -196,7 +200,7 @@ def _conditions(placeholders: list[fx.Node]) -> tuple[Any, ...]:
 def _check_device(module: fx.GraphModule, weights: Mapping[str, Any]) -> None:
     """Refuse constants without values, and operations that create tensors on meta.
 
-    With a meta mask, results would be random without an error.
+    With a mask on meta, for example, the results would be random, without an error.
     """
     for node in module.graph.nodes:
         if node.op == "get_attr" and str(node.target) not in weights:
