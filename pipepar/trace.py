@@ -40,12 +40,12 @@ class Clock(Protocol):
     """The clock of a stage: its host's clock, or events on its CUDA stream."""
 
     def now(self) -> Mark:
-        """Mark the current end of the stage's enqueued work, without waiting."""
+        """Return a mark at the end of the work that the stage has enqueued, without waiting."""
 
     def seconds(self, mark: Mark) -> float | None:
         """Return the time of a mark in seconds of `time.perf_counter`, or None if not reached yet.
 
-        Marks are read roughly in the order in which they were made.
+        Call it for marks roughly in the order in which they were made.
         """
 
 
@@ -97,7 +97,7 @@ class Totals:
     """Seconds of the micro-batch that was added most recently."""
 
     def add(self, seconds: float, begins: bool = False) -> None:
-        """Add one micro-batch.
+        """Add the span of one micro-batch.
 
         Args:
             seconds: its duration.
@@ -152,10 +152,10 @@ class Tracer:
         self.spans: list[Span] = []
         self._end: float | None = None
         self._pending: deque[tuple[Kind, int, Mark, Mark]] = deque()
-        self._beside: deque[tuple[Kind, int, Mark, Mark]] = deque()
+        self._overlapping: deque[tuple[Kind, int, Mark, Mark]] = deque()
 
     def record(self, kind: Kind, microbatch: int, begin: Mark, end: Mark) -> None:
-        """Record a span; spans are recorded in the order of time.
+        """Record a span; call it in the order of time.
 
         Args:
             kind: the kind of work.
@@ -164,7 +164,7 @@ class Tracer:
             end: mark of `clock`.
         """
         seconds = self.clock.seconds
-        if not self._pending and not self._beside:  # the fast path, for the marks of a host
+        if not self._pending and not self._overlapping:  # the fast path, for the marks of a host
             first, last = seconds(begin), seconds(end)
             if first is not None and last is not None:
                 self._count(kind, microbatch, first, last)
@@ -173,15 +173,15 @@ class Tracer:
         self._settle()
 
     def record_overlapping(self, kind: Kind, microbatch: int, begin: Mark, end: Mark) -> None:
-        """Record a span that overlaps the stage's own, such as a transfer; totals exclude it."""
-        self._beside.append((kind, microbatch, begin, end))
+        """Store a span that overlaps others, even without `keeps_spans`; totals exclude it."""
+        self._overlapping.append((kind, microbatch, begin, end))
         self._settle()
 
     def finish(self) -> None:
         """Wait until all recorded marks are reached; only then are the totals complete."""
-        while self._pending or self._beside:
+        while self._pending or self._overlapping:
             self._settle()
-            if self._pending or self._beside:
+            if self._pending or self._overlapping:
                 time.sleep(_POLL_SECONDS)
 
     def add_totals(self, other: Tracer) -> None:
@@ -193,10 +193,10 @@ class Tracer:
         self.spans += other.spans
 
     def _settle(self) -> None:
-        """Count the spans whose marks are reached; older marks lose precision and hold an event."""
+        """Count the spans whose marks are reached; a late read loses precision and keeps events."""
         self._take_reached(self._pending, self._count)
-        if self._beside:
-            self._take_reached(self._beside, self._keep_beside)
+        if self._overlapping:
+            self._take_reached(self._overlapping, self._store_overlapping)
 
     def _take_reached(
         self,
@@ -212,7 +212,7 @@ class Tracer:
             pending.popleft()
             count(kind, microbatch, begin, end)
 
-    def _keep_beside(self, kind: Kind, microbatch: int, begin: float, end: float) -> None:
+    def _store_overlapping(self, kind: Kind, microbatch: int, begin: float, end: float) -> None:
         self.spans.append(Span(self.stage, kind, microbatch, begin, end, beside=True))
 
     def _count(self, kind: Kind, microbatch: int, begin: float, end: float) -> None:
@@ -225,7 +225,7 @@ class Tracer:
 
     @contextmanager
     def span(self, kind: Kind, microbatch: int) -> Iterator[None]:
-        """Enter the activity, and record the time of the ``with`` body, also when it raises."""
+        """Call `enter`, and record the time of the ``with`` body, also when it raises."""
         self.enter(kind, microbatch)
         begin = self.clock.now()
         try:
@@ -251,8 +251,8 @@ def paths(work: Sequence[Totals]) -> list[float]:
 def bound(compute: Sequence[Totals]) -> float:
     """Return the run time of a perfect pipeline, in seconds: the maximum of `paths`.
 
-    For M equal micro-batches this is sum(t) + (M - 1) max(t) over the stage times t. Consecutive
-    streams do not overlap: each ends before the next begins.
+    No pipeline with these compute times is faster. For M equal micro-batches this is sum(t) +
+    (M - 1) max(t) over the stage times t. Streams do not overlap: each ends before the next begins.
 
     Args:
         compute: the compute totals of each stage, in the order of the pipeline.
@@ -264,7 +264,7 @@ def write_chrome_trace(path: Path, spans: Iterable[Span]) -> None:
     """Write spans for chrome://tracing or Perfetto: a row per stage, and one for its transfers.
 
     Args:
-        path: the file; it is created or replaced when it is complete.
+        path: the file; see `write_whole`.
         spans: spans of all stages, on one clock.
 
     Raises:

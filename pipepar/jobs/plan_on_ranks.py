@@ -1,4 +1,4 @@
-"""`pipepar plan` under mpirun: measures the model on the ranks of the job, and plans for them."""
+"""`pipepar plan` under mpirun: measures the model on the ranks, and makes a plan for them."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def plan_measured(
     """Measure a model on the ranks of this job, and plan for them. *Collective.*
 
     Args:
-        world: all ranks; each sees the model, and the input if there is one.
+        world: all ranks; each can read the model, and the input if there is one.
         planned: the job to plan for, checked by `check_planned_job`.
-        request: the requirements of the plan; its number of samples is replaced by that of the
-            input.
+        request: the options of the plan. Two are replaced: `samples` by the number of samples in
+            the input, None if there are none or no input; `reorder` by True.
         stages: number of stages, None for one per rank; must equal the number of ranks, except
             that a single rank may represent any number of ranks of its speed.
-        note: receives remarks on the measurement, on rank 0.
+        note: called on rank 0 with notes on the devices and the measurement.
         device: the kind of device to compute on; "auto" for a GPU if the rank has one.
 
     Returns:
         The plan, with the legal cuts and advice, on rank 0; None elsewhere.
 
     Raises:
-        PipeparError: the options do not fit the ranks or the model, or the model cannot be
-            captured, measured or cut into these stages.
+        PipeparError: the options do not fit the ranks or the model, the input cannot be read, or
+            the model cannot be captured, measured or cut into these stages.
     """
     world.together(lambda: _check_stages(world, stages))
     context = open_device_context(world, device, note)

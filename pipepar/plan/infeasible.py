@@ -1,4 +1,4 @@
-"""Why a model cannot be divided among devices: the tightest constraint."""
+"""Errors for a model that cannot be divided among devices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def check_work(layers: Sequence[LayerCost], kinds: Set[str]) -> None:
         kinds: the kinds of all devices.
 
     Raises:
-        PlanError: the work is negative, not finite or missing for a kind, or has two forms.
+        PlanError: the work is negative, not finite or missing for a kind, or it is one number for
+            some layers and by kind of device for others.
     """
     if len({isinstance(layer.work, Mapping) for layer in layers}) > 1:
         raise PlanError(
@@ -43,11 +44,11 @@ def check_work(layers: Sequence[LayerCost], kinds: Set[str]) -> None:
 
 
 def check_cuts(sums: PrefixSums, legal: int, stages: int) -> None:
-    """Refuse more stages than the useful cuts can make; a useful cut has work on both sides.
+    """Refuse more stages than can all have work.
 
     Args:
-        sums: the model.
-        legal: number of legal cuts, useful or not.
+        sums: the model, with its useful cuts; cuts without work between them count as one.
+        legal: number of legal cuts, useful or not, for the message.
         stages: number of stages wanted.
 
     Raises:
@@ -63,14 +64,17 @@ def check_cuts(sums: PrefixSums, legal: int, stages: int) -> None:
 
 
 def no_room(sums: PrefixSums, devices: Sequence[DeviceCost]) -> PlanError:
-    """Return the error for a model that no partition fits, with its tightest constraint.
+    """Return the error for a model without a partition that fits in memory.
+
+    It names the first of these causes: the tightest stage fits no device, the weights exceed the
+    memory of all devices, or there is no way to cut the model.
 
     Args:
         sums: the model.
         devices: all devices.
     """
     begin, end, need = _tightest(sums)
-    layers = f"{sums.position[begin]}..{sums.position[end]}"
+    layers = f"[{sums.position[begin]}, {sums.position[end]})"
     largest = max(device.memory for device in devices)
     if need > largest:
         return PlanError(
@@ -94,13 +98,13 @@ def no_room(sums: PrefixSums, devices: Sequence[DeviceCost]) -> PlanError:
 
 
 def _tightest(sums: PrefixSums) -> tuple[int, int, float]:
-    """Return the begin, end and bytes of the tightest stage.
+    """Return the places of the begin and the end of the tightest stage, and its bytes.
 
-    For each layer there is a smallest stage that contains it. The tightest stage is the one of
-    these that needs the most memory.
+    For each layer, one of the possible stages that contain it needs the least memory. The tightest
+    stage is the one of these that needs the most.
     """
     count = len(sums.done) - 1
-    least = np.full(count, np.inf)  # bytes of the smallest stage around the layers at each place
+    least = np.full(count, np.inf)  # bytes of the smallest stage with the layers after each place
     begin, end = np.zeros(count, dtype=np.intp), np.zeros(count, dtype=np.intp)
     for place in range(1, count + 1):
         memory = sums.memory(0, place)

@@ -6,9 +6,10 @@ PipeDream (Narayanan et al., SOSP 2019, section 3.1) to devices that differ. The
 the crossing bytes, and then the bottleneck, under a limit on the bottleneck. With a price of 0 on
 bytes it finds the smallest bottleneck.
 
-Two bounds make it fast, and keep it exact. First, a stage within the limit begins in a window
-before its end. Second, a state is possible at a place only if, without links, the devices taken can
-compute the layers before the place within the limit, and the devices left can compute the rest. So
+Two bounds make it fast, and keep it exact. First, the limit bounds the length of a stage, so only
+places close enough before its end are tried as its begin. Second, a state is possible at a place
+only if, without links, the devices taken can compute the layers before the place within the limit,
+and the devices left can compute the rest. The second bound excludes most if the limit is small. So
 the search for the bottleneck begins with a limit just above the bottleneck without links, and
 raises the limit until there is a partition.
 """
@@ -66,7 +67,7 @@ def _widening(least: float, most: float) -> Iterator[float]:
 def _bounds(sums: PrefixSums, device_states: DeviceStates) -> tuple[float, float]:
     """Return a lower and an upper bound of the bottleneck, in seconds.
 
-    The lower bound is within 1 % of the bottleneck without links.
+    The lower bound is at most 1 % below the bottleneck of the relaxed problem; see `_Reach`.
     """
     reach = _Reach(sums, device_states)
     alone = [sums.work[device.kind][-1] / device.speed for device in reach.devices]
@@ -83,17 +84,17 @@ def _bounds(sums: PrefixSums, device_states: DeviceStates) -> tuple[float, float
 
 
 def _transfer(sums: PrefixSums, group: Transitions) -> Floats:
-    """Return [P] seconds to receive one micro-batch in a stage that begins at each place."""
+    """Return [P] the seconds in which a stage that begins at a place receives a micro-batch."""
     seconds = group.link.latency + sums.crossing / group.link.bandwidth
     seconds[0] = 0.0  # the first stage receives nothing
     return np.asarray(seconds)
 
 
 class _Reach:
-    """The places that devices can reach if links take no time, and memory holds only weights.
+    """The relaxed problem: links take no time, and only weights take memory.
 
-    Then it is best for each stage to begin as early, or end as late, as possible, so one pass over
-    the states is enough.
+    In it, each stage should begin as early, or end as late, as possible, so one pass over the
+    states finds the places that each state can reach.
     """
 
     def __init__(self, sums: PrefixSums, device_states: DeviceStates) -> None:
@@ -140,11 +141,11 @@ class _Reach:
 
 
 class _Bounded:
-    """Transitions of one kind, with the places where they are possible within a limit.
+    """One group of transitions, with the places where they are possible within a limit.
 
     Args:
         sums: the model, P places.
-        group: E transitions.
+        group: E transitions to one kind of device, over one kind of link.
         limit: the largest bottleneck allowed, in seconds.
         first: [P] the earliest begin of a stage that ends at a place.
         earliest: [E] the first place from which the devices left can reach the end.
@@ -169,11 +170,14 @@ class _Bounded:
         self.opens, self.closes = int(earliest.min()), int(latest.max())
 
     def edges(self, place: int) -> Integers:
-        """Return the indices of the transitions that a stage which ends at `place` may take."""
+        """Return the indices of the transitions that may add a stage which ends at `place`."""
         return np.flatnonzero((self._earliest <= place) & (place <= self._latest))
 
     def stages(self, place: int) -> tuple[Integers, Floats]:
-        """Return where a stage that ends at `place` may begin, and the seconds for each begin."""
+        """Return the places where a stage that ends at `place` may begin, and its seconds for each.
+
+        The seconds are the larger of its time to compute and its time to receive.
+        """
         first, past = self._first[place], self._past[place]
         if first >= past:
             return np.array([], dtype=np.intp), np.array([])
@@ -186,7 +190,7 @@ class _Bounded:
 
 
 def _bounded(sums: PrefixSums, device_states: DeviceStates, limit: float) -> Iterator[_Bounded]:
-    """Yield the transitions of each kind, in order, with their bounds."""
+    """Yield each group of transitions, in order, with its bounds."""
     reach = _Reach(sums, device_states)
     first = reach.first(limit)
     earliest, latest = reach.earliest(first), reach.latest(first)
@@ -218,9 +222,9 @@ class Table:
         self.total[0, device_states.starts] = self.worst[0, device_states.starts] = 0.0
         self._begin = np.zeros(shape, dtype=np.int32)
         self._group = np.zeros(shape, dtype=np.int16)
-        kinds = list(_bounded(sums, device_states, limit))
+        groups = list(_bounded(sums, device_states, limit))
         for place in range(1, len(sums.done)):
-            for number, bounded in enumerate(kinds):
+            for number, bounded in enumerate(groups):
                 if bounded.opens <= place <= bounded.closes:
                     self._extend(place, number, bounded)
 
@@ -229,8 +233,8 @@ class Table:
 
         Args:
             place: the end of the last stage.
-            number: the index of the kind of transition.
-            bounded: the transitions to try.
+            number: the index of the group of transitions.
+            bounded: that group.
         """
         begins, seconds = bounded.stages(place)
         edges = bounded.edges(place)
@@ -254,7 +258,7 @@ class Table:
         """Return the cheapest partition that ends in one of these states; of equals, the fastest.
 
         Args:
-            ends: the final states to accept.
+            ends: the final states to accept; at least one has a partition.
 
         Returns:
             Its cuts, the index of the device of each stage, and its bottleneck in seconds.

@@ -155,7 +155,9 @@ def test_a_given_micro_batch_is_used_or_refused() -> None:
     assert request.sizes(None) == [3]
     assert chosen(cost, sizes=request.sizes(None), request=request).plan.micro_batch == 3
     # A stage of one layer needs 80 + 2 x 16 b + 32 b bytes.
-    with pytest.raises(PlanError, match=r"needs 272 B for layers \d\.\.\d, expected at most 200 B"):
+    with pytest.raises(
+        PlanError, match=r"needs 272 B for layers \[\d, \d\), expected at most 200 B"
+    ):
         chosen(cost, row(4, memory=200), request.sizes(None), request)
 
 

@@ -19,7 +19,7 @@ from pipepar.comm.channels.spec import Spec
 from pipepar.microbatch import TensorSpec, Value
 
 Sizes: TypeAlias = tuple[int, ...]
-"""Bytes for each tensor of a micro-batch."""
+"""Bytes of each tensor of a micro-batch, or of the buffer for it."""
 
 # The count of an MPI message is a C int, so a longer tensor is sent as several messages.
 PIECE_BYTES: Final = 1 << 30
@@ -41,7 +41,8 @@ _M_MMAP_THRESHOLD: Final = -3
 def fits(sizes: Sizes, buffer_sizes: Sizes) -> bool:
     """Return whether buffers of these sizes can receive tensors of `sizes` bytes.
 
-    There must be one buffer for each tensor, and it must take as many messages as the tensor.
+    There must be one buffer for each tensor, of the same size or larger. It must take as many
+    messages as the tensor, because each posted receive must match a message.
     """
     return len(sizes) == len(buffer_sizes) and all(
         size <= buffer_size and pieces(size) == pieces(buffer_size)
@@ -52,7 +53,9 @@ def fits(sizes: Sizes, buffer_sizes: Sizes) -> bool:
 def grow(buffer_sizes: Sizes, sizes: Sizes) -> Sizes:
     """Return the new buffer sizes after tensors of `sizes` bytes did not fit into the buffers.
 
-    Sender and receiver both compute this, so it depends on nothing else.
+    A buffer gets the larger of both sizes. It gets the size of its tensor, which may be smaller, if
+    the numbers of messages differ; all buffers do if the numbers of tensors differ. Sender and
+    receiver both compute this, so it must not depend on anything else.
     """
     if len(sizes) != len(buffer_sizes):
         return sizes
@@ -78,7 +81,7 @@ class TensorLayout:
     """The layout of one tensor of a micro-batch."""
 
     position: int
-    """Its position among the entries."""
+    """Its position among the entries of the spec."""
     spec: TensorSpec
     """Its dtype, shape and stride."""
     nbytes: int
@@ -88,7 +91,7 @@ class TensorLayout:
 
 
 def tensor_layouts(spec: Spec) -> tuple[TensorLayout, ...]:
-    """Return the layouts of the tensors in a spec."""
+    """Return the layouts of the tensors in a spec, without its other entries."""
     return tuple(
         TensorLayout(position, entry, entry.nbytes, entry.has_holes)
         for position, entry in enumerate(spec)
@@ -98,7 +101,7 @@ def tensor_layouts(spec: Spec) -> tuple[TensorLayout, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A spec and the layouts of its tensors, for all micro-batches with this spec."""
+    """The layout of all micro-batches with one spec: the spec and the layouts of its tensors."""
 
     spec: Spec
     tensors: tuple[TensorLayout, ...]
@@ -110,7 +113,7 @@ class Layout:
 
     @property
     def sizes(self) -> Sizes:
-        """The bytes to send of each tensor."""
+        """The bytes to send for each tensor."""
         return tuple(tensor_layout.nbytes for tensor_layout in self.tensors)
 
 
@@ -124,7 +127,7 @@ def packed(tensors: Sequence[TensorLayout]) -> tuple[tuple[int, ...], int]:
 
 
 def plain(value: Value) -> Value:
-    """Return a value; if it is a lazily conjugated or negated tensor, with that applied."""
+    """Return the value; of a lazily conjugated or negated tensor, a copy with that applied."""
     if isinstance(value, torch.Tensor) and (value.is_conj() or value.is_neg()):
         return value.resolve_conj().resolve_neg()
     return value
@@ -133,7 +136,7 @@ def plain(value: Value) -> Value:
 def core(tensor: torch.Tensor) -> torch.Tensor:
     """Return an unexpanded view of a tensor, in a dtype of the same width that torch can copy.
 
-    Its shape has 1 instead of the size of each expanded dimension.
+    In its shape, the size of each expanded dimension is 1, or 0 if it was 0.
     """
     for dim, step in enumerate(tensor.stride()):
         if step == 0:
@@ -150,7 +153,10 @@ def flat(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def whole(tensor_layout: TensorLayout, tensor: torch.Tensor) -> torch.Tensor:
-    """Return the elements of a tensor to send, as a view that may have holes."""
+    """Return a view of the elements to send, from which they are copied to other memory.
+
+    It is `core`, with holes, if the tensor has holes; otherwise `flat`, its bytes.
+    """
     return core(tensor) if tensor_layout.has_holes else flat(tensor)
 
 
@@ -196,8 +202,8 @@ def return_freed_memory() -> None:
 def keep_freed_memory() -> None:
     """Make glibc reuse large blocks of freed memory instead of returning them to the kernel.
 
-    glibc returns blocks of 32 MiB and more, and often smaller ones. Using them again costs a page
-    fault for every 4 KiB, which takes many times as long as the transfer of a micro-batch.
+    By default glibc returns blocks of 32 MiB and more, and often smaller ones. New blocks cost a
+    page fault for every 4 KiB, which takes many times as long as the transfer of a micro-batch.
 
     Does nothing without glibc, or if a MALLOC_ environment variable is set.
     """

@@ -1,4 +1,4 @@
-"""The layout of a micro-batch's tensors in one buffer of device memory."""
+"""The layout of a micro-batch's tensors in one buffer."""
 
 from __future__ import annotations
 
@@ -38,19 +38,30 @@ class Packing:
         return cls(tensors, *packed(tensors))
 
     def parts(self, values: tuple[Value, ...]) -> list[Part]:
-        """Return the tensors among these values, each with its offset."""
+        """Return the values that are tensors in the spec, each with its offset.
+
+        Args:
+            values: the values that the spec describes, as returned by `plain`.
+
+        Returns:
+            Pairs of an offset and a view for copying: the bytes of the tensor, or its elements if
+            it has holes between them; see `whole`.
+        """
         return [
             (begin, whole(tensor_layout, values[tensor_layout.position]))  # type: ignore[arg-type]
             for tensor_layout, begin in zip(self.tensors, self.begins, strict=True)
         ]
 
     def unpacked(self, memory: torch.Tensor, gpu: Gpu) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield the position of each tensor among the values, and the tensor in this memory.
+        """Unpack the tensors in a buffer.
 
         Args:
             memory: uint8 [nbytes] or more, packed in this way.
-            gpu: the GPU of the memory. Tensors with holes between their elements are copied on
-                its compute stream; the others are views.
+            gpu: the GPU of the memory.
+
+        Yields:
+            The position of each tensor among the values, and the tensor: a view of the memory. A
+            tensor with holes between its elements is a copy, made on the compute stream.
         """
         copy = partial(gpu.copy, stream=gpu.compute)
         for tensor_layout, begin in zip(self.tensors, self.begins, strict=True):

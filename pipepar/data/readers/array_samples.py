@@ -1,4 +1,4 @@
-"""Arrays as samples: each row is a sample; rows are read slice by slice."""
+"""Arrays as samples: each row is a sample; the rows of one batch are read at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipepar.errors import InputError
 
 
 class Rows(Protocol):
-    """An array on disk or in memory, of which ranges of rows are read."""
+    """An array on disk or in memory, read in ranges of rows."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -33,15 +33,15 @@ class NumpyRows:
         """Check that torch supports the dtype of the array.
 
         Args:
-            array: the content of the file.
+            array: the content of the file, or one of its arrays.
             where: the file, and the array's name if it has one, for messages.
 
         Raises:
-            InputError: it is not an array, or torch lacks its dtype.
+            InputError: it is not an array, or torch lacks its dtype (not checked if it is 0-d).
         """
         if not isinstance(array, np.ndarray):
             raise InputError(
-                f"{where} is no array; expected .npy members only. Save it with numpy.savez."
+                f"{where} is not an array; expected .npy members only. Save it with numpy.savez."
             )
         self._array = array
         # Torch supports the native byte order only.
@@ -61,19 +61,20 @@ class NumpyRows:
         return tuple(self._array.shape)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        """Return a copy of rows, since the map is read-only and the tensor may be modified."""
+        """Return a copy of rows in native byte order; a mapped file itself is read-only."""
         return torch.from_numpy(np.array(self._array[start:stop], dtype=self._dtype, order="C"))
 
 
 class ArraySamples:
-    """The rows of one or several arrays of equal length, in the file's order."""
+    """The rows of arrays with the same number of rows, in the file's order."""
 
     def __init__(self, path: Path, arrays: Mapping[str, Rows]) -> None:
         """Check that all arrays have the same number of rows.
 
         Args:
             path: the file, which must not change while it is read.
-            arrays: its arrays by name; ``""`` is a positional argument of the model.
+            arrays: its arrays by name, the model's keyword arguments; or one array under the name
+                ``""``, its only positional argument.
 
         Raises:
             InputError: there is no array, an array is 0-d, or the numbers of rows differ.
@@ -88,7 +89,11 @@ class ArraySamples:
         return self._count
 
     def batches(self, size: int, done: SampleSet) -> Iterator[Batch]:
-        """Yield batches of `size` rows, the last may be smaller; see `Samples.batches`."""
+        """Yield batches of `size` rows, the last may be smaller; see `Samples.batches`.
+
+        Raises:
+            InputError: the file has changed.
+        """
         for start in range(0, self._count, size):
             stop = min(start + size, self._count)
             if not done.covers(start, stop):
@@ -113,7 +118,9 @@ class ArraySamples:
 
 def _require_rows(path: Path, arrays: Mapping[str, Rows]) -> None:
     if not arrays:
-        raise InputError(f"{path} holds no array; expected at least one. Save it with its arrays.")
+        raise InputError(
+            f"{path} contains no array; expected at least one. Save it with its arrays."
+        )
     for name, rows in arrays.items():
         if not rows.shape:
             raise InputError(
@@ -124,6 +131,6 @@ def _require_rows(path: Path, arrays: Mapping[str, Rows]) -> None:
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name!r} has {count}" for name, count in counts.items())
         raise InputError(
-            f"{path} holds arrays of unequal numbers of rows: {found}. Expected the same number "
-            "in all, one row per sample. Save arrays that belong to the same samples."
+            f"{path} contains arrays with different numbers of rows: {found}. Expected the same "
+            "number in all, one row per sample. Save arrays that belong to the same samples."
         )

@@ -32,12 +32,12 @@ class BatchMerge:
         self.received = 0
 
     def expect(self, total: int, size: int, device: torch.device) -> None:
-        """Announce the next batch, before its first micro-batch is added.
+        """Append a batch to those expected, before its first micro-batch is added.
 
         Args:
             total: rows of the batch.
             size: rows of its micro-batches; the last one may have fewer.
-            device: the device of its result.
+            device: the device for its result.
         """
         self._expected.append(_Batch(total, size, device))
 
@@ -47,7 +47,13 @@ class BatchMerge:
         self._parts.append(microbatch.values)
 
     def finished(self) -> Iterator[Any]:
-        """Yield the merged batch if its last micro-batch has just been added, else nothing."""
+        """Yield the model's output for the first expected batch if it is complete, else nothing.
+
+        Call it after every `add`.
+
+        Raises:
+            InputError: the results of the micro-batches cannot be merged; see `merge`.
+        """
         if self._expected and len(self._parts) == self._expected[0].parts:
             parts, self._parts = self._parts, []
             batch = self._expected.popleft()
@@ -64,7 +70,7 @@ class _Batch:
 
     @property
     def parts(self) -> int:
-        """Number of its micro-batches."""
+        """Number of its micro-batches; 1 for a batch without rows."""
         return max(-(-self.total // self.size), 1)
 
     def merged(self, parts: Sequence[Any]) -> Any:
@@ -76,8 +82,8 @@ class _Batch:
         return pytree.tree_map_only(torch.Tensor, self._on_device, value)
 
     def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        # The tensor may be a view of a larger receive buffer or of pinned memory. The caller's
-        # result must not keep either alive.
+        # The tensor may be a view of a receive buffer or of pinned memory. The caller's result
+        # must not keep pinned memory alive, or a buffer of more than twice its size.
         own = tensor.clone() if tensor.is_pinned() else compact(tensor, slack=2.0)
         return own.to(self.device)
 

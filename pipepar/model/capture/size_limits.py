@@ -1,4 +1,4 @@
-"""Dynamic sizes of a graph, and the sentence about fixed sizes."""
+"""Names of the dynamic sizes of a graph's inputs, and the message about fixed sizes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pipepar.model.capture.signature import Signature, TensorInput
 _DIM_NAMES = ("batch", "length")
 
 Varies: TypeAlias = Literal["all sizes", "batch and length", "batch", "length", "nothing"]
+"""The sizes that may differ from call to call; see `varies`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restriction:
-    """Inputs with sizes that only tracing fixed, or with a batch that the model fixes."""
+    """Inputs with sizes that only tracing fixed; if there are none, with a batch of fixed size."""
 
     inputs: tuple[str, ...]
     """Names of the inputs with such a size."""

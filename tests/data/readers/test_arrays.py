@@ -193,7 +193,7 @@ def test_unequal_rows_are_listed(tmp_path: Path, suffix: str) -> None:
 def test_files_without_arrays(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x.{suffix}"
     np.savez(path) if suffix == "npz" else save_file({}, path)
-    with pytest.raises(InputError, match="holds no array"):
+    with pytest.raises(InputError, match="contains no array"):
         open_arrays(path)
 
 

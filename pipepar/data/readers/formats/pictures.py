@@ -1,4 +1,4 @@
-"""A folder of pictures (.png, .jpg, ...): a sample per file, in the order of their names."""
+"""A folder of pictures (.png, .jpg, ...): each is a sample, in the order of their paths."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ _SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".t
 
 
 class _Pictures:
-    """The picture files of a folder and its subfolders, in the order of their names.
+    """The picture files of a folder and its subfolders, in the order of their relative paths.
 
-    Hidden files and files of other suffixes are left out. A picture is decoded when its micro-batch
-    is read, and rotated according to its EXIF data; of an animation, the first frame is read. The
-    column "file" has the paths relative to the folder, as packed strings.
+    Hidden files and folders, and files with other suffixes, are left out. A batch contains a list
+    of PIL images in RGB. A picture is decoded when its micro-batch is read, and rotated according
+    to its EXIF data; of an animation, the first frame is read. If a picture cannot be decoded, its
+    batch contains no pictures, and its `fault` is the error. The column "file" contains the paths
+    relative to the folder, as packed strings.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,10 +59,13 @@ class _Pictures:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Yield the paths of all files that are not hidden, relative to the folder, with slashes."""
+    """Yield the paths of all files that are not hidden, relative to the folder, with slashes.
+
+    Hidden folders are skipped. A folder that several links point to is read once.
+    """
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        # A link may point to a parent folder, which was visited before.
+        # A link may point to a folder that was read before, such as a parent.
         if (real := os.path.realpath(parent)) in seen:
             folders.clear()
             continue
@@ -74,8 +79,8 @@ def _no_picture(folder: Path, files: list[str]) -> InputError:
     kinds = Counter(Path(name).suffix or "(none)" for name in files).most_common(5)
     found = ", ".join(f"{count} {suffix}" for suffix, count in kinds)
     return InputError(
-        f"{folder} is a folder without a picture (found {found or 'no file'}); expected files with "
-        f"the suffixes {', '.join(_SUFFIXES)}. Name a folder of pictures, or one file of text or "
+        f"{folder} is a folder without pictures (found {found or 'no file'}); expected files with "
+        f"the suffixes {', '.join(_SUFFIXES)}. Give a folder of pictures, or one file of text or "
         "arrays."
     )
 
@@ -84,7 +89,7 @@ def _decode(path: Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return ImageOps.exif_transpose(picture).convert("RGB")
-    except Exception as error:  # each decoder of Pillow raises exceptions of its own
+    except Exception as error:  # each decoder of Pillow raises other exceptions
         raise InputError(
             f"{path} cannot be read as a picture: {error}. Expected a complete file; copy it "
             "again, or move it out of the folder."
