@@ -47,9 +47,8 @@ class Pipeline:
 
     Every rank constructs the same Pipeline and makes the same calls. The data of rank 0 are used,
     and rank 0 receives the results; on other ranks a call returns None. Results equal, bit for
-    bit, those of the unsplit model on the same micro-batches and the same number of threads.
-
-    In a ``with`` statement, a failure of any rank ends the whole job.
+    bit, those of the unsplit model on the same micro-batches and the same number of threads. In a
+    ``with`` statement, a failure of any rank ends the whole job.
 
     Args:
         model: any module that torch.export can trace; it is not modified. Either every rank has the
@@ -117,9 +116,8 @@ class Pipeline:
             if isinstance(error, WireError) or not isinstance(error, PipeparError):
                 self._together.fail(error)
             raise
-        if (warning := shared_cores_warning(self._world)) and self._world.rank == min(
-            self._world.cores
-        ):
+        warning = shared_cores_warning(self._world)
+        if warning and self._world.rank == min(self._world.cores):
             warnings.warn(warning, stacklevel=2)
         limitation = graph.limitation(shared.source.name)
         if limitation and self._world.is_root:
@@ -129,7 +127,7 @@ class Pipeline:
 
     @property
     def rank(self) -> int:
-        """The rank of this process, which is also the index of its stage."""
+        """The rank of this process."""
         return self._world.rank
 
     @property

@@ -182,10 +182,8 @@ def cpus_of(text: str) -> frozenset[int]:
 def _candidates(wanted: str, seen: Sequence[VisibleGpu] | None) -> Sequence[VisibleGpu]:
     """Return the GPUs that this rank may get; refuse an unknown kind of device."""
     if wanted not in get_args(DeviceChoice):
-        raise InputError(
-            f"found device {wanted!r}, expected auto, cpu or cuda; to select GPUs, set "
-            "CUDA_VISIBLE_DEVICES"
-        )
+        expected = "expected auto, cpu or cuda; to select GPUs, set CUDA_VISIBLE_DEVICES"
+        raise InputError(f"found device {wanted!r}, {expected}")
     if wanted == "cpu":
         return ()
     return visible_gpus() if seen is None else seen
