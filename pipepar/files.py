@@ -10,7 +10,7 @@ from typing import Final
 
 from pipepar.errors import InputError
 
-# A file of up to _WHOLE bytes is hashed completely, a larger one in _PARTS of _PART_BYTES each.
+# A file of up to _WHOLE bytes is hashed completely; of a larger one, _PARTS parts of _PART_BYTES.
 _WHOLE: Final = 64 << 20
 _PARTS: Final = 64
 _PART_BYTES: Final = 256 << 10
@@ -23,11 +23,11 @@ def write_whole(path: Path, text: str, writer: str = "") -> None:
         path: the final name. A link or a device such as /dev/stdout is written directly, because
             a rename would replace it with a file.
         text: the content, written as UTF-8.
-        writer: a unique part of the temporary name, where several processes may write `path`.
+        writer: a part of the temporary name that is unique to this process, if several processes
+            may write `path`.
 
     Raises:
-        OSError: the file system refused the write; a file at `path` is unchanged, except a link or
-            a device.
+        OSError: the file system refused the write. A regular file at `path` is then unchanged.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         path.write_text(text, encoding="utf-8")
@@ -43,14 +43,15 @@ def write_whole(path: Path, text: str, writer: str = "") -> None:
 
 
 def fingerprint(path: Path) -> str:
-    """Return a hash that identifies the content of a file.
+    """Return a hash of a file, to detect that its content has changed.
 
     Args:
         path: the file.
 
     Returns:
         SHA-256, in hexadecimal, of the size and the bytes. For a file of more than 64 MiB: of the
-        size, the modification time and 64 evenly spaced parts, the first and the last included.
+        size, the modification time and 64 evenly spaced parts of 256 KiB, the first and the last
+        included. A change elsewhere that preserves the time is not detected.
 
     Raises:
         OSError: the file cannot be read.
@@ -101,22 +102,24 @@ def require_distinct(written: Mapping[str, Path], read: Mapping[str, Path]) -> N
         read: files and folders that are read, by the option that names them.
 
     Raises:
-        InputError: two paths are the same file, or an output exists in a folder that is read.
+        InputError: an output is the same file as another output or an input, or is an existing file
+            in a folder that is read.
     """
     outputs = list(written.items())
     for position, (option, path) in enumerate(outputs):
         for other, other_path in outputs[:position]:
-            if path.absolute() == other_path.absolute() or _same(path, other_path):
+            if path.absolute() == other_path.absolute() or _is_same_file(path, other_path):
                 raise InputError(f"{option} and {other} are both {path}; name two files")
         for other, other_path in read.items():
-            if _same(path, other_path) or _exists_inside(path, other_path):
+            if _is_same_file(path, other_path) or _exists_inside(path, other_path):
                 raise InputError(
-                    f"{option} {path} would replace what {other} {other_path} names; "
+                    f"{option} {path} would overwrite the data of {other} {other_path}; "
                     f"choose another name"
                 )
 
 
-def _same(one: Path, other: Path) -> bool:
+def _is_same_file(one: Path, other: Path) -> bool:
+    """Return whether two paths refer to one existing file or folder; False if one is missing."""
     return one.exists() and other.exists() and one.samefile(other)
 
 

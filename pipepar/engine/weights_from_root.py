@@ -1,4 +1,4 @@
-"""Weights that only the root reads; it sends each rank those of its stage over a channel."""
+"""Weights that only the root reads: it sends each rank the weights of that rank's stage."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _DEPTH: Final = 1
 
 
 class WeightsFromRoot:
-    """`Weights` of this rank's stage, which the root sends. *Collective*: constructed on all ranks.
+    """The `Weights` of this rank's stage, which the root reads and sends.
 
-    The root reads the other ranks' tensors one after another, so few are in its memory at a time.
-    Tensors of a module in the root's memory are sent without a copy.
+    *Collective*: construct it on all ranks. The root reads the other ranks' tensors one after
+    another, so only a few are in its memory at a time. CPU tensors of an existing module are sent
+    without a copy.
 
     Args:
         world: all ranks.
@@ -44,7 +45,7 @@ class WeightsFromRoot:
         self._specs = specs
 
     def check(self, specs: Sequence[WeightSpec]) -> None:
-        """Check the weights of all stages on the root, and nothing elsewhere.
+        """Check the weights of all stages on the root; do nothing on other ranks.
 
         Args:
             specs: not used; the root has the specs of all ranks.
@@ -59,12 +60,13 @@ class WeightsFromRoot:
     def read(self, specs: Sequence[WeightSpec]) -> Reading:
         """Read this rank's weights; the root first sends those of the other ranks. *Collective.*
 
-        May be called once. The root sends when its iterator is advanced, so it must advance it even
-        if `specs` is empty. An iterator that is not exhausted must be closed; this discards the
-        tensors that are still being received.
+        May be called once. The root sends when the first tensor is requested, so it must iterate
+        even if `specs` is empty. Close an iterator that is not exhausted: on ranks other than the
+        root, this receives and discards the remaining tensors.
 
         Args:
-            specs: the weights of this rank's stage.
+            specs: the weights of this rank's stage; used on the root only, which has the specs of
+                all other ranks.
 
         Yields:
             Name and tensor of each weight.
@@ -84,7 +86,7 @@ class WeightsFromRoot:
                 del pending[rank]
         except Exception:
             for sender in pending.values():
-                sender.send(MicroBatch(0, (None, None)))
+                sender.send(MicroBatch(0, (None, None)))  # `_receive` raises PeerError for it
                 sender.end()
             raise
         finally:
@@ -94,14 +96,15 @@ class WeightsFromRoot:
 
 
 def share_buffers(world: World, module: nn.Module) -> None:
-    """Copy the root's buffers that no checkpoint holds to all ranks. *Collective.*
+    """Copy the root's non-persistent buffers, which no checkpoint has, to all ranks. *Collective.*
 
-    Another rank may have computed other values: from a parameter that has no values there, or with
-    a random generator in another state.
+    Other ranks may have computed other values: from parameters on meta, or with a random generator
+    in another state.
 
     Args:
         world: all ranks.
-        module: the same on every rank; modified in place, except on the root.
+        module: has the same structure on every rank. Its non-persistent buffers are replaced,
+            except on the root.
     """
     receivers, senders = world.connect([Link(world.root, rank, _DEPTH) for rank in world.others])
     for sender in senders.values():

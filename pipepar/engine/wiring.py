@@ -19,7 +19,7 @@ Node: TypeAlias = int | Literal["source", "sink"]
 
 
 def admission(stages: int, depth: int) -> int:
-    """Return how many micro-batches the stages and the channels between them hold.
+    """Return how many micro-batches the stages and the channels between them can hold.
 
     Each end of a channel between neighbours holds `depth`, and each stage computes one.
 
@@ -39,7 +39,7 @@ class Edge:
     consumer: Node
     """The receiving stage, or "sink"."""
     names: tuple[str, ...]
-    """Names of the values that cross."""
+    """Names of the values that the channel sends."""
     depth: int
     """Micro-batches that each end may hold."""
     sends_samples: bool
@@ -49,12 +49,14 @@ class Edge:
 def edges_of(plan: Plan, placement: Placement, depth: int) -> list[Edge]:
     """Return the channels of a pipeline, in the order in which all ranks connect them.
 
-    A stage receives samples and columns from its nearest producer only. A channel that skips
-    stages is deeper, because the skipped stages hold micro-batches too.
+    There is no channel from the source to the first stage if both are on one rank, and none from
+    the last stage to the sink if both are on one rank. A stage receives samples and columns from
+    its nearest producer only. The depth of a channel that skips stages is multiplied by the
+    distance, because the skipped stages hold micro-batches too.
 
-    If the results return to the rank of the source, their channel closes a cycle. It cannot
-    deadlock: the source admits at most `admission` micro-batches, that channel can hold as many,
-    and the source collects results whenever it has reached that number.
+    If the source and the sink are on one rank, but the last stage is on another, the channel to the
+    sink closes a cycle. It cannot deadlock: it can hold `admission` micro-batches, and the source
+    receives results so that no more than that are under way.
 
     Args:
         plan: the stages and the values that they exchange.
@@ -84,7 +86,7 @@ def edges_of(plan: Plan, placement: Placement, depth: int) -> list[Edge]:
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """The ends of all channels of one rank."""
+    """The ends of the channels of one rank."""
 
     known: tuple[str, ...]
     """Names of the values known at the stage: those it receives, channel by channel, or the model's
@@ -94,16 +96,18 @@ class Wiring:
     outlets: tuple[Outlet, ...]
     """The channels out of the stage."""
     entry: Outlet | None
-    """On the source's rank: the channel to the first stage; None if that is on the same rank."""
+    """The channel from the source to the first stage. None if both are on one rank, and on ranks
+    other than the source's."""
     exit: Receiver | None
-    """On the sink's rank: the channel from the last stage; None if that is on the same rank."""
+    """The channel from the last stage to the sink. None if both are on one rank, and on ranks other
+    than the sink's."""
 
     def positions(self, names: Iterable[str]) -> tuple[int, ...]:
         """Return the positions of values in `known`."""
         return tuple(map(self.known.index, names))
 
     def close(self) -> None:
-        """Close every channel, senders first; may be called twice."""
+        """Close this rank's ends of all channels, senders first. May be called twice."""
         ends: list[Sender | Receiver] = [outlet.channel for outlet in self.outlets]
         ends += [self.entry.channel] if self.entry else []
         ends += [*self.inlets, *([self.exit] if self.exit else [])]
@@ -114,7 +118,8 @@ class Wiring:
 def wire_up(run: RunContext, plan: Plan, placement: Placement, depth: int) -> Wiring:
     """Connect this rank to the others, and return its channels. *Collective.*
 
-    NCCL connects stages only, and no cycle: the source and the sink exchange data through hosts.
+    NCCL is used only between two stages on GPUs, which form no cycle. At the source and at the
+    sink, channels end in host memory.
 
     Args:
         run: all ranks and their devices. If its tracer stores spans, it also records the transfers
@@ -122,6 +127,9 @@ def wire_up(run: RunContext, plan: Plan, placement: Placement, depth: int) -> Wi
         plan: the stages and the values that they exchange.
         placement: the ranks of the stages, the source and the sink.
         depth: micro-batches that each end of a channel between neighbours may hold.
+
+    Raises:
+        WireError: NCCL cannot connect two GPUs.
     """
     world, context = run.world, run.device_context
     watch = run.tracer.record_overlapping if run.tracer.keeps_spans else None
@@ -154,7 +162,7 @@ def wire_up(run: RunContext, plan: Plan, placement: Placement, depth: int) -> Wi
 
 
 def _link(edge: Edge, placement: Placement, context: DeviceContext) -> Link:
-    """Return the ranks and the kinds of memory that a channel connects."""
+    """Return the ranks, the depth and the kinds of memory of a channel."""
     ends: Mapping[Node, int] = {
         "source": placement.ends.source,
         "sink": placement.ends.sink,

@@ -88,14 +88,18 @@ CASES: list[Case] = [
     ),
     ("tensor missing", lambda t, r: [MLP, r, t / "o.npy", "--weights", _lacking(t)], "2.weight"),
     ("plan missing", lambda t, r: [MLP, r, t / "o.npy", "--plan", t / "gone.json"], "gone.json"),
-    ("output is the input", lambda t, r: [MLP, r, r], "would replace what input"),
+    ("output is the input", lambda t, r: [MLP, r, r], "would overwrite the data of input"),
     (
         "trace folder",
         lambda t, r: [MLP, r, t / "o.npy", "--trace", t / "no" / "t"],
         "does not exist",
     ),
     ("trace is a folder", lambda t, r: [MLP, r, t / "o.npy", "--trace", t], "is a directory"),
-    ("trace is the input", lambda t, r: [MLP, r, t / "o.npy", "--trace", r], "would replace what"),
+    (
+        "trace is the input",
+        lambda t, r: [MLP, r, t / "o.npy", "--trace", r],
+        "would overwrite the data of",
+    ),
     (
         "trace is the output",
         lambda t, r: [MLP, r, t / "o.npy", "--trace", t / "o.npy"],
@@ -104,7 +108,7 @@ CASES: list[Case] = [
     (
         "output is a part of the model",
         lambda t, r: [_vision(t), r, t / "vit" / "model.safetensors", "--task", "raw"],
-        "would replace what model",
+        "would overwrite the data of model",
     ),
     ("float64", lambda t, r: [MLP, _doubles(t), t / "o.npy"], "array.astype('float32')"),
     ("features", lambda t, r: [MLP, _wide(t), t / "o.npy"], "takes 4 features, found shape"),
@@ -132,7 +136,7 @@ CASES: list[Case] = [
     (
         "padding without texts",
         lambda t, r: [MLP, r, t / "o.npy", "--padding", "max_length"],
-        "--max-length and --padding are for texts",
+        "--max-length and --padding apply only to texts",
     ),
     ("dtype", lambda t, r: [t / "m.pt2", r, t / "o.npy", "--dtype", "float16"], "exported with"),
 ]

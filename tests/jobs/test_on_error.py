@@ -221,7 +221,7 @@ def test_an_input_with_the_name_of_the_errors_file_is_refused(
     status, output = pipepar("run", *given, *options)
     assert status == 1
     assert path.exists()
-    assert "out.jsonl.errors.jsonl would replace what input" in output
+    assert "out.jsonl.errors.jsonl would overwrite the data of input" in output
 
 
 @pytest.mark.long(15)

@@ -1,13 +1,14 @@
-"""The contract of a channel: one directed, bounded, ordered edge between two ranks.
+"""The contract of a channel: one directed, bounded, ordered edge between two ranks or threads.
 
 A channel has two ends, a `Sender` and a `Receiver`. Micro-batches form streams: the sender calls
 `send` any number of times, then `end`. One call of `receive` yields the micro-batches of one stream
-in the order sent. The next stream may begin before the receiver has reached the end of the last.
+in the order sent. The sender may begin a stream before the receiver has reached the end of the
+stream before it.
 
 The depth bounds each end: `depth` micro-batches may wait at the sender, and `depth` may be received
 ahead of the stage. Channels between stages form no cycle, so a blocking `send` cannot cause a
-deadlock. The channel that returns results to the source closes a cycle. There the caller has to
-bound the number of micro-batches; see `engine/wiring.py`.
+deadlock. The channel that returns results to the source closes a cycle. Its users must limit
+the number of micro-batches under way; see `engine/wiring.py`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ class Sender(Protocol):
     """The sending end of a channel."""
 
     def send(self, microbatch: MicroBatch) -> None:
-        """Send a micro-batch; block only while `depth` micro-batches or end markers are under way.
+        """Send a micro-batch; block while `depth` micro-batches and end markers are under way.
 
-        The sender keeps references to the tensors until they are sent. The caller must not change
-        them after this call.
+        The sender references the tensors until they are sent. The caller must not change them
+        after this call.
 
         Args:
             microbatch: dense, unquantized tensors, and values of the other types of `Value`.
@@ -45,16 +46,16 @@ class Sender(Protocol):
         """
 
     def close(self) -> None:
-        """Wait until everything is sent, then free the channel. May be called twice.
+        """Wait until everything is sent, then free this end. May be called twice.
 
         In a channel between threads it does nothing.
 
         Raises:
-            WireError: the peer has ended.
+            WireError: the peer has ended, or another thread has aborted the channel.
         """
 
     def abort(self) -> None:
-        """Close the channel without waiting. Calls that block on it in other threads raise."""
+        """Close the channel without waiting. Other threads blocked on it raise WireError."""
 
 
 class Receiver(Protocol):
@@ -64,7 +65,7 @@ class Receiver(Protocol):
         """Receive one stream.
 
         Tensors on the host stay valid as long as they are referenced. Tensors on a GPU stay valid
-        until the caller takes the next micro-batch, since their memory is then reused.
+        until the caller requests the next micro-batch, because their memory is then reused.
 
         Yields:
             The micro-batches of the stream, in the order sent.
@@ -76,11 +77,14 @@ class Receiver(Protocol):
     def ready(self) -> bool:
         """Return whether the next micro-batch, or the end marker, has begun to arrive.
 
-        `receive` may still wait for the data of the micro-batch. Does not wait.
+        Does not wait. `receive` may still wait for the data of the micro-batch.
         """
 
     def close(self) -> None:
-        """Free the channel; no micro-batch may be under way. May be called twice."""
+        """Free this end; no micro-batch may be under way. May be called twice.
+
+        In a channel between threads it does nothing.
+        """
 
     def abort(self) -> None:
-        """Close the channel without waiting. Calls that block on it in other threads raise."""
+        """Close the channel without waiting. Other threads blocked on it raise WireError."""

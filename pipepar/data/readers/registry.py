@@ -12,7 +12,7 @@ from pipepar.discovery import load, names_in, summaries_of
 from pipepar.errors import InputError
 
 if TYPE_CHECKING:
-    # Imports torch, which --help must not wait for.
+    # Not imported at run time: it imports torch, which would slow down --help.
     from pipepar.data.readers.input_format import InputFormat, Kind
 
 
@@ -23,25 +23,26 @@ def input_formats() -> list[InputFormat]:
 
 
 def input_summaries() -> list[str]:
-    """Return one line on each format; their modules are not imported."""
+    """Return a summary line of each format, without importing the modules of the formats."""
     return list(summaries_of(formats).values())
 
 
 def find_input_format(
     path: Path, accepts: Callable[[InputFormat], bool] = lambda each: True
 ) -> InputFormat:
-    """Return the format of an input, after checking that the input exists and is readable.
+    """Return the format of an input, after checking that it exists, and that a file is readable.
 
     Args:
         path: the input: a folder, or a file whose suffix determines its format.
         accepts: whether the caller accepts a format; the default accepts all.
 
     Raises:
-        InputError: the input is missing or unreadable, or no accepted format has its suffix.
+        InputError: the input is missing; no accepted format is that of a folder, or has the suffix
+            of the file; it is one picture instead of a folder; or the file is unreadable.
     """
     accepted = [each for each in input_formats() if accepts(each)]
     if path.is_dir():
-        return _of_folder(path, accepted)
+        return _folder_format(path, accepted)
     if not path.exists():
         raise InputError(
             f"{path} does not exist, seen from {Path.cwd()}; expected an input file. Check the "
@@ -50,7 +51,7 @@ def find_input_format(
     found = next((each for each in accepted if path.suffix.lower() in each.suffixes), None)
     if found is None:
         raise InputError(
-            f"{path} has the suffix {path.suffix!r}; expected one of {_listed(accepted)}. "
+            f"{path} has the suffix {path.suffix!r}; expected one of {_suffix_list(accepted)}. "
             "Convert the file, or rename it if its suffix is wrong."
         )
     if found.is_folder:
@@ -67,28 +68,29 @@ def find_input_format(
 
 
 def kind_by_name(path: Path) -> Kind | None:
-    """Return the kind of a file's samples by its suffix; the file need not exist on this host.
+    """Return the kind of the samples in a file, by its suffix; the file is not accessed.
 
     Args:
         path: the input.
 
     Returns:
-        None for a suffix that no format of files has.
+        None if no file format has the suffix; also for a picture, whose format is a folder.
     """
     files = (each for each in input_formats() if not each.is_folder)
     return next((each.kind for each in files if path.suffix.lower() in each.suffixes), None)
 
 
 def suffixes_of(kind: Kind) -> str:
-    """Return the suffixes of the files with samples of a kind, for messages."""
-    return _listed([each for each in input_formats() if each.kind == kind])
+    """Return the suffixes of the file formats with samples of a kind, for messages."""
+    return _suffix_list([each for each in input_formats() if each.kind == kind])
 
 
-def _listed(some: list[InputFormat]) -> str:
-    return ", ".join(suffix for each in some if not each.is_folder for suffix in each.suffixes)
+def _suffix_list(found: list[InputFormat]) -> str:
+    """Return the suffixes of the formats of files, without those of folders."""
+    return ", ".join(suffix for each in found if not each.is_folder for suffix in each.suffixes)
 
 
-def _of_folder(path: Path, accepted: list[InputFormat]) -> InputFormat:
+def _folder_format(path: Path, accepted: list[InputFormat]) -> InputFormat:
     found = next((each for each in accepted if each.is_folder), None)
     if found is None:
         raise InputError(f"{path} is a directory; expected one file. Name a file inside it.")

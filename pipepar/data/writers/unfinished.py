@@ -17,20 +17,20 @@ from pipepar.data.writers.partial import Partial, partial_of, read_at
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """The files of an unfinished output; made by `find_unfinished`."""
+    """An unfinished output; made by `find_unfinished`."""
 
     header: Fields
     """Identifies the job of the earlier run."""
     partial: Partial
     """The partial file, locked by this run."""
     renamed: bool
-    """Whether the rows can only be under the final name, since the partial file is empty: the
-    earlier run then renamed the output, and ended before it removed the journal."""
+    """Whether the partial file is empty, so that any rows are in the file with the final name. This
+    happens if the earlier run renamed the output and ended before it removed the journal."""
     progress: Callable[[], None] = lambda: None
-    """Called for every record that is read, since reading all of them may take long."""
+    """Called after every record that is read, because reading all of them may take long."""
 
     def valid_records(self) -> Iterator[tuple[Record, bytes]]:
-        """Yield the records whose bytes match their checksum, with these bytes.
+        """Yield the records whose bytes match their checksum, with these bytes; skip the others.
 
         Raises:
             OSError: a file cannot be read.
@@ -62,12 +62,14 @@ class Resumable:
     """Called with the samples and the note of every restored record, in order."""
 
     def usable(self, count: int) -> Unfinished | None:
-        """Return the unfinished output, or None if its journal has no rows to refer to.
-
-        That is so if the partial file is empty and the final name does not have all rows either.
+        """Return the unfinished output if it can be resumed.
 
         Args:
             count: number of samples.
+
+        Returns:
+            None if there is none, or if the partial file is empty and the file with the final name
+            does not have valid rows of all samples.
 
         Raises:
             OSError: a file cannot be read.
@@ -80,7 +82,9 @@ class Resumable:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Return whether an earlier run left an output that can be resumed.
+    """Return whether an earlier run left a journal and a partial file that is not empty.
+
+    Neither is read. False for an output that was renamed but whose journal was not removed.
 
     Args:
         path: the output file.
@@ -90,16 +94,17 @@ def is_unfinished(path: Path) -> bool:
 
 
 def find_unfinished(partial: Partial) -> Unfinished | None:
-    """Return the unfinished output of an earlier run.
+    """Return the unfinished output of an earlier run; its rows are not read.
 
     Args:
         partial: the partial file of the output, locked by this run.
 
     Returns:
-        None if there are no rows or no journal.
+        None if the journal is missing or has no valid line, or if the partial file is empty and
+        there is no file with the final name.
 
     Raises:
-        InputError: the journal does not identify its job.
+        InputError: the journal has records but no valid header, which identifies the job.
         OSError: a file cannot be read.
     """
     if partial.is_empty and not partial.path.is_file():

@@ -27,7 +27,7 @@ class Graph:
     outputs: tuple[str, ...]
     """Names of the nodes in the model's output, each once; constants are in `template`."""
     weights: Mapping[str, WeightSpec]
-    """Parameters and persistent buffers, by every name in the graph."""
+    """Parameters and persistent buffers, by name; tied ones appear under each name in the graph."""
     signature: Signature
     """Structure and requirements of the inputs."""
     template: OutputTemplate
@@ -37,16 +37,17 @@ class Graph:
     device: torch.device
     """The device that the graph was captured for."""
     digest: str
-    """SHA-256 from `digest_of`; the same in every process."""
+    """The result of `digest_of`; the same in every process."""
     restriction: Restriction | None = None
-    """Inputs with sizes that only tracing fixed, or with a fixed batch if no batch is dynamic.
+    """Inputs with a size that tracing fixed although the model accepts others. If there are none,
+    and no batch is dynamic: inputs with a fixed batch.
 
-    None if there are none among dimensions 0 and 1; always None for sequences of layers.
+    Only dimensions 0 and 1 count. None if there are no such inputs, and for sequences of layers.
     """
 
     @property
     def varies(self) -> Varies:
-        """Whether batch and length, dimensions 0 and 1, may differ from call to call."""
+        """Which of batch and length, dimensions 0 and 1, may differ from call to call."""
         return varies(self.signature.tensors)
 
     def limitation(self, name: str) -> str | None:
@@ -124,11 +125,11 @@ def digest_of(
     Args:
         module: the graph.
         weights: its weights.
-        device: the device it was captured for; only its type counts.
+        device: the device that it was captured for; only its type is used.
 
     Returns:
-        SHA-256 in hexadecimal digits, of the nodes with their arguments, and of the shapes and
-        dtypes of weights, buffers and constants.
+        SHA-256 in hexadecimal digits, of the device type, the nodes with their arguments, the
+        names, shapes and dtypes of weights, and the shapes and dtypes of buffers and constants.
     """
     lines = [f"device {device.type}", *_described(module)]
     lines += [f"weight {n} {w.shape} {w.dtype} {w.aliases}" for n, w in sorted(weights.items())]
@@ -136,6 +137,7 @@ def digest_of(
 
 
 def _described(module: fx.GraphModule) -> list[str]:
+    """Return lines on each node, and on the attribute or module that it refers to."""
     lines = []
     for node in module.graph.nodes:
         lines.append(f"{node.op} {node.name} {_target(node)} {node.args} {node.kwargs}")
@@ -145,6 +147,7 @@ def _described(module: fx.GraphModule) -> list[str]:
 
 
 def _target(node: fx.Node) -> str:
+    """Return the name of a node's target, the same in every process."""
     if isinstance(node.target, str):
         return node.target
     if isinstance(node.target, OpOverload):
@@ -159,8 +162,9 @@ def described_state(state: Any) -> list[str]:
         state: the attribute.
 
     Returns:
-        Lines of text: shape and dtype of a tensor; classes, extra_repr and state_dict of a module,
-        which may lack a setting; the nodes of a graph; class and repr of anything else.
+        Lines of text. For a tensor: shape and dtype. For a graph: its nodes. For another module:
+        the class and extra_repr of each submodule, which may omit settings, and the names, shapes
+        and dtypes in its state_dict. For anything else: class and repr.
     """
     if isinstance(state, torch.Tensor):
         return [f"tensor {tuple(state.shape)} {state.dtype}"]

@@ -1,4 +1,4 @@
-"""The mean over a text's tokens, not normalised."""
+"""The mean of the last hidden state over the tokens of a text, not normalised."""
 
 from pipepar.model.source.heads import EMBEDDING
 from pipepar.tasks.task import Task

@@ -195,7 +195,7 @@ def test_a_cluster_is_read_before_the_model(tmp_path: Path) -> None:
 def test_the_cluster_file_is_not_overwritten(cluster: Path) -> None:
     status, output = pipepar("plan", MLP, *SHAPE, "--cluster", cluster, "-o", cluster)
     assert status == 1
-    assert f"--output {cluster} would replace what --cluster" in output
+    assert f"--output {cluster} would overwrite the data of --cluster" in output
     assert cluster.read_text() == TWO
 
 
@@ -204,5 +204,5 @@ def test_the_source_of_a_factory_is_not_overwritten(cluster: Path) -> None:
     before = source.read_text()
     status, output = pipepar("plan", MLP, *SHAPE, "--cluster", cluster, "-o", source)
     assert status == 1
-    assert f"--output {source} would replace what MODEL {source} names" in output
+    assert f"--output {source} would overwrite the data of MODEL {source};" in output
     assert source.read_text() == before

@@ -114,7 +114,7 @@ def test_weights_from(rows: Path, tmp_path: Path) -> None:
     assert pipepar(*job, "--weights-from", "disk")[0] == 0
     status, words = pipepar(*job, "--weights-from", "root")
     assert status == 1
-    assert "--weights-from root does not go with" in words
+    assert "--weights-from root is not supported for" in words
 
 
 def test_weights(rows: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The tensors of the model by name (.safetensors): a row per sample in each."""
+"""The model's tensors by name (.safetensors), with a row per sample in each."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pipepar.errors import InputError
 
 
 class SafetensorsWriter(ArrayWriter):
-    """Writes any number of named outputs to ``.safetensors``."""
+    """Writes any number of named tensors to ``.safetensors``."""
 
     def _header(self, templates: Mapping[str, torch.Tensor]) -> tuple[bytes, dict[str, int]]:
-        # The library makes the header for one row, and so chooses the names of dtypes, the order
+        # The library makes the header for one row, so it chooses the names of dtypes, the order
         # and the alignment. Sizes and offsets are then multiplied by the number of samples.
         entries = self._entries(templates)
         for name in templates:
@@ -31,6 +31,7 @@ class SafetensorsWriter(ArrayWriter):
         return header, {name: len(header) + entries[name]["data_offsets"][0] for name in templates}
 
     def _entries(self, templates: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Return the header of a file with one row: shapes, dtypes, offsets; and the metadata."""
         try:
             data = save(dict(templates), metadata={"format": "pt"})
         except KeyError as error:
