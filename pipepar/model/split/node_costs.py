@@ -23,10 +23,9 @@ class NodeCost:
     """The cost of one node at the example's sizes."""
 
     flops: int
-    """Floating-point operations that torch's FlopCounterMode counts; 0 for other operations.
+    """Floating-point operations of matrix products, convolutions and attention; 0 for others.
 
-    It counts matrix products and convolutions, and attention for a GPU. `measure` adds grouped
-    products.
+    torch's FlopCounterMode counts them; `measure` adds grouped products and attention on a CPU.
     """
     touched: int
     """Bytes of activations read and written, without weights; 0 for a view and an input."""
@@ -87,10 +86,18 @@ class _CountingRun(fx.Interpreter):
 
 
 def _formulas(graph: fx.Graph) -> dict[Any, Callable[..., int]]:
-    """Return FLOP formulas for grouped products, which torch's counter does not count."""
+    """Return FLOP formulas for operations that torch's counter does not count."""
     targets = {n.target for n in graph.nodes if isinstance(n.target, OpOverload)}
     # torch and transformers each have an operation with this name.
-    return {t.overloadpacket: _grouped_mm for t in targets if "grouped_mm" in str(t)}
+    grouped = {t.overloadpacket: _grouped_mm for t in targets if "grouped_mm" in str(t)}
+    return {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention, **grouped}
+
+
+def _attention(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: Any, **__: Any
+) -> int:
+    """Return the FLOPs of the two products of attention, for inputs of shape [B, heads, S, D]."""
+    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _grouped_mm(a: tuple[int, ...], b: tuple[int, ...], *_: Any, **__: Any) -> int:

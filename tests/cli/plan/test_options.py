@@ -82,7 +82,7 @@ def test_a_plan_does_not_overwrite_an_input(tmp_path: Path) -> None:
     ]:
         before = written.read_bytes()
         output = refused(model, "--stages", 2, "--input", texts, "-o", written)
-        assert f"--output {written} would replace" in output
+        assert f"--output {written} would overwrite" in output
         assert written.read_bytes() == before
 
 

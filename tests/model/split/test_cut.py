@@ -1,5 +1,6 @@
 """Legal cuts, crossing tensors, costs, and the modules of stages."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -43,6 +44,17 @@ class CountsRows(nn.Module):
         return h.reshape(rows, 4) * rows
 
 
+class Called(nn.Module):
+    """Calls a function."""
+
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return self.function(q, k, v)
+
+
 def graph_of(module: nn.Module, *args: Any) -> Any:
     return capture(module.eval(), args, {})
 
@@ -52,6 +64,24 @@ def test_flops_of_a_traced_model() -> None:
     assert sum(table.flops) == 6 * 2 * 4 * 16 * 16
     assert table.costs[0] == table.flops[0] + 8 * 2 * 4 * 16 * 4  # no weights
     assert all(cost > 0 for cost in table.costs)  # relu has a cost too
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_flops_of_attention(masked: bool) -> None:
+    """One operation of torch has as many as its two products."""
+
+    def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        mask = torch.ones(6, 10, dtype=torch.bool) if masked else None
+        return nn.functional.scaled_dot_product_attention(q, k, v, mask)
+
+    def products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return (q @ k.transpose(-2, -1)).softmax(-1) @ v
+
+    q, k, v = torch.randn(2, 4, 6, 8), torch.randn(2, 4, 10, 8), torch.randn(2, 4, 10, 8)
+    one, two = (
+        sum(cut_table(graph_of(Called(function), q, k, v)).flops) for function in (fused, products)
+    )
+    assert one == two == 2 * (2 * 4) * 6 * 10 * (8 + 8)
 
 
 def test_flops_of_a_sequence() -> None:
