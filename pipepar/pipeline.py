@@ -56,17 +56,17 @@ class Pipeline:
             stage its weights. Or the name of a model, as on the command line: a Hugging Face
             folder, an exported program (.pt2) or package.module:factory.
         layers: the layers of a model that cannot be traced. Each is called with the output of the
-            previous one, as positional arguments if that is a tuple. For measurements, copies of
-            the layers compute random values.
+            previous one, as positional arguments if that is a tuple. Copies of the layers
+            are run on random values for measurements.
         task: the task of a Hugging Face folder; "raw" returns the model's own output.
-        weights: a checkpoint, for the name of a factory.
-        dtype: the dtype of a model that is named; None for the model's own. Inputs are not cast.
+        weights: the checkpoint of a model that a factory makes.
+        dtype: the dtype of a model given by name; None for its own. Inputs are not cast.
         example_args: positional inputs of one call, tensors [batch, ...]; only their shapes and
             dtypes matter. The first two dimensions may vary in later calls if the model allows it.
             If not, a warning is issued and all micro-batches must have the traced number of rows.
         example_kwargs: keyword inputs of the same call.
-        micro_batch: rows per micro-batch, at least 1; None to choose by measurements for batches as
-            large as the example, or 8 if the example has one row.
+        micro_batch: rows per micro-batch, at least 1; None to choose it by measurements, for calls
+            with as many rows as the example, or 8 if the example has one row.
         depth: micro-batches that each end of a channel may hold, at least 1; None for 2, or 1 if
             memory is short.
         device: "cuda" for a GPU per rank, "cpu", or "auto" for a GPU where there is one. The GPU
@@ -136,7 +136,7 @@ class Pipeline:
         return self._assembly.agreed.micro_batch
 
     def __enter__(self) -> Pipeline:
-        """Start to monitor the job: from now on, a failure of any rank ends all ranks."""
+        """Start to monitor the job: a failure of any rank then ends all ranks. *Collective.*"""
         self._together.__enter__()
         self._context.tracer.enter("caller", 0)
         return self
@@ -147,13 +147,13 @@ class Pipeline:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the pipeline; abort the job if the body raised an exception."""
+        """Close the pipeline, or abort the job if the body raised an exception."""
         self._together.__exit__(kind, error, trace)
         if error is None:
             self.close()
 
     def close(self) -> None:
-        """Close the channels. *Collective.* May be called twice."""
+        """Discard results of an unfinished stream; close all. *Collective.* May be called twice."""
         self._drain_open_stream()
         self._assembly.wiring.close()
         self._world.close()
@@ -252,7 +252,7 @@ class Pipeline:
             stream.closed = True
 
     def _drain_open_stream(self) -> None:
-        """End the last stream and discard its remaining results, if the script has left it early.
+        """If the script has left the last stream early, end it and discard its remaining results.
 
         Raises:
             PipeparError: the script still iterates over it.
@@ -272,7 +272,7 @@ class Pipeline:
         deque(stream.results, maxlen=0)
 
     def _outputs_on_host(self, work: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-        """Yield the model's outputs, on a rank that computes the whole model."""
+        """Select the outputs and copy them to the host, on a rank with the whole model."""
         assembly = self._assembly
         outputs = outputs_of(work, assembly.wiring.positions(assembly.plan.outputs))
         if (gpu := self._context.device_context.gpu) is None:

@@ -22,7 +22,7 @@ Compute: TypeAlias = Callable[[tuple[Value, ...]], object]
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What a stage computes for the steps of one kind."""
+    """The computation of a stage for the steps of one kind."""
 
     inputs: tuple[int, ...]
     """Positions of the program's inputs among the values that the stage receives."""
@@ -44,14 +44,14 @@ class Outlet:
     """Whether samples and columns are sent too; a stage receives them from one channel only."""
 
     def send(self, microbatch: MicroBatch, stage: int | str) -> None:
-        """Send the values of this channel, of one micro-batch.
+        """Send the values of one micro-batch that this channel carries, or its error.
 
         Args:
             microbatch: with all values known at the stage.
             stage: the sending stage or "source", for error messages.
 
         Raises:
-            StageError: a value cannot be sent, or the channel is broken.
+            StageError: a value cannot be sent, or the channel is broken; the cause is chained.
         """
         try:
             self.channel.send(self._selected(microbatch))
@@ -123,6 +123,8 @@ def run(
 ) -> Iterator[MicroBatch]:
     """Compute the micro-batches of one stream, send them, and send the end of the stream.
 
+    Micro-batches with an error are sent without being computed.
+
     Args:
         programs: the programs of the stage, indexed by `Step.program`.
         schedule: the micro-batches, in the order in which they are computed.
@@ -181,7 +183,10 @@ def select(values: tuple[Value, ...], positions: Sequence[int]) -> tuple[Value, 
 def _compute(
     program: Program, microbatch: MicroBatch, stage: int, policy: FailurePolicy
 ) -> MicroBatch:
-    """Return the micro-batch with the stage's outputs appended, or with the stage's error."""
+    """Return the micro-batch with the stage's outputs appended, or with the stage's error.
+
+    A micro-batch that already has an error is returned unchanged.
+    """
     if microbatch.error is not None:
         return microbatch
     values, step = select(microbatch.values, program.inputs), microbatch.step
@@ -199,7 +204,7 @@ def _compute(
 
 
 def _joined(parts: Sequence[MicroBatch]) -> MicroBatch:
-    """Join the parts of one micro-batch that arrived on several channels."""
+    """Join the parts of one micro-batch, without values if a part has an error."""
     main = next((part for part in parts if part.samples is not None), parts[0])
     error = next((part.error for part in parts if part.error is not None), None)
     values = () if error else tuple(itertools.chain.from_iterable(part.values for part in parts))

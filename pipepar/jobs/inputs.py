@@ -1,4 +1,4 @@
-"""Opens the input of a job, and converts it to the values of the first stage."""
+"""Opens the input of a job, and converts its samples to the values that enter the graph."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def agree_on_input(
         lenient: see `example_of`.
 
     Returns:
-        The number of samples, and arguments of the right shapes and dtypes, without values.
+        The number of samples, and the example of `example_of`, the same shapes on every rank.
     """
     found = world.together(
         lambda: None if reader is None else example_of(reader, micro_batch, lenient)
@@ -76,7 +76,10 @@ def agree_on_input(
 
 
 def example_of(reader: Reader, micro_batch: int, lenient: bool = False) -> Example:
-    """Return positional and keyword arguments of a micro-batch's shapes and dtypes, without values.
+    """Return positional and keyword arguments with the shapes and dtypes of a micro-batch.
+
+    Only the shapes and dtypes of a few samples are used: the returned CPU tensors are not
+    initialised.
 
     Args:
         reader: the input.
@@ -84,7 +87,7 @@ def example_of(reader: Reader, micro_batch: int, lenient: bool = False) -> Examp
         lenient: whether another sample may be used if the first ones cannot be read.
 
     Raises:
-        InputError: the first sample cannot be read, or no sample if lenient.
+        InputError: the first samples cannot be read, or if lenient, no sample can be read.
         StageError: a function of the user's failed; the cause is chained to it.
     """
     found = reader.example()
@@ -116,9 +119,9 @@ def feed_all(
         micro_batch: samples per micro-batch.
         graph: the captured model.
         tracer: records the times of reading.
-        done: samples to leave out.
-        lenient: whether the error of a sample becomes the error of its micro-batch; otherwise it is
-            raised.
+        done: samples to leave out, by whole micro-batches.
+        lenient: whether an error that depends on the samples becomes the error of the micro-batch
+            instead of being raised.
 
     Raises:
         InputError: a sample cannot be read, or the graph does not accept it.
@@ -137,7 +140,11 @@ def feed_all(
 
 
 def _microbatch(index: int, feed: Feed, graph: Graph, lenient: bool) -> MicroBatch:
-    """Return the micro-batch of a feed, with an error instead of values if it cannot be read."""
+    """Return the micro-batch of a feed.
+
+    If lenient, it has an error instead of values if its samples cannot be read or do not fit the
+    graph.
+    """
     values: tuple[Value, ...] = ()
     error = None
     try:
@@ -184,7 +191,10 @@ def _open_text(job: Job, folder: ModelFolder) -> Reader:
 
 
 def _open_arrays(job: Job) -> Reader:
-    """Open arrays, passed unchanged except uint8 pixels, which the image processor converts."""
+    """Open arrays; for a task with pictures, pass a single array as ``pixel_values``.
+
+    The image processor converts such an array if it is uint8. All other arrays stay unchanged.
+    """
     reader = open_arrays(job.input)
     folder = job.folder
     if folder is None or not job.resolved_task.takes_pixels:
@@ -200,9 +210,11 @@ def _open_arrays(job: Job) -> Reader:
 
 
 def _outline(tensor: torch.Tensor) -> list[Any]:
+    """Return the name of the dtype and the sizes, for JSON."""
     return [str(tensor.dtype).removeprefix("torch."), *tensor.shape]
 
 
 def _blank(outline: list[Any]) -> torch.Tensor:
+    """Return an uninitialised CPU tensor with the dtype and sizes of `_outline`."""
     dtype, *shape = outline
     return torch.empty(shape, dtype=getattr(torch, dtype))

@@ -46,7 +46,7 @@ class Planned:
 
     @property
     def job(self) -> Job:
-        """The job; the paths that are not given are the working directory."""
+        """The job to plan for, with the working directory in place of unknown paths."""
         file = self.file or Path()
         return Job(
             self.model, file, Path(), self.task, dtype=self.dtype, preprocess=self.preprocess
@@ -87,7 +87,7 @@ def planned_model(planned: Planned) -> nn.Module:
 def example_for(
     planned: Planned, module: nn.Module, request: PlanRequest
 ) -> tuple[Example, int | None]:
-    """Return arguments to capture a model with, as a run of the job would.
+    """Return arguments to capture the model with: from shapes, the input or the folder.
 
     Args:
         planned: the job to plan for, checked by `check_planned_job`.
@@ -118,7 +118,11 @@ def example_for(
 
 
 def _made_up(folder: ModelFolder, module: nn.Module) -> Example:
-    """Return an example made from a folder's configuration and tokenizer."""
+    """Return an example made from a folder's configuration and tokenizer.
+
+    Raises:
+        InputError: the model takes neither text nor pictures.
+    """
     pretrained: Any = module if hasattr(module, "main_input_name") else module.model
     kind, config = pretrained.main_input_name, pretrained.config
     if kind == "pixel_values":
@@ -132,7 +136,7 @@ def _made_up(folder: ModelFolder, module: nn.Module) -> Example:
 
 
 def _token_names(folder: ModelFolder) -> Sequence[str]:
-    """Return the names of the model inputs that the folder's tokenizer returns."""
+    """Return the model inputs that the folder's tokenizer makes; `TOKEN_INPUTS` if it has none."""
     if not any((folder.path / name).is_file() for name in _TOKENIZER_FILES):
         return TOKEN_INPUTS
     tokenizer = folder.tokenizer()

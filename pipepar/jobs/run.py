@@ -71,10 +71,11 @@ def run_job(
         stop_requested: returns, on rank 0, the name of the signal that stops the job, or "".
 
     Returns:
-        The record of the run, the same on every rank.
+        The record of the run, the same on every rank; `stopped` is set if a signal stopped it.
 
     Raises:
-        PipeparError: a file is missing, or the model, the input and the options do not match.
+        PipeparError: a file is missing, the model, the input and the options do not match, or the
+            run fails.
     """
     world.together(lambda: _preflight(world, job))
     display = display if world.is_root else NO_DISPLAY
@@ -101,7 +102,7 @@ def _run_job(world: World, job: Job, display: Display, stop_requested: StopReque
 
 @dataclass(frozen=True, slots=True)
 class _OpenFiles:
-    """The open files of a job; the model is apart, since it is freed once the stage is loaded."""
+    """The input and output of a job, without the model, which is freed when the stage is loaded."""
 
     reader: Reader | None
     """The input on rank 0, None elsewhere."""
@@ -119,7 +120,7 @@ class _OpenFiles:
 
 @contextmanager
 def _local_model(world: World, job: Job) -> Iterator[Job]:
-    """Yield the job with a model folder that this rank sees; weights may be missing there."""
+    """Yield the job with a model folder that this rank can read; it may lack the weights."""
     if not (job.weights_from == "root" and job.is_folder):
         yield job
         return
@@ -159,7 +160,7 @@ def _assemble(
 
 
 def _note_choice(choice: Choice, job: Job, display: Display) -> None:
-    """Show the chosen plan, the option that repeats it, and advice on faster alternatives."""
+    """Show the chosen plan, the option that requests it again, and advice on faster ones."""
     prediction = choice.prediction
     target = prediction.target
     again = f"; --micro-batch {target.micro_batch} repeats it bit for bit"
@@ -205,6 +206,7 @@ def _run(job: Job, opened: _OpenFiles, identity: Fields, assembly: Assembly) -> 
 
 
 def _preflight(world: World, job: Job) -> None:
+    """Check the options, and on rank 0 that no file to write is also read or written twice."""
     check_options(job)
     if not world.is_root:
         return
@@ -223,7 +225,10 @@ def _preflight(world: World, job: Job) -> None:
 def _check(
     graph: Graph, run: RunContext, job: Job, opened: _OpenFiles, shared: SharedSource
 ) -> Fields:
-    """Refuse a graph that does not fit the job; return the identity of the job on rank 0."""
+    """Refuse a graph that does not fit the job, or an output to resume of another job.
+
+    Returns the identity of the job on rank 0, and an empty dict elsewhere.
+    """
     reader, request = opened.reader, opened.request
     limitation = graph.limitation(job.model)
     if limitation:

@@ -1,4 +1,4 @@
-"""The places where a stage may begin or end, and the costs of the model before each of them."""
+"""The places where a stage may begin or end, and the costs of the model before each place."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PrefixSums:
     """Number of micro-batches that a channel holds."""
 
     def memory(self, begin: int, end: int) -> Floats:
-        """Return the bytes of the stages from each place in [begin, end) to the place `end`."""
+        """Return, for each place in [begin, end), the bytes of a stage from there to `end`."""
         largest: Floats = np.maximum.accumulate(self.workspace[begin:end][::-1])[::-1]
         in_flight: Floats = self.depth * (self.crossing[begin:end] + self.crossing[end])
         weights: Floats = self.weights[end] - self.weights[begin:end]
@@ -71,4 +71,5 @@ def prefix_sums(layers: Sequence[LayerCost], kinds: Collection[str], depth: int)
 
 
 def _sums(values: Sequence[float]) -> Floats:
+    """Return the sums of the first 0, 1, ... values."""
     return np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])

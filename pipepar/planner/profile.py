@@ -1,4 +1,4 @@
-"""The measurements that a plan is made from, taken on the ranks that will run it.
+"""The measurements for a plan, taken on the ranks that will run it.
 
 The times of the operations of a model are cached from job to job, for each kind of device. The
 pace, the free memory and the links of the ranks are measured in every job, since another job may
@@ -31,9 +31,9 @@ from pipepar.planner.profile_cache import ProfileCache, Times
 Seconds = Mapping[str, tuple[float, ...]]
 """Seconds of each compute node of the graph, by kind of device."""
 
-# A larger micro-batch is tried only if the last one reduced the time of a sample by this share,
+# A larger micro-batch is tried only if the last one reduced the time of a sample by this share.
 _GAIN: Final = 0.05
-# and if the distinct operations together took no longer than this, in seconds.
+# It is not tried if the distinct operations of the last one together took more seconds than this.
 _LONGEST: Final = 0.5
 # Seconds per unit of counted work if no operation can be timed.
 _UNTIMED: Final = 1e-9
@@ -65,7 +65,8 @@ def measure_profile(
         run: the circumstances of the run; rank 0 displays a note if the times cannot be cached.
         graph: the captured model.
         table: its counted costs, for operations that cannot be timed.
-        sizes: sizes of micro-batch, ascending; those that cannot be better are not measured.
+        sizes: sizes of micro-batch, ascending; measuring ends when a larger size gains too little
+            or takes too long.
         held: bytes of the weights of the model that this rank already has in memory.
         fresh: whether to measure again the times that earlier jobs have cached.
 
@@ -168,7 +169,7 @@ class _Sized:
         return self.bench.pace(times, [self._counts[each.signature] for each in self.distinct])
 
     def by_node(self, times: Times) -> tuple[float, ...]:
-        """Return the seconds of each node, estimated from its counted work if it has no time."""
+        """Return the seconds of each node, estimated from its counted work if it was not timed."""
         nodes, work = self._subject.graph.nodes, self._subject.table.costs
         known = dict(zip((each.signature for each in self.distinct), times, strict=True))
         timed = [
@@ -212,6 +213,7 @@ def _store(sized: _Sized, times: Times) -> str:
 
 
 def _shortest(rows: Sequence[Times]) -> Times:
+    """Return the shortest time of each operation; None if no rank has one."""
     return [
         min((seconds for seconds in column if seconds is not None), default=None)
         for column in zip(*rows, strict=True)
@@ -219,7 +221,10 @@ def _shortest(rows: Sequence[Times]) -> Times:
 
 
 def _worth_more(curve: Mapping[int, Seconds]) -> bool:
-    """Return whether to try a larger size: the last one was clearly faster than the one before."""
+    """Return whether a sample took clearly less time, on any kind, at the last size than before.
+
+    True for a single size.
+    """
     if len(curve) < 2:
         return True
     (small, before), (large, last) = list(curve.items())[-2:]

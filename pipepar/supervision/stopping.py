@@ -1,4 +1,4 @@
-"""An orderly stop: after a signal no more samples begin, and those under way are finished."""
+"""An orderly stop: after a signal no more samples begin, and samples under way are finished."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipepar.supervision.signals import SIGNALS, ignore, release
 STOPPED: Final = 75
 """Exit status of a job that was stopped and can be resumed: EX_TEMPFAIL of sysexits.h."""
 
-# The launcher and the batch system may both send a signal: within this time it counts once.
+# The launcher and the batch system may both send a signal; within this time, signals count once.
 _SAME_SIGNAL_SECONDS: Final = 1.0
 
 StopRequest: TypeAlias = Callable[[], str]
@@ -78,7 +78,7 @@ def never_stopped() -> str:
 
 
 def reached(world: World, sink: int, by: str, written: int, count: int) -> Stopped | None:
-    """Return how far a job came, at its end. *Collective.*
+    """Return the progress of a job when it ends. *Collective.*
 
     Args:
         world: all ranks.
@@ -88,7 +88,7 @@ def reached(world: World, sink: int, by: str, written: int, count: int) -> Stopp
         count: the number of all samples.
 
     Returns:
-        None if all samples are written.
+        The progress of a job that was stopped; None if all samples are written.
 
     Raises:
         PipeparError: samples are missing, although no stop was requested.
@@ -112,7 +112,8 @@ class Stop:
         world: all ranks.
         mailbox: sends the signals of other ranks to the root.
         note: called on the root with a message that the job will stop.
-        leave: called with the name of the second signal; the process exits when it returns.
+        leave: called with the name of the second signal; when it returns, the process exits with
+            status 128 + the number of the signal.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Stop:
         return self._by
 
     def close(self) -> None:
-        """Receive the last signals of other ranks and close the mailbox. *Collective.*"""
+        """Discard signals of other ranks not yet received; close the mailbox. *Collective.*"""
         self._mailbox.close()
 
     def listen(self, reader: int) -> None:
@@ -159,6 +160,7 @@ class Stop:
         os.close(reader)
 
     def _note_signal(self, number: int) -> None:
+        """Store the first signal and its time; display a message on the root."""
         self._since = time.monotonic()
         self._by = signal.Signals(number).name
         if self._world.is_root:
@@ -175,9 +177,10 @@ def listening(
     """Handle stop signals of any rank during the body. *Collective.*
 
     Call it in the main thread. A thread reads the signals at once, whatever the rank computes or
-    waits for. The first signal to any rank is returned by `Stop.asked` on the root. The second one
-    to a rank ends that rank. After the body, signals are ignored: they must not change the exit
-    status of a job that has finished.
+    waits for. `Stop.asked` returns the first signal to any rank, on the root. A second signal to a
+    rank, more than a second later, ends that rank. On the root, a signal that `Stop.asked` received
+    from another rank counts as the first. After the body, signals are ignored: they must not change
+    the exit status of a job that has finished.
 
     Args:
         world: all ranks.

@@ -38,6 +38,7 @@ def tensors_by_name(output: Any) -> dict[str, torch.Tensor]:
 
     Returns:
         The tensors by their paths, such as "scores.0"; "output" for an output that is one tensor.
+        Values that are not tensors are omitted, so the dict may be empty.
     """
     named = {}
     for path, leaf in pytree.tree_flatten_with_path(output)[0]:
@@ -47,7 +48,7 @@ def tensors_by_name(output: Any) -> dict[str, torch.Tensor]:
 
 
 def _step_name(step: Any) -> str:
-    """Return the key, the field name or the index of one step of a path."""
+    """Return one step of a path as a string: a key, a field name or an index."""
     found = (getattr(step, kind) for kind in ("key", "name", "idx") if hasattr(step, kind))
     return str(next(found, step))
 
@@ -56,13 +57,13 @@ def logits_of(output: Any) -> torch.Tensor:
     """Return the logits in a model's output.
 
     Args:
-        output: the model's output: one tensor, or several of which one is called logits.
+        output: the model's output: one tensor of any name, or several with one called logits.
 
     Returns:
         The tensor, unchanged.
 
     Raises:
-        InputError: there are no or several tensors, and none is called logits.
+        InputError: the output has no tensor, or several of which none is called logits.
     """
     named = tensors_by_name(output)
     if len(named) == 1:
@@ -93,7 +94,8 @@ def answered_by(function: Callable[[Any], Any], name: str) -> Answer:
         name: the function's name in messages.
 
     Returns:
-        An answer that raises InputError if the function returns another type.
+        An answer that raises InputError if the function returns another type. It does not catch
+        exceptions of the function.
     """
 
     def answer(output: Any, columns: Columns) -> Rows:

@@ -1,12 +1,13 @@
 """The channel between two GPUs: NCCL carries tensors on the GPU, a host channel all other values.
 
 For each micro-batch, the host channel carries an announcement: the values in host memory, and a
-text with the spec of the tensors on the GPU. An unchanged announcement costs only a header. So
-hosts run ahead of their GPUs: the receiver knows the sizes early, and posts receives of exactly
-these sizes, one ahead of the micro-batch that the stage computes. A receive posted earlier would
-only occupy the GPU.
+text with the spec of the tensors on the GPU. An unchanged spec is not sent again.
 
-The host channel bounds how far the hosts run ahead, events bound the GPUs; see `slots`.
+The sender enqueues the NCCL send, then announces. Hosts run ahead of their GPUs: the receiver
+knows the sizes early and posts receives of exactly these sizes, one ahead of the micro-batch that
+the stage computes. A receive posted earlier would only occupy the GPU.
+
+The host channel limits how far the hosts run ahead, and events limit the GPUs; see `slots`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pipepar.microbatch import MicroBatch, Value
 from pipepar.trace import Kind, Mark
 
 Watch: TypeAlias = Callable[[Kind, int, Mark, Mark], None]
-"""Receives each transfer: send or receive, the index of the micro-batch, begin and end."""
+"""Takes "send" or "receive", the index of the micro-batch, and the begin and end of a transfer."""
 
 # One micro-batch that the stage computes, and one that is received meanwhile.
 _POSTED: Final = 2
@@ -45,21 +46,21 @@ class P2PTransport(Protocol):
         """Enqueue a receive into device memory on a CUDA stream."""
 
     def close(self) -> None:
-        """Free the transport, without transfers under way. May be called twice.
+        """Free the transport when no transfer is under way. May be called twice.
 
         May wait for other ranks.
         """
 
 
 class GpuSender:
-    """The sending end; see `channel.Sender`. Making one is *local*.
+    """The sending end; see `channel.Sender`.
 
     Args:
         host_channel: the channel between the hosts.
         transport: the transport of the tensors' bytes, not shared with other channels.
         gpu: the GPU of the tensors.
         slots: the number of micro-batches that may be under way on the GPU.
-        watch: receives each transfer; None to measure none.
+        watch: called for each transfer that is enqueued; None to measure none.
     """
 
     def __init__(
@@ -80,10 +81,10 @@ class GpuSender:
         self._packing = Packing.of(())
 
     def send(self, microbatch: MicroBatch) -> None:
-        """See `Sender.send`; tensors on the GPU are copied, so they may be overwritten then."""
+        """See `Sender.send`; later work on the compute stream may overwrite the tensors."""
         values = tuple(map(plain, microbatch.values))
         resident = tuple(map(self._resident, values))
-        self._describe(resident)
+        self._update_spec(resident)
         rest = (
             value if here is None else None for value, here in zip(values, resident, strict=True)
         )
@@ -97,7 +98,7 @@ class GpuSender:
             self._host.send(replace(microbatch, values=(self._text, *rest)))
 
     def ready(self) -> bool:
-        """See `Sender.ready`."""
+        """See `Sender.ready`; only the host channel matters, since slots delay only the GPU."""
         return self._host.ready()
 
     def end(self) -> None:
@@ -115,10 +116,10 @@ class GpuSender:
         self._host.abort()
 
     def _resident(self, value: Value) -> torch.Tensor | None:
-        """Return a tensor on the GPU unchanged, and None for a value of the host channel."""
+        """Return the value if it is a tensor on the GPU, else None: the host channel carries it."""
         return value if isinstance(value, torch.Tensor) and self._gpu.holds(value) else None
 
-    def _describe(self, resident: tuple[torch.Tensor | None, ...]) -> None:
+    def _update_spec(self, resident: tuple[torch.Tensor | None, ...]) -> None:
         if not matches_spec(self._spec, resident):
             self._spec = tuple(map(describe, resident))
             self._text, self._packing = _text_of(self._spec), Packing.of(self._spec)
@@ -129,7 +130,7 @@ class GpuSender:
 
 @dataclass(frozen=True, slots=True)
 class _Posted:
-    """A micro-batch that was announced, and whose receive is posted."""
+    """An announced micro-batch; the receive of its tensors on the GPU, if any, is posted."""
 
     announcement: MicroBatch
     """The micro-batch of the host channel."""
@@ -139,7 +140,7 @@ class _Posted:
 
 
 class GpuReceiver:
-    """The receiving end; see `channel.Receiver`. Making one is *local*.
+    """The receiving end; see `channel.Receiver`.
 
     The tensors of a micro-batch are valid until the next one is requested.
 
@@ -147,7 +148,7 @@ class GpuReceiver:
         host_channel: the channel between the hosts.
         transport: the transport of the tensors' bytes, not shared with other channels.
         gpu: the GPU that receives the tensors.
-        watch: receives each transfer; None to measure none.
+        watch: called for each transfer that is enqueued; None to measure none.
     """
 
     def __init__(
@@ -186,9 +187,10 @@ class GpuReceiver:
         self._host.abort()
 
     def _post_ahead(self, announced: Iterator[MicroBatch]) -> bool:
-        """Post the receives of the announcements so far, up to `_POSTED`.
+        """Take announcements that have arrived and post their receives, up to `_POSTED`.
 
-        Waits for an announcement if nothing is posted. Returns False at the end of the stream.
+        Waits for an announcement if nothing is posted. Returns False if the stream has ended and
+        nothing is posted.
         """
         while not self._posted or (len(self._posted) < _POSTED and self._host.ready()):
             announcement = next(announced, None)
@@ -226,7 +228,7 @@ class GpuReceiver:
 
 
 def _timed(transfer: Transfer, kind: Kind, index: int, gpu: Gpu, watch: Watch | None) -> Transfer:
-    """Return the transfer between two timed events, which `watch` receives."""
+    """Return the transfer between two timed events, which are passed to `watch`."""
     if watch is None:
         return transfer
 
@@ -241,15 +243,15 @@ def _timed(transfer: Transfer, kind: Kind, index: int, gpu: Gpu, watch: Watch | 
 
 
 def _text_of(spec: Spec) -> str:
-    """Return a spec as a text that the host channel can send, one character per byte."""
+    """Return a packed spec as a string for the host channel, one character per byte."""
     return pack_spec(spec).decode("latin-1")
 
 
 def _spec_of(text: Value) -> Spec:
-    """Return the spec of a text from `_text_of`.
+    """Return the spec that `_text_of` converted to a string.
 
     Raises:
-        WireError: the value is not such a text.
+        WireError: the value is no such string.
     """
     try:
         return unpack_spec(str(text).encode("latin-1"))

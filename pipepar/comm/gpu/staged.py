@@ -1,11 +1,11 @@
 """The sending end of a channel from a GPU to a host, through pinned memory.
 
     compute  copy into a slot
-    side     copy the slot to pinned memory, record copied
-    engine   copied has completed: start the MPI sends
+    side     copy the slot to pinned memory, record the event `copied`
+    engine   start the MPI sends when `copied` has completed
 
-No thread waits. The rank continues to compute, and the progress engine polls the event of the
-oldest micro-batch that has not been sent.
+No thread waits for the copies. The rank continues to compute, and the progress engine polls the
+event of the oldest micro-batch that has not been sent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SLOTS: Final = 2
 
 
 class StagedSender:
-    """The sending end; see `channel.Sender`. Making one is *local*.
+    """The sending end; see `channel.Sender`.
 
     Args:
         endpoint: the channel.
@@ -44,7 +44,7 @@ class StagedSender:
         self._copied = deque(gpu.event() for _ in range(endpoint.depth))
 
     def send(self, microbatch: MicroBatch) -> None:
-        """See `Sender.send`; values in host memory are sent without a copy."""
+        """See `Sender.send`; tensors in host memory are sent without a copy if they are dense."""
         values = tuple(map(plain, entries_of(microbatch)))
         layout = self._sender.layout(values)
         # Before the copy: afterwards the engine no longer queries the event that is reused next.

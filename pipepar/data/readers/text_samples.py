@@ -24,8 +24,8 @@ class TextRules:
     required: str = ""
     """A string that every text must contain."""
     lenient: bool = False
-    """Whether a sample without a valid text becomes a fault of its micro-batch; otherwise the input
-    is refused when it is opened."""
+    """Whether a sample without a valid text becomes the fault of its batch; otherwise the input is
+    refused when it is opened."""
 
 
 class TextSamples:
@@ -59,10 +59,13 @@ class TextSamples:
         return self._count
 
     def batches(self, size: int, done: SampleSet) -> Iterator[Batch]:
-        """Yield batches of `size` texts, the last may be smaller; see `Samples.batches`.
+        """Yield batches of `size` texts; see `Samples.batches`. The last may be smaller.
 
-        The content of a batch has the error of a sample instead of its text. The first error is
-        also the fault of the batch. The number of texts is that found when the file was opened.
+        A sample without a valid text has its error in the batch instead, and the first error is
+        also the fault of the batch.
+
+        Raises:
+            InputError: the file has changed since it was opened.
         """
         texts = self._checked()
         for start in range(0, self._count, size):
@@ -79,6 +82,7 @@ class TextSamples:
         return Batch(0, len(texts), texts)
 
     def _checked(self) -> Iterator[Text]:
+        """Yield the text or the error of each sample; a text without `required` is an error."""
         required = self._rules.required
         for where, text in self._texts(self._path):
             if isinstance(text, str) and required not in text:

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def output_formats() -> list[OutputFormat]:
-    """Return all formats, those of answers last, then by suffix, shortest first."""
+    """Return all formats: formats that support answers last, shorter suffixes first."""
     found: list[OutputFormat] = [load(formats, name, "FORMAT") for name in names_in(formats)]
     return sorted(found, key=lambda each: (each.holds_answers, len(each.suffix), each.suffix))
 
 
 def output_summaries() -> list[str]:
-    """Return one line on each format; their modules are not imported."""
+    """Return a summary line of each format, without importing their modules."""
     return list(summaries_of(formats).values())
 
 
@@ -31,7 +31,7 @@ def answer_suffixes() -> list[str]:
 
 
 def holds_answers(path: Path) -> bool:
-    """Return whether the format of an output's suffix supports answers; False if unknown."""
+    """Return whether the output's suffix is of a format that supports answers."""
     return path.suffix.lower() in answer_suffixes()
 
 

@@ -1,6 +1,6 @@
 """The private interfaces of torch that pipepar uses.
 
-Tried on CPUs: torch 2.11.0 and 2.14.1 (CUDA builds) and 2.13.0. To try another version X:
+Tested on CPUs: torch 2.11.0 and 2.14.1 (CUDA builds) and 2.13.0. To test another version X:
 
     pip install --target FOLDER torch==X
     PYTHONPATH=FOLDER python -m pytest tests/model
@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 EXPORT_LOGGERS: Final = ("torch._subclasses.fake_tensor", "torch._export.non_strict_utils")
-"""The loggers that report each size which a model refuses or tracing fixes."""
+"""The loggers that report each size that a model does not accept or that tracing fixes."""
 
 PROGRAM_MEMBER: Final = "models/model.json"
 """The member of a .pt2 archive that contains the program."""
@@ -72,7 +72,7 @@ def payload_member(kind: str) -> str:
 
 
 def serialized_dtype(number: Any) -> torch.dtype:
-    """Return the dtype that a number in a .pt2 archive means."""
+    """Return the dtype that a number in a .pt2 archive represents."""
     return serialize.deserialize_scalar_type(number)
 
 
@@ -97,7 +97,7 @@ def deserialize_program(
 
 
 def tracing_conditions(env: ShapeEnv) -> tuple[Any, ...]:
-    """Return the guards of tracing and the upper bounds of dynamic sizes; no lower bounds.
+    """Return the guards of tracing and the upper, not the lower, bounds of dynamic sizes.
 
     Returns:
         Expressions over the symbols of dynamic sizes, each once.
@@ -114,7 +114,10 @@ def tracing_conditions(env: ShapeEnv) -> tuple[Any, ...]:
 
 
 def sizes_fixed_by_tracing(env: ShapeEnv) -> Iterator[tuple[int, traceback.FrameSummary]]:
-    """Yield each size that a guard fixes, and the line that required it if torch recorded one."""
+    """Yield each size that a guard fixes, and the source line that required it.
+
+    Sizes for which torch recorded no line are omitted.
+    """
     for guard in env.guards:
         frame = guard.sloc.framework_loc
         if isinstance(guard.expr, sympy.Eq) and isinstance(frame, traceback.FrameSummary):
@@ -124,9 +127,10 @@ def sizes_fixed_by_tracing(env: ShapeEnv) -> Iterator[tuple[int, traceback.Frame
 
 
 def schema_arguments(node: fx.Node) -> Iterator[tuple[torch.Argument, Any]]:
-    """Yield each parameter in the schema of a node's operation with its value in the node.
+    """Yield every parameter in the schema of a node's operation, with its value in the node.
 
-    Yields nothing for a node that calls something else than an operation of the dispatcher.
+    The value is None if the node does not pass the parameter. Yields nothing for a node that does
+    not call an operation of the dispatcher.
     """
     if not isinstance(node.target, OpOverload):
         return
@@ -142,7 +146,7 @@ def storage_number(tensor: torch.Tensor) -> int:
 
 
 def checkpoint_offset(tensor: torch.Tensor) -> int | None:
-    """Return the offset in the file of a storage that `torch.load` put on meta, in bytes.
+    """Return the byte offset in its file of a tensor's storage that `torch.load` put on meta.
 
     Returns:
         None for a file in the format that torch wrote before version 1.6.

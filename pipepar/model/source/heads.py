@@ -1,4 +1,4 @@
-"""The modules that a task adds to a Hugging Face model: a pooling, or a choice of one output."""
+"""The modules that a task adds to a Hugging Face model: pooling, or the selection of logits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import nn
 
-# Prevents a division by zero for a row without tokens.
+# The smallest divisor, since a row may have no tokens.
 _SMALLEST_COUNT: Final = 1e-9
 
 
@@ -66,10 +66,11 @@ class Logits(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The class of a task's model, and the module around it."""
+    """The class of a task's model, and the module that wraps it."""
 
     auto_class: str | None
-    """The transformers class that builds the model; None for the class that the folder names."""
+    """The transformers class that builds the model; None for the class that the folder's
+    configuration names, or AutoModel if transformers has no such class."""
     wrapper: type[nn.Module] | None
     """Turns the model's output into the task's output; None to return the whole output."""
 

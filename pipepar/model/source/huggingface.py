@@ -38,7 +38,8 @@ def build(folder: Path, head: Head, dtype: torch.dtype | None = None) -> nn.Modu
     """Build a folder's model for a task.
 
     Args:
-        folder: contains config.json; the weights are opened only if it names no dtype.
+        folder: contains config.json; the weights are opened only if neither that file nor `dtype`
+            determines the dtype.
         head: the task's addition to the model.
         dtype: the dtype to compute in; None for the one that `from_pretrained` would choose.
 
@@ -46,9 +47,9 @@ def build(folder: Path, head: Head, dtype: torch.dtype | None = None) -> nn.Modu
         The model in eval mode, with its parameters on meta.
 
     Raises:
-        InputError: the folder or its config.json does not exist, transformers cannot build the
-            model, or the task needs a model with other inputs.
-        WeightsError: the configuration names no dtype, and the weights are missing or damaged.
+        InputError: the folder or its config.json does not exist, the model is quantized,
+            transformers cannot build it, or the task needs a model with other inputs.
+        WeightsError: the weights must be opened for the dtype, and are damaged or incomplete.
     """
     model = _pretrained(folder, head, dtype)
     if head.wrapper is MeanPooling and model.main_input_name != "input_ids":
@@ -95,24 +96,25 @@ def weights_file(folder: Path) -> Path:
     """Return the file of a folder's weights, or the index of their shards.
 
     Returns:
-        The first of `WEIGHT_FILES` that exists; the first of all if none exists.
+        The first of `WEIGHT_FILES` that exists; if none exists, the path of the first one.
     """
     found = (folder / name for name in WEIGHT_FILES if (folder / name).is_file())
     return next(found, folder / WEIGHT_FILES[0])
 
 
 def dtype_of(folder: Path, config: PreTrainedConfig) -> torch.dtype | None:
-    """Return the dtype to compute in: the configuration's, or that of the first weight by name.
+    """Return the configuration's dtype, or that of the first floating-point weight by name.
 
     Args:
         folder: the model's folder.
         config: its configuration.
 
     Returns:
-        None for torch's default, if the configuration names no dtype and the folder has no weights.
+        The dtype to compute in; None for torch's default, if the configuration names no dtype and
+        the folder has no floating-point weights.
 
     Raises:
-        WeightsError: the configuration names no dtype, and the weights are damaged.
+        WeightsError: the configuration names no dtype, and the weights are damaged or incomplete.
     """
     if isinstance(config.dtype, torch.dtype):
         return config.dtype
@@ -153,6 +155,11 @@ def _pretrained(folder: Path, head: Head, dtype: torch.dtype | None) -> PreTrain
 
 
 def _builder(transformers: Any, config: PreTrainedConfig, head: Head) -> Any:
+    """Return the function that builds the model: of the head's class, or of the configuration's.
+
+    Without a head's class, it is the first of the configuration's architectures that transformers
+    has, or AutoModel if it has none.
+    """
     if head.auto_class:
         return getattr(transformers, head.auto_class).from_config
     for name in config.architectures or ():
@@ -162,10 +169,10 @@ def _builder(transformers: Any, config: PreTrainedConfig, head: Head) -> Any:
 
 
 def _set_padding_token(model: PreTrainedModel) -> None:
-    """Use the end token for padding, as a tokenizer without a padding token does.
+    """Set the padding token to the end token if the configuration has none.
 
-    Decoders are trained without padding. The number is set after the model is built, since an
-    embedding would treat that token's row as padding.
+    Decoders are trained without padding. The token is set after the model is built, since otherwise
+    the embedding would treat its row as padding.
     """
     end = getattr(model.config, "eos_token_id", None)
     if getattr(model.config, "pad_token_id", None) is None and isinstance(end, int):

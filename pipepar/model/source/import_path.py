@@ -27,7 +27,12 @@ class UserFunction(Enum):
 
 
 def source_file(name: str) -> Path | None:
-    """Return the source file of the module in package.module:attribute; None if it has none."""
+    """Return the source file of the module in package.module:attribute.
+
+    Returns:
+        None if the module is not found or has no file. The module is not imported, but its parent
+        packages are.
+    """
     _search_here()
     try:
         spec = find_spec(name.partition(":")[0])
@@ -40,11 +45,11 @@ def sources_of(name: str) -> list[Path]:
     """Return the user's source files that an object depends on.
 
     Args:
-        name: package.module:attribute, which can be imported.
+        name: package.module:attribute; the module is imported.
 
     Returns:
-        The file of the module and of each module that it imports, directly or indirectly, sorted.
-        Only modules in the same package count, and those next to that package if it is not
+        The files of the module and of all modules that it imports, directly or indirectly, sorted.
+        Only modules of the same top-level package count, and those next to it if it is not
         installed.
     """
     _search_here()
@@ -70,6 +75,7 @@ def _root(top: ModuleType) -> Path:
 
 
 def _file_of(root: Path, name: str) -> Path | None:
+    """Return the file of a module below a folder; None if there is none."""
     place = root.joinpath(*name.split("."))
     files = (place.parent / f"{place.name}.py", place / "__init__.py")
     return next((file for file in files if file.is_file()), None)
@@ -101,7 +107,8 @@ def import_path(name: str, function: UserFunction) -> Any:
         The function, or another callable object.
 
     Raises:
-        InputError: the module or the attribute does not exist, or the object is not callable.
+        InputError: the name has another form, the module, a module that it imports or the attribute
+            does not exist, or the object is not callable.
     """
     expected = function.value
     path, separator, attribute = name.partition(":")
@@ -130,6 +137,6 @@ def import_path(name: str, function: UserFunction) -> Any:
 
 
 def _search_here() -> None:
-    """Make Python search the working directory for modules; for installed commands it does not."""
+    """Add the working directory to `sys.path`, which an installed command lacks."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -26,8 +26,8 @@ def fillings(vocabulary: Vocabulary) -> Answer:
     Returns:
         A function of logits [B, S, V] and the columns of
         ``TokenizedOptions(token_columns=True)``. For a sample with one mask it returns a list of
-        five ``{"score", "token", "token_str", "sequence"}``, and for a sample with several masks a
-        list of such lists. The list is empty if truncation removed all masks of a sample.
+        five ``{"score", "token", "token_str", "sequence"}``, best first, and for a sample with
+        several masks a list of such lists. The list is empty if truncation removed all masks.
     """
 
     def answer(output: Any, columns: Columns) -> Rows:
@@ -41,6 +41,7 @@ def fillings(vocabulary: Vocabulary) -> Answer:
 
 
 def _fillings(logits: torch.Tensor, columns: Columns, vocabulary: Vocabulary) -> list[Any]:
+    """Return the answer of one sample."""
     ids = columns["input_ids"]
     masks = (ids == vocabulary.mask_token_id).nonzero().flatten()
     # Only the rows of masks, since a row is as long as the vocabulary.

@@ -47,6 +47,7 @@ def _text(line: str, where: str) -> str:
 
 
 def _described(value: object) -> str:
+    """Return words for an error message on a value without a valid text."""
     if not isinstance(value, Mapping):
         return f"a bare {type(value).__name__}"
     if _TEXT in value:
@@ -55,6 +56,7 @@ def _described(value: object) -> str:
 
 
 def _labels(path: Path) -> Iterator[tuple[str, object]]:
+    """Yield the location and the label of each line: a bare value, or an object's field 'label'."""
     for where, line in read_valid_lines(path):
         value = _parsed(line, where)
         if isinstance(value, Mapping):
