@@ -34,7 +34,7 @@ def load(package: ModuleType, name: str, constant: str) -> Any:
 
 
 def summaries_of(package: ModuleType) -> dict[str, str]:
-    """Return the first docstring line of each module, by module name and sorted by it.
+    """Return the first docstring line of each module by its name, in the order of the names.
 
     The modules are parsed, not imported: `--help` shows these lines and must not load torch.
 

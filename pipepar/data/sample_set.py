@@ -63,7 +63,7 @@ class SampleSet:
         """Return whether the samples of a micro-batch are done.
 
         Args:
-            positions: of its samples, at least one.
+            positions: the positions of its samples, at least one.
 
         Raises:
             PipeparError: only some of them are done, so the micro-batches are not those of the
@@ -100,7 +100,7 @@ class SampleSet:
 
 
 def consecutive_parts(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield [start, stop) of each part of a list of positions in which they are consecutive."""
+    """Yield the indices [start, stop) of each part of the list that has consecutive positions."""
     start = 0
     for at in range(1, len(positions) + 1):
         if at == len(positions) or positions[at] != positions[at - 1] + 1:

@@ -1,4 +1,4 @@
-"""Detects that an input changes while it is read."""
+"""Detects whether an input changes while it is read."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pipepar.errors import InputError
 class UnchangedFile:
     """The size and the modification time of a file when it was opened.
 
-    A truncated file ends in the middle of a line, or reads as zeros where it is mapped. A file that
-    is overwritten yields old and new samples. So samples are valid only if the file is unchanged
-    after they were read.
+    A truncated file may end in the middle of a line, or read as zeros where it is mapped. A file
+    that is overwritten may yield old and new samples. So samples are valid only if the file is
+    unchanged after they were read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -21,6 +21,9 @@ class UnchangedFile:
 
         Args:
             path: an existing file.
+
+        Raises:
+            OSError: the file cannot be opened.
         """
         self._path = path
         with path.open("rb") as file:  # NFS refreshes its cached attributes only at an open
@@ -30,7 +33,7 @@ class UnchangedFile:
         """Check that the file is unchanged, so that what was read is valid.
 
         Raises:
-            InputError: the file has another size or modification time, or no longer exists.
+            InputError: the file has another size or modification time, or cannot be accessed.
         """
         try:
             size, modified = _state(self._path.stat())

@@ -49,7 +49,7 @@ class DeviceContext:
 
     @property
     def room(self) -> float:
-        """Bytes of free memory on its device, divided by the ranks that share the device."""
+        """Bytes of free memory on its device, divided by the number of ranks that share it."""
         if self.device.type == "cuda":
             return _free_on_gpu(self.device) / self.devices.sharers
         return free_memory() / self.devices.sharers
@@ -72,10 +72,10 @@ class DeviceContext:
         return value.to(_HOST)
 
     def require_stream(self) -> None:
-        """Refuse to compute on another CUDA stream than the one that copies are ordered with.
+        """Refuse to compute on a CUDA stream that copies are not ordered with.
 
         Raises:
-            InputError: another CUDA stream is current.
+            InputError: the current CUDA stream is not the one that the pipeline was made with.
         """
         if self.device.type != "cuda" or self.gpu is None:
             return
@@ -107,10 +107,11 @@ def open_device_context(
     devices = choose_devices(world, wanted)
     if devices.note and world.is_root:
         note(devices.note)
-    return DeviceContext(devices, world.together(lambda: _ready(world, devices)))
+    return DeviceContext(devices, world.together(lambda: _open_gpu(world, devices)))
 
 
-def _ready(world: World, devices: Devices) -> Gpu | None:
+def _open_gpu(world: World, devices: Devices) -> Gpu | None:
+    """Initialise the GPU of this rank; return None if it computes on the CPU."""
     if devices.mine.type != "cuda":
         return None
     try:

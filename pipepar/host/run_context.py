@@ -1,4 +1,4 @@
-"""The circumstances of a run on one rank."""
+"""The objects that a run uses on one rank."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipepar.trace import Tracer
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """The circumstances of a run, which stay the same until its end; made by `begin`."""
+    """The objects that a run uses on one rank; made by `begin`."""
 
     world: World
     """All ranks."""
@@ -53,17 +53,17 @@ class RunContext:
         return cls(world, device_context, threads, tracer, display, stop_requested)
 
     def on_stage(self, stage: int | None) -> RunContext:
-        """Return a copy that records the times of a stage.
+        """Return a copy with a new tracer, which records the times of a stage.
 
         Args:
-            stage: the stage of this rank; None if it has none, which records under its rank.
+            stage: the stage of this rank; None if it has none, and the tracer uses its rank number.
         """
         old = self.tracer
         number = self.world.rank if stage is None else stage
         return replace(self, tracer=Tracer(number, old.keeps_spans, old.clock, old.enter))
 
     def with_new_times(self) -> RunContext:
-        """Return a copy with no recorded times."""
+        """Return a copy with a new tracer and clock, so without recorded times."""
         old = self.tracer
         clock = self.device_context.clock()
         return replace(self, tracer=Tracer(old.stage, old.keeps_spans, clock, old.enter))

@@ -23,7 +23,8 @@ _ALLOCATOR: Final = "DefaultCPUAllocator"
 def depends_on_samples(error: BaseException) -> bool:
     """Return whether other samples may succeed.
 
-    False if out of memory, after a GPU fault, and for errors of pipepar that concern no sample.
+    False if memory is exhausted, after a GPU fault, and for errors of pipepar other than InputError
+    and StageError. If an error of pipepar has a cause, the cause decides.
     """
     if isinstance(error, PipeparError):
         if error.__cause__ is not None:
@@ -80,7 +81,10 @@ def find_failing_row(count: int, alone: Callable[[int], object]) -> int | None:
 def fault_of_one_sample(
     reader: Reader, samples: Sequence[int], fault: PipeparError
 ) -> PipeparError:
-    """Return the error of the first sample that fails when it is read alone, or else `fault`.
+    """Return the error of the first sample that fails alone, if another succeeds; else `fault`.
+
+    Samples are read one at a time, in ascending order, if `fault` is a StageError that depends on
+    samples.
 
     Args:
         reader: the input.

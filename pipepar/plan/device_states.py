@@ -25,7 +25,7 @@ LinkOf = Callable[[DeviceCost, DeviceCost], LinkCost]
 
 @dataclass(frozen=True, slots=True)
 class Transitions:
-    """E transitions that add a stage on one kind of device, behind one kind of link."""
+    """E transitions that add a stage on one kind of device, after one kind of link."""
 
     device: DeviceCost
     """The device of the added stage."""
@@ -48,9 +48,9 @@ class DeviceStates:
     stages: Integers
     """[S] number of stages."""
     starts: Integers
-    """States without a stage, where a search begins."""
+    """Indices of the states in which a search begins; they have no stage."""
     ends: Integers
-    """States in which a search may end."""
+    """Indices of the states in which a search may end."""
 
 
 def in_order(

@@ -1,4 +1,4 @@
-"""Where to cut, and which device takes which stage: smallest bottleneck, then fewest bytes.
+"""Choice of cuts and devices: the smallest bottleneck, then the fewest crossing bytes.
 
 The bottleneck is the time, in seconds, of the slowest device or link for one micro-batch; it limits
 the throughput of a pipeline (PipeDream, Narayanan et al., SOSP 2019, on the linear partition
@@ -80,7 +80,8 @@ def partition(
 
     Args:
         layers: the model, in order; the work of every layer is one number, or is by kind of device.
-        devices: one for each stage; without `use.free_order` they take stages in this order.
+        devices: one for each stage, or more with `use.fewer`; without `use.free_order` stages take
+            them in this order.
         links: either a sequence, where links[k] joins the devices at k and k + 1 and all are alike
             with `use.free_order`; or the link of every pair of devices, by their kinds.
         use: which devices may take which stages. If some may be left out, the smallest bottleneck
@@ -94,8 +95,8 @@ def partition(
 
     Raises:
         PlanError: there are fewer legal cuts than the stages need, no partition fits the memory of
-            the devices, the order is free but the links differ, there are too many kinds of
-            devices, or a layer has no work for one of them.
+            the devices, the order is free but the links of a sequence differ, the search table is
+            too large, or a device, a link or the work of a layer is missing or invalid.
         ValueError: the number of links is not one less than the number of devices.
     """
     _check(devices, links)

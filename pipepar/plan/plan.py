@@ -58,18 +58,19 @@ class Plan:
     """The rank of each stage, all different; None for stage k on rank k."""
 
     def __post_init__(self) -> None:
-        """Refuse a plan that cannot be run."""
+        """Refuse a plan that cannot be run, with PlanError."""
         _check_sequence(self.stages)
         _check_ranks(self)
         _check_values(self)
 
     @property
     def edges(self) -> dict[Edge, tuple[str, ...]]:
-        """The names of the crossing values, by (producer stage, consumer stage), in that order.
+        """The names of the crossing values, by (producer stage, consumer stage), sorted.
 
         A skip goes directly from its producer to its consumer. The inputs of the model are produced
-        by stage 0, its outputs are consumed by the last stage. A stage that needs no value has an
-        edge without values from the stage before it, which sends it the micro-batches.
+        by stage 0, its outputs are consumed by the last stage. A later stage that needs no value of
+        another stage has an edge without values from the stage before it, which notifies it of the
+        micro-batches.
         """
         producer = _producers(self)
         last = len(self.stages) - 1
@@ -103,8 +104,8 @@ class Plan:
             text: what `to_json` returned.
 
         Raises:
-            PlanError: the text is not JSON; or a field is missing, is unknown, has the wrong type,
-                or contradicts another field.
+            PlanError: the text is not JSON; or the version differs; or a field is missing,
+                is unknown, has the wrong type, contains a name twice, or contradicts another field.
         """
         try:
             content = json.loads(text)

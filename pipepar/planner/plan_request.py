@@ -9,13 +9,13 @@ from typing import Final
 from pipepar.plan.plan import Plan
 
 DEPTH: Final = 2
-"""The default depth; a stage continues if its neighbour is late for one micro-batch."""
+"""The default depth; a stage can continue while its neighbour is one micro-batch late."""
 
 MICRO_BATCH: Final = 32
 """The default micro-batch without measurements; large enough for most devices."""
 
 CALL_MICRO_BATCH: Final = 8
-"""The default micro-batch of calls from a script, which have fewer rows than a file."""
+"""The default micro-batch of calls from a script, which usually have fewer rows than a file."""
 
 _LARGEST: Final = 256
 
@@ -41,19 +41,20 @@ class PlanRequest:
     given: Plan | None = None
     """A plan to use instead of making one, on rank 0; micro_batch and depth override it."""
     default: int = MICRO_BATCH
-    """The micro-batch if none is given and none is measured."""
+    """The micro-batch if none is requested, planned or measured."""
 
     @classmethod
     def for_calls(cls, rows: int, micro_batch: int | None, depth: int | None) -> PlanRequest:
-        """Return the options of a script whose calls are like its example.
+        """Return the options of a script, from the example of its calls.
 
         Args:
-            rows: number of rows of the example.
+            rows: number of rows of the example. It limits the sizes to choose from; an example of
+                at most one row fixes the micro-batch at `CALL_MICRO_BATCH`, unless requested.
             micro_batch: see `PlanRequest.micro_batch`.
             depth: see `PlanRequest.depth`.
         """
         default = CALL_MICRO_BATCH
-        if rows <= 1:  # an example of one row says nothing about the size of a call
+        if rows <= 1:  # the size of a call is unknown from an example of one row
             micro_batch = micro_batch or default
         # A call may have more rows than the example, so do not limit the requested micro-batch.
         samples = rows if rows >= (micro_batch or 1) else None
@@ -61,6 +62,9 @@ class PlanRequest:
 
     def sizes(self, fixed: int | None) -> list[int]:
         """Return the sizes of micro-batch to choose from, ascending.
+
+        A requested size is the only one, but at most the number of samples. Without a request,
+        the sizes are the powers of two up to 256 and the number of samples.
 
         Args:
             fixed: the only size that the model accepts; None for most models.
@@ -79,12 +83,18 @@ class PlanRequest:
 
     @property
     def example_rows(self) -> int:
-        """Number of samples to capture the model with; most models then accept any number."""
+        """Number of samples to capture the model with.
+
+        It is the requested micro-batch, else that of the given plan, else the default.
+        """
         return self.micro_batch or (self.given and self.given.micro_batch) or self.default
 
     @property
     def counted_size(self) -> int:
-        """The micro-batch of a plan from counted work, which favours no size."""
+        """The micro-batch of a plan without measurements.
+
+        It is the requested one; else the smaller of the default and the number of samples.
+        """
         return self.micro_batch or min(self.default, self.samples or self.default)
 
     def completed(self, plan: Plan, fixed: int | None = None) -> Plan:
@@ -92,7 +102,8 @@ class PlanRequest:
 
         Args:
             plan: the plan.
-            fixed: the only micro-batch that the model accepts; None for most models.
+            fixed: the only micro-batch that the model accepts, used in place of the default; None
+                for most models.
         """
         micro_batch = self.micro_batch or plan.micro_batch or fixed or self.default
         return replace(plan, micro_batch=micro_batch, depth=self.depth or plan.depth or DEPTH)

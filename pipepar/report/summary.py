@@ -12,8 +12,9 @@ from pipepar.format import bar, readable_bytes
 from pipepar.report.quality import print_confusion
 from pipepar.report.run_record import RunRecord
 
+# Width of a bar, in characters.
 _BAR: Final = 20
-# A remedy is printed if a cause has more than this share of the time.
+# The remedy for the largest cause of idle time is printed if its share exceeds this.
 _LARGE: Final = 0.1
 _REMEDIES: Final = {
     "fill": "let more micro-batches flow: make them smaller, or give more input at once",
@@ -58,6 +59,7 @@ def print_summary(record: RunRecord, console: Console) -> None:
 
 
 def _print_idle(record: RunRecord, console: Console) -> None:
+    """Print the busiest stage, the shares of idle time, and a remedy for the largest share."""
     busiest = record.busiest
     number = record.stages.index(busiest)
     console.print(

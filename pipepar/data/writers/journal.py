@@ -1,4 +1,4 @@
-"""The journal of an unfinished output: ``.NAME.journal``, a line for each micro-batch or note.
+"""The journal of an unfinished output: ``.NAME.journal``, with a line for each micro-batch or note.
 
 A line is the CRC-32 of its text, a space, and the text, which is JSON. The first line is a header
 that identifies the job, the others are records. A record is written after its rows are synced.
@@ -24,7 +24,7 @@ from pipepar.errors import InputError, PipeparError
 Fields: TypeAlias = Mapping[str, Any]
 """A header: the JSON values by name that identify a job."""
 
-# Seconds between two commits: the work that a crash may lose.
+# Seconds between two commits; a crash loses the work since the last one.
 _PERIOD: Final = 1.0
 # Bytes of rows that cause a commit before the period is over.
 _URGENT_BYTES: Final = 256 << 20
@@ -32,7 +32,7 @@ _URGENT_BYTES: Final = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One micro-batch whose rows are on disk, or a note without rows."""
+    """The rows of one micro-batch, with an optional note; or a note without rows."""
 
     sample_ranges: tuple[tuple[int, int], ...]
     """Positions in the user's input as half-open ranges, in the order of the rows."""
@@ -111,7 +111,7 @@ class Journal:
     """
 
     def __init__(self, partial: Partial, header: Fields, restored: Iterable[Record] = ()) -> None:
-        """Start the thread; nothing is on disk yet.
+        """Start the thread; nothing is written yet.
 
         Args:
             partial: the file that rows are written to.
@@ -137,7 +137,7 @@ class Journal:
 
     @property
     def has_records(self) -> bool:
-        """Whether there are records on disk, so that the job can be resumed."""
+        """Whether there are records on disk, of this or an earlier run, to resume the job from."""
         return self._restored > 0 or self._file is not None
 
     def add(self, record: Record) -> None:
@@ -230,11 +230,12 @@ def read_journal(path: Path) -> tuple[Fields | None, Iterator[Record]]:
         path: the output file.
 
     Returns:
-        The header, or None if there is no journal; and the valid records. Records are parsed only
-        when they are iterated, since the caller must check the format in the header first.
+        The header, or None if there is no journal or no valid line; and the valid records. Records
+        are parsed only when they are iterated, since the caller must check the format in the
+        header first.
 
     Raises:
-        InputError: there are records without a header.
+        InputError: there are valid records without a valid header.
         OSError: the journal cannot be read.
     """
     texts = _texts(journal_of(path))

@@ -11,7 +11,7 @@ from pipepar.data.writers.row_writer import RowWriter
 
 
 def _accept(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse nothing."""
+    """Accept all tensors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

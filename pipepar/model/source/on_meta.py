@@ -74,8 +74,9 @@ def build_on_meta(make: Callable[[], nn.Module], name: str, check_buffers: bool)
         The model, with its parameters on meta.
 
     Raises:
-        InputError: the factory needs the values of its parameters, or `check_buffers` finds a
-            buffer that is random: without the draws for parameters its values are different.
+        InputError: the factory fails without the values of its parameters; or, with
+            `check_buffers`, a buffer that no checkpoint contains is random or computed from a
+            parameter.
     """
     with params_on_meta():
         try:
@@ -102,7 +103,10 @@ def build_on_meta(make: Callable[[], nn.Module], name: str, check_buffers: bool)
 
 
 class _DifferentDraws(TorchDispatchMode):
-    """A context in which random draws differ from those outside, even if the code sets a seed."""
+    """A context in which random draws on the CPU differ from those outside, even with a set seed.
+
+    At its end the state of the generator is restored.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

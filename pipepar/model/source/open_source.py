@@ -54,8 +54,9 @@ def open_source(
         The model and the source of its weights.
 
     Raises:
-        InputError: the model does not exist, or an option does not apply to it.
-        WeightsError: the folder's configuration names no dtype, and its weights are damaged.
+        InputError: the model does not exist or cannot be opened, or an option does not apply to it.
+        WeightsError: the checkpoint of a factory is missing or damaged; or a folder's configuration
+            specifies no dtype, and its weights are missing or damaged.
     """
     if is_factory(model):
         return from_factory(model, weights, values, dtype)
@@ -75,7 +76,7 @@ def open_source(
 
 
 def is_factory(model: str) -> bool:
-    """Whether a MODEL argument has the form package.module:factory."""
+    """Whether a MODEL argument contains a colon and is not an existing path."""
     return ":" in model and not Path(model).exists()
 
 
@@ -110,15 +111,16 @@ def from_factory(
         weights: a checkpoint with the model's own names; None to use the values that the factory
             makes.
         values: whether this process needs the values that the factory makes.
-        dtype: the dtype to cast floating-point parameters, buffers and the checkpoint to; None to
-            cast nothing.
+        dtype: the dtype to cast floating-point parameters, buffers and weights of the checkpoint
+            to; None to cast nothing.
 
     Returns:
         The model and the source of its weights. With `weights`, or without `values`, its parameters
         never take memory.
 
     Raises:
-        InputError: the factory does not exist, fails, or does not return an nn.Module.
+        InputError: the factory does not exist, does not return an nn.Module, or fails without the
+            values of its parameters. If it is called with values, its exceptions are not converted.
         WeightsError: the checkpoint is missing or damaged.
     """
     factory = partial(_call, import_path(name, UserFunction.FACTORY), name, dtype)
@@ -146,7 +148,7 @@ def from_huggingface(folder: Path | str, head: Head, dtype: torch.dtype | None =
     Raises:
         InputError: the folder or its config.json does not exist, transformers cannot build the
             model, or the task needs a model with other inputs.
-        WeightsError: the configuration names no dtype, and the weights are missing or damaged.
+        WeightsError: the configuration specifies no dtype, and the weights are missing or damaged.
     """
     folder = Path(folder)
     module = build(folder, head, dtype)
@@ -172,11 +174,12 @@ def from_exported(path: Path) -> Source:
 
 
 def _names(module: nn.Module) -> set[str]:
-    """Return all names that a checkpoint of a module may contain, now or in older versions."""
+    """Return the names of all parameters and buffers, and all names in the state dict."""
     return {*named_tensors(module), *module.state_dict()}
 
 
 def _call(factory: Any, name: str, dtype: torch.dtype | None) -> nn.Module:
+    """Call a factory, and cast its model to a dtype if one is given."""
     made = factory()
     if not isinstance(made, nn.Module):
         raise InputError(

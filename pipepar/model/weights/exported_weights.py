@@ -1,4 +1,4 @@
-"""The weights in a `.pt2` archive; each one is an uncompressed member of its own."""
+"""The weights in a `.pt2` archive; each one is a separate uncompressed member."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipepar.microbatch import TensorSpec
 from pipepar.model.compat.torch_internals import payload_member, serialized_dtype
 from pipepar.model.weights.checkpoint import Stored
 
-# Of the zip format: the size of a local header without its two fields of variable length, and the
-# offset of their lengths.
+# Bytes of a zip local header without its two fields of variable length, and the offset of the
+# lengths of these fields.
 _LOCAL_HEADER: Final = 30
 _LENGTHS_OFFSET: Final = 26
 
@@ -67,7 +67,7 @@ def stored_tensor(archive: zipfile.ZipFile, kind: str, name: str, payload: Paylo
     """Return the location of one tensor of an archive.
 
     Args:
-        archive: open, by its path.
+        archive: opened by its path.
         kind: "weights" or "constants".
         name: the program's name of the tensor.
         payload: the archive's description of the tensor.
@@ -88,7 +88,7 @@ def stored_tensor(archive: zipfile.ZipFile, kind: str, name: str, payload: Paylo
 
 
 def _data_offset(path: Path, entry: zipfile.ZipInfo) -> int:
-    """Return the offset of a member's data in the file; zipfile has only that of its header."""
+    """Return the offset of a member's data in the file; zipfile gives only that of its header."""
     if entry.compress_type != zipfile.ZIP_STORED:
         raise InputError(f"{entry.filename} in {path} is compressed; export the model again")
     with path.open("rb") as file:

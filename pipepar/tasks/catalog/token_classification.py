@@ -28,7 +28,8 @@ def entities(vocabulary: Vocabulary, names: Sequence[str]) -> Answer:
     Returns:
         A function of logits [B, S, classes] and the columns of
         ``TokenizedOptions(token_columns=True)``. It returns for each sample a list of ``{"entity",
-        "score", "index", "word", "start", "end"}``, without special tokens and the class "O".
+        "score", "index", "word", "start", "end"}``, without special tokens and tokens
+        of class "O". "start" and "end" are None if the tokenizer gives no offsets.
     """
 
     def answer(output: Any, columns: Columns) -> Rows:
@@ -54,7 +55,7 @@ def _entities(
         word, start, end = vocabulary.convert_ids_to_tokens(token), None, None
         if "offset_mapping" in columns:
             start, end = columns["offset_mapping"][index].tolist()
-            # The vocabulary lacks the word; the text has it.
+            # An unknown token has no word in the vocabulary; take it from the text.
             word = text[start:end] if token == vocabulary.unk_token_id else word
         score = float(best.values[index])
         found.append(
