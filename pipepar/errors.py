@@ -1,15 +1,15 @@
-"""The exceptions that pipepar raises on purpose.
+"""The exceptions of pipepar.
 
 A message states what was found, what was expected, and a remedy.
 """
 
 
 class PipeparError(Exception):
-    """Base class of all errors that the user sees without a traceback."""
+    """Base class of all exceptions; a failed job shows their message without their traceback."""
 
 
 class InputError(PipeparError):
-    """A file, model or option of the user is missing, unreadable or not suitable."""
+    """A file, model or option of the user is missing, unreadable or unsuitable."""
 
 
 class WeightsError(PipeparError):

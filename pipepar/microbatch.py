@@ -25,7 +25,8 @@ class Fault:
     stage: int | str
     """The stage's number; `SOURCE` for reading the input, `SINK` for making rows of results."""
     error: str
-    """The message of the exception, after its type if pipepar did not raise it."""
+    """The message of a PipeparError; else the type and message of the exception. For a StageError
+    with a cause: the type and message of the cause."""
 
     @classmethod
     def of(cls, stage: int | str, error: Exception) -> Fault:
@@ -124,7 +125,7 @@ class TensorSpec:
 
     @property
     def own(self) -> int:
-        """Number of distinct elements: an expanded dimension (stride 0) counts as one element."""
+        """Number of elements if an expanded dimension (stride 0) counts as one element."""
         pairs = zip(self.shape, self.stride, strict=True)
         return math.prod(size if step else min(size, 1) for size, step in pairs)
 
@@ -146,7 +147,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that a channel sends: skipped elements are not sent."""
+        """Bytes that a channel sends: skipped elements are not sent, expanded ones only once."""
         return (self.own if self.has_holes else self.extent) * self.dtype.itemsize
 
 

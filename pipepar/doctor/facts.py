@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Final, Literal, TypeAlias
 
 Level: TypeAlias = Literal["ok", "warning", "problem"]
-"""The severity of a finding: fine, slower than necessary, or certain to fail."""
+"""The severity of a finding: fine; may be slow or misleading; or likely to fail or very slow."""
 
 LEVELS: Final[tuple[Level, ...]] = ("ok", "warning", "problem")
 """From the best to the worst."""
@@ -93,7 +93,7 @@ class Finding:
 
 
 def by_host(ranks: Sequence[RankFacts]) -> dict[str, list[RankFacts]]:
-    """Return the facts of the ranks of each host, in their order."""
+    """Return the facts of the ranks of each host, in the order of `ranks`."""
     hosts: dict[str, list[RankFacts]] = {}
     for facts in ranks:
         hosts.setdefault(facts.host, []).append(facts)

@@ -53,7 +53,7 @@ class HostToDevice:
         return isinstance(value, torch.Tensor) and not self._gpu.holds(value)
 
     def _copied(self, packing: Packing, values: Sequence[Value]) -> torch.Tensor:
-        """Copy the packed tensors into a slot and return its memory."""
+        """Enqueue the copy of the packed tensors into a slot, and return its memory."""
         parts = packing.parts(tuple(values))
         self._inbox.post(packing.nbytes, lambda memory, stream: self._copy(parts, memory, stream))
         return self._inbox.take()
@@ -63,7 +63,7 @@ class HostToDevice:
             self._gpu.copy(place_of(part, memory), self._pinned(part[1]), stream)
 
     def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the tensor in pinned memory; data received over MPI is pinned already."""
+        """Return the tensor in pinned, contiguous memory; data received over MPI already is."""
         if tensor.is_pinned() and tensor.is_contiguous():
             return tensor
         staged = self._gpu.pinned(tensor.nbytes).view(tensor.dtype).view(tensor.shape)

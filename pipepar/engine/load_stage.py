@@ -31,8 +31,8 @@ def load_stage(
         The stage; None for a rank without one.
 
     Raises:
-        PipeparError: see `BareStage.cut` and `BareStage.load`; raised on the lowest rank that has
-            the problem, PeerError on the others.
+        PipeparError: see `Weights.check`, `BareStage.cut` and `BareStage.load`; raised on the
+            lowest rank that has the problem, PeerError on the others.
     """
     world, device, from_root = run.world, run.device_context.device, shared.from_root
     specs = [_specs_of(graph, plan, placement.stage_of(rank)) for rank in range(world.size)]
@@ -60,7 +60,7 @@ def _read_nothing(weights: Weights) -> None:
 
 
 class _CountedWeights:
-    """Weights that report the bytes of each tensor that has been read."""
+    """Weights that report the bytes of each tensor after the caller has used it."""
 
     def __init__(self, weights: Weights, advance: Callable[[int], None]) -> None:
         self._weights = weights

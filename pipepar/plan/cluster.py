@@ -72,7 +72,7 @@ def read_cluster(path: Path) -> Cluster:
         path: the file; the docstring of this module describes it.
 
     Returns:
-        Its devices, and a link for every pair of them.
+        Its devices, and a link for every pair of kinds that two devices have.
 
     Raises:
         InputError: the file cannot be read or is not TOML, or a value is missing, unknown or wrong.
@@ -105,7 +105,7 @@ class _Table:
     content: Mapping[str, Any]
 
     def check_names(self, *known: str) -> None:
-        """Refuse unknown names, which would otherwise be ignored."""
+        """Refuse unknown keys, which would otherwise be ignored."""
         for name in self.content:
             if name not in known:
                 raise InputError(
@@ -114,7 +114,7 @@ class _Table:
                 )
 
     def tables(self, name: str) -> Iterator[_Table]:
-        """Yield the tables written under [[name]]."""
+        """Yield the tables written under [[name]]; none if the name is missing."""
         found = self.content.get(name, [])
         if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
             raise self.wrong(name, f"a list of tables; write [[{name}]] above each")
@@ -122,10 +122,10 @@ class _Table:
             yield _Table(f"{self.where}{name}[{index}].", each)
 
     def value(self, name: str, expected: str) -> Any:
-        """Return the value of a name.
+        """Return the value of a key; raise InputError if it is missing.
 
         Args:
-            name: a key of the table.
+            name: the key.
             expected: description of valid values, for the error.
         """
         if name not in self.content:
@@ -133,7 +133,7 @@ class _Table:
         return self.content[name]
 
     def quantity(self, name: str, units: Units, example: str, zero: bool = False) -> float:
-        """Return a number with a unit, converted to the unit that counts as 1.
+        """Return a quantity, converted to the unit whose factor is 1.
 
         Args:
             name: a key of the table.
@@ -151,7 +151,7 @@ class _Table:
         return number * units[found[2]]
 
     def wrong(self, name: str, expected: str) -> InputError:
-        """Return the error for a value that is not as expected."""
+        """Return the error for the value of a key that is not as expected."""
         return InputError(f"{self.where}{name} is {self.content[name]!r}, expected {expected}")
 
 
@@ -182,7 +182,10 @@ def _check_kinds(path: Path, devices: Sequence[DeviceCost]) -> None:
 def _links(
     path: Path, devices: Sequence[DeviceCost], tables: Sequence[_Table]
 ) -> dict[frozenset[str], LinkCost]:
-    """Return the link of each pair of kinds: the link for that pair, else the one for all pairs."""
+    """Return the link of each pair of kinds that two devices have, by the pair.
+
+    A pair without a link of its own gets the link without 'between'.
+    """
     named: dict[frozenset[str], LinkCost] = {}
     for table in tables:
         table.check_names("between", "latency", "bandwidth")

@@ -12,15 +12,16 @@ from pipepar.trace import Kind, Totals, paths
 class Idle:
     """Shares of (ranks x seconds), 0 to 1; with the share of computing time they add up to 1.
 
-    A rank cannot observe why it waits. So the run is compared with perfect pipelines, in which only
-    the measured work takes time; `trace.paths` computes their times. One of them only computes, the
-    other also reads the input and writes the output.
+    A rank cannot observe why it waits. So the run is compared with two perfect pipelines, in
+    which only the measured work takes time; `trace.paths` computes their times. One of them only
+    computes; the other also reads the input and writes the output.
     """
 
     fill: float
     """Waiting before the first micro-batch and after the last, in a pipeline that only computes."""
     imbalance: float
-    """Waiting for a stage that computes longer, in both perfect pipelines."""
+    """Waiting for slower stages: for each stage, the smaller of its slacks in the two perfect
+    pipelines."""
     transfer: float
     """Excess over the perfect pipeline without another cause below: hops, ranks that began late,
     and uneven micro-batches that the depth of the channels does not balance."""
@@ -89,7 +90,7 @@ class _Perfect:
         return max(self.waiting - sum(self.slack), 0.0)
 
     def shared_slack(self, other: _Perfect) -> float:
-        """Return the slack that is in both pipelines, summed over the stages."""
+        """Return the smaller of the two slacks of each stage, summed over the stages."""
         return sum(map(min, self.slack, other.slack))
 
     def with_more(self, stage: int, more: Totals) -> _Perfect:

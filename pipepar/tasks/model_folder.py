@@ -24,7 +24,7 @@ class ModelFolder:
     """The folder; it need not exist before a method is called."""
 
     def tokenizer(self) -> Any:
-        """Return the folder's tokenizer, with a padding token.
+        """Return the folder's tokenizer; if it has no padding token, its end token is used.
 
         Raises:
             InputError: the folder does not exist, or contains no tokenizer.
@@ -45,7 +45,7 @@ class ModelFolder:
                 f"{self.path} contains no vocabulary, expected {' or '.join(sorted(files))}; copy "
                 "it there"
             )
-        if tokenizer.pad_token is None:  # decoders have none; any token will do, as it is masked
+        if tokenizer.pad_token is None:  # as in decoders; any token will do: it is masked
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
@@ -55,8 +55,9 @@ class ModelFolder:
         transformers chooses the implementation: torchvision's if it is installed, else Pillow's.
 
         Raises:
-            InputError: the folder does not exist, or contains no image processor.
-            WeightsError: the configuration names no dtype, and the weights are missing or damaged.
+            InputError: the folder does not exist or contains no image processor, or its
+                configuration is damaged.
+            WeightsError: the configuration names no dtype, and the weights are damaged.
         """
         require_config(self.path)
         from transformers import AutoImageProcessor

@@ -18,12 +18,12 @@ def task_names() -> list[str]:
 
 
 def task_summaries() -> dict[str, str]:
-    """Return one line on the output of each task, by its name, without importing their files."""
+    """Return the first docstring line of each task's file, by task name, without importing it."""
     return {_name_of(module): line for module, line in summaries_of(catalog).items()}
 
 
 def find_task(name: str) -> Task:
-    """Return the task of a name.
+    """Import and return the task with a name.
 
     Args:
         name: its name in Hugging Face's pipelines.

@@ -44,7 +44,7 @@ _SHARED_GPU_REMEDY: Final = (
 
 
 class Nccl:
-    """One loaded libnccl.
+    """The functions of a loaded libnccl.
 
     Args:
         library: the loaded shared library.
@@ -63,7 +63,7 @@ class Nccl:
 
     @classmethod
     def load(cls) -> Nccl:
-        """Return the NCCL that the process has loaded, which it does by importing torch.
+        """Return the NCCL that the process loaded when it imported torch.
 
         Raises:
             WireError: no NCCL is loaded.
@@ -84,7 +84,7 @@ class Nccl:
         This process then listens for their connections.
 
         Raises:
-            WireError: NCCL finds no network interface.
+            WireError: NCCL reports an error, for example that it finds no network interface.
         """
         unique_id = UniqueId()
         self.call("ncclGetUniqueId", "a new communicator", byref(unique_id))
@@ -92,7 +92,7 @@ class Nccl:
 
     @contextmanager
     def group(self) -> Iterator[None]:
-        """Start the sends and receives of the body together, at its end.
+        """Collect the sends and receives of the body, and start them together at its end.
 
         Raises:
             WireError: NCCL reports an error.
@@ -244,7 +244,7 @@ class Communicator:
         self._nccl.call(function, self._edge, *arguments)
 
     def _take_handle(self) -> int | None:
-        """Return the handle once, to the caller that frees it."""
+        """Return the handle and clear it, so that one caller frees it; None if it is cleared."""
         with self._handle_lock:
             handle, self._handle = self._handle, None
         return handle

@@ -1,4 +1,4 @@
-"""A rank ends when its launcher ends, and a job that is aborted ends its launcher."""
+"""Ends a rank when its launcher ends, and the launcher when the job is aborted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _SHARED_DAEMON: Final = "prte-"
 
 
 def end_with_launcher(launcher: int) -> None:
-    """Have the kernel end this rank when its launcher ends. Call it after MPI has started.
+    """Register a signal that ends this rank when its launcher ends. Call it after MPI has started.
+
+    The signal's handler also removes Open MPI's files of shared memory. If the launcher has already
+    ended, the rank ends at once.
 
     Args:
         launcher: the process id of this rank's parent, read before MPI started.
@@ -32,8 +35,9 @@ def end_with_launcher(launcher: int) -> None:
 def end_launcher() -> None:
     """Start a process that ends the launcher, if that is still running after 3 seconds.
 
-    A launcher that waits for a host that is cut off would not end by itself. Call it before the
-    job is aborted; the process outlives this rank.
+    A launcher would otherwise wait for ever for a host that is cut off. Call it before the job is
+    aborted; the process outlives this rank. Does nothing if the launcher serves other jobs too, if
+    `end_with_launcher` was not called, or in a second call.
     """
     _pulse.end_launcher()
 

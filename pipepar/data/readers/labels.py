@@ -1,4 +1,4 @@
-"""Labels, the right class of each sample: read from a file, checked, and added as a column."""
+"""Reads and checks labels, the correct class of each sample, and adds them as a column."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def read_labels(path: Path, names: Sequence[str]) -> torch.Tensor:
         int64 [N], the numbers of the classes.
 
     Raises:
-        InputError: the file is missing, damaged or of another format, there is only one class, or
-            a label is not a class; the message has its line or row.
+        InputError: the file is missing, damaged or of another format, ``names`` has only
+            one class, or a label is not a class; the message has its line or row.
     """
     found = find_input_format(path, lambda each: each.labels is not None)
     if names:
@@ -48,13 +48,13 @@ def require_classes(labels: torch.Tensor, classes: int, path: Path | None = None
     """Refuse labels that are not classes of the model.
 
     Args:
-        labels: int64 [N].
+        labels: int64 [N], 0 or more.
         classes: number of scores that the model returns per sample.
         path: the file if these are the labels of the whole input, else None.
 
     Raises:
-        InputError: a label is not a class (the message has the first such sample if there is a
-            path), or there is only one score.
+        InputError: there is only one score, or a label is not a class; the message has the first
+            such sample if there is a path.
     """
     if classes < 2:
         raise InputError(

@@ -40,7 +40,7 @@ class Reader(Protocol):
         """Number of samples."""
 
     def feeds(self, micro_batch: int, done: SampleSet | None = None) -> Iterator[Feed]:
-        """Return an iterator over feeds that contain each sample once.
+        """Return an iterator over feeds that contain each sample once, except those in ``done``.
 
         Every call starts at the first sample. Feeds that fail or are left out do not change the
         composition of the others.

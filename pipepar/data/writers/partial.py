@@ -21,7 +21,8 @@ class Partial:
 
     The name is fixed, so that the next run continues or overwrites the file of a killed run. A lock
     prevents two runs from sharing the file. On a file system without locks, a run that does not
-    resume creates a new file. An earlier run detects that before its next commit or rename.
+    resume creates a new file. An earlier run detects that before it next commits a record or
+    renames its file.
 
     Attributes:
         path: the final name.
@@ -68,7 +69,7 @@ class Partial:
             return False
 
     def require_own(self) -> None:
-        """Check that no other run replaced the file, as may happen without locks.
+        """Refuse to continue if another run replaced the file, as may happen without locks.
 
         Raises:
             InputError: the file was removed or replaced.
@@ -112,7 +113,7 @@ class Partial:
         self.file.close()
 
     def discard(self) -> None:
-        """Remove the file unless `commit` or `keep` closed it. May be called twice."""
+        """Close the file and remove it, unless it is closed or replaced. May be called twice."""
         if not self.file.closed and self.is_own:
             self._hidden.unlink()
         self.file.close()
@@ -124,7 +125,7 @@ def partial_of(path: Path) -> Path:
 
 
 def _opened(path: Path, flags: int) -> FileIO:
-    # Unbuffered, so that a full disk raises at the write and not again at every close.
+    # Unbuffered, so that a full disk raises OSError in the write, and not again in each close.
     return FileIO(os.open(path, os.O_RDWR | flags, 0o666), "r+")
 
 
@@ -148,7 +149,7 @@ def rename_synced(file: FileIO, hidden: Path, path: Path) -> None:
 
     Args:
         file: the open file.
-        hidden: its present name.
+        hidden: its current name.
         path: its final name, in the same folder.
 
     Raises:

@@ -37,12 +37,13 @@ class Sink:
         """Open the output, and restore the results of an earlier run.
 
         Args:
-            claim: the output; closes the writer.
+            claim: the output; its `held` closes the writer.
             count: number of samples.
             header: the identity of the job.
             progress: called regularly while results are restored, which may take long.
 
         Raises:
+            InputError: the output cannot be opened or resumed.
             OSError: the file system refuses.
         """
         self._path = claim.path
@@ -56,10 +57,11 @@ class Sink:
         self._writer = claim.held.enter_context(open_output(claim.output, count, resumable))
 
     def resumed(self) -> tuple[Ranges, Ranges]:
-        """Return the samples that are written, and those that the first stream leaves out.
+        """Return the samples that are written, and other samples that the first stream leaves out.
 
-        The latter failed in an earlier run: with their micro-batch, to be tried alone in the second
-        stream; or alone, not to be tried again, if the job continues without samples that fail.
+        The latter failed in an earlier run. Samples that failed with their micro-batch are tried
+        alone in the second stream. Samples that failed alone are left out only if the job continues
+        without samples that fail; they are then not tried again.
         """
         failed = SampleSet(self._writer.count)
         failed.add(self._quarantine.failed_together)
@@ -69,7 +71,9 @@ class Sink:
     def write_all(
         self, results: Iterator[MicroBatch], graph: Graph, tracer: Tracer
     ) -> Iterator[MicroBatch]:
-        """Write all results to the output, and yield each micro-batch that was written.
+        """Write all results to the output, and yield each micro-batch afterwards.
+
+        A micro-batch that failed is also yielded; its samples are recorded as failed.
 
         Args:
             results: micro-batches of the model's outputs, on the host.
@@ -79,6 +83,7 @@ class Sink:
         Raises:
             InputError: a result cannot be written.
             StageError: a function of the user's failed; the cause is chained to it.
+            OSError: the file system refuses.
         """
         for microbatch in results:
             with tracer.span("sink", microbatch.index):
@@ -97,13 +102,16 @@ class Sink:
         return list(settled.ranges())
 
     def finish(self) -> int:
-        """Complete the output, or leave it unfinished for --resume if samples are missing.
+        """Complete the output, or leave it unfinished for --resume.
+
+        It is completed if every sample without results failed alone. These samples get placeholder
+        rows, and their errors are written to a file.
 
         Returns:
-            The number of samples that are written.
+            The number of samples that have rows, including placeholder rows.
 
         Raises:
-            InputError: all samples failed.
+            InputError: all samples failed alone, or another run replaced the partial file.
             OSError: the file system refuses.
         """
         writer = self._writer
@@ -174,7 +182,7 @@ class Sink:
         self._quarantine.restore(note)
 
     def _write_blank(self, failed: list[int]) -> None:
-        """Write placeholder rows for the samples without results."""
+        """Write placeholder rows for the samples that failed alone; raise InputError if all did."""
         if not len(self._writer.done):
             raise InputError(
                 f"all {len(failed)} samples failed, {self._quarantine.first}; expected at least "

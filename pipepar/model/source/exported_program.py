@@ -45,7 +45,8 @@ def open_exported(path: Path) -> nn.Module:
         A module whose parameters and persistent buffers are on meta.
 
     Raises:
-        InputError: the file does not exist, or contains no program that this torch can read.
+        InputError: the file does not exist, contains no program that this torch can read, or has a
+            program in training mode, compressed tensors, or pickled objects.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -65,9 +66,9 @@ def open_exported(path: Path) -> nn.Module:
 
 
 def _remove_detach(module: fx.GraphModule) -> None:
-    """Remove the `detach_` that export adds to constants.
+    """Remove all `detach_` nodes, which export adds to constants.
 
-    It has no effect without gradients, and views do not support it.
+    `detach_` has no effect without gradients, and views do not support it.
     """
     for node in module.graph.find_nodes(op="call_function", target=aten.detach_.default):
         node.replace_all_uses_with(node.args[0])
@@ -87,7 +88,7 @@ def _check_eval_mode(module: fx.GraphModule, path: Path) -> None:
 
 
 def _state(archive: zipfile.ZipFile) -> dict[str, torch.Tensor]:
-    """Return each weight on meta; weights that share their bytes are one tensor."""
+    """Return each weight on meta; weights with the same bytes and layout are one tensor."""
     tensors: dict[str, torch.Tensor] = {}
     shared: dict[tuple[object, ...], torch.Tensor] = {}
     for name, payload in payloads(archive, "weights").items():
@@ -117,7 +118,7 @@ def _constants(archive: zipfile.ZipFile) -> dict[str, torch.Tensor]:
 def _example(archive: zipfile.ZipFile) -> tuple[Any, ...]:
     """Return the inputs that the program was exported with; its guards depend on them.
 
-    They are loaded here, because torch would load any pickle where `weights_only` fails.
+    They are loaded here, because torch would load any pickle that `weights_only` refuses.
     """
     try:
         example = torch.load(io.BytesIO(read_member(archive, EXAMPLE_MEMBER)), weights_only=True)

@@ -84,7 +84,7 @@ class Checkpoint:
 
 
 class TensorFiles:
-    """A context manager that reads tensors and opens each file once."""
+    """A context manager that reads tensors from files, and opens each file only once."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -135,13 +135,13 @@ class TensorFiles:
         return memory.view(spec.dtype).as_strided(spec.shape, spec.stride)
 
     def sample(self, stored: Stored) -> bytes:
-        """Return bytes from the middle of a tensor, which distinguish it from other tensors.
+        """Return bytes from the middle of a tensor, for a fingerprint.
 
         Args:
             stored: the location of the tensor.
 
         Returns:
-            `SAMPLE_BYTES` bytes, or all bytes of a smaller tensor.
+            `SAMPLE_BYTES` bytes, or all bytes of a smaller tensor; fewer if the file is truncated.
 
         Raises:
             OSError: the file cannot be read.

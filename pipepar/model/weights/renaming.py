@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Piece: TypeAlias = tuple[str, str]
-"""A tensor's name in the checkpoint, and the pattern of the conversion that uses it."""
+"""A tensor's name in the checkpoint, and the pattern of the conversion that uses the tensor."""
 
 # Buffers that older versions saved and that the model now computes; transformers ignores them too.
 _COMPUTED_BUFFERS: Final = (r"(^|\.)position_ids$", r"(^|\.)inv_freq$")
@@ -34,7 +34,7 @@ class TransformersNames:
 
     Args:
         model: the model, its parameters on meta.
-        prefix: the prefix of the model's names in a wrapper, with its dot.
+        prefix: the prefix that a wrapper adds to the model's names, including the dot.
     """
 
     def __init__(self, model: PreTrainedModel, prefix: str = "") -> None:
@@ -44,7 +44,7 @@ class TransformersNames:
         self._own = model.state_dict()
 
     def recipes(self, stored: Collection[str]) -> Recipes:
-        """Find the sources of each tensor of the model; see `Naming.recipes`."""
+        """Return the recipes, and the names of tensors of another model; see `Naming.recipes`."""
         by_name: dict[str, Recipe] = {}
         surplus: list[str] = []
         converted: dict[str, list[Piece]] = {}
@@ -88,7 +88,7 @@ class TransformersNames:
         return not any(map(self._has_parent, {target, target.removeprefix(base), base + target}))
 
     def _has_parent(self, target: str) -> bool:
-        """Whether a name belongs to a module of the model, or to a layer after its last layer."""
+        """Whether a name belongs to a submodule of the model, or to a layer after its last one."""
         owner: nn.Module = self._model
         *parts, _ = target.split(".")
         for part in parts:

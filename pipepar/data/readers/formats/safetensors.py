@@ -14,7 +14,7 @@ from pipepar.errors import InputError
 
 
 class _SliceRows:
-    """One tensor, read slice by slice."""
+    """One tensor, of which only the requested rows are read."""
 
     def __init__(self, handle: Any, name: str) -> None:
         self._slice = handle.get_slice(name)
