@@ -169,9 +169,10 @@ class World(Group):
         return started
 
     def close(self) -> None:
-        """Stop the heartbeat and free the communicators of MPI and NCCL. *Collective.*
+        """Stop the heartbeat and the progress engine, and free the MPI communicator. *Collective.*
 
-        Every channel must be closed before. May be called twice.
+        Every channel must be closed before: the last channel of an NCCL communicator frees it. May
+        be called twice.
         """
         if self.heartbeat.is_running:
             self.all_gather("")  # a barrier: until then other ranks expect beats of this one

@@ -269,9 +269,10 @@ def _cpu_notes(hosts: Sequence[str], claims: Sequence[Claim], by_rank: Sequence[
 
 
 def _bind_near(world: World, gpu: VisibleGpu | None) -> list[str]:
-    """Bind this rank to cores near its GPU, and return a note for each host where that fails.
+    """Bind this rank to cores near its GPU; return notes about ranks bound far from their GPU.
 
-    A rank stays within the cores from its launcher, and every rank must keep a core of its own.
+    A rank stays within the cores from its launcher. It is not bound, without a note, if ranks could
+    not each keep a core of their own.
     """
     present = frozenset(world.cores[world.rank])
     near = gpu.near & present if gpu else frozenset()

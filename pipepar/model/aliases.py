@@ -23,7 +23,7 @@ _RETURN_THEIR_INPUT = {
 
 
 def writes(node: fx.Node) -> list[fx.Node]:
-    """Return the arguments that a node modifies in place.
+    """Return the arguments that a node modifies in place, by its schema or its metadata.
 
     Args:
         node: any node.

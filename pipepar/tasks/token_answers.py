@@ -25,7 +25,7 @@ class Vocabulary(Protocol):
 
 
 def tokens_of(columns: Columns, sample: int) -> dict[str, torch.Tensor]:
-    """Return the columns of one sample's tokens, without padding.
+    """Return the columns of one sample, without padding in all but `real`.
 
     Args:
         columns: the columns of a micro-batch from a tokenizing reader.

@@ -31,7 +31,7 @@ class GpuClock:
         return event
 
     def seconds(self, mark: Mark) -> float | None:
-        """See `Clock.seconds`."""
+        """Return the time of a mark in seconds of `time.perf_counter`; see `Clock.seconds`."""
         if not mark.query():
             return None
         passed = self._last.elapsed_time(mark) / 1e3

@@ -55,7 +55,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         The checkpoint.
 
     Raises:
-        WeightsError: a file is missing, damaged or of another kind.
+        WeightsError: a file is missing, damaged or of another kind. Shards of an index are opened
+            later, when a tensor is located.
     """
     if not path.is_file():
         raise WeightsError(

@@ -71,8 +71,8 @@ class Weights(Protocol):
             specs: the tensors to read; `check` has accepted them.
 
         Yields:
-            Each `WeightSpec.name` and its tensor on the CPU, in the order of the source. The source
-            releases a tensor before it reads the next one.
+            Each `WeightSpec.name` and its tensor, in an order that suits the source. From files,
+            tensors are on the CPU.
 
         Raises:
             WeightsError: a tensor is missing or has the wrong shape or dtype, or a file is damaged.

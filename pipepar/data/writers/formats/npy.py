@@ -55,6 +55,7 @@ def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 
 def _check(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse several tensors, and a dtype that the format cannot store."""
     if len(tensors) != 1:
         raise InputError(
             f"the model returns {len(tensors)} tensors ({', '.join(tensors)}), expected one for "
