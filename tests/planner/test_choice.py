@@ -281,14 +281,11 @@ def test_a_shared_weight_needs_memory_once() -> None:
     graph = capture(nn.Sequential(*[shared] * 8).eval(), (torch.zeros(2, 4),), {})
     table = cut_table(graph)
     room = 80 + 2 * 2 * 32 + 64  # the weight, the channels, the workspace of a layer
-    made = choose(
-        graph, table, row(2, memory=room), partial(model_cost, graph, table), [2], PlanRequest()
-    )
+    others = (partial(model_cost, graph, table), [2], PlanRequest())
+    made = choose(graph, table, row(2, memory=room), *others)
     assert [stage.memory for stage in made.prediction.stages] <= [room, room]
     with pytest.raises(PlanError, match="memory of the largest device"):
-        choose(
-            graph, table, row(2, memory=79), partial(model_cost, graph, table), [2], PlanRequest()
-        )
+        choose(graph, table, row(2, memory=79), *others)
 
 
 def test_another_order_is_chosen_only_if_clearly_faster() -> None:

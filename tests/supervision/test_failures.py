@@ -230,40 +230,6 @@ def test_the_last_rank_reports_a_missing_output_folder(rows: Path, tmp_path: Pat
     assert "does not exist" in block
 
 
-def test_an_empty_input_of_several_ranks(tmp_path: Path) -> None:
-    np.save(tmp_path / "rows.npy", np.zeros((0, 4), np.float32))
-    new_job = Job(MLP, tmp_path / "rows.npy", tmp_path / "out.npy")
-    assert [found.samples for found in in_threads(2, lambda world: run_job(world, new_job))] == [
-        0,
-        0,
-    ]
-    assert len(np.load(tmp_path / "out.npy")) == 0
-
-
-@pytest.mark.full
-def test_an_empty_input_of_several_processes(tmp_path: Path) -> None:
-    np.save(tmp_path / "rows.npy", np.zeros((0, 4), np.float32))
-    ended, _ = job("mlp", tmp_path / "rows.npy", tmp_path)
-    assert ended.status == 0, ended.output
-    assert len(np.load(tmp_path / "out.npy")) == 0
-
-
-def test_the_output_does_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
-    given = tmp_path / "rows.npy"
-    np.save(given, np.random.default_rng(1).random((41, 4), np.float32))
-    results = []
-    for ranks in (1, 2, 3):
-        new_job = Job(MLP, given, tmp_path / f"{ranks}.npy", micro_batch=2)
-        found = in_threads(ranks, partial(run_job, job=new_job))
-        assert [each.samples for each in found] == [41] * ranks
-        results.append(new_job.output.read_bytes())
-    ended, _ = job("mlp", given, tmp_path, ranks=3)
-    assert ended.status == 0, ended.output
-    assert "41 samples in" in ended.output
-    results.append((tmp_path / "out.npy").read_bytes())
-    assert results[0] == results[1] == results[2] == results[3]
-
-
 @pytest.fixture
 def at_a_terminal() -> Iterator[None]:
     """Restore SIGINT: a shell makes background processes and their children ignore it."""

@@ -294,8 +294,7 @@ def test_invalid_timeouts_are_refused(
 def test_the_deadline_grows_with_the_longest_micro_batch() -> None:
     limits = Limits(10, 60, 1800)
     assert limits.deadline(0) == 1800  # no micro-batch so far
-    assert limits.deadline(0.001) == 60
-    assert limits.deadline(1.9) == 60
+    assert limits.deadline(0.001) == limits.deadline(1.9) == 60
     assert limits.deadline(4) == 120
     assert limits.deadline(100) == 1800
     assert Limits(10, float("inf"), float("inf")).deadline(1) == float("inf")
