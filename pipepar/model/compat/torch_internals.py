@@ -32,6 +32,7 @@ from torch._subclasses.fake_tensor import (
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 __all__ = [
+    "CPU_ATTENTION",
     "EXAMPLE_MEMBER",
     "EXPORT_LOGGERS",
     "PROGRAM_MEMBER",
@@ -55,6 +56,9 @@ __all__ = [
 
 EXPORT_LOGGERS: Final = ("torch._subclasses.fake_tensor", "torch._export.non_strict_utils")
 """The loggers that report each size that a model does not accept or that tracing fixes."""
+
+CPU_ATTENTION: Final = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""The operation that computes attention on a CPU."""
 
 PROGRAM_MEMBER: Final = "models/model.json"
 """The member of a .pt2 archive that contains the program."""

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipepar.model.aliases import memory_of, writes
 from pipepar.model.capture.graph import Graph
-from pipepar.model.compat.torch_internals import FakeTensorMode, OpOverload
+from pipepar.model.compat.torch_internals import CPU_ATTENTION, FakeTensorMode, OpOverload
 from pipepar.model.fake_tensors import fake_tensor, faked
 
 
@@ -90,7 +90,7 @@ def _formulas(graph: fx.Graph) -> dict[Any, Callable[..., int]]:
     targets = {n.target for n in graph.nodes if isinstance(n.target, OpOverload)}
     # torch and transformers each have an operation with this name.
     grouped = {t.overloadpacket: _grouped_mm for t in targets if "grouped_mm" in str(t)}
-    return {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention, **grouped}
+    return {CPU_ATTENTION: _attention, **grouped}
 
 
 def _attention(
