@@ -1,7 +1,7 @@
 """All ranks of a job: their start, channels, CPU cores, shutdown and abort.
 
 Importing this module does not initialise MPI. `World.start` does, except in a process without a
-launcher, which is a world of one rank and needs no MPI.
+launcher that has not imported mpi4py.MPI: it is a world of one rank and needs no MPI.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class World(Group):
 
     @classmethod
     def start(cls, progress_period: float = PROGRESS_PERIOD) -> World:
-        """Initialise MPI and return the world of all ranks. *Collective.*
+        """Initialise MPI if it is needed, and return the world of all ranks. *Collective.*
 
         Args:
             progress_period: seconds between two polls of the progress engine.

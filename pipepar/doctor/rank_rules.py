@@ -41,6 +41,7 @@ def judge_ranks(ranks: Sequence[RankFacts]) -> list[Finding]:
 
 
 def _ranks(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+    """Yield the number of ranks and hosts, never as a fault."""
     hosts = len(by_host(ranks))
     found = f"{_count(len(ranks), 'rank')} on {_count(hosts, 'host')}"
     hint = "start several to have their links measured: mpirun -n 4 pipepar doctor"
@@ -48,6 +49,7 @@ def _ranks(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
 
 
 def _cores(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+    """Check that no two ranks of a host are bound to the same core."""
     overloads = [
         (host, found)
         for host, those in by_host(ranks).items()
@@ -68,6 +70,7 @@ def _cores(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
 
 
 def _threads(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+    """Check that each rank computes with as many threads as its cores allow."""
     groups: dict[tuple[str, str, str], list[int]] = {}
     for host in by_host(ranks).values():
         for facts in host:
@@ -103,6 +106,7 @@ def _wrong_threads(facts: RankFacts, host: Sequence[RankFacts]) -> tuple[str, st
 
 
 def _environment(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+    """Check that OMP_NUM_THREADS is the same on every rank."""
     groups = _alike(ranks, [facts.environment.get("OMP_NUM_THREADS", "") for facts in ranks])
     texts = [f"OMP_NUM_THREADS={value}" if value else "OMP_NUM_THREADS not set" for value in groups]
     if len(groups) > 1:
@@ -119,6 +123,7 @@ def _environment(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
 
 
 def _devices(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+    """Check that the ranks have the same kind of device, and each a GPU of its own."""
     kinds = [", ".join(facts.devices) or f"no CUDA device, {facts.cpu}" for facts in ranks]
     groups = _alike(ranks, kinds)
     wrong = [finding for host in by_host(ranks).values() for finding in _gpus(host)]

@@ -1,4 +1,4 @@
-"""The assignment of devices to ranks: a GPU of its own if there is one, and cores near it."""
+"""The assignment of devices to ranks: a GPU for each rank where there is one, and cores near it."""
 
 from __future__ import annotations
 
@@ -129,7 +129,8 @@ def assign_gpus(hosts: Sequence[str], claims: Sequence[Claim]) -> list[str]:
     """Assign GPUs to ranks.
 
     The ranks of a host, one after another, take the first visible GPU that is still free. So each
-    gets its own GPU, whether a launcher shows each rank one GPU or all of them.
+    gets its own GPU, whether a launcher shows each rank one GPU or all of them. If none is free, a
+    rank that may share takes the least used one, and another rank gets none.
 
     Args:
         hosts: the host of each rank.

@@ -31,7 +31,7 @@ class Neighbours:
     """links[k] joins the devices at k and k + 1."""
 
     def link(self, one: int, other: int) -> LinkCost:
-        """Return the link between two devices: the slowest of the links from one to the other."""
+        """Return the largest latency and smallest bandwidth of the links between two devices."""
         return _slowest(self.links[min(one, other) : max(one, other)])
 
 

@@ -22,8 +22,9 @@ _OPTION: Final = "--resume"
 def report(world: World, error: BaseException) -> str:
     """Return the block of text that ends the output of a failed job.
 
-    It has the rank, the host and the cause. Errors of pipepar (`PipeparError`) are shown without a
-    traceback; other exceptions, also those in a stage or in the user's script, with one.
+    It has the rank, the host and the cause. Errors of pipepar (`PipeparError`) and interrupts from
+    the keyboard are shown without a traceback; other exceptions, and the cause of a `StageError`,
+    with one.
 
     Args:
         world: all ranks.
@@ -49,8 +50,8 @@ def report(world: World, error: BaseException) -> str:
 class FailTogether:
     """A context manager that aborts the job when its body, or any thread, raises an exception.
 
-    Without it, ranks that wait for the failed one would wait for ever. In a world of one,
-    exceptions of the body propagate to the caller.
+    Without it, ranks that wait for the failed one would wait forever. In a world of one, exceptions
+    propagate as usual. SystemExit in a thread other than the main one ends only that thread.
     """
 
     def __init__(self, world: World, output: Path | None = None) -> None:
@@ -83,7 +84,10 @@ class FailTogether:
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """Abort the job because of an error; does nothing in a world of one."""
+        """Abort the job because of an error; do nothing in a world of one.
+
+        SystemExit with status 0 is reported as a rank that left too early.
+        """
         if self._world.size == 1:
             return
         if isinstance(error, SystemExit) and not error.code:
@@ -96,6 +100,7 @@ class FailTogether:
         return self._journal.add_remedy(report(self._world, error))
 
     def _in_thread(self, args: threading.ExceptHookArgs) -> None:
+        """Abort the job for an exception in a thread; see `threading.excepthook`."""
         if self._world.size == 1 or args.exc_type is SystemExit:
             self._thread_hook(args)
             return
@@ -104,6 +109,7 @@ class FailTogether:
         self._abort(error)
 
     def _abort(self, error: BaseException) -> NoReturn:
+        """Print the report, unless another rank does, and end all ranks and the launcher."""
         block = self.report(error)
         if block:  # empty for an error of another rank, which then ends the launcher
             from pipepar.comm.liveness.orphan import end_launcher
@@ -113,7 +119,8 @@ class FailTogether:
 
 
 class _JournalProgress:
-    """Detects whether this run has written to the journal, so that the job can be resumed."""
+    """Detects whether the journal has changed since this object was made, so that the job can be
+    resumed."""
 
     def __init__(self, output: Path | None) -> None:
         target = target_of(output) if output is not None else None

@@ -15,7 +15,7 @@ def hold() -> None:
 
 
 def release() -> None:
-    """Deliver the signals, pending ones first. Call it in the main thread."""
+    """Unblock the signals; pending ones are delivered at once. Call it in the main thread."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 

@@ -32,8 +32,9 @@ class Classes:
             logits: [B, classes], float32 or float64.
 
         Returns:
-            A tensor of the same shape and dtype: probabilities by softmax if one class is correct,
-            by sigmoid if several may be; the logits themselves for a regression.
+            A tensor of the same shape and dtype: the logits themselves for a regression; their
+            sigmoid if several classes may be correct or there is only one class; else their
+            softmax.
         """
         if self.problem == "regression":
             return logits

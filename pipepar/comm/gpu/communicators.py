@@ -133,7 +133,7 @@ class Communicators(Mapping[int, "EdgeTransport"]):
 
 
 class EdgeTransport:
-    """The communicator of one channel; see `nccl_channel.P2PTransport`.
+    """Sends and receives through the communicator of one channel; a `nccl_channel.P2PTransport`.
 
     The communicators of a rank are closed together, so `close` only counts.
     """
@@ -145,7 +145,7 @@ class EdgeTransport:
         self._open = True
 
     def close(self) -> None:
-        """Close this channel's use; the last call on a rank frees all communicators. *Collective.*
+        """Count this channel as closed; the last channel of a rank frees all. *Collective.*
 
         May be called twice.
         """

@@ -1,4 +1,4 @@
-"""The only tensor of the model (.npy): a row per sample."""
+"""The output of a model with a single output tensor (.npy): a row per sample."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNSUPPORTED: Final = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class NpyWriter(ArrayWriter):
-    """Writes the only output of a model to ``.npy``.
+    """Writes the output of a model that has a single output tensor to ``.npy``.
 
     Without samples the shape and dtype of a row are unknown: the array is float32 (0,).
     """
