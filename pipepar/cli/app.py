@@ -16,7 +16,7 @@ from pipepar.comm.group.launcher import is_launched_root
 
 # click's UsageError: typer has its own copy of click or imports it, so take it from typer.
 _UsageError: Final[type[Exception]] = cast("Any", typer.BadParameter).__bases__[0]
-# Seconds in which rank 0 starts and prints the usage error.
+# Seconds that the other ranks wait, so that rank 0 can start and print the usage error.
 _USAGE_ERROR_SECONDS: Final = 10.0
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ app.command()(doctor)
 
 
 def _print_version(wanted: bool) -> None:
+    """Print the version and exit with code 0, if wanted."""
     if wanted:
         typer.echo(f"pipepar {version('pipepar')}")
         raise typer.Exit
@@ -54,8 +55,12 @@ def _options(
 
 
 def main() -> None:
-    """Run the command `pipepar`. Of the ranks of a job, only rank 0 prints a usage error."""
-    if is_launched_root():
+    """Run the command `pipepar`, then exit. In a job, only rank 0 prints a usage error.
+
+    Raises:
+        SystemExit: the command has ended; with its exit code.
+    """
+    if is_launched_root():  # also without a launcher
         app(prog_name="pipepar")
     try:
         sys.exit(app(prog_name="pipepar", standalone_mode=False))

@@ -24,6 +24,7 @@ from pipepar.planner.profile import measure_profile
 from pipepar.planner.static_shapes import fixed_batch
 
 Note = Callable[[str], None]
+"""A function that displays a note to the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +46,11 @@ def agree_on_plan(
 ) -> AgreedPlan:
     """Use the given plan, or make one, and send it to every rank. *Collective.*
 
-    A plan is made from measurements if there are samples and anything to choose. Without samples it
-    is made from counted costs. A single rank with one possible micro-batch runs the whole model.
+    Without samples, the plan is made from counted costs. With samples, it is made from
+    measurements, except that a single rank with one possible micro-batch needs none.
 
     Args:
-        run: the circumstances of the run; rank 0 displays notes on the measurement.
+        run: the context of the run; rank 0 displays notes on the measurement.
         graph: the captured model.
         request: the options of the user, and on rank 0 the given plan.
         held: bytes of the weights of the model that this rank already has in memory.
@@ -94,12 +95,12 @@ def measured_choice(
     """Measure the ranks and links, and make the fastest plan for them. *Collective.*
 
     Args:
-        run: the circumstances of the run; rank 0 displays notes on the measurement.
+        run: the context of the run; rank 0 displays notes on the measurement.
         graph: the captured model.
         table: its legal cuts and counted costs.
         request: the options of the user; its given plan is ignored.
         stages: in a world of one rank, the number of devices like this one to plan for, joined by
-            links that take no time; None to plan for the ranks.
+            links that take no time; None to plan for the ranks of the world.
         held: bytes of the weights of the model that this rank already has in memory.
 
     Returns:
@@ -134,6 +135,7 @@ def _sizes(world: World, graph: Graph, request: PlanRequest) -> list[int]:
     """Return the sizes of micro-batch to choose from, as determined by rank 0. *Collective.*"""
 
     def own() -> list[int]:
+        # The result of the other ranks is not used, so they skip the slow checks.
         fixed = fixed_batch(graph)
         if not world.is_root or fixed is not None or request.micro_batch is not None:
             return request.sizes(fixed)
@@ -147,12 +149,15 @@ def _sizes(world: World, graph: Graph, request: PlanRequest) -> list[int]:
 
 
 def _repeated(hardware: Neighbours, stages: int) -> Neighbours:
-    """Return copies of a single device, joined by links that take no time."""
+    """Return `stages` copies of a single device, joined by links that take no time."""
     return Neighbours(hardware.devices * stages, (LinkCost(),) * (stages - 1))
 
 
 def _given(graph: Graph, request: PlanRequest, ranks: int) -> Plan | None:
-    """Check the given plan, and return it with a micro-batch and a depth; None without a plan."""
+    """Return the given plan with a micro-batch and a depth; None on a rank without a plan.
+
+    The plan is checked, see `require_fit`.
+    """
     if request.given is None:
         return None
     require_fit(request.given, graph, ranks)

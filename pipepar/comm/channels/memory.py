@@ -41,8 +41,8 @@ _M_MMAP_THRESHOLD: Final = -3
 def fits(sizes: Sizes, buffer_sizes: Sizes) -> bool:
     """Return whether buffers of these sizes can receive tensors of `sizes` bytes.
 
-    There must be one buffer for each tensor, of the same size or larger. It must take as many
-    messages as the tensor, because each posted receive must match a message.
+    There must be one buffer for each tensor, of the same size or larger. Buffer and tensor must
+    have the same number of messages, because each posted receive must match a message.
     """
     return len(sizes) == len(buffer_sizes) and all(
         size <= buffer_size and pieces(size) == pieces(buffer_size)
@@ -53,9 +53,10 @@ def fits(sizes: Sizes, buffer_sizes: Sizes) -> bool:
 def grow(buffer_sizes: Sizes, sizes: Sizes) -> Sizes:
     """Return the new buffer sizes after tensors of `sizes` bytes did not fit into the buffers.
 
-    A buffer gets the larger of both sizes. It gets the size of its tensor, which may be smaller, if
-    the numbers of messages differ; all buffers do if the numbers of tensors differ. Sender and
-    receiver both compute this, so it must not depend on anything else.
+    A buffer gets the larger of both sizes if its number of messages is that of its tensor;
+    otherwise it gets the size of the tensor, which may be smaller. If there are more or fewer
+    tensors than buffers, the result is `sizes`. Sender and receiver both compute this, so it must
+    not depend on anything else.
     """
     if len(sizes) != len(buffer_sizes):
         return sizes
@@ -118,7 +119,7 @@ class Layout:
 
 
 def packed(tensors: Sequence[TensorLayout]) -> tuple[tuple[int, ...], int]:
-    """Return aligned offsets for tensors in one buffer, and the size of that buffer, in bytes."""
+    """Return the offsets of tensors in one buffer, aligned, and the buffer's size; in bytes."""
     begins, end = [], 0
     for tensor_layout in tensors:
         begins.append(-(-end // _ALIGNMENT) * _ALIGNMENT)
@@ -127,7 +128,7 @@ def packed(tensors: Sequence[TensorLayout]) -> tuple[tuple[int, ...], int]:
 
 
 def plain(value: Value) -> Value:
-    """Return the value; of a lazily conjugated or negated tensor, a copy with that applied."""
+    """Return the value; for a lazily conjugated or negated tensor, a copy with that applied."""
     if isinstance(value, torch.Tensor) and (value.is_conj() or value.is_neg()):
         return value.resolve_conj().resolve_neg()
     return value
@@ -136,7 +137,7 @@ def plain(value: Value) -> Value:
 def core(tensor: torch.Tensor) -> torch.Tensor:
     """Return an unexpanded view of a tensor, in a dtype of the same width that torch can copy.
 
-    In its shape, the size of each expanded dimension is 1, or 0 if it was 0.
+    The size of each expanded dimension (stride 0) becomes 1, or remains 0.
     """
     for dim, step in enumerate(tensor.stride()):
         if step == 0:
@@ -153,9 +154,9 @@ def flat(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def whole(tensor_layout: TensorLayout, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a view of the elements to send, from which they are copied to other memory.
+    """Return a view of the elements to send, as the source of a copy.
 
-    It is `core`, with holes, if the tensor has holes; otherwise `flat`, its bytes.
+    The view is `core` if the tensor has holes, which the view then has too; otherwise it is `flat`.
     """
     return core(tensor) if tensor_layout.has_holes else flat(tensor)
 
@@ -176,10 +177,10 @@ def tensor_from_buffer(
         tensor_layout: the layout of the tensor.
         buffer: uint8 [at least nbytes], on any device; its storage offset must be a multiple of
             the item size.
-        copy: copies its second argument into its first; called for a tensor with holes only.
+        copy: copies its second argument into its first; called only for a tensor with holes.
 
     Returns:
-        A view of the buffer; a new tensor on the same device if it has holes.
+        A view of the buffer, or for a tensor with holes a new tensor on the same device.
     """
     spec = tensor_layout.spec
     if not tensor_layout.has_holes:
@@ -193,7 +194,7 @@ def tensor_from_buffer(
 
 
 def return_freed_memory() -> None:
-    """Return free memory of this process to the kernel; does nothing without glibc."""
+    """Return free memory of this process to the kernel; do nothing without glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -20,7 +20,7 @@ from pipepar.comm.native._progress import Engine
 from pipepar.errors import WireError
 from pipepar.microbatch import MicroBatch, Value
 
-# A partial, since it is called for every tensor and is faster than a function of Python.
+# A partial is faster than a Python function, and it is called for every tensor.
 _HOST_MEMORY: Final = partial(torch.empty, dtype=torch.uint8)
 
 
@@ -100,7 +100,7 @@ class MpiReceiver:
             self._cancel_payloads()
 
     def abort(self) -> None:
-        """See `Receiver.abort`."""
+        """See `Receiver.abort`. The receives stay posted, so their memory is never freed."""
         self._open = False
         for lane in (self._header_lane, self._spec_lane, self._payload_lane):
             lane.retract()
@@ -108,12 +108,14 @@ class MpiReceiver:
         leak(self._payloads)
 
     def _post_header(self) -> None:
+        """Post one more receive of a header."""
         endpoint, data = self._endpoint, bytearray(HEADER_BYTES)
         request = endpoint.comm.Irecv([data, MPI.BYTE], endpoint.peer, endpoint.header_tag)
         self._headers.append((request, data))
         self._header_lane.push([MPI._addressof(request)])
 
     def _post_payload(self) -> None:
+        """Post the receives of one micro-batch in new buffers; do nothing if all are empty."""
         if not any(self._buffer_sizes):
             return
         endpoint, payload_tag = self._endpoint, self._endpoint.payload_tag(self._generation)
@@ -127,6 +129,11 @@ class MpiReceiver:
         self._payload_lane.push([MPI._addressof(request) for request in requests])
 
     def _take_header(self) -> Header:
+        """Wait for the next header and return it; the caller posts the next receive.
+
+        Raises:
+            WireError: the channel is closed, the peer has ended, or the header is damaged.
+        """
         if not self._open:
             raise WireError(f"the channel from rank {self._endpoint.peer} is closed")
         lane = self._header_lane
@@ -138,6 +145,11 @@ class MpiReceiver:
             raise self._error(str(error)) from error
 
     def _take_spec(self, header: Header) -> None:
+        """Receive the spec that follows a header, and store its layout.
+
+        Raises:
+            WireError: the peer has ended, or the spec is damaged.
+        """
         endpoint, data = self._endpoint, bytearray(header.spec_bytes)
         request = endpoint.comm.Irecv([data, MPI.BYTE], endpoint.peer, endpoint.spec_tag)
         self._spec_lane.push([MPI._addressof(request)])
@@ -148,7 +160,10 @@ class MpiReceiver:
             raise self._error(str(error)) from error
 
     def _open_generation(self, generation: int) -> None:
-        """Cancel the posted receives of tensors; post ones with other buffers and another tag."""
+        """Cancel the posted receives of tensors, and post others with other buffers and a new tag.
+
+        The sizes of the buffers follow from the layout in use.
+        """
         self._cancel_payloads()
         self._generation = generation
         self._buffer_sizes = grow(self._buffer_sizes, self._layout.sizes)
@@ -163,6 +178,7 @@ class MpiReceiver:
         self._payloads.clear()
 
     def _require_room(self) -> None:
+        """Raise WireError if the tensors of the layout do not fit into the posted buffers."""
         sizes = self._layout.sizes
         if not fits(sizes, self._buffer_sizes):
             raise self._error(
@@ -170,18 +186,25 @@ class MpiReceiver:
             )
 
     def _take_values(self) -> tuple[Value, ...]:
+        """Wait for the tensors of a micro-batch, and return all its entries."""
         values: list[Value] = list(self._layout.spec)  # type: ignore[arg-type]
         for tensor_layout, buffer in zip(self._layout.tensors, self._take_buffers(), strict=True):
             values[tensor_layout.position] = tensor_from_buffer(tensor_layout, buffer)
         return tuple(values)
 
     def _microbatch(self, header: Header, entries: tuple[Value, ...]) -> MicroBatch:
+        """Return the micro-batch; raise WireError if its entries are invalid."""
         try:
             return microbatch_of(header.index, header.program, entries)
         except WireError as error:
             raise self._error(str(error)) from error
 
     def _take_buffers(self) -> list[torch.Tensor]:
+        """Wait for the oldest posted receives, and return their buffers.
+
+        If none are posted, all tensors are empty: return empty buffers. The caller posts the next
+        receives.
+        """
         if not self._payloads:
             return [self._allocate(0) for _ in self._layout.tensors]
         lane = self._payload_lane
@@ -189,6 +212,7 @@ class MpiReceiver:
         return self._payloads.popleft().buffers
 
     def _error(self, message: str) -> WireError:
+        """Return an error that names the peer and the number of the next micro-batch."""
         return WireError(
             f"from rank {self._endpoint.peer}, micro-batch {self._received}: {message}"
         )

@@ -7,9 +7,9 @@ computing:
 - **Receives are posted ahead.** The receiver posts receives for `depth` headers and their tensors,
   so messages arrive while the stage computes. Headers are sent in synchronous mode: such a send
   completes when the receiver has posted the receive. That bounds the channel.
-- **Buffers have the size of the largest tensors so far.** So smaller tensors fit. Larger ones begin
-  a new *generation* of larger buffers under another tag, and the receiver cancels the old receives.
-  Both ends compute the sizes by the same rule.
+- **Buffers have the size of the largest tensors so far**, so smaller tensors fit. Tensors that do
+  not fit (see `memory.fits`) begin a new *generation* of buffers under another tag, and the
+  receiver cancels the old receives. Both ends compute the sizes by the same rule, `memory.grow`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ class MpiSender:
         self._sent = 0
 
     def send(self, microbatch: MicroBatch) -> None:
-        """See `Sender.send`."""
+        """See `Sender.send`.
+
+        Tensors must be on the CPU; this is checked only if the layout differs from the last one.
+        """
         values = tuple(map(plain, entries_of(microbatch)))
         layout = self.layout(values)
         if layout is not self._layout:
@@ -58,20 +61,20 @@ class MpiSender:
         self.post(microbatch, layout, memory)
 
     def layout(self, values: tuple[Value, ...]) -> Layout:
-        """Return the layout of some values; the last one that was posted if it has not changed.
+        """Return the layout of some values: the very object posted last, if it matches them.
 
         Args:
             values: entries of a micro-batch, each passed through `plain`.
 
         Raises:
-            WireError: a value has a type that no channel sends.
+            WireError: a value cannot be sent.
         """
         if self._layout is not None and matches_spec(self._layout.spec, values):
             return self._layout
         return Layout.of(tuple(map(describe, values)))
 
     def admit(self) -> None:
-        """Wait until fewer than `depth` micro-batches are under way.
+        """Wait until fewer than `depth` micro-batches and end markers are under way.
 
         Raises:
             WireError: the channel is closed, or the peer has ended.
@@ -84,11 +87,11 @@ class MpiSender:
         """Send a micro-batch without waiting; `admit` must have been called for it.
 
         Args:
-            microbatch: its index and its program are sent in the header.
-            layout: the result of `layout` for its entries.
+            microbatch: the source of the index and the program in the header.
+            layout: the result of `layout` for the micro-batch's entries.
             memory: for each tensor of the layout, a tensor whose memory begins with the bytes to
                 send; referenced until they are sent, and not read before the gate is open.
-            gate: the argument of `query`, valid until the gate is open; 0 is open.
+            gate: the argument of `query`, valid until the gate is open; 0 for no gate.
 
         Raises:
             WireError: the spec is too long.
@@ -127,11 +130,12 @@ class MpiSender:
         self._queue.close()
 
     def abort(self) -> None:
-        """See `Sender.abort`."""
+        """See `Sender.abort`. The memory of messages under way is never freed."""
         self._queue.abort()
 
 
 def _require_host(values: tuple[Value, ...]) -> None:
+    """Raise WireError if a tensor is not on the CPU."""
     for value in values:
         if isinstance(value, torch.Tensor) and not value.is_cpu:
             raise WireError(

@@ -30,7 +30,7 @@ WEIGHT_FILES: Final = (
 )
 """The files that may contain a folder's weights, in order of preference."""
 
-# The prefix of the model's names in the wrappers of heads.py.
+# The prefix that the wrappers of heads.py add to the model's names.
 _WRAPPER: Final = "model."
 
 
@@ -62,7 +62,7 @@ def build(folder: Path, head: Head, dtype: torch.dtype | None = None) -> nn.Modu
 
 
 def require_config(folder: Path) -> None:
-    """Refuse a folder without config.json.
+    """Check that a folder contains config.json.
 
     Raises:
         InputError: the folder does not exist or has no config.json.
@@ -76,7 +76,7 @@ def require_config(folder: Path) -> None:
 
 
 def stored_weights(folder: Path, module: nn.Module, head: Head) -> StoredWeights:
-    """Return the source of a folder's weights, which opens no file before it is used.
+    """Return the source of a folder's weights; it opens no file until it is used.
 
     Args:
         folder: the model's folder.
@@ -126,8 +126,9 @@ def dtype_of(folder: Path, config: PreTrainedConfig) -> torch.dtype | None:
 
 
 def _pretrained(folder: Path, head: Head, dtype: torch.dtype | None) -> PreTrainedModel:
+    """Return the model without the head's wrapper, on meta and without a KV cache; see `build`."""
     require_config(folder)
-    import transformers  # takes seconds, which other models need not wait for
+    import transformers  # slow (seconds), and only needed for these models
 
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -155,10 +156,10 @@ def _pretrained(folder: Path, head: Head, dtype: torch.dtype | None) -> PreTrain
 
 
 def _builder(transformers: Any, config: PreTrainedConfig, head: Head) -> Any:
-    """Return the function that builds the model: of the head's class, or of the configuration's.
+    """Return the function that builds the model from a configuration and a dtype.
 
-    Without a head's class, it is the first of the configuration's architectures that transformers
-    has, or AutoModel if it has none.
+    The model's class is that of the head; else the first of the configuration's architectures that
+    transformers has; else AutoModel.
     """
     if head.auto_class:
         return getattr(transformers, head.auto_class).from_config
@@ -169,10 +170,10 @@ def _builder(transformers: Any, config: PreTrainedConfig, head: Head) -> Any:
 
 
 def _set_padding_token(model: PreTrainedModel) -> None:
-    """Set the padding token to the end token if the configuration has none.
+    """Set the padding token to the end token if the configuration has no padding token.
 
-    Decoders are trained without padding. The token is set after the model is built, since otherwise
-    the embedding would treat its row as padding.
+    Several end tokens (a list) change nothing. Decoders are trained without padding. The token is
+    set after the model is built, since otherwise the embedding would treat its row as padding.
     """
     end = getattr(model.config, "eos_token_id", None)
     if getattr(model.config, "pad_token_id", None) is None and isinstance(end, int):

@@ -14,9 +14,9 @@ Example: TypeAlias = tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]
 """Positional and keyword arguments of a model."""
 
 TOKEN_INPUTS: Final = ("input_ids", "attention_mask")
-"""The inputs of a text model whose tokenizer is not available."""
+"""The input names of a text model whose tokenizer is not available."""
 
-_BATCH: Final = 2  # tracing takes a size of 1 for a constant
+_BATCH: Final = 2  # tracing treats a size of 1 as a constant
 _LENGTH: Final = 128
 _PIXELS: Final = 224
 _SHAPE: Final = re.compile(
@@ -25,7 +25,7 @@ _SHAPE: Final = re.compile(
 
 
 def shaped_example(shapes: Iterable[str]) -> Example:
-    """Return arguments of the shapes that the user gives.
+    """Return arguments of the shapes that the user specifies.
 
     Args:
         shapes: [NAME=]SIZExSIZE...[:DTYPE] for each argument, such as 2x512:int64 or
@@ -36,7 +36,7 @@ def shaped_example(shapes: Iterable[str]) -> Example:
         Tensors of zeros.
 
     Raises:
-        InputError: a shape cannot be parsed, or a name is given twice.
+        InputError: a shape or a dtype cannot be parsed, or a name is given twice.
     """
     args: list[torch.Tensor] = []
     kwargs: dict[str, torch.Tensor] = {}
@@ -50,6 +50,7 @@ def shaped_example(shapes: Iterable[str]) -> Example:
 
 
 def _shaped(shape: str) -> tuple[str | None, torch.Tensor]:
+    """Parse one shape; return the argument's name, None if it is positional, and zeros."""
     found = _SHAPE.fullmatch(shape)
     dtype = getattr(torch, found["dtype"] or "float32", None) if found else None
     if found is None or not isinstance(dtype, torch.dtype):
@@ -73,7 +74,7 @@ def text_example(config: Any, names: Sequence[str] = TOKEN_INPUTS) -> Example:
         that is smaller. An encoder-decoder also gets `decoder_input_ids`.
 
     Raises:
-        InputError: the model takes other inputs than tokens.
+        InputError: the configuration does not describe tokens (no `vocab_size`).
     """
     if not isinstance(getattr(config, "vocab_size", None), int):
         raise _unknown(config, "tokens")
@@ -96,7 +97,7 @@ def picture_example(config: Any, dtype: torch.dtype) -> Example:
         configuration has no `image_size`.
 
     Raises:
-        InputError: the model takes other inputs than pictures.
+        InputError: the configuration does not describe pictures (no `num_channels`).
     """
     channels = getattr(config, "num_channels", None)
     if not isinstance(channels, int):
@@ -107,6 +108,7 @@ def picture_example(config: Any, dtype: torch.dtype) -> Example:
 
 
 def _unknown(config: Any, kind: str) -> InputError:
+    """Return the error for a configuration that does not describe tokens or pictures (`kind`)."""
     return InputError(
         f"the configuration of a {config.model_type} model does not describe {kind}, "
         f"expected a model that takes {kind} only; give --shape NAME=SIZExSIZE:DTYPE for each "

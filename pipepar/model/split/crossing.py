@@ -14,8 +14,8 @@ from pipepar.model.capture.graph import Graph
 from pipepar.model.split.node_costs import NodeCost, measure
 from pipepar.model.split.stage_sizes import is_scalar
 
-# Moving a byte to or from memory takes about as long as this many FLOPs on a modern CPU or GPU, so
-# that nodes without FLOPs have a cost too.
+# Moving a byte to or from memory takes about as long as this many FLOPs on a modern CPU or GPU.
+# With it, nodes without FLOPs have a cost too.
 _FLOPS_PER_BYTE: Final = 8
 
 
@@ -28,11 +28,12 @@ class Cut:
     operation: str
     """Name of the last node before the cut."""
     module: str
-    """Path of the module whose forward produced this last node; "" for the model itself."""
+    """Path of the module whose forward produced that last node; "" for the model itself."""
     tensors: int
     """Number of tensors that cross; 1 or more.
 
-    Numbers that cross are not counted, nor tensors that only numbers read, as in `.item()`.
+    Numbers that cross are not counted, nor tensors from which only numbers are read, as by
+    `.item()`.
     """
     nbytes: int
     """Total size of these tensors in bytes, at the example's sizes."""
@@ -55,7 +56,7 @@ class CutTable:
 
     @property
     def crossing(self) -> tuple[float | None, ...]:
-        """For each compute node the bytes that cross a cut before it; see `Cut.nbytes`.
+        """For each compute node, the bytes that cross a cut before it; see `Cut.nbytes`.
 
         None if that cut is illegal; always None for position 0.
         """
@@ -67,7 +68,7 @@ def cut_table(graph: Graph) -> CutTable:
     """Return the costs and the legal cuts of a graph.
 
     A cut is legal if at least one tensor crosses it, no tuple or list crosses it, and no node after
-    it writes into memory of a node before it.
+    it writes into memory that a node before it may share.
 
     Args:
         graph: the captured model.
@@ -88,6 +89,7 @@ def cut_table(graph: Graph) -> CutTable:
 
 
 def _cuts(graph: Graph, costs: dict[fx.Node, NodeCost], work: Sequence[float]) -> Iterator[Cut]:
+    """Yield the legal cuts by position; `work` has the work of each compute node."""
     nodes = graph.nodes
     work_until = list(accumulate(work))
     lifetimes = list(_lifetimes(graph))
@@ -117,8 +119,8 @@ def _cuts(graph: Graph, costs: dict[fx.Node, NodeCost], work: Sequence[float]) -
 def _totals(count: int, spans: Iterable[tuple[int, int, int]]) -> list[int]:
     """Return for each position the total weight of the spans that a cut before it divides.
 
-    A span has the positions of its first and last node, and its weight, a number. Entry p is the
-    sum of the numbers of the spans with first < p <= last; the list has two spare entries.
+    A span consists of the positions of its first and last node, and its weight. Entry p is the sum
+    of the weights of the spans with first < p <= last. The list has `count` + 2 entries.
     """
     changes = [0] * (count + 2)
     for first, last, weight in spans:
@@ -129,12 +131,14 @@ def _totals(count: int, spans: Iterable[tuple[int, int, int]]) -> list[int]:
 
 
 def _lifetimes(graph: Graph) -> Iterator[tuple[fx.Node, int, int]]:
-    """Yield each value that is not a number (tuples too), its position, and its last reader's.
+    """Yield each value that is not a number, its position, and that of its last reader.
 
-    The position of an input is -1, and that of the model's output the number of nodes; last is -1
-    if nothing reads the value. Reads by numbers are ignored, because a stage reads most sizes from
-    tensors that it receives anyway. So the tensor under a `.item()` is not counted, nor are numbers
-    that are sent themselves.
+    Most values are tensors; some are tuples. An input has the position -1. The last reader of an
+    output of the model has the number of nodes as its position; that of an unread value is -1.
+
+    Readers whose result is a number are ignored, because a stage reads most sizes from tensors that
+    it receives anyway. So a tensor that only `.item()` reads is not counted, and numbers that are
+    sent are not counted either.
     """
     nodes = graph.nodes
     position = {node: index for index, node in enumerate(nodes)}
@@ -148,7 +152,10 @@ def _lifetimes(graph: Graph) -> Iterator[tuple[fx.Node, int, int]]:
 
 
 def _written(graph: Graph, costs: dict[fx.Node, NodeCost]) -> list[tuple[int, int]]:
-    """For each alias group that is written into, return its first position and its last write's."""
+    """Return the positions of the first node and the last write of each group written into.
+
+    A group consists of nodes that may share memory; see `alias_groups`.
+    """
     nodes = graph.nodes
     memory = {node: costs[node].memory for node in nodes}
     group = alias_groups(graph.module.graph.nodes, memory)

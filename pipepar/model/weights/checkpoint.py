@@ -26,7 +26,7 @@ class Stored:
     name: str
     """Its name in the file."""
     file: Path
-    """The file."""
+    """The path of the file."""
     offset: int
     """The position of its first element in the file, in bytes."""
     spec: TensorSpec
@@ -42,7 +42,7 @@ class Checkpoint:
     """The tensors of one file or of several shards, by name.
 
     Args:
-        path: the path that the user named, for messages.
+        path: the path that the user specified, for messages.
         file_of: the file of each tensor, by name.
         header: reads the locations of the tensors in a file; called once for each file needed.
     """
@@ -91,7 +91,7 @@ class TensorFiles:
         self._open: dict[Path, int] = {}
 
     def __enter__(self) -> TensorFiles:
-        """Return the reader; no file is open yet."""
+        """Return the object itself; no file is open yet."""
         return self
 
     def __exit__(
@@ -152,7 +152,11 @@ class TensorFiles:
         )
 
     def _fill(self, stored: Stored, memory: memoryview) -> int:
-        """Fill memory until the file ends, and return the number of bytes read."""
+        """Read a tensor's bytes into memory, and return their number; fewer if the file ends.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         handle, done = self._handle(stored.file), 0
         while done < len(memory):
             part = memory[done : done + _READ_BYTES]
@@ -163,6 +167,7 @@ class TensorFiles:
         return done
 
     def _handle(self, file: Path) -> int:
+        """Return the descriptor of a file, which is opened at the first call and then reused."""
         if file not in self._open:
             handle = os.open(file, os.O_RDONLY)
             self._stack.callback(os.close, handle)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Piece: TypeAlias = tuple[str, str]
 """A tensor's name in the checkpoint, and the pattern of the conversion that uses the tensor."""
 
-# Buffers that older versions saved and that the model now computes; transformers ignores them too.
+# Buffers that older versions saved and that models now compute; transformers ignores them too.
 _COMPUTED_BUFFERS: Final = (r"(^|\.)position_ids$", r"(^|\.)inv_freq$")
 
 
@@ -44,7 +44,7 @@ class TransformersNames:
         self._own = model.state_dict()
 
     def recipes(self, stored: Collection[str]) -> Recipes:
-        """Return the recipes, and the names of tensors of another model; see `Naming.recipes`."""
+        """See `Naming.recipes`; unneeded tensors have no recipe and are not surplus either."""
         by_name: dict[str, Recipe] = {}
         surplus: list[str] = []
         converted: dict[str, list[Piece]] = {}
@@ -65,12 +65,17 @@ class TransformersNames:
         return Recipes(by_name, tuple(surplus))
 
     def _renamed(self, name: str) -> tuple[str, str | None]:
+        """Return the model's name and the conversion's pattern; see `ConversionTable.renamed`.
+
+        If the model has a tensor of the old name but none of the new one, the old name is returned.
+        """
         target, pattern = self._table.renamed(name)
         if target not in self._own and name in self._own:
             return name, None
         return target, pattern
 
     def _convert(self, target: str, pieces: list[Piece], values: list[torch.Tensor]) -> Tensors:
+        """Return the model's tensors, by prefixed name, that a conversion makes from the pieces."""
         made = self._table.convert(target, pieces, values)
         return {self._prefix + name: value for name, value in made.items()}
 
@@ -88,7 +93,10 @@ class TransformersNames:
         return not any(map(self._has_parent, {target, target.removeprefix(base), base + target}))
 
     def _has_parent(self, target: str) -> bool:
-        """Whether a name belongs to a submodule of the model, or to a layer after its last one."""
+        """Whether a name belongs to a submodule of the model, or to a layer after its last one.
+
+        False for a name without a dot.
+        """
         owner: nn.Module = self._model
         *parts, _ = target.split(".")
         for part in parts:
