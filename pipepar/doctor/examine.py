@@ -16,15 +16,15 @@ from pipepar.doctor.rank_rules import judge_ranks
 from pipepar.host.device_context import DeviceContext
 from pipepar.host.link_speed import LinkFacts, measure_links
 
-# Shorter than the other timeout, so that the rank that cannot gather its facts is reported instead
-# of the ranks that wait for it.
+# Seconds for the facts of one rank, and for those of all ranks. The first is shorter, so that the
+# rank that cannot gather its facts is reported instead of the ranks that wait for it.
 _FACTS_TIMEOUT: Final = 30.0
 _RANKS_TIMEOUT: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Checkup:
-    """The facts and findings, the same on every rank."""
+    """The facts and findings about a job, the same on every rank."""
 
     ranks: Sequence[RankFacts]
     """The facts of each rank."""
@@ -39,7 +39,7 @@ class Checkup:
         return max((finding.level for finding in self.findings), key=LEVELS.index)
 
     def to_json(self) -> str:
-        """Return one JSON document.
+        """Return one indented JSON document.
 
         ``{"status": LEVEL, "ranks": [...], "links": [...], "findings": [...]}``; the entries have
         the fields of `RankFacts`, `LinkFacts` and `Finding`, in bytes, seconds and bytes per
@@ -51,7 +51,8 @@ class Checkup:
 def examine(world: World) -> Checkup:
     """Gather the facts of every rank, measure every link, and apply all rules. *Collective.*
 
-    Sets the number of threads of the rank, as a run does. Aborts the job if a step takes too long.
+    Sets the number of threads of the rank, as a run does. Aborts the job if the facts of this rank,
+    the facts of all ranks, or the measurement of one link take too long. Each has its own timeout.
 
     Raises:
         OSError: a directory that a run writes to cannot be inspected on this rank.
@@ -71,6 +72,7 @@ def examine(world: World) -> Checkup:
 
 
 def _own_facts(world: World) -> RankFacts:
+    """Return the result of `inspect_rank`; abort the job if it takes too long."""
     late = (
         f"rank {world.rank} on {world.host} cannot inspect its host within {_FACTS_TIMEOUT:.0f} s; "
         "check that its file systems (/dev/shm, TMPDIR, the working directory) and devices respond"

@@ -1,4 +1,4 @@
-"""Turns a model's output into rows of the output file: tensors by name, or JSON values."""
+"""Conversion of a model's output to rows of the output file: tensors by name, or JSON values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def tensors_by_name(output: Any) -> dict[str, torch.Tensor]:
 
     Returns:
         The tensors by their paths, such as "scores.0"; "output" for an output that is one tensor.
-        Values that are not tensors are omitted, so the dict may be empty.
+        Values that are not tensors, and objects that torch's pytree does not treat as containers,
+        are omitted, so the dict may be empty.
     """
     named = {}
     for path, leaf in pytree.tree_flatten_with_path(output)[0]:
@@ -57,13 +58,13 @@ def logits_of(output: Any) -> torch.Tensor:
     """Return the logits in a model's output.
 
     Args:
-        output: the model's output: one tensor of any name, or several with one called logits.
+        output: the model's output: with one tensor of any name, or with one at the path "logits".
 
     Returns:
         The tensor, unchanged.
 
     Raises:
-        InputError: the output has no tensor, or several of which none is called logits.
+        InputError: the output has no tensor, or several and none at this path.
     """
     named = tensors_by_name(output)
     if len(named) == 1:
@@ -86,7 +87,7 @@ def full_precision(logits: torch.Tensor) -> torch.Tensor:
 
 
 def answered_by(function: Callable[[Any], Any], name: str) -> Answer:
-    """Return an `Answer` that calls a function of the user's.
+    """Return an `Answer` that calls a function of the user with the output, without the columns.
 
     Args:
         function: takes the model's output and returns a tensor, a dict of tensors, or a list with
@@ -94,8 +95,8 @@ def answered_by(function: Callable[[Any], Any], name: str) -> Answer:
         name: the function's name in messages.
 
     Returns:
-        An answer that raises InputError if the function returns another type. It does not catch
-        exceptions of the function.
+        An answer that raises InputError if the function returns another type, or a dict with a
+        value that is not a tensor. It does not check sizes or catch the function's exceptions.
     """
 
     def answer(output: Any, columns: Columns) -> Rows:

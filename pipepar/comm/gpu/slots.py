@@ -9,7 +9,7 @@ Each slot holds one micro-batch. Events order its use; the host never waits.
 
 So a slot is not overwritten before its content has left or was consumed, and not read before its
 content has arrived. When a slot grows, `compute` already waits for the last transfer from or into
-its old memory, as `Gpu.empty` requires.
+its old memory, as `Gpu.empty` requires. Each outbox and inbox has a CUDA stream `side` of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Slot:
     memory: torch.Tensor
     """uint8 [capacity]."""
     free: Event
-    """Completes when the last content is no longer needed."""
+    """Completes when the last content has left or was consumed."""
 
 
 class Outbox:
@@ -50,7 +50,8 @@ class Outbox:
 
     Args:
         gpu: the GPU whose memory the slots use.
-        slots: the number of micro-batches that may be in transfer at once, at least 1.
+        slots: the number of micro-batches that may be in transfer at once, at least 1; `compute`
+            waits when a further one is enqueued.
     """
 
     def __init__(self, gpu: Gpu, slots: int) -> None:
@@ -64,9 +65,9 @@ class Outbox:
         """Enqueue the copy of a micro-batch into a slot and its transfer from there.
 
         Args:
-            parts: the tensors on the device; later work on `compute` may overwrite them.
-            nbytes: bytes of the slot that the parts take, with the gaps between them.
-            transfer: called once, with the first `nbytes` of a slot.
+            parts: tensors on the device; later work on `compute` may overwrite them.
+            nbytes: bytes of the slot that the parts occupy, including the gaps between them.
+            transfer: called once, before this method returns, with the first `nbytes` of the slot.
 
         Returns:
             The event of the end of the transfer, valid until the slot is used again.
@@ -108,11 +109,11 @@ class Inbox:
         self._released = 0
 
     def post(self, nbytes: int, transfer: Transfer) -> None:
-        """Enqueue a transfer into the next slot.
+        """Enqueue a transfer into the next slot, which must be unused or released.
 
         Args:
             nbytes: the number of bytes that will arrive.
-            transfer: called once, with the first `nbytes` of a slot.
+            transfer: called once, before this method returns, with the first `nbytes` of the slot.
         """
         assert self._posted < self._released + len(self._slots), "no slot is free"
         gpu, index = self._gpu, self._posted % len(self._slots)
@@ -133,7 +134,8 @@ class Inbox:
     def take(self) -> torch.Tensor:
         """Return the memory of the oldest posted slot that was not taken, uint8 [capacity].
 
-        `compute` waits for the transfer; work enqueued on it before `release` may read the memory.
+        There must be such a slot; this is not checked. `compute` waits for the transfer; work
+        enqueued on it before `release` may read the memory.
         """
         index = self._taken % len(self._slots)
         self._taken += 1

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 
 @contextmanager
 def deadline(abort: Callable[[str], object], seconds: float, message: str) -> Iterator[None]:
-    """Abort the job if the body of the `with` statement takes too long.
+    """Abort the job if the body of the `with` statement takes longer than `seconds`.
 
-    `abort` runs in a timer thread; the body is not interrupted.
+    `abort` is called in a timer thread; the body is not interrupted.
 
     Args:
-        abort: ends the job, given the text to print; for example `World.abort`.
+        abort: prints its argument and ends the job; for example `World.abort`.
         seconds: time limit of the body.
-        message: which rank waited, for what, and what to try.
+        message: which rank waited, for what, and what to try; "error: " is put before it.
     """
     timer = threading.Timer(seconds, abort, [f"error: {message}"])
     timer.daemon = True

@@ -51,6 +51,8 @@ class Heartbeat:
     ) -> None:
         """Start to exchange heartbeats with other ranks. *Collective.*
 
+        Must not be called while the heartbeat is running.
+
         Args:
             group: all ranks, at least two.
             limits: the timeouts.
@@ -59,7 +61,7 @@ class Heartbeat:
                 report, and returns once the pulse is closed.
 
         Raises:
-            RuntimeError: no UDP socket can be opened.
+            RuntimeError: no UDP socket can be opened on this rank.
         """
         from pipepar.comm.native._pulse import Pulse, addresses
 
@@ -81,14 +83,15 @@ class Heartbeat:
         self._monitor = _Monitor(pulse, listener)
 
     def set_activity(self, doing: Activity, microbatch: int, samples: Any = None) -> None:
-        """Note what this rank begins, for its next heartbeats, if the heartbeat is running.
+        """Record the work that this rank begins, for its next heartbeats. For one thread only.
 
-        It is cheap: a few memory writes.
+        Does nothing if the heartbeat is not running. Costs a few memory writes.
 
         Args:
             doing: the kind of work.
             microbatch: the index of the micro-batch.
-            samples: int64 [b], in host memory, the numbers of its samples; None if not known.
+            samples: int64 [b], contiguous in host memory, the numbers of its samples; None if not
+                known.
         """
         monitor = self._monitor
         if monitor is None:
@@ -102,9 +105,9 @@ class Heartbeat:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Mark the body as a wait for other ranks, such as a collective call.
+        """Mark this rank as waiting for other ranks during the body, such as a collective call.
 
-        If the body raises, the mark stays.
+        If the body raises, the mark stays. Does nothing if the heartbeat is not running.
         """
         monitor = self._monitor
         if monitor is not None:
@@ -114,14 +117,14 @@ class Heartbeat:
             monitor.pulse.waits(False)
 
     def waited(self) -> None:
-        """Note that this rank has waited for another one until now."""
+        """Record that this rank has waited for another one until now, if it has a heartbeat."""
         if self._monitor is not None:
             self._monitor.pulse.waited()
 
     def close(self) -> None:
         """Stop the heartbeat. May be called twice.
 
-        The other ranks must not need this rank any more.
+        No other rank may still depend on this one.
         """
         monitor, self._monitor = self._monitor, None
         if monitor is not None:
@@ -137,7 +140,7 @@ class _Monitor:
     pulse: Pulse
     """The native thread that sends heartbeats and checks those of other ranks."""
     listener: threading.Thread
-    """Waits until the pulse requests that this rank aborts the job, or is closed."""
+    """The thread that runs `listen`; it waits for the pulse's request to abort the job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +160,10 @@ class _Location:
 
 
 def _namespaces() -> tuple[str, str]:
-    """Return ids of the network and process namespaces of this rank, unique among hosts.
+    """Return ids of the network and process namespaces of this rank.
 
-    They contain the boot id, since several hosts may have the same name.
+    They contain the boot id of the host, since several hosts may have the same name. Without /proc,
+    both are the process id, so that each rank counts as alone in its namespaces.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -170,10 +174,10 @@ def _namespaces() -> tuple[str, str]:
 
 
 def _monitored(group: Group) -> list[int]:
-    """Return the ranks that this one exchanges heartbeats with.
+    """Return the ranks that this one exchanges heartbeats with, in order.
 
-    These are the neighbours in the ring and the root. The root exchanges them with all ranks, so
-    it can report for all of them.
+    These are the root and the two neighbours in the ring of ranks. The root exchanges heartbeats
+    with all other ranks, so it can report problems of any rank.
     """
     if group.is_root:
         return group.others

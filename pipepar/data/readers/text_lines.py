@@ -12,7 +12,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Text]]:
-    """Yield the location of each line, for messages, and the line; empty lines are included.
+    """Yield each line, also an empty one, with its location: ``PATH, line NUMBER``, from 1.
 
     Args:
         path: a UTF-8 file, lines ended by ``\\n`` or ``\\r\\n``, with or without a byte order mark.
@@ -30,7 +30,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, Text]]:
 
 
 def read_valid_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield like `read_lines`, but raise the error of a line that is not UTF-8.
+    """Yield the same as `read_lines`, but raise the error of a line that is not UTF-8.
 
     Args:
         path: as for `read_lines`.
@@ -48,6 +48,7 @@ def read_valid_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _decoded(line: bytes, where: str) -> Text:
+    """Return a line as a string; return, not raise, an InputError if it is not UTF-8."""
     try:
         return line.decode()
     except UnicodeDecodeError as error:

@@ -13,7 +13,7 @@ _SMALLEST_COUNT: Final = 1e-9
 
 
 class MeanPooling(nn.Module):
-    """Sentence embeddings: the mean of an encoder's last hidden state, without padding.
+    """Sentence embeddings: the mean of an encoder's last hidden state over the tokens of a row.
 
     Args:
         model: an encoder whose output has `last_hidden_state`, [B, S, H].
@@ -32,7 +32,7 @@ class MeanPooling(nn.Module):
 
         Returns:
             Embeddings [B, H], not normalised, in the dtype of the hidden state or float32,
-            whichever is more precise.
+            whichever is more precise; zeros for a row without tokens.
         """
         outputs = self.model(attention_mask=attention_mask, **inputs)
         hidden = outputs.last_hidden_state  # [B, S, H]
@@ -59,20 +59,21 @@ class Logits(nn.Module):
             inputs: the model's inputs, [B, ...] each.
 
         Returns:
-            `logits`, [B, ..., classes].
+            A dict with one tensor, `logits`, [B, ..., classes].
         """
         return {"logits": self.model(**inputs).logits}
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The class of a task's model, and the module that wraps it."""
+    """The class of a task's model, and the class of the module that wraps the model."""
 
     auto_class: str | None
-    """The transformers class that builds the model; None for the class that the folder's
-    configuration names, or AutoModel if transformers has no such class."""
+    """The transformers class that builds the model. None for the first class named in the folder's
+    configuration that transformers has, or AutoModel if it has none of them."""
     wrapper: type[nn.Module] | None
-    """Turns the model's output into the task's output; None to return the whole output."""
+    """The class of a module that calls the model and returns the task's output. None to return the
+    whole output of the model."""
 
 
 EMBEDDING: Final = Head("AutoModel", MeanPooling)
