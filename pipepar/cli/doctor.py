@@ -66,7 +66,7 @@ def doctor(
             if world.is_root:
                 _show(checkup, as_json)
             world.all_gather("")  # else a rank that exits with 1 could end rank 0 while it prints
-    except (Exception, KeyboardInterrupt) as error:  # one rank; FailTogether has ended a larger job
+    except (Exception, KeyboardInterrupt) as error:  # in a world of one; else FailTogether aborts
         errors.print(report(world, error), markup=False)
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
     world.close()
@@ -75,7 +75,7 @@ def doctor(
 
 
 def _wait_for_every_rank_to_start() -> World:
-    """Start the world; a rank that waits too long for the others prints its stacks and exits.
+    """Start the world. Under a launcher, a rank that waits too long prints its stacks and exits.
 
     MPI holds the GIL while it starts, so a Python thread could not implement the timeout.
     """
@@ -136,6 +136,7 @@ def _ranks(checkup: Checkup) -> Table:
 
 
 def _links(checkup: Checkup) -> Table:
+    """Return the table of links, one row for each pair of neighbouring ranks."""
     from pipepar.format import readable_rate, readable_seconds
 
     table = _table("link", "latency", "bandwidth", "clock", left=("from, to",))
@@ -156,12 +157,13 @@ def _findings(checkup: Checkup) -> Table:
     table = _table(left=("", "", ""))
     for finding in checkup.findings:
         table.add_row(
-            f"[{_STYLES[finding.level]}]{finding.level}[/]", finding.check, _sentences(finding)
+            f"[{_STYLES[finding.level]}]{finding.level}[/]", finding.check, _lines(finding)
         )
     return table
 
 
-def _sentences(finding: Finding) -> str:
+def _lines(finding: Finding) -> str:
+    """Return what was found, what was expected and the remedy, one per line, as markup."""
     from rich.markup import escape
 
     lines = [escape(finding.found)]
@@ -173,6 +175,10 @@ def _sentences(finding: Finding) -> str:
 
 
 def _table(*right: str, left: tuple[str, ...]) -> Table:
+    """Return an empty table: right-aligned columns, then left-aligned ones.
+
+    The headers are hidden if those of `left` are all empty.
+    """
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim", show_header=any(left))
@@ -184,4 +190,5 @@ def _table(*right: str, left: tuple[str, ...]) -> Table:
 
 
 def _counted(number: int, noun: str) -> str:
+    """Return "no problems", "1 problem", "2 problems" and so on."""
     return f"{number or 'no'} {noun}{'s' * (number != 1)}"

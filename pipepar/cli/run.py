@@ -225,7 +225,7 @@ def run(  # noqa: PLR0913 - the options of a command
             if world.is_root:
                 console.print(_opening(world, model), markup=False)
             summary = run_job(world, job, display, stop.asked)
-    except (Exception, KeyboardInterrupt) as error:  # one rank; FailTogether has ended a larger job
+    except (Exception, KeyboardInterrupt) as error:  # in a world of one; else FailTogether aborts
         console.print(together.report(error), markup=False)
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
     if world.is_root and summary.stopped:

@@ -12,7 +12,7 @@ _SHOWN: Final = 8
 
 
 def sample_names(samples: Sequence[int]) -> str:
-    """Return a phrase for a message that lists the first 8 samples by 0-based position."""
+    """Return "sample 3", or "samples 3, 5" with at most 8 positions; ", ..." replaces the rest."""
     if len(samples) == 1:
         return f"sample {samples[0]}"
     return f"samples {', '.join(map(str, samples[:_SHOWN]))}" + ", ..." * (len(samples) > _SHOWN)
@@ -27,8 +27,8 @@ def stage_errors(function: str, describe: Callable[[Exception], str]) -> Iterato
         describe: returns a phrase for the samples that failed with the exception.
 
     Raises:
-        StageError: the body raised an exception other than a PipeparError. It is the cause of the
-            StageError. A PipeparError is raised unchanged.
+        StageError: the body raised an `Exception` other than a PipeparError; it is chained as the
+            cause. A PipeparError is raised unchanged.
     """
     try:
         yield

@@ -38,7 +38,9 @@ class RunContext:
         stop_requested: Callable[[], str] = lambda: "",
         keeps_spans: bool = False,
     ) -> RunContext:
-        """Claim the threads of this rank, and begin to record its times.
+        """Set torch's number of threads to the share of this rank, and begin to record its times.
+
+        If OMP_NUM_THREADS is set, the number of threads is not changed.
 
         Args:
             world: all ranks.

@@ -21,7 +21,7 @@ def stage_record(run: RunContext, weight_bytes: int, seconds: float) -> StageRec
     """Return the record of this rank at the end of a run; waits for its device.
 
     Args:
-        run: the circumstances of the run.
+        run: the world, the device and the tracer of this rank; the tracer is finished.
         weight_bytes: bytes of the weights of its stage.
         seconds: wall time of the run on this rank.
     """
@@ -72,7 +72,10 @@ def gather_record(
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Return the peak memory of this process on a device, in bytes."""
+    """Return the peak memory of this process on a device, in bytes.
+
+    On a GPU, this is the memory reserved by torch's allocator; on a CPU, the resident set size.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -80,7 +83,11 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def _joined(texts: list[str], placement: Placement, root: int) -> RunRecord:
-    """Combine the texts of the ranks; of a rank without a stage, only reading and writing count."""
+    """Return the record of the run from the texts of all ranks.
+
+    The first stage gets the times of reading, the last stage those of writing, even if another rank
+    reads or writes. The wall time is the longest of all ranks.
+    """
     records = [StageRecord.from_fields(json.loads(text)[0]) for text in texts]
     findings = [json.loads(text)[1] for text in texts]
     source, sink = placement.ends.source, placement.ends.sink

@@ -41,10 +41,11 @@ def keep_watch(world: World, complete: Callable[[str], str]) -> None:
 
     Args:
         world: all ranks.
-        complete: called with the text of the final report; returns the text to print.
+        complete: called in a thread with the text of the final report; returns the text to print.
 
     Raises:
-        InputError: an environment variable of the root is not a valid timeout.
+        InputError: an environment variable of the root is not a valid timeout; PeerError on the
+            other ranks.
     """
     if world.size == 1 or world.heartbeat.is_running:
         return
@@ -59,7 +60,7 @@ def agree_on_limits(world: World) -> Limits:
     """Return the timeouts from the environment of the root, or the defaults. *Collective.*
 
     Raises:
-        InputError: a timeout is not a positive number; PeerError on the other ranks.
+        InputError: a timeout is not a positive number or inf; PeerError on the other ranks.
     """
     from pipepar.comm.native._pulse import Limits
 
@@ -68,6 +69,11 @@ def agree_on_limits(world: World) -> Limits:
 
 
 def _seconds(name: str) -> float:
+    """Return a timeout from its variable; the default if that is unset or empty.
+
+    Raises:
+        InputError: the value is not a positive number or inf.
+    """
     given = os.environ.get(name) or _SECONDS[name]
     try:
         seconds = float(given)
@@ -79,9 +85,11 @@ def _seconds(name: str) -> float:
 
 
 def _stacks(world: World, stack_file: IO[bytes]) -> Stacks:
-    """Return where stacks are written: one file for each host, in the working directory.
+    """Return where this rank writes its stacks: in a file that the ranks of a host share.
 
-    Appending from several hosts to one file is not safe on every file system. *Collective.*
+    It is in the working directory, or in the temporary directory if the former is not writable. Its
+    name contains the ID of the job, or of the root's process. Hosts do not share a file, since
+    appending from several hosts is not safe on every file system. *Collective.*
     """
     jobs = (os.environ[name] for name in _JOB_VARIABLES if name in os.environ)
     job = world.broadcast(next(jobs, str(os.getpid())))
@@ -95,6 +103,10 @@ def _stacks(world: World, stack_file: IO[bytes]) -> Stacks:
 def _abort_on_request(
     world: World, stack_file: IO[bytes], complete: Callable[[str], str], pulse: Pulse
 ) -> None:
+    """Wait until this rank must abort the job, then print the report and abort. Runs in a thread.
+
+    Does not abort if the pulse was closed, or has printed the report itself.
+    """
     block = pulse.wait()
     if block:
         block = complete(block)  # if this hangs, on a disk for example, the pulse prints the block

@@ -27,7 +27,7 @@ class Feed:
 
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
     """The columns of the micro-batch by name: tensors of any shape that the results need in
-    addition to the model's output. Every feed of a reader has the same names."""
+    addition to the model's output. All feeds of a reader without a fault have the same names."""
 
     fault: PipeparError | None = None
     """The error of samples that cannot be read; there are then no arguments."""
@@ -42,8 +42,8 @@ class Reader(Protocol):
     def feeds(self, micro_batch: int, done: SampleSet | None = None) -> Iterator[Feed]:
         """Return an iterator over feeds that contain each sample once, except those in ``done``.
 
-        Every call starts at the first sample. Feeds that fail or are left out do not change the
-        composition of the others.
+        Every call reads the whole input again, in an order that the reader chooses. Feeds that are
+        left out do not change the composition of the others.
 
         Args:
             micro_batch: the largest number of rows in a feed, at least 1.
@@ -53,8 +53,9 @@ class Reader(Protocol):
             The feeds. A feed whose samples cannot be read has a fault.
 
         Raises:
-            InputError: ``micro_batch`` is below 1, or the file changed since it was opened.
-            PipeparError: only some samples of a feed are in ``done``.
+            InputError: ``micro_batch`` is below 1; or, from the iterator, the file changed since
+                it was opened.
+            PipeparError: from the iterator: only some samples of a feed are in ``done``.
         """
 
     def example(self) -> Feed:
@@ -65,7 +66,7 @@ class Reader(Protocol):
 
 
 def require_micro_batch(micro_batch: int) -> None:
-    """Refuse a micro-batch without rows.
+    """Raise an error if a micro-batch has no rows.
 
     Args:
         micro_batch: number of rows.

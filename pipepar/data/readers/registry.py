@@ -91,6 +91,11 @@ def _suffix_list(found: list[InputFormat]) -> str:
 
 
 def _folder_format(path: Path, accepted: list[InputFormat]) -> InputFormat:
+    """Return the first accepted format whose inputs are folders.
+
+    Raises:
+        InputError: there is none.
+    """
     found = next((each for each in accepted if each.is_folder), None)
     if found is None:
         raise InputError(f"{path} is a directory; expected one file. Name a file inside it.")

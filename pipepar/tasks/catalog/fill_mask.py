@@ -41,7 +41,7 @@ def fillings(vocabulary: Vocabulary) -> Answer:
 
 
 def _fillings(logits: torch.Tensor, columns: Columns, vocabulary: Vocabulary) -> list[Any]:
-    """Return the answer of one sample."""
+    """Return the answer of one sample; `columns` are its `tokens_of`."""
     ids = columns["input_ids"]
     masks = (ids == vocabulary.mask_token_id).nonzero().flatten()
     # Only the rows of masks, since a row is as long as the vocabulary.
@@ -65,6 +65,7 @@ def _filling(
     single_mask: bool,
     vocabulary: Vocabulary,
 ) -> dict[str, Any]:
+    """Return the answer for one token at one mask; `mask` is the 0-d position in `ids`."""
     filled = ids.clone()
     filled[mask] = token
     filled = filled[filled != vocabulary.pad_token_id]
@@ -83,7 +84,11 @@ def _answers(folder: ModelFolder | None) -> Answer:
 
 
 def _mask(folder: ModelFolder) -> str:
-    """Return the text of the mask token."""
+    """Return the text of the mask token.
+
+    Raises:
+        InputError: the tokenizer has none.
+    """
     mask: str | None = folder.tokenizer().mask_token
     if mask is None:
         raise InputError(
