@@ -36,5 +36,5 @@ def task_help() -> str:
 
 
 def _escape(text: str) -> str:
-    """Escape the brackets, which begin a tag of rich markup."""
+    """Escape each opening bracket, which would begin a tag of rich markup."""
     return text.replace("[", r"\[")

@@ -64,6 +64,8 @@ def capture_together(
 ) -> Graph:
     """Capture the model on every rank, and check that all have the same graph. *Collective.*
 
+    If the weights are distributed by the root, the model first gets the buffers of the root.
+
     Args:
         run: all ranks.
         shared: the model.
@@ -119,14 +121,17 @@ def _program(
     wiring: Wiring,
     explained: Callable[[], AbstractContextManager[None]],
 ) -> Program:
-    """Return the program that copies inputs to the GPU, if there is one, and calls the stage."""
+    """Return the program that calls the stage.
+
+    On a GPU it first copies the inputs there, and explains an out-of-memory error.
+    """
     inputs, gpu = wiring.positions(stage.inputs), run.device_context.gpu
     if gpu is None:
         return Program(inputs, lambda values, step: stage(values))
     upload = HostToDevice(gpu)
 
     def compute(values: tuple[Value, ...], step: Step) -> Sequence[Value]:
-        # The context is inside the loop, which converts every exception to a StageError.
+        # Explain the error here, because the loop converts every exception to a StageError.
         with gpu.range(f"stage {stage.index}"), explained():
             return stage(upload(values))
 

@@ -86,6 +86,7 @@ def run_job(
 
 
 def _run_job(world: World, job: Job, display: Display, stop_requested: StopRequest) -> RunRecord:
+    """Run a job after its preflight; raise Halt if a stop is requested before it computes."""
     with ExitStack() as held:
         with _local_model(world, job) as local:
             claim = world.together(lambda: _claim(world, local, held))
@@ -102,7 +103,7 @@ def _run_job(world: World, job: Job, display: Display, stop_requested: StopReque
 
 @dataclass(frozen=True, slots=True)
 class _OpenFiles:
-    """The input and output of a job, without the model, which is freed when the stage is loaded."""
+    """The input and output of a job, and the requirements of its plan."""
 
     reader: Reader | None
     """The input on rank 0, None elsewhere."""
@@ -120,7 +121,11 @@ class _OpenFiles:
 
 @contextmanager
 def _local_model(world: World, job: Job) -> Iterator[Job]:
-    """Yield the job with a model folder that this rank can read; it may lack the weights."""
+    """Yield the job with a model that this rank can read. *Collective.*
+
+    With the weights from the root, ranks other than 0 get a temporary copy of a model folder,
+    without its weights. Otherwise the job is yielded unchanged.
+    """
     if not (job.weights_from == "root" and job.is_folder):
         yield job
         return
@@ -129,11 +134,13 @@ def _local_model(world: World, job: Job) -> Iterator[Job]:
 
 
 def _claim(world: World, job: Job, held: ExitStack) -> OutputClaim | None:
+    """Lock the output on the last rank until `held` is closed; return None elsewhere."""
     is_sink = world.rank == Ends.of_files(world.size).sink
     return held.enter_context(claim_output(job)) if is_sink else None
 
 
 def _open(world: World, job: Job, claim: OutputClaim | None, resuming: Resuming) -> _OpenFiles:
+    """Open the input and read the plan on rank 0, and agree on the samples. *Collective.*"""
     source = Ends.of_files(world.size).source
     reader = world.together(lambda: open_input(job) if world.rank == source else None)
     given = world.together(lambda: _read_plan(world, job))
@@ -160,7 +167,7 @@ def _assemble(
 
 
 def _note_choice(choice: Choice, job: Job, display: Display) -> None:
-    """Show the chosen plan, the option that requests it again, and advice on faster ones."""
+    """Display the chosen plan, how to repeat it, and advice on a faster one."""
     prediction = choice.prediction
     target = prediction.target
     again = f"; --micro-batch {target.micro_batch} repeats it bit for bit"
@@ -177,6 +184,10 @@ def _note_choice(choice: Choice, job: Job, display: Display) -> None:
 
 
 def _run(job: Job, opened: _OpenFiles, identity: Fields, assembly: Assembly) -> RunRecord:
+    """Compute the samples that are not done, and finish the output. *Collective.*
+
+    Returns the record of the run, the same on every rank.
+    """
     run, count = assembly.run, opened.count
     world = run.world
     sink, done, alone = opened.resuming.open_sink(opened.claim, identity, assembly.agreed, count)
@@ -206,7 +217,10 @@ def _run(job: Job, opened: _OpenFiles, identity: Fields, assembly: Assembly) -> 
 
 
 def _preflight(world: World, job: Job) -> None:
-    """Check the options, and on rank 0 that no file to write is also read or written twice."""
+    """Check the options on every rank, and the paths of the files on rank 0.
+
+    The trace must be writable. No file to write may be the same as another file of the job.
+    """
     check_options(job)
     if not world.is_root:
         return
@@ -225,9 +239,10 @@ def _preflight(world: World, job: Job) -> None:
 def _check(
     graph: Graph, run: RunContext, job: Job, opened: _OpenFiles, shared: SharedSource
 ) -> Fields:
-    """Refuse a graph that does not fit the job, or an output to resume of another job.
+    """Refuse a graph that does not fit the job, or to resume the output of another job.
 
-    Returns the identity of the job on rank 0, and an empty dict elsewhere.
+    Also displays a limitation of the graph. Returns the identity of the job on rank 0, and an
+    empty dict elsewhere.
     """
     reader, request = opened.reader, opened.request
     limitation = graph.limitation(job.model)
@@ -244,12 +259,17 @@ def _check(
 
 
 def _source(world: World, job: Job) -> SharedSource:
+    """Open the model on this rank; return it with the way its weights are distributed."""
     head, values = job.resolved_task.head, world.is_root
     source = open_source(job.model, head, job.weights, values, job.torch_dtype)
     return SharedSource(source, job.weights_from_root)
 
 
 def _read_plan(world: World, job: Job) -> Plan | None:
+    """Return the plan of --plan on rank 0; None on other ranks, or without that option.
+
+    Raises InputError if the file cannot be read or has no valid plan.
+    """
     if job.plan is None or not world.is_root:
         return None
     try:

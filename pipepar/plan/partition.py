@@ -96,8 +96,10 @@ def partition(
     Raises:
         PlanError: there are fewer legal cuts than the stages need, no partition fits the memory of
             the devices, the order is free but the links of a sequence differ, the search table is
-            too large, or a device, a link or the work of a layer is missing or invalid.
-        ValueError: the number of links is not one less than the number of devices.
+            too large, there is no device, the work of a layer is missing, or a device, a link or
+            the work of a layer is invalid.
+        ValueError: the length of the sequence of links is not one less than the number of devices.
+        KeyError: the links by kinds lack a pair that is needed.
     """
     _check(devices, links)
     kinds = {device.kind for device in devices}
@@ -120,6 +122,7 @@ def partition(
 
 
 def _between_neighbours(devices: Sequence[DeviceCost], links: Links) -> Sequence[LinkCost]:
+    """Return the link between each device and the next one."""
     if isinstance(links, Mapping):
         joined = _between_kinds(links)
         return [joined(one, other) for one, other in pairwise(devices)]
@@ -127,6 +130,7 @@ def _between_neighbours(devices: Sequence[DeviceCost], links: Links) -> Sequence
 
 
 def _between_kinds(links: Links) -> LinkOf:
+    """Return a function from two devices to their link; PlanError if links of a sequence differ."""
     if isinstance(links, Mapping):
         return lambda one, other: links[frozenset((one.kind, other.kind))]
     if len(set(links)) > 1:
@@ -139,6 +143,7 @@ def _between_kinds(links: Links) -> LinkOf:
 
 
 def _check(devices: Sequence[DeviceCost], links: Links) -> None:
+    """Raise PlanError for no device or an invalid value, ValueError for a wrong number of links."""
     if not devices:
         raise PlanError("found 0 stages, expected 1 or more; start at least 1 rank")
     if not isinstance(links, Mapping) and len(links) != len(devices) - 1:

@@ -1,6 +1,6 @@
 """The source, the sink and the rank of each stage; the same on every rank.
 
-Other code does not derive these from the number of a rank.
+Other modules take them from here, and do not assume that rank 0 is the source or has stage 0.
 """
 
 from __future__ import annotations

@@ -62,7 +62,8 @@ def measure_profile(
     """Measure the ranks and links of a job, and the model on them. *Collective.*
 
     Args:
-        run: the circumstances of the run; rank 0 displays a note if the times cannot be cached.
+        run: all ranks, and their devices; rank 0 displays a note if the times cannot be cached, or
+            if no operation can be timed.
         graph: the captured model.
         table: its counted costs, for operations that cannot be timed.
         sizes: sizes of micro-batch, ascending; measuring ends when a larger size gains too little
@@ -105,7 +106,10 @@ def _measured(
     sizes: Iterable[int],
     fresh: bool,
 ) -> tuple[dict[int, Seconds], list[float]]:
-    """Return the times by size of micro-batch, and the pace of every rank."""
+    """Return the times by size of micro-batch, and the pace of every rank. *Collective.*
+
+    Also caches new times, and displays problems on rank 0.
+    """
     world = run.world
     curve: dict[int, Seconds] = {}
     problem = ""
@@ -165,7 +169,10 @@ class _Sized:
         return OpBenchmark(self.distinct, subject.device, subject.weight_bytes, subject.room)
 
     def pace(self, times: Times) -> float:
-        """Return the pace of this rank, with each operation weighted by its count in the model."""
+        """Return the present speed of this rank relative to `times`; above 1 if faster.
+
+        Each operation is weighted by its count in the model.
+        """
         return self.bench.pace(times, [self._counts[each.signature] for each in self.distinct])
 
     def by_node(self, times: Times) -> tuple[float, ...]:
@@ -186,9 +193,10 @@ class _Sized:
 def _times(
     world: World, kinds: Sequence[str], sized: _Sized, fresh: bool
 ) -> tuple[dict[str, Times], bool]:
-    """Return the times of each kind, and whether this rank must store the times of its kind.
+    """Return the times of each kind, and whether this rank must store those of its kind.
 
-    The times of a kind are the shortest of its ranks; slower ranks have a lower pace.
+    *Collective.* The times of a kind are the shortest of its ranks; slower ranks have a lower pace.
+    If any rank of the kind has measured, the first rank of the kind on each host stores them.
     """
     kind = kinds[world.rank]
     known = None if fresh else sized.cache.read(sized.size, len(sized.distinct))
@@ -197,7 +205,7 @@ def _times(
     parts = [(of, *json.loads(text)) for of, text in zip(kinds, texts, strict=True)]
     times = {of: _shortest([own for other, _, own in parts if other == of]) for of in kinds}
     measured = any(new for other, new, _ in parts if other == kind)
-    # One rank of each kind on each host stores them, since hosts may not share a file system.
+    # On each host, since hosts may not share a file system.
     alike = zip(kinds, world.hosts, strict=True)
     first = list(alike).index((kind, world.host)) == world.rank
     return times, measured and first
@@ -232,11 +240,15 @@ def _worth_more(curve: Mapping[int, Seconds]) -> bool:
 
 
 def _total(times: Times) -> float:
+    """Return the seconds of all operations that were timed."""
     return sum(seconds or 0.0 for seconds in times)
 
 
 def _paces(world: World, sized: _Sized, times: Times) -> list[float]:
-    """Return the pace of every rank, measured while all ranks are busy; 1 for a single rank."""
+    """Return the pace of every rank, measured on all at the same time. *Collective.*
+
+    1 without a measurement if there is a single rank.
+    """
     if world.size == 1:
         return [1.0]
     world.together(lambda: sized.bench)  # so that all ranks begin at the same time

@@ -1,7 +1,8 @@
 """Measured times, cached on disk from job to job.
 
-There is one JSON file for each key: model, device, shape of the input, weights per stage, and
-version of torch. It has the times of all sizes of micro-batch. The files are in
+There is one JSON file for each key: model, its counted work, device, dtypes and shapes of the
+inputs without the batch, weights per stage, and version of torch. Each file has the times of all
+sizes of micro-batch. The files are in
 ``$XDG_CACHE_HOME/pipepar`` or ``~/.cache/pipepar``; for a user without a home directory, in
 ``pipepar-UID`` in the directory of temporary files. A damaged file is ignored.
 """
@@ -94,7 +95,7 @@ class ProfileCache:
         write_whole(self.path, json.dumps(self.key | {"seconds": seconds}, indent=1) + "\n", writer)
 
     def _known(self) -> dict[str, object]:
-        """Return the times by size of micro-batch; empty if the file is missing or damaged."""
+        """Return the times by size; empty if the file is missing, damaged, or of another key."""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -106,6 +107,7 @@ class ProfileCache:
 
 
 def _folder() -> Path:
+    """Return the folder of the cache, which may not exist."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if Path(base).is_absolute():  # the XDG specification says to ignore any other value
         return Path(base) / "pipepar"

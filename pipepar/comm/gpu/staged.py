@@ -24,7 +24,7 @@ from pipepar.comm.gpu.slots import Outbox, Part
 from pipepar.comm.native._progress import Engine
 from pipepar.microbatch import MicroBatch, Value
 
-# One for the copy into a slot, one for the copy out of it.
+# One slot is filled while the other is copied to pinned memory.
 _SLOTS: Final = 2
 
 
@@ -47,7 +47,8 @@ class StagedSender:
         """See `Sender.send`; tensors in host memory are sent without a copy if they are dense."""
         values = tuple(map(plain, entries_of(microbatch)))
         layout = self._sender.layout(values)
-        # Before the copy: afterwards the engine no longer queries the event that is reused next.
+        # This must precede the copy: until it returns, the engine may still query the event that
+        # `_copy_to_host` reuses.
         self._sender.admit()
         resident = [
             tensor_layout
@@ -89,7 +90,7 @@ class StagedSender:
         self._sender.abort()
 
     def _copy_to_host(self, parts: list[Part], pinned: torch.Tensor) -> int:
-        """Enqueue the copy of these parts to pinned memory; return the handle of its event."""
+        """Enqueue the copy of the parts to pinned memory; return its event's CUDA handle."""
         copied = self._copied[0]
         self._copied.rotate(-1)
 

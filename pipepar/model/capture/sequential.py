@@ -55,8 +55,8 @@ def is_sequence(call: FlatCall) -> bool:
         call: the model and its example.
 
     Returns:
-        True for an nn.Sequential with one tensor, and for Layers with one or more; False for
-        subclasses of these, with forward hooks, and without layers.
+        True for an nn.Sequential with one tensor, and for Layers with one or more. False for a
+        subclass of these, for a module with forward hooks, and for one without layers.
     """
     count = len(call.leaves)
     if call.structure != flatten(((0,) * count, {}))[1] or not len(call.tensors) == count > 0:
@@ -67,7 +67,7 @@ def is_sequence(call: FlatCall) -> bool:
 def capture_sequential(call: FlatCall, device: torch.device) -> Graph:
     """Return a graph with one node for each layer, without tracing.
 
-    Further nodes take values out of tuples, and tensors out of the output.
+    Additional nodes extract the values of tuples, and the tensors of the output.
 
     Args:
         call: a call for which `is_sequence` is true; each nested plain nn.Sequential is replaced by
@@ -80,8 +80,8 @@ def capture_sequential(call: FlatCall, device: torch.device) -> Graph:
     Raises:
         CaptureError: a layer does not take as many values as the one before it returns, or the
             output contains an unsupported object.
-        InputError: a linear or convolution layer does not accept the dtype before it, or a linear
-            layer the size; or the model cannot be copied.
+        InputError: the input of a linear or convolution layer has the wrong dtype, the input of a
+            linear layer has the wrong size, or the model cannot be copied.
     """
     meta_model = to_meta(call.model)
     examples = tuple(call.tensors.values())
@@ -121,7 +121,10 @@ class _Chain:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def build(self, examples: Sequence[torch.Tensor]) -> tuple[list[fx.Node], fx.Node]:
-        """Add a node for each input and layer; return those of the inputs and of the last."""
+        """Add a node for each input and layer; return the input nodes and the last layer's node.
+
+        Raises CaptureError or InputError if a layer does not accept its arguments.
+        """
         layers = list(_children(self._model))
         names = ["x"] if len(examples) == 1 else positional(layers[0][1], len(examples))
         inputs = [self.graph.placeholder(name) for name in names]
@@ -137,7 +140,10 @@ class _Chain:
         return inputs, node
 
     def _record(self, node: fx.Node, result: Any) -> None:
-        """Store a node's result, and its `val`: a tuple if it is nested, which no cut divides."""
+        """Store a node's result, and its `val`, which is None for an unknown result.
+
+        For a nested result `val` is a tuple, which no cut may cross.
+        """
         self.results[node] = result
         known = None if result is _UNKNOWN else result
         node.meta["val"] = known if _is_single(known) else tuple(pytree.tree_leaves(result))
@@ -145,7 +151,8 @@ class _Chain:
     def _run_layer(self, node: fx.Node, layer: nn.Module) -> None:
         """Run a layer, and record its result and whether it may alias or write its arguments.
 
-        An unknown result may alias. Writes are found by an attribute `inplace`, and by the run.
+        An unknown result may alias. A layer writes if a module in it has `inplace` set, or if the
+        run increments the version counter of an argument.
         """
         arguments = [self.results[argument] for argument in node.all_input_nodes]
         _check_input(str(node.target), layer, arguments[0])
@@ -160,9 +167,9 @@ class _Chain:
         ) or (before != _versions(arguments))
 
     def _unpack(self, node: fx.Node, following: nn.Module) -> list[fx.Node]:
-        """Return the nodes of the values that the following layer is called with.
+        """Return the nodes of the arguments of the following layer; add them for a tuple.
 
-        An unknown result counts as a tuple of as many values as that layer requires.
+        An unknown result counts as a tuple of as many values as that layer requires, at least 1.
         """
         result = self.results[node]
         if result is _UNKNOWN:
@@ -181,9 +188,10 @@ class _Chain:
 
 
 def _check_input(name: str, layer: nn.Module, value: Any) -> None:
-    """Refuse an input of the wrong dtype for a linear or convolution layer of torch.
+    """Raise InputError if the input of a linear or convolution layer has the wrong dtype.
 
-    Also refuse a wrong size for a linear layer. Other requirements are unknown before a layer runs.
+    Also if the input of a linear layer has the wrong size. The requirements of other layers, and of
+    layers with a pre-hook, are unknown.
     """
     if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) or layer._forward_pre_hooks:
         return
@@ -204,7 +212,7 @@ def _check_input(name: str, layer: nn.Module, value: Any) -> None:
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Sequential]) -> bool:
-    """Whether a module only calls its children: of this class itself, not empty, no hooks."""
+    """Whether a module has exactly this class, at least one child, and no forward hooks."""
     hooked = module._forward_hooks or module._forward_pre_hooks
     return type(module) is kind and not hooked and len(module) > 0
 
@@ -212,7 +220,7 @@ def _is_plain(module: nn.Module, kind: type[nn.Sequential]) -> bool:
 def _children(
     module: nn.Module, prefix: str = "", unpacks_at_end: bool = False
 ) -> Iterator[tuple[str, nn.Module, bool]]:
-    """Yield name, module, and whether a tuple is unpacked for the next one, of each layer.
+    """Yield for each layer: name, module, and whether a tuple is unpacked for the next layer.
 
     Nested plain nn.Sequential are replaced by their layers. A module that occurs twice in the
     sequence is yielded twice.
@@ -250,11 +258,12 @@ def _output_leaves(
 
 
 def _is_single(result: Any) -> bool:
-    """Whether a layer's result is one value and not nested; then it can cross a cut."""
+    """Whether a layer's result is one value, not nested, so that it can cross a cut."""
     return pytree.tree_structure(result).is_leaf()
 
 
 def _check_count(name: str, layer: nn.Module, count: int) -> None:
+    """Raise CaptureError if a layer without pre-hooks does not take `count` arguments."""
     if layer._forward_pre_hooks:
         return  # the hooks may change the arguments
     signature = inspect.signature(layer.forward)
@@ -276,7 +285,7 @@ def _required(layer: nn.Module) -> int:
 
 
 def _run(child: nn.Module, arguments: list[Any]) -> Any:
-    """Return a layer's result for fake tensors; `_UNKNOWN` if it fails or one of them is."""
+    """Return a layer's result; `_UNKNOWN` if an argument is unknown or the layer raises."""
     if any(argument is _UNKNOWN for argument in arguments):
         return _UNKNOWN
     try:
@@ -286,6 +295,6 @@ def _run(child: nn.Module, arguments: list[Any]) -> Any:
 
 
 def _versions(values: object) -> list[int]:
-    """Return the version counters of tensors, which each write in place increments."""
+    """Return the version counter of each tensor; a write in place increments it."""
     leaves = pytree.tree_leaves(values)
     return [leaf._version for leaf in leaves if isinstance(leaf, torch.Tensor)]
