@@ -1,6 +1,7 @@
 """pipepar: pipeline-parallel inference for PyTorch models on HPC clusters.
 
-Importing it starts neither MPI nor CUDA. torch is loaded when `Pipeline` is first accessed.
+Importing it starts neither MPI nor CUDA. torch is loaded when `Pipeline` or `values_on_root` is
+first accessed.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    """Load the names that need torch when they are first accessed."""
     if name in ("Pipeline", "values_on_root"):
         from pipepar import pipeline
 

@@ -15,7 +15,8 @@ def pack_strings(strings: Sequence[str]) -> torch.Tensor:
         strings: one per sample.
 
     Returns:
-        uint8 [bytes], JSON in ASCII, which also preserves file names that are not UTF-8.
+        uint8 [bytes], on the CPU: JSON in ASCII, which also preserves file names that are not
+        UTF-8.
     """
     return torch.frombuffer(bytearray(json.dumps(list(strings)).encode()), dtype=torch.uint8)
 

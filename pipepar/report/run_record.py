@@ -50,7 +50,7 @@ class StageRecord:
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> StageRecord:
-        """Return the record that `dataclasses.asdict` converted to fields, also after JSON."""
+        """Rebuild a record from its `dataclasses.asdict`, which may have been converted to JSON."""
         totals = {kind: Totals(**each) for kind, each in fields["totals"].items()}
         return cls(**fields | {"totals": totals})
 
@@ -77,12 +77,12 @@ class RunRecord:
 
     @property
     def bound(self) -> float:
-        """Seconds of a perfect pipeline with the measured compute times."""
+        """Seconds of a perfect pipeline with the measured compute times; see `trace.bound`."""
         return bound([stage.totals["compute"] for stage in self.stages])
 
     @property
     def efficiency(self) -> float:
-        """The speed as a share of the speed of the perfect pipeline, at most about 1."""
+        """The speed as a share of the perfect pipeline's, at most about 1; 0 for 0 seconds."""
         return self.bound / self.seconds if self.seconds else 0.0
 
     @property
@@ -108,7 +108,7 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, text: str) -> RunRecord:
-        """Return the record that `to_json` wrote."""
+        """Rebuild a record from the result of `to_json`."""
         fields = json.loads(text)
         stages = tuple(map(StageRecord.from_fields, fields["stages"]))
         counted, stopped = fields["confusion"], fields["stopped"]

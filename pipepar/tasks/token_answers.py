@@ -52,7 +52,7 @@ def token_logits(output: Any, columns: Columns) -> torch.Tensor:
         A tensor [B, S, classes].
 
     Raises:
-        InputError: the logits have another shape.
+        InputError: the output has no logits (see `logits_of`), or they have another shape.
     """
     logits = logits_of(output)
     rows = tuple(columns["real"].shape)

@@ -27,6 +27,7 @@ def open_prepared(path: Path, prepare: Prepare, name: str, lenient: bool = False
     Raises:
         InputError: the input is missing, no format has its suffix, a file of arrays is damaged, or
             a text cannot be read and `lenient` is False.
+        OSError: the input cannot be read.
     """
     samples = find_input_format(path).open(path, TextRules(lenient=lenient))
     return PreparedReader(samples, prepare, name)
@@ -44,6 +45,7 @@ def open_arrays(path: Path) -> Reader:
     Raises:
         InputError: the file is missing, damaged or of another format, or contains no array, a 0-d
             array, Python objects, a dtype that torch lacks, or unequal numbers of rows.
+        OSError: the file cannot be read.
     """
     samples = find_input_format(path, lambda each: each.kind == "arrays").open(path, TextRules())
     return PreparedReader(samples, lambda rows: rows, f"reading {path}")

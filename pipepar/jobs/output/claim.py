@@ -29,7 +29,7 @@ class OutputClaim:
     answer_name: str
     """The name of `answer` for messages."""
     classes: tuple[str, ...] | None
-    """Names of the model's classes; None without labels."""
+    """Names of the model's classes; None without --labels, or if the classes have no names."""
     lenient: bool
     """Whether the job continues without samples that fail."""
     replaces: bool
@@ -48,8 +48,8 @@ class OutputClaim:
 def claim_output(job: Job) -> Iterator[OutputClaim]:
     """Lock the output of a job, and find an unfinished output of an earlier run.
 
-    The partial file is created if there is none, without content. When the context is left, an
-    empty partial file is removed, and another one is stored for a later run.
+    An empty partial file is created if there is none. When the context is left, the partial file
+    is removed if it is empty; otherwise it remains for a later run.
 
     Args:
         job: the options of the job.
@@ -58,9 +58,9 @@ def claim_output(job: Job) -> Iterator[OutputClaim]:
         The locked output.
 
     Raises:
-        InputError: the output cannot be written or resumed, another run writes to it, or a file of
-            the task is missing.
-        OSError: the file system refuses.
+        InputError: the output cannot be written or resumed, another run writes to it, a file of the
+            task is missing, or the --postprocess function cannot be imported.
+        OSError: the file system refuses an operation.
     """
     check_output_path(job.output)
     path = target_of(job.output)
@@ -89,6 +89,10 @@ def claim_output(job: Job) -> Iterator[OutputClaim]:
 
 
 def _open_answer(job: Job, name: str) -> Answer:
+    """Return the --postprocess function, else the answer of the task, else `as_tensors`.
+
+    `as_tensors` also applies if the format of the output supports only tensors.
+    """
     if job.postprocess is not None:
         function = import_path(job.postprocess, UserFunction.POSTPROCESS)
         return answered_by(function, name)

@@ -97,10 +97,11 @@ def _imported(file: Path, name: str) -> Iterator[str]:
 
 
 def import_path(name: str, function: UserFunction) -> Any:
-    """Import a function of the user's.
+    """Import a function that the user named.
 
     Args:
-        name: package.module:attribute; modules in the working directory can be imported.
+        name: package.module:attribute; the attribute may be dotted. Modules in the working
+            directory can be imported.
         function: the kind of function, for messages.
 
     Returns:
@@ -137,6 +138,9 @@ def import_path(name: str, function: UserFunction) -> Any:
 
 
 def _search_here() -> None:
-    """Add the working directory to `sys.path`, which an installed command lacks."""
+    """Insert the working directory at the front of `sys.path`, unless it is there already.
+
+    Python does not add it for an installed command.
+    """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -17,11 +17,13 @@ _LABEL: Final = "label"
 
 
 def _texts(path: Path) -> Iterator[tuple[str, Text]]:
+    """Yield the location of each line, and its text or the error if it has none."""
     for where, line in read_lines(path):
         yield where, line if isinstance(line, InputError) else _text_or_error(line, where)
 
 
 def _text_or_error(line: str, where: str) -> Text:
+    """Return the text of a line, or the InputError of `_text` as a value."""
     try:
         return _text(line, where)
     except InputError as error:
@@ -29,6 +31,11 @@ def _text_or_error(line: str, where: str) -> Text:
 
 
 def _text(line: str, where: str) -> str:
+    """Return the text of a line.
+
+    Raises:
+        InputError: the line is not JSON, or has no text, or its text is not valid Unicode.
+    """
     value = _parsed(line, where)
     text = value.get(_TEXT) if isinstance(value, Mapping) else value
     if not isinstance(text, str):
@@ -47,7 +54,7 @@ def _text(line: str, where: str) -> str:
 
 
 def _described(value: object) -> str:
-    """Return words for an error message on a value without a valid text."""
+    """Describe a value without a valid text, for an error message."""
     if not isinstance(value, Mapping):
         return f"a bare {type(value).__name__}"
     if _TEXT in value:
@@ -56,7 +63,11 @@ def _described(value: object) -> str:
 
 
 def _labels(path: Path) -> Iterator[tuple[str, object]]:
-    """Yield the location and the label of each line: a bare value, or an object's field 'label'."""
+    """Yield the location and the label of each line: a bare value, or an object's field 'label'.
+
+    Raises:
+        InputError: a line is not UTF-8 or not JSON, or its object has no label.
+    """
     for where, line in read_valid_lines(path):
         value = _parsed(line, where)
         if isinstance(value, Mapping):
@@ -70,10 +81,16 @@ def _labels(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def _fields(value: Mapping[str, object]) -> str:
+    """Return the names of the fields, for an error message."""
     return ", ".join(map(repr, value)) or "(none)"
 
 
 def _parsed(line: str, where: str) -> object:
+    """Return the JSON value of a line.
+
+    Raises:
+        InputError: the line is not valid JSON, or is nested too deeply.
+    """
     try:
         value: object = json.loads(line)
     except (ValueError, RecursionError) as error:
