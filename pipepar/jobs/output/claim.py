@@ -29,7 +29,7 @@ class OutputClaim:
     answer_name: str
     """The name of `answer` for messages."""
     classes: tuple[str, ...] | None
-    """Names of the model's classes; None without --labels, or if the classes have no names."""
+    """Names of the model's classes, empty if they have none; None without --labels."""
     lenient: bool
     """Whether the job continues without samples that fail."""
     replaces: bool
