@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Final
 
@@ -96,10 +97,9 @@ def partition(
     Raises:
         PlanError: there are fewer legal cuts than the stages need, no partition fits the memory of
             the devices, the order is free but the links of a sequence differ, the search table is
-            too large, there is no device, the work of a layer is missing, or a device, a link or
-            the work of a layer is invalid.
+            too large, there is no device, or a device, a link or the work of a layer is missing or
+            invalid.
         ValueError: the length of the sequence of links is not one less than the number of devices.
-        KeyError: the links by kinds lack a pair that is needed.
     """
     _check(devices, links)
     kinds = {device.kind for device in devices}
@@ -130,9 +130,9 @@ def _between_neighbours(devices: Sequence[DeviceCost], links: Links) -> Sequence
 
 
 def _between_kinds(links: Links) -> LinkOf:
-    """Return a function from two devices to their link; PlanError if links of a sequence differ."""
+    """Return a function from two devices to their link; raise PlanError if it is unknown."""
     if isinstance(links, Mapping):
-        return lambda one, other: links[frozenset((one.kind, other.kind))]
+        return partial(_by_kinds, links)
     if len(set(links)) > 1:
         raise PlanError(
             f"found {len(set(links))} links that differ between devices in any order, expected "
@@ -140,6 +140,18 @@ def _between_kinds(links: Links) -> LinkOf:
             f"kinds of devices, or keep the order"
         )
     return lambda one, other: links[0]
+
+
+def _by_kinds(
+    links: Mapping[frozenset[str], LinkCost], one: DeviceCost, other: DeviceCost
+) -> LinkCost:
+    link = links.get(frozenset((one.kind, other.kind)))
+    if link is None:
+        raise PlanError(
+            f"found no link between devices of kinds {one.kind!r} and {other.kind!r}, expected one "
+            "for each pair of kinds; give its latency and bandwidth"
+        )
+    return link
 
 
 def _check(devices: Sequence[DeviceCost], links: Links) -> None:

@@ -265,6 +265,14 @@ def test_a_wrong_number_of_links_is_refused() -> None:
         partition(even(4), [DeviceCost(1.0)] * 2, [FREE] * 2)
 
 
+@pytest.mark.parametrize("free_order", [False, True])
+def test_a_pair_of_kinds_without_a_link_is_refused(free_order: bool) -> None:
+    devices = [DeviceCost(1.0, kind=kind) for kind in "ab"]
+    links = {frozenset("a"): FREE, frozenset("b"): FREE}
+    with pytest.raises(PlanError, match="'a' and 'b'"):
+        partition(even(4), devices, links, DeviceUse(free_order))
+
+
 def test_free_order_uses_slow_links_between_kinds_once() -> None:
     devices = [DeviceCost(1.0, kind=kind) for kind in "abab"]
     fast, slow = LinkCost(), LinkCost(1.0, bandwidth=1.0)
