@@ -18,7 +18,8 @@ from pipepar.comm.group.launcher import launched, launcher_local_rank
 from pipepar.comm.world import World
 from pipepar.doctor.facts import RankFacts, Space
 from pipepar.format import readable_bytes
-from pipepar.host.devices import SHARING, Claim, assign_gpus, may_share, visible_gpus
+from pipepar.host.devices import SHARING, Claim, assign_gpus, may_share
+from pipepar.host.gpus import visible_gpus
 from pipepar.host.machine import processor
 from pipepar.host.threads import claim_threads, cores_behind
 

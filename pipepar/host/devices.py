@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
 import torch
 
@@ -17,6 +16,7 @@ from pipepar.comm.group.launcher import launcher_local_rank
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PipeparError
 from pipepar.format import named
+from pipepar.host.gpus import VisibleGpu, visible_gpus
 from pipepar.host.machine import processor
 from pipepar.host.threads import cores_behind
 
@@ -28,24 +28,6 @@ SHARING: Final = "NCCL_MULTI_RANK_GPU_ENABLE"
 
 SHARE_REMEDY: Final = f"; or let ranks share one: {SHARING}=1, with NCCL 2.30.3 or later"
 """A further remedy if there are too few GPUs."""
-
-_PCI_DEVICES: Final = Path("/sys/bus/pci/devices")
-
-
-@dataclass(frozen=True, slots=True)
-class VisibleGpu:
-    """A CUDA device that is visible to this process."""
-
-    index: int
-    """Its index in this process, from 0."""
-    uuid: str
-    """Its UUID, the same in every process of the host."""
-    name: str
-    """Its name, as torch reports it."""
-    memory: int
-    """Bytes of its memory."""
-    near: frozenset[int]
-    """The logical CPUs near it; empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +58,6 @@ class Claim:
     """Whether it may use a GPU that another rank uses."""
     uuids: Sequence[str]
     """The UUIDs of the GPUs that are visible to it, in its order."""
-
-
-def visible_gpus() -> list[VisibleGpu]:
-    """Return the visible CUDA devices; CUDA is initialised only if there is one.
-
-    Raises:
-        RuntimeError: CUDA cannot be initialised, although torch reports a device.
-    """
-    # torch for ROCm also reports CUDA, but has no NCCL.
-    has_cuda = torch.version.cuda is not None and torch.cuda.is_available()
-    count = torch.cuda.device_count() if has_cuda else 0
-    return [_visible(index) for index in range(count)]
 
 
 def choose_devices(
@@ -171,15 +141,6 @@ def gpu_remedy(ranks: int, gpus: int) -> str:
     return fewer + request
 
 
-def cpus_of(text: str) -> frozenset[int]:
-    """Return the CPUs in a list of the kernel's format, such as 0-3,8."""
-    cpus: set[int] = set()
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        cpus.update(range(int(first), int(last or first) + 1))
-    return frozenset(cpus)
-
-
 def _candidates(wanted: str, seen: Sequence[VisibleGpu] | None) -> Sequence[VisibleGpu]:
     """Return the GPUs that this rank may get; refuse an unknown kind of device."""
     if wanted not in get_args(DeviceChoice):
@@ -188,20 +149,6 @@ def _candidates(wanted: str, seen: Sequence[VisibleGpu] | None) -> Sequence[Visi
     if wanted == "cpu":
         return ()
     return visible_gpus() if seen is None else seen
-
-
-def _visible(index: int) -> VisibleGpu:
-    found: Any = torch.cuda.get_device_properties(index)
-    return VisibleGpu(index, str(found.uuid), found.name, found.total_memory, _near(found))
-
-
-def _near(found: Any) -> frozenset[int]:
-    try:
-        address = f"{found.pci_domain_id:04x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
-        text = (_PCI_DEVICES / address / "local_cpulist").read_text(encoding="ascii").strip()
-    except (AttributeError, OSError):  # an older torch, or a system without this file
-        return frozenset()
-    return cpus_of(text)
 
 
 def _by_host(hosts: Sequence[str]) -> dict[str, list[int]]:

@@ -16,7 +16,7 @@ from pipepar.doctor import inspect_rank as preflight
 from pipepar.doctor.facts import RankFacts
 from pipepar.doctor.inspect_rank import inspect_rank, with_devices
 from pipepar.format import named
-from pipepar.host.devices import VisibleGpu
+from pipepar.host.gpus import VisibleGpu
 from pipepar.supervision.failure import FailTogether
 from tests.helpers.cluster.mpirun import Finished, finish, mpirun, start
 from tests.helpers.jobs.command import pipepar

@@ -12,8 +12,9 @@ import torch
 
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PipeparError
-from pipepar.host import devices
-from pipepar.host.devices import Claim, VisibleGpu, assign_gpus, choose_devices, visible_gpus
+from pipepar.host import devices, gpus
+from pipepar.host.devices import Claim, assign_gpus, choose_devices
+from pipepar.host.gpus import VisibleGpu, cpus_of, visible_gpus
 from pipepar.host.machine import processor
 
 
@@ -76,7 +77,7 @@ def test_the_remedy_for_too_few_gpus() -> None:
     ("text", "cpus"), [("", ()), ("3", (3,)), ("0-2,8,10-11", (0, 1, 2, 8, 10, 11))]
 )
 def test_lists_of_cpus_are_parsed(text: str, cpus: Sequence[int]) -> None:
-    assert devices.cpus_of(text) == frozenset(cpus)
+    assert cpus_of(text) == frozenset(cpus)
 
 
 def test_cuda_is_not_initialised_without_a_gpu() -> None:
@@ -97,7 +98,7 @@ def test_visible_gpus_have_the_properties_from_torch(
     ]
     (tmp_path / "0000:1a:00.0").mkdir()
     (tmp_path / "0000:1a:00.0" / "local_cpulist").write_text("0-1,4\n", encoding="ascii")
-    monkeypatch.setattr(devices, "_PCI_DEVICES", tmp_path)
+    monkeypatch.setattr(gpus, "_PCI_DEVICES", tmp_path)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)

@@ -11,7 +11,8 @@ import torch
 
 from pipepar.comm.world import World
 from pipepar.errors import InputError, PeerError, PipeparError
-from pipepar.host.devices import SHARING, DeviceChoice, Devices, VisibleGpu, choose_devices
+from pipepar.host.devices import SHARING, DeviceChoice, Devices, choose_devices
+from pipepar.host.gpus import VisibleGpu
 from pipepar.host.machine import processor
 from pipepar.host.threads import claim_threads, cores_behind
 from tests.helpers.rank_fixtures import all_equal, set_affinity
